@@ -1,0 +1,65 @@
+# Each target does all of its own set-up; python3 with venv is all a machine needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+JS := tests/clients/js
+NATIVE := $(wildcard attestkit/_native/*.c attestkit/_native/*.h attestkit/_native/*.inc)
+C_FILES := $(filter-out attestkit/_native/_lib.c,$(NATIVE))
+CORE_TESTS := tests/native tests/test_quote.py tests/event_log
+ARGS ?=
+
+.PHONY: serve test lint bench sanitize clean help
+
+help:
+	@echo "make serve   start the server (options in ARGS='...')"
+	@echo "make test    run the tests"
+	@echo "make lint    run every check that is not a test"
+	@echo "make bench   run the benchmarks, each beside a named peer"
+	@echo "make sanitize  run the tests of the C core under ASan and UBSan"
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.serve: $(VENV)/.made pyproject.toml build_cffi.py $(C_FILES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[serve]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.made pyproject.toml build_cffi.py $(C_FILES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@ $(VENV)/.serve
+
+# The official JavaScript clients; without npm their tests skip and say so.
+$(JS)/node_modules/.made: $(JS)/package.json
+	if command -v npm >/dev/null; then \
+	  npm install --prefix $(JS) --no-audit --no-fund --no-package-lock --loglevel=error && touch $@; \
+	fi
+
+serve: $(VENV)/.serve
+	exec $(BIN)/python -m attestkit.serve $(ARGS)
+
+test: $(VENV)/.dev $(JS)/node_modules/.made
+	$(BIN)/python -m pytest -n auto -p no:benchmark $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
+	$(BIN)/codespell attestkit tests benchmarks README.md CHANGELOG.md Makefile
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+# The C core again, with ASan and UBSan, over every test that feeds it; then the plain build back.
+sanitize: $(VENV)/.dev
+	ATTESTKIT_SANITIZE=1 $(BIN)/python build_cffi.py
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+	$(BIN)/python -m pytest -q -p no:benchmark $(CORE_TESTS); \
+	status=$$?; $(BIN)/python build_cffi.py && exit $$status
+
+clean:
+	rm -rf $(VENV) build dist attestkit/_native/_lib.c attestkit/_native/_lib.*so attestkit/_native/*.o
+	rm -rf $(JS)/node_modules .attestkit

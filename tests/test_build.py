@@ -1,0 +1,72 @@
+"""Where the core cannot be compiled, the package is built without it, and the build says why."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+pytest.importorskip("hatchling", reason="hatchling builds the package, and is not here")
+pytest.importorskip("cffi")
+
+from cffi import VerificationError
+
+import build_cffi
+
+
+class App:
+    """What hatchling gives a hook to talk through."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def display_warning(self, message: str) -> None:
+        """Note the warning."""
+        self.warnings.append(message)
+
+
+def built() -> tuple[list[str], dict[str, Any]]:
+    """Run the hook; return its warnings and what it made of the build."""
+    app: Any = App()
+    root, metadata = str(build_cffi.ROOT), cast("Any", None)  # the hook asks for none
+    hook = build_cffi.CustomBuildHook(root, {}, None, metadata, root, "wheel", app)
+    build_data: dict[str, Any] = {"artifacts": []}
+    hook.initialize("standard", build_data)
+    warnings: list[str] = app.warnings
+    return warnings, build_data
+
+
+@pytest.fixture(autouse=True)
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test compile anything: a finished core would be put into the tree."""
+    monkeypatch.setenv("CC", "/bin/false")
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.delenv("ATTESTKIT_PURE_PYTHON", raising=False)
+
+
+def test_without_a_compiler() -> None:
+    """No compiler: one line says so, and the wheel is a plain one."""
+    [warning], build_data = built()
+    assert warning.startswith("no compiled core (")
+    assert warning.endswith("): plain Python")
+    assert "\n" not in warning
+    assert build_data == {"artifacts": []}
+
+
+def test_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ATTESTKIT_PURE_PYTHON=1 leaves the core out without trying."""
+    monkeypatch.setenv("ATTESTKIT_PURE_PYTHON", "1")
+    assert built() == (["no compiled core: ATTESTKIT_PURE_PYTHON=1"], {"artifacts": []})
+
+
+def test_in_continuous_integration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a core that does not compile is an error."""
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(VerificationError):
+        built()
+
+
+def test_sources_are_those_there_are() -> None:
+    """The list of C files names every one, and none that is not there."""
+    folder = Path(build_cffi.ROOT, build_cffi.NATIVE)
+    there = {path.name for path in folder.glob("*.c")} - {"_lib.c"}
+    assert sorted(build_cffi.SOURCES) == sorted(there)

@@ -1,0 +1,62 @@
+"""Nesting is bounded before any parser sees the text, and nothing else is refused."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attestkit._json import MAX_DEPTH, check_depth
+from attestkit.errors import FormatError
+
+
+@pytest.mark.parametrize("kind", [str, str.encode])
+def test_the_bound_is_exact(kind: type) -> None:
+    """As many levels as allowed pass, one more is refused, and the bracket is named."""
+    check_depth(kind("[" * MAX_DEPTH + "]" * MAX_DEPTH))
+    with pytest.raises(FormatError) as caught:
+        check_depth(kind('[{"a":' * (MAX_DEPTH // 2) + "[" + "]" * 9))
+    assert caught.value.offset == 6 * (MAX_DEPTH // 2)
+
+
+def test_width_and_brackets_in_strings_do_not_count() -> None:
+    """A wide document, and brackets inside strings, are no depth."""
+    check_depth(json.dumps([[1]] * 10_000))
+    check_depth(json.dumps(["[{" * 5_000, 'a"\\' + "[" * 5_000]))
+
+
+@given(st.text() | st.binary())
+def test_any_text_is_taken(text: str | bytes) -> None:
+    """What is short of the bound is never refused, JSON or not."""
+    check_depth(text[:MAX_DEPTH])
+
+
+PARSERS = [
+    "from attestkit.event_log import EventLog as x; x.parse(deep)",
+    "from attestkit.attestation import Attestation as x; x.from_agent_response(deep)",
+    "from attestkit.collateral import Collateral as x; x.from_json(deep)",
+    "from attestkit.app_compose import AppCompose as x; x.parse(raw)",
+    "from attestkit.keys import AppKeys as x; x.from_json(deep)",
+    "from attestkit.cli.recognise import recognise as x; x(raw)",
+    "from attestkit.serve import json_codec as x, messages as m; x.decode(m.SignRequest, raw)",
+]
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize("bracket", ["[", '{"a":'])
+def test_deep_text_does_not_end_the_process(parser: str, bracket: str) -> None:
+    """With a recursion limit that some library raised, deep text is still only an error of ours."""
+    head, _, call = parser.rpartition("; ")
+    program = (
+        f"import sys\nfrom attestkit.errors import AttestKitError\n{head}\n"
+        "sys.setrecursionlimit(10**6)\n"
+        f"deep = {bracket!r} * 200_000; raw = deep.encode()\n"
+        f"try:\n    {call}\nexcept AttestKitError as error:\n    print(type(error).__name__)\n"
+    )
+    done = subprocess.run(  # noqa: S603 - this very Python
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip().endswith("Error")
