@@ -1,0 +1,166 @@
+"""The native core: the compiled one where it is there, else the same functions in plain Python.
+
+Only `bytes` get in. What a core refuses becomes a `FormatError` with the offset and the reason,
+here for the compiled core and in `_python.py` for the plain one, both through `_status.refuse`.
+
+A function of the core is written three times: in C (declared in ak_api.cdef.h), below as
+`_compiled_<name>` where the C function alone is not the face, and in plain Python.
+"""
+
+import os
+import struct
+from typing import TYPE_CHECKING, Any, Literal
+
+from attestkit._native._status import refuse
+from attestkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "CORE",
+    "CORE_REASON",
+    "LOG_RECORD",
+    "ccel_walk",
+    "quote_layout",
+    "quote_padding",
+    "replay",
+    "replay_many",
+    "sha384",
+    "tpm_walk",
+]
+
+# Why the plain core runs, or None where the compiled one does.
+_PLAIN: str | None = None
+if os.environ.get("ATTESTKIT_PURE_PYTHON") == "1":
+    _PLAIN = "ATTESTKIT_PURE_PYTHON=1"
+else:
+    try:
+        from attestkit._native._lib import ffi, lib
+    except ImportError as error:
+        _PLAIN = f"the compiled core cannot be loaded: {error}"
+
+CORE: Literal["compiled", "python"] = "python" if _PLAIN else "compiled"
+CORE_REASON: str = _PLAIN or "attestkit._native._lib is there"
+
+# Offsets and sizes, in the order of `ak_quote`: body and its size, signature, QE report, QE
+# authentication data and their size, certification data's type and offset, end of the quote.
+QuoteLayout = tuple[int, int, int, int, int, int, int, int, int]
+_QUOTE = struct.Struct("=8x9Q")
+
+LOG_RECORD = struct.Struct("=7I")
+"""A record of a TCG log, as `ccel_walk` and `tpm_walk` pack it: offset of the record, index, type,
+offset of its digests, number of digests, offset of the event data, their size."""
+
+Banks = tuple[tuple[int, int], ...]
+Registers = tuple[bytes, bytes, bytes, bytes]
+
+
+def _compiled_quote_layout(data: bytes) -> QuoteLayout:
+    quote: Any = ffi.new("ak_quote *")
+    if status := lib.ak_quote_walk(data, len(data), quote):
+        raise refuse(status, quote.at)
+    return _QUOTE.unpack(ffi.buffer(quote))
+
+
+def _compiled_log_walk(data: bytes, ccel: int) -> tuple[Any, Any]:
+    log: Any = ffi.new("ak_log *")
+    # Most logs have fewer records than 512, and memory for all that there could be is dear.
+    for capacity in (512, lib.AK_LOG_MAX_RECORDS):
+        records: Any = _new_uncleared("ak_log_record[]", capacity)
+        status = lib.ak_log_walk(data, len(data), ccel, capacity, records, log)
+        if status != lib.AK_E_LOG_TOO_MANY:
+            break
+    if status:
+        raise refuse(status, log.at)
+    return records, log
+
+
+def _compiled_ccel_walk(data: bytes) -> tuple[bytes, bytes, bytes, int]:
+    records, log = _compiled_log_walk(data, 1)
+    count = log.record_count
+    registers: Any = _new_uncleared("uint8_t[]", count)
+    digests: Any = _new_uncleared("uint8_t[]", 48 * count)
+    extending = lib.ak_log_columns(data, records, count, registers, digests)
+    return (
+        bytes(ffi.buffer(records, LOG_RECORD.size * count)),
+        bytes(ffi.buffer(registers, extending)),
+        bytes(ffi.buffer(digests, 48 * extending)),
+        log.end,
+    )
+
+
+def _compiled_tpm_walk(data: bytes) -> tuple[Banks, bytes]:
+    records, log = _compiled_log_walk(data, 0)
+    banks = tuple((log.algorithms[i], log.digest_sizes[i]) for i in range(log.bank_count))
+    return banks, bytes(ffi.buffer(records, LOG_RECORD.size * log.record_count))
+
+
+def _registers_at(values: Any, at: int) -> Registers:  # noqa: ANN401 - cffi has no name for it
+    """Cut the four registers out of cffi's buffer."""
+    return (
+        values[at : at + 48],
+        values[at + 48 : at + 96],
+        values[at + 96 : at + 144],
+        values[at + 144 : at + 192],
+    )
+
+
+def _compiled_replay(registers: bytes, digests: bytes) -> Registers:
+    values: Any = _new_uncleared("uint8_t[]", 192)
+    if len(digests) != 48 * len(registers):
+        raise UsageError("replay wants 48 bytes of digest for each register number")
+    if status := lib.ak_replay(registers, digests, len(registers), values):
+        raise refuse(status, next(i for i, register in enumerate(registers) if register > 3))
+    return _registers_at(ffi.buffer(values), 0)
+
+
+def _compiled_replay_many(columns: list[tuple[bytes, bytes]]) -> list[Registers]:
+    registers = b"".join([column[0] for column in columns])
+    digests = b"".join([column[1] for column in columns])
+    counts = [len(column[0]) for column in columns]
+    if any(len(column[1]) != 48 * n for column, n in zip(columns, counts, strict=True)):
+        raise UsageError("replay wants 48 bytes of digest for each register number")
+    values: Any = _new_uncleared("uint8_t[]", 192 * len(columns))
+    if status := lib.ak_replay_many(registers, digests, counts, len(columns), values):
+        raise refuse(status, next(i for i, register in enumerate(registers) if register > 3))
+    every = ffi.buffer(values)
+    return [_registers_at(every, at) for at in range(0, len(every), 192)]
+
+
+def _compiled_sha384(data: bytes) -> bytes:
+    digest: Any = _new_uncleared("uint8_t[]", 48)
+    lib.ak_sha384(data, len(data), digest)
+    return bytes(ffi.buffer(digest))
+
+
+quote_padding: "Callable[[bytes, int], int]"
+quote_layout: "Callable[[bytes], QuoteLayout]"
+ccel_walk: "Callable[[bytes], tuple[bytes, bytes, bytes, int]]"
+tpm_walk: "Callable[[bytes], tuple[Banks, bytes]]"
+replay: "Callable[[bytes, bytes], Registers]"
+replay_many: "Callable[[list[tuple[bytes, bytes]]], list[Registers]]"
+sha384: "Callable[[bytes], bytes]"
+
+if CORE == "compiled":
+    if os.environ.get("ATTESTKIT_CPU") == "portable":
+        lib.ak_cpu_limit(0)
+    _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
+    quote_padding = lib.ak_quote_padding
+    quote_layout = _compiled_quote_layout
+    ccel_walk = _compiled_ccel_walk
+    tpm_walk = _compiled_tpm_walk
+    replay = _compiled_replay
+    replay_many = _compiled_replay_many
+    sha384 = _compiled_sha384
+else:
+    # Late, so that the compiled core does not pay for its twin.
+    from attestkit._native import _python
+
+    quote_padding = _python.quote_padding
+    quote_layout = _python.quote_layout
+    ccel_walk = _python.ccel_walk
+    tpm_walk = _python.tpm_walk
+    replay = _python.replay
+    replay_many = _python.replay_many
+    sha384 = _python.sha384

@@ -1,0 +1,85 @@
+# Types of the module that cffi generates from ak_api.cdef.h (a test compares the two).
+
+from cffi import FFI
+
+class _Lib:
+    AK_OK: int
+    AK_E_SHORT_HEADER: int
+    AK_E_VERSION: int
+    AK_E_ATT_KEY_TYPE: int
+    AK_E_QE_VENDOR_ID: int
+    AK_E_TEE_TYPE: int
+    AK_E_SHORT_BODY_DESCRIPTOR: int
+    AK_E_BODY_TYPE: int
+    AK_E_BODY_SIZE: int
+    AK_E_BODY_TEE_MISMATCH: int
+    AK_E_SHORT_BODY: int
+    AK_E_SHORT_SIG_LEN: int
+    AK_E_SIG_DATA_TRUNCATED: int
+    AK_E_TRAILING_BYTES: int
+    AK_E_SIG: int
+    AK_E_ATTESTATION_KEY: int
+    AK_E_CERT_DATA_HEADER: int
+    AK_E_OUTER_CERT_TYPE: int
+    AK_E_OUTER_CERT_SIZE: int
+    AK_E_QE_REPORT: int
+    AK_E_QE_REPORT_SIG: int
+    AK_E_QE_AUTH_LEN: int
+    AK_E_QE_AUTH_DATA: int
+    AK_E_INNER_CERT_HEADER: int
+    AK_E_INNER_CERT_TYPE: int
+    AK_E_INNER_CERT_SIZE: int
+    AK_E_QE_BINDING: int
+    AK_E_TOO_LONG: int
+    AK_E_LOG_TRUNCATED: int
+    AK_E_LOG_HEADER: int
+    AK_E_LOG_ALGORITHM: int
+    AK_E_LOG_DUPLICATE: int
+    AK_E_LOG_DIGEST_SIZE: int
+    AK_E_LOG_BANK: int
+    AK_E_LOG_INDEX: int
+    AK_E_LOG_DIGEST_COUNT: int
+    AK_E_LOG_EVENT_SIZE: int
+    AK_E_LOG_TOO_MANY: int
+    AK_E_LOG_TOO_LONG: int
+    AK_E_LOG_RUNTIME: int
+    AK_E_REGISTER: int
+    AK_QUOTE_MAX_SIZE: int
+    AK_LOG_MAX_BANKS: int
+    AK_LOG_MAX_EVENT: int
+    AK_LOG_MAX_RECORDS: int
+    AK_LOG_MAX_SIZE: int
+    def ak_quote_walk(self, data: bytes, size: int, quote: FFI.CData) -> int: ...
+    def ak_quote_padding(self, data: bytes, size: int) -> int: ...
+    def ak_log_walk(
+        self,
+        data: bytes,
+        size: int,
+        ccel: int,
+        capacity: int,
+        records: FFI.CData,
+        log: FFI.CData,
+    ) -> int: ...
+    def ak_log_columns(
+        self,
+        data: bytes,
+        records: FFI.CData,
+        count: int,
+        registers: FFI.CData,
+        digests: FFI.CData,
+    ) -> int: ...
+    def ak_replay(self, registers: bytes, digests: bytes, count: int, values: FFI.CData) -> int: ...
+    def ak_replay_many(
+        self,
+        registers: bytes,
+        digests: bytes,
+        counts: list[int],
+        logs: int,
+        values: FFI.CData,
+    ) -> int: ...
+    def ak_sha384(self, data: bytes, size: int, digest: FFI.CData) -> None: ...
+    def ak_cpu_features(self) -> int: ...
+    def ak_cpu_limit(self, features: int) -> None: ...
+
+ffi: FFI
+lib: _Lib

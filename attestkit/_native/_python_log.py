@@ -1,0 +1,207 @@
+"""Event logs in plain Python: what tcg_log.c, rtmr_replay.c and sha384.c do, in the same order."""
+
+import hashlib
+import struct
+from typing import NamedTuple
+
+from attestkit._native._status import refuse
+from attestkit.errors import UsageError
+
+__all__ = ["ccel_walk", "replay", "replay_many", "sha384", "tpm_walk"]
+
+_MAX_BANKS = 16
+_MAX_EVENT = 1 << 20
+_MAX_RECORDS = 65536
+_MAX_SIZE = 1 << 24
+
+_NO_ACTION = 3
+_RUNTIME_EVENT = 0x08000001
+_NO_INDEX = 0xFFFFFFFF
+_SHA384 = 0x000C
+_SPEC_ID = b"Spec ID Event03\0"
+
+# Digest sizes of the algorithms that the TCG registry names.
+_SIZES = {
+    0x0004: 20,  # SHA-1
+    0x000B: 32,  # SHA-256
+    0x000C: 48,  # SHA-384
+    0x000D: 64,  # SHA-512
+    0x0012: 32,  # SM3-256
+    0x0027: 32,  # SHA3-256
+    0x0028: 48,  # SHA3-384
+    0x0029: 64,  # SHA3-512
+}
+_MAX_DIGEST = 64
+
+_ROW = struct.Struct("=7I")
+_U32 = struct.Struct("<I")
+_U16 = struct.Struct("<H")
+_HEAD = struct.Struct("<III")
+
+Row = tuple[int, int, int, int, int, int, int]
+
+
+class _Walk(NamedTuple):
+    """A log being walked: its bytes and the rules of its kind."""
+
+    data: bytes
+    ccel: bool
+    banks: dict[int, int]
+
+    def need(self, at: int, size: int) -> int:
+        """Return the offset behind `size` bytes at `at`, all of which must be there."""
+        if size > len(self.data) - at:
+            raise refuse(64, at)
+        return at + size
+
+    def u32(self, at: int) -> int:
+        """Read 4 bytes that are known to be there."""
+        value: int = _U32.unpack_from(self.data, at)[0]
+        return value
+
+    def event_data(self, at: int) -> tuple[int, int]:
+        """Return where the event data behind their 4-byte size are, and how many bytes."""
+        start = self.need(at, 4)
+        size = self.u32(at)
+        if size > _MAX_EVENT:
+            raise refuse(72, at)
+        self.need(start, size)
+        return start, size
+
+    def check_index(self, at: int, index: int, event_type: int, *, ccel: bool) -> None:
+        """Refuse a record for a register that does not exist or cannot be extended."""
+        if ccel:
+            allowed = index <= 4 and (index != 0 or event_type == _NO_ACTION)
+        else:
+            allowed = index <= 23 or (index == _NO_INDEX and event_type == _NO_ACTION)
+        if not allowed:
+            raise refuse(70, at)
+
+    def old_event(self, at: int) -> Row:
+        """Read a TCG_PCR_EVENT: index, type, SHA-1 digest, event data."""
+        end = self.need(at, 28)
+        index, event_type = self.u32(at), self.u32(at + 4)
+        self.check_index(at, index, event_type, ccel=False)
+        start, size = self.event_data(end)
+        return at, index, event_type, at + 8, 1, start, size
+
+    def event(self, at: int) -> Row:
+        """Read a TCG_PCR_EVENT2: index, type, digests of the header's algorithms, event data."""
+        digests = self.need(at, 12)
+        index, event_type, count = _HEAD.unpack_from(self.data, at)
+        self.check_index(at, index, event_type, ccel=self.ccel)
+        if self.ccel and event_type == _RUNTIME_EVENT:
+            raise refuse(75, at + 4)
+        if not 1 <= count <= len(self.banks):
+            raise refuse(71, at + 8)
+        end = digests
+        seen = set()
+        for _ in range(count):
+            digest = self.need(end, 2)
+            (algorithm,) = _U16.unpack_from(self.data, end)
+            if algorithm not in self.banks:
+                raise refuse(66, end)
+            if algorithm in seen:
+                raise refuse(67, end)
+            seen.add(algorithm)
+            end = self.need(digest, self.banks[algorithm])
+        start, size = self.event_data(end)
+        return at, index, event_type, digests, count, start, size
+
+    def ended(self, at: int) -> bool:
+        """Tell whether the records end here: a TPM's log with its bytes, a CCEL also at fill."""
+        if at == len(self.data):
+            return True
+        if not self.ccel:
+            return False
+        return self.data[at : at + 4] == b"\xff" * 4 or self.data[at : at + 12] == bytes(12)
+
+    def spec_id(self, at: int, size: int) -> None:
+        """Read the algorithms out of a Spec ID event of at least 29 bytes."""
+        count = self.u32(at + 24)
+        if not 1 <= count <= _MAX_BANKS or 29 + 4 * count > size:
+            raise refuse(65, at + 24)
+        vendor = at + 28 + 4 * count
+        if 29 + 4 * count + self.data[vendor] != size:
+            raise refuse(65, vendor)
+        for entry in range(at + 28, vendor, 4):
+            algorithm, digest_size = struct.unpack_from("<HH", self.data, entry)
+            if algorithm in self.banks:
+                raise refuse(67, entry)
+            known = _SIZES.get(algorithm, digest_size)
+            if not 1 <= digest_size <= _MAX_DIGEST or digest_size != known:
+                raise refuse(68, entry + 2)
+            self.banks[algorithm] = digest_size
+        if self.ccel and list(self.banks) != [_SHA384]:
+            raise refuse(69, at + 28)
+
+    def header(self) -> int:
+        """Read the first record; return where the log's own records start, 0 in the old format."""
+        _, index, event_type, _, _, start, size = self.old_event(0)
+        if event_type == _NO_ACTION and size >= 29 and self.data.startswith(_SPEC_ID, start):
+            if index > (1 if self.ccel else 0):
+                raise refuse(70, 0)
+            self.spec_id(start, size)
+            return start + size
+        if self.ccel:
+            raise refuse(65, 0)
+        return 0
+
+
+def _walk(data: bytes, *, ccel: bool) -> tuple[dict[int, int], list[Row], int]:
+    """Return the header's algorithms (none in the old format), a row per record, and the end."""
+    if len(data) > _MAX_SIZE:
+        raise refuse(74, 0)
+    walk = _Walk(data, ccel, {})
+    rows: list[Row] = []
+    at = walk.header()
+    while not walk.ended(at):
+        if len(rows) == _MAX_RECORDS:
+            raise refuse(73, at)
+        rows.append(walk.event(at) if walk.banks else walk.old_event(at))
+        at = rows[-1][5] + rows[-1][6]
+    return walk.banks, rows, at
+
+
+def _pack(rows: list[Row]) -> bytes:
+    return b"".join(_ROW.pack(*row) for row in rows)
+
+
+def tpm_walk(data: bytes) -> tuple[tuple[tuple[int, int], ...], bytes]:
+    """Check a TPM's log; return algorithms with digest sizes, and the packed rows."""
+    banks, rows, _ = _walk(data, ccel=False)
+    return tuple(banks.items()), _pack(rows)
+
+
+def ccel_walk(data: bytes) -> tuple[bytes, bytes, bytes, int]:
+    """Check a CCEL; return packed rows, registers and digests of what extends, and the end."""
+    _, rows, end = _walk(data, ccel=True)
+    extending = [row for row in rows if row[2] != _NO_ACTION]
+    registers = bytes([row[1] - 1 for row in extending])
+    digests = b"".join([data[row[3] + 2 : row[3] + 50] for row in extending])
+    return _pack(rows), registers, digests, end
+
+
+def replay(registers: bytes, digests: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """Fold 48-byte digests into the registers they are for."""
+    if len(digests) != 48 * len(registers):
+        raise UsageError("replay wants 48 bytes of digest for each register number")
+    values = [bytes(48)] * 4
+    for i, register in enumerate(registers):
+        if register > 3:
+            raise refuse(76, i)
+        extended = values[register] + digests[48 * i : 48 * i + 48]
+        values[register] = hashlib.sha384(extended).digest()
+    return values[0], values[1], values[2], values[3]
+
+
+def replay_many(
+    columns: list[tuple[bytes, bytes]],
+) -> list[tuple[bytes, bytes, bytes, bytes]]:
+    """Replay many logs, each given as registers and digests."""
+    return [replay(registers, digests) for registers, digests in columns]
+
+
+def sha384(data: bytes) -> bytes:
+    """Return the SHA-384 of `data`: 48 bytes."""
+    return hashlib.sha384(data).digest()

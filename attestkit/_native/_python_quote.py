@@ -1,0 +1,139 @@
+"""quote.c in plain Python: check a quote and tell where its parts are.
+
+The checks have the order of quote.c, and refuse with the same status at the same byte.
+"""
+
+from hashlib import sha256
+from struct import Struct
+
+from attestkit._native._status import refuse
+from attestkit.errors import FormatError
+
+__all__ = ["quote_layout", "quote_padding"]
+
+_INTEL = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
+_SGX, _TDX = 0x00, 0x81
+_MAX_SIZE = 131072
+_BODY_SIZES = {1: 384, 2: 584, 3: 648}
+
+_HEADER = Struct("<HHI4x16s20x")
+_TYPE_AND_SIZE = Struct("<HI")
+
+
+class _Cursor:
+    """What has not been looked at, from `at` to `end`."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+        self.end = len(data)
+
+    def take(self, size: int, status: int) -> int:
+        """Step over `size` bytes and return where they start; refuse where they are not there."""
+        if size > self.end - self.at:
+            raise refuse(status, self.end)
+        start = self.at
+        self.at += size
+        return start
+
+    def integer(self, size: int, status: int) -> int:
+        """Take a little-endian integer of `size` bytes."""
+        start = self.take(size, status)
+        return int.from_bytes(self.data[start : self.at], "little")
+
+    def type_and_size(self, status: int) -> tuple[int, int, int]:
+        """Take a type of two bytes and a size of four; return them after their offset."""
+        start = self.take(6, status)
+        kind, size = _TYPE_AND_SIZE.unpack_from(self.data, start)
+        return start, kind, size
+
+
+def _header(c: _Cursor) -> tuple[int, int]:
+    start = c.take(48, 1)
+    version, key_type, tee_type, vendor = _HEADER.unpack_from(c.data, start)
+    if version not in (3, 4, 5):
+        raise refuse(2, 0)
+    if key_type != 2:
+        raise refuse(3, 2)
+    if vendor != _INTEL:
+        raise refuse(4, 12)
+    if tee_type != _SGX and (tee_type != _TDX or version == 3):
+        raise refuse(5, 4)
+    return version, tee_type
+
+
+def _body(c: _Cursor, version: int, tee_type: int) -> tuple[int, int]:
+    size = 384 if tee_type == _SGX else 584
+    if version == 5:
+        start, kind, size = c.type_and_size(6)
+        if kind not in _BODY_SIZES:
+            raise refuse(7, start)
+        if size != _BODY_SIZES[kind]:
+            raise refuse(8, start + 2)
+        if (kind == 1) != (tee_type == _SGX):
+            raise refuse(9, start)
+    return c.take(size, 10), size
+
+
+def _signature_data(c: _Cursor) -> None:
+    size = c.integer(4, 11)
+    if size > c.end - c.at:
+        raise refuse(12, c.end)
+    end = c.at + size
+    if len(rest := c.data[end:].lstrip(b"\0")) != 0:
+        raise refuse(13, c.end - len(rest))
+    c.end = end
+
+
+def _signature(c: _Cursor, version: int) -> int:
+    signature = c.take(64, 14)
+    c.take(64, 15)
+    if version > 3:
+        start, kind, size = c.type_and_size(16)
+        if kind != 6:
+            raise refuse(17, start)
+        if size != c.end - c.at:
+            raise refuse(18, start + 2)
+    return signature
+
+
+def _certification(c: _Cursor) -> int:
+    start, kind, size = c.type_and_size(23)
+    if not 1 <= kind <= 5:
+        raise refuse(24, start)
+    if size != c.end - c.at:
+        raise refuse(25, start + 2)
+    return kind
+
+
+def quote_layout(data: bytes) -> tuple[int, int, int, int, int, int, int, int, int]:
+    """Check a quote; return where its parts are, as `ak_quote` has them.
+
+    Raises:
+        FormatError: the first rule that the quote breaks.
+    """
+    if len(data) > _MAX_SIZE:
+        raise refuse(27, _MAX_SIZE)
+    c = _Cursor(data)
+    version, tee_type = _header(c)
+    body, body_size = _body(c, version, tee_type)
+    _signature_data(c)
+    signature = _signature(c, version)
+    report = c.take(384, 19)
+    c.take(64, 20)
+    auth_size = c.integer(2, 21)
+    auth = c.take(auth_size, 22)
+    kind = _certification(c)
+    key = data[signature + 64 : signature + 128]
+    vouched = data[report + 320 : report + 384]
+    if vouched != sha256(key + data[auth : auth + auth_size]).digest() + bytes(32):
+        raise refuse(26, report + 320)
+    return body, body_size, signature, report, auth, auth_size, kind, c.at, c.end
+
+
+def quote_padding(data: bytes, size: int) -> int:
+    """Check a quote of `size` bytes and count the zero bytes behind it; -1 where it is refused."""
+    try:
+        return size - quote_layout(data)[-1]
+    except FormatError:
+        return -1

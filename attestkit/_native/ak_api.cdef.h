@@ -1,0 +1,129 @@
+/* The public declarations of the C core. The compiler and cffi read this same file, so they
+ * cannot drift apart; cffi wants it free of preprocessor lines. */
+
+/* Why bytes were refused. _status.py gives each number its reason and its words. */
+typedef enum {
+    AK_OK = 0,
+
+    /* quote.c: 1 to 63, in the order of the checks. */
+    AK_E_SHORT_HEADER = 1,          /* 47 bytes */
+    AK_E_VERSION = 2,               /* version 6 */
+    AK_E_ATT_KEY_TYPE = 3,          /* ECDSA P-384 */
+    AK_E_QE_VENDOR_ID = 4,          /* not Intel's */
+    AK_E_TEE_TYPE = 5,              /* a version 3 quote of a TD */
+    AK_E_SHORT_BODY_DESCRIPTOR = 6, /* version 5, 53 bytes */
+    AK_E_BODY_TYPE = 7,             /* body type 9 */
+    AK_E_BODY_SIZE = 8,             /* a TD 1.0 body of 583 bytes */
+    AK_E_BODY_TEE_MISMATCH = 9,     /* an enclave report in a quote of a TD */
+    AK_E_SHORT_BODY = 10,           /* the header alone */
+    AK_E_SHORT_SIG_LEN = 11,        /* 2 of the 4 bytes of the length */
+    AK_E_SIG_DATA_TRUNCATED = 12,   /* 4 GiB announced, 5 kB there */
+    AK_E_TRAILING_BYTES = 13,       /* text after the quote */
+    AK_E_SIG = 14,                  /* signature data of 63 bytes */
+    AK_E_ATTESTATION_KEY = 15,      /* signature data of 127 bytes */
+    AK_E_CERT_DATA_HEADER = 16,     /* signature data of 133 bytes */
+    AK_E_OUTER_CERT_TYPE = 17,      /* outer certification data of type 5 */
+    AK_E_OUTER_CERT_SIZE = 18,      /* one byte less than what is left */
+    AK_E_QE_REPORT = 19,            /* 383 bytes of it */
+    AK_E_QE_REPORT_SIG = 20,        /* 63 bytes of it */
+    AK_E_QE_AUTH_LEN = 21,          /* 1 of the 2 bytes of the length */
+    AK_E_QE_AUTH_DATA = 22,         /* 32 announced, 31 there */
+    AK_E_INNER_CERT_HEADER = 23,    /* 5 of 6 bytes */
+    AK_E_INNER_CERT_TYPE = 24,      /* type 6 inside type 6 */
+    AK_E_INNER_CERT_SIZE = 25,      /* one byte less than what is left */
+    AK_E_QE_BINDING = 26,           /* another attestation key than the QE reported */
+    AK_E_TOO_LONG = 27,             /* a quote with 1 MiB of zeros behind it; checked first */
+
+    /* tcg_log.c and rtmr_replay.c: 64 to 127. */
+    AK_E_LOG_TRUNCATED = 64,    /* an event of 9 bytes of which 8 are there */
+    AK_E_LOG_HEADER = 65,       /* a Spec ID event that announces 17 algorithms */
+    AK_E_LOG_ALGORITHM = 66,    /* a SHA-512 digest where the header has SHA-384 alone */
+    AK_E_LOG_DUPLICATE = 67,    /* two SHA-256 digests in one record */
+    AK_E_LOG_DIGEST_SIZE = 68,  /* SHA-384 of 32 bytes */
+    AK_E_LOG_BANK = 69,         /* a CCEL with SHA-256 digests */
+    AK_E_LOG_INDEX = 70,        /* a CCEL record that extends index 0, MRTD */
+    AK_E_LOG_DIGEST_COUNT = 71, /* a record without a digest */
+    AK_E_LOG_EVENT_SIZE = 72,   /* an event of 2 MiB */
+    AK_E_LOG_TOO_MANY = 73,     /* the 65,537th record */
+    AK_E_LOG_TOO_LONG = 74,     /* a log of 17 MiB */
+    AK_E_LOG_RUNTIME = 75,      /* the guest agent's event type in a CCEL */
+    AK_E_REGISTER = 76          /* RTMR4 */
+} ak_status;
+
+/* Where the parts of a quote are, in bytes from its start. */
+typedef struct {
+    uint64_t at; /* of a refused quote: the byte where it breaks */
+    uint64_t body;
+    uint64_t body_size; /* 384, 584 or 648 */
+    uint64_t signature; /* 64 bytes, then the attestation key, 64 bytes */
+    uint64_t qe_report; /* 384 bytes, then its signature, 64 bytes */
+    uint64_t qe_auth_data;
+    uint64_t qe_auth_data_size;
+    uint64_t certification_type; /* 1 to 5 */
+    uint64_t certification;
+    uint64_t end; /* the quote without its padding */
+} ak_quote;
+
+/* Bytes of the longest quote, zeros behind it included; the parts of one hardly take half of it. */
+enum { AK_QUOTE_MAX_SIZE = 131072 };
+
+/* Check a quote of version 3, 4 or 5 and tell where its parts are. */
+ak_status ak_quote_walk(const uint8_t *data, size_t size, ak_quote *quote);
+
+/* Check a quote and count the zero bytes behind it; -1 where ak_quote_walk refuses it. */
+int64_t ak_quote_padding(const uint8_t *data, size_t size);
+
+/* The CPU features the kernels may use: AK_CPU_* bits. A limit lowers them, for tests. */
+uint32_t ak_cpu_features(void);
+void ak_cpu_limit(uint32_t features);
+
+/* Bounds of a log: algorithms in a header, bytes of one event, records, bytes in all. */
+enum {
+    AK_LOG_MAX_BANKS = 16,
+    AK_LOG_MAX_EVENT = 1048576,
+    AK_LOG_MAX_RECORDS = 65536,
+    AK_LOG_MAX_SIZE = 16777216
+};
+
+/* One record of a TCG log. Offsets are in bytes from the start of the log. */
+typedef struct {
+    uint32_t offset;
+    uint32_t index; /* PCR; in a CCEL number of the RTMR plus one */
+    uint32_t type;
+    uint32_t digests;      /* offset: 2 bytes algorithm and digest, each; in the old format SHA-1 */
+    uint32_t digest_count; /* at least 1 */
+    uint32_t data;         /* offset of the event data */
+    uint32_t data_size;
+} ak_log_record;
+
+/* What holds for a whole TCG log. */
+typedef struct {
+    uint32_t at;         /* of a refused log: the byte where it breaks */
+    uint32_t agile;      /* 1: algorithms as below; 0: the old format, SHA-1 alone */
+    uint32_t bank_count; /* how many of the two below */
+    uint16_t algorithms[16];
+    uint16_t digest_sizes[16];
+    uint32_t record_count; /* without the header */
+    uint32_t end;          /* offset behind the last record */
+} ak_log;
+
+/* Check a TCG log, a CCEL (`ccel` not 0) or a TPM's, and tell where its records are. Refuses a log
+ * with more than `capacity` records. */
+ak_status ak_log_walk(const uint8_t *data, size_t size, int ccel, size_t capacity,
+                      ak_log_record *records, ak_log *log);
+
+/* Gather what ak_log_walk found to extend registers in a CCEL: a register number, 0 to 3, and 48
+ * bytes of digest each. Returns how many. */
+size_t ak_log_columns(const uint8_t *data, const ak_log_record *records, size_t count,
+                      uint8_t *registers, uint8_t *digests);
+
+/* Fold 48-byte digests into the registers they are for: 4 values of 48 bytes. */
+ak_status ak_replay(const uint8_t *registers, const uint8_t *digests, size_t count,
+                    uint8_t *values);
+
+/* The same for many logs, laid one behind the other; `counts` tells how long each is. */
+ak_status ak_replay_many(const uint8_t *registers, const uint8_t *digests, const uint32_t *counts,
+                         size_t logs, uint8_t *values);
+
+/* SHA-384: 48 bytes. */
+void ak_sha384(const uint8_t *data, size_t size, uint8_t *digest);

@@ -1,0 +1,42 @@
+/* A bounds-checked cursor over bytes that nobody has vouched for.
+ *
+ * Every read goes through ak_take, which compares a length with what is left and never adds it
+ * to an offset, so nothing wraps. */
+#ifndef AK_CURSOR_H
+#define AK_CURSOR_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct {
+    const uint8_t *p;
+    const uint8_t *end;
+} ak_cursor;
+
+static inline size_t ak_left(const ak_cursor *c)
+{
+    return (size_t)(c->end - c->p);
+}
+
+/* Hand out the next n bytes. On failure the cursor does not move. */
+static inline bool ak_take(ak_cursor *c, size_t n, const uint8_t **data)
+{
+    if (n > ak_left(c))
+        return false;
+    *data = c->p;
+    c->p += n;
+    return true;
+}
+
+static inline uint16_t ak_le16(const uint8_t *p)
+{
+    return (uint16_t)(p[0] | (unsigned)p[1] << 8);
+}
+
+static inline uint32_t ak_le32(const uint8_t *p)
+{
+    return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+#endif

@@ -1,0 +1,219 @@
+/* Check Intel SGX and TDX quotes and tell where their parts are.
+ *
+ * The layouts are those of the quoting libraries of Intel DCAP (quote versions 3, 4 and 5). The
+ * checks run from the first byte to the last, so the first broken rule is the one reported: where
+ * bytes run out at the end of what there is, where a value is wrong at that value. */
+#include "ak.h"
+#include "ak_cursor.h"
+#include "ak_sha256.h"
+
+#include <string.h>
+
+enum {
+    TEE_SGX = 0x00,
+    TEE_TDX = 0x81,
+    HEADER_SIZE = 48,
+    ENCLAVE_REPORT_SIZE = 384,
+    TD_10_SIZE = 584,
+    TD_15_SIZE = 648,
+    SIGNATURE_SIZE = 64,
+    KEY_SIZE = 64,
+    REPORT_DATA = 320, /* of an enclave report, 64 bytes */
+};
+
+static const uint8_t INTEL[16] = {0x93, 0x9a, 0x72, 0x33, 0xf7, 0x9c, 0x4c, 0xa9,
+                                  0x94, 0x0a, 0x0d, 0xb3, 0x95, 0x7f, 0x06, 0x07};
+
+/* What the checks hand on to each other. */
+typedef struct {
+    const uint8_t *start;
+    ak_cursor c;       /* what has not been looked at */
+    ak_quote *quote;   /* where the answers go */
+    unsigned version;  /* 3, 4 or 5 */
+    uint32_t tee_type; /* TEE_SGX or TEE_TDX */
+} walk;
+
+static size_t offset(const walk *w, const uint8_t *p)
+{
+    return (size_t)(p - w->start);
+}
+
+/* Refuse, and tell the byte. */
+static ak_status broken(walk *w, ak_status why, const uint8_t *at)
+{
+    w->quote->at = offset(w, at);
+    return why;
+}
+
+static ak_status header(walk *w)
+{
+    const uint8_t *p;
+    if (!ak_take(&w->c, HEADER_SIZE, &p))
+        return broken(w, AK_E_SHORT_HEADER, w->c.end);
+    w->version = ak_le16(p);
+    if (w->version < 3 || w->version > 5)
+        return broken(w, AK_E_VERSION, p);
+    if (ak_le16(p + 2) != 2)
+        return broken(w, AK_E_ATT_KEY_TYPE, p + 2);
+    if (memcmp(p + 12, INTEL, sizeof INTEL) != 0)
+        return broken(w, AK_E_QE_VENDOR_ID, p + 12);
+    w->tee_type = ak_le32(p + 4);
+    if (w->tee_type != TEE_SGX && (w->tee_type != TEE_TDX || w->version == 3))
+        return broken(w, AK_E_TEE_TYPE, p + 4);
+    return AK_OK;
+}
+
+/* The size of the body: by the TEE, and from version 5 on by a descriptor. Type 4, the TD 1.5
+ * body with migration history, has never been seen signed and is refused. */
+static ak_status body_size(walk *w, uint32_t *size)
+{
+    static const uint32_t sizes[] = {0, ENCLAVE_REPORT_SIZE, TD_10_SIZE, TD_15_SIZE};
+    const uint8_t *p;
+    *size = w->tee_type == TEE_SGX ? ENCLAVE_REPORT_SIZE : TD_10_SIZE;
+    if (w->version < 5)
+        return AK_OK;
+    if (!ak_take(&w->c, 6, &p))
+        return broken(w, AK_E_SHORT_BODY_DESCRIPTOR, w->c.end);
+    const unsigned type = ak_le16(p);
+    if (type < 1 || type > 3)
+        return broken(w, AK_E_BODY_TYPE, p);
+    *size = ak_le32(p + 2);
+    if (*size != sizes[type])
+        return broken(w, AK_E_BODY_SIZE, p + 2);
+    if ((type == 1) != (w->tee_type == TEE_SGX))
+        return broken(w, AK_E_BODY_TEE_MISMATCH, p);
+    return AK_OK;
+}
+
+static const uint8_t *first_nonzero(const uint8_t *p, const uint8_t *end)
+{
+    for (; end - p >= 8; p += 8) {
+        uint64_t eight;
+        memcpy(&eight, p, 8);
+        if (eight != 0)
+            break;
+    }
+    while (p < end && *p == 0)
+        p++;
+    return p;
+}
+
+static ak_status body(walk *w)
+{
+    const uint8_t *p;
+    uint32_t size;
+    const ak_status status = body_size(w, &size);
+    if (status != AK_OK)
+        return status;
+    if (!ak_take(&w->c, size, &p))
+        return broken(w, AK_E_SHORT_BODY, w->c.end);
+    w->quote->body = offset(w, p);
+    w->quote->body_size = size;
+    return AK_OK;
+}
+
+/* Find the end of the quote; from there on, there may only be zeros. */
+static ak_status signature_data(walk *w)
+{
+    const uint8_t *p;
+    if (!ak_take(&w->c, 4, &p))
+        return broken(w, AK_E_SHORT_SIG_LEN, w->c.end);
+    ak_cursor rest = w->c;
+    const uint8_t *data;
+    if (!ak_take(&rest, ak_le32(p), &data))
+        return broken(w, AK_E_SIG_DATA_TRUNCATED, w->c.end);
+    const uint8_t *other = first_nonzero(rest.p, rest.end);
+    if (other != rest.end)
+        return broken(w, AK_E_TRAILING_BYTES, other);
+    w->c.end = rest.p;
+    w->quote->end = offset(w, rest.p);
+    return AK_OK;
+}
+
+/* The quote's signature and key; from version 4 on the envelope of the certification data. */
+static ak_status signature(walk *w, const uint8_t **key)
+{
+    const uint8_t *p;
+    if (!ak_take(&w->c, SIGNATURE_SIZE, &p))
+        return broken(w, AK_E_SIG, w->c.end);
+    w->quote->signature = offset(w, p);
+    if (!ak_take(&w->c, KEY_SIZE, key))
+        return broken(w, AK_E_ATTESTATION_KEY, w->c.end);
+    if (w->version == 3)
+        return AK_OK;
+    if (!ak_take(&w->c, 6, &p))
+        return broken(w, AK_E_CERT_DATA_HEADER, w->c.end);
+    if (ak_le16(p) != 6)
+        return broken(w, AK_E_OUTER_CERT_TYPE, p);
+    if (ak_le32(p + 2) != ak_left(&w->c))
+        return broken(w, AK_E_OUTER_CERT_SIZE, p + 2);
+    return AK_OK;
+}
+
+static ak_status quoting_enclave(walk *w)
+{
+    const uint8_t *p;
+    if (!ak_take(&w->c, ENCLAVE_REPORT_SIZE, &p))
+        return broken(w, AK_E_QE_REPORT, w->c.end);
+    w->quote->qe_report = offset(w, p);
+    if (!ak_take(&w->c, SIGNATURE_SIZE, &p))
+        return broken(w, AK_E_QE_REPORT_SIG, w->c.end);
+    if (!ak_take(&w->c, 2, &p))
+        return broken(w, AK_E_QE_AUTH_LEN, w->c.end);
+    const uint16_t size = ak_le16(p);
+    if (!ak_take(&w->c, size, &p))
+        return broken(w, AK_E_QE_AUTH_DATA, w->c.end);
+    w->quote->qe_auth_data = offset(w, p);
+    w->quote->qe_auth_data_size = size;
+    return AK_OK;
+}
+
+static ak_status certification(walk *w)
+{
+    const uint8_t *p;
+    if (!ak_take(&w->c, 6, &p))
+        return broken(w, AK_E_INNER_CERT_HEADER, w->c.end);
+    const unsigned type = ak_le16(p);
+    if (type < 1 || type > 5)
+        return broken(w, AK_E_INNER_CERT_TYPE, p);
+    if (ak_le32(p + 2) != ak_left(&w->c))
+        return broken(w, AK_E_INNER_CERT_SIZE, p + 2);
+    w->quote->certification_type = type;
+    w->quote->certification = offset(w, w->c.p);
+    return AK_OK;
+}
+
+/* The QE's report data are the hash of the attestation key and the authentication data. */
+static ak_status binding(walk *w, const uint8_t *key)
+{
+    static const uint8_t zeros[32];
+    const uint8_t *vouched = w->start + w->quote->qe_report + REPORT_DATA;
+    const uint8_t *auth = w->start + w->quote->qe_auth_data;
+    uint8_t digest[32];
+    ak_sha256_key_and(key, auth, (size_t)w->quote->qe_auth_data_size, digest);
+    if (memcmp(vouched, digest, 32) != 0 || memcmp(vouched + 32, zeros, 32) != 0)
+        return broken(w, AK_E_QE_BINDING, vouched);
+    return AK_OK;
+}
+
+ak_status ak_quote_walk(const uint8_t *data, size_t size, ak_quote *quote)
+{
+    walk w = {.start = data, .c = {data, data + size}, .quote = quote};
+    const uint8_t *key = NULL;
+    ak_status status;
+    if (size > AK_QUOTE_MAX_SIZE)
+        return broken(&w, AK_E_TOO_LONG, data + AK_QUOTE_MAX_SIZE);
+    if ((status = header(&w)) != AK_OK || (status = body(&w)) != AK_OK ||
+        (status = signature_data(&w)) != AK_OK || (status = signature(&w, &key)) != AK_OK ||
+        (status = quoting_enclave(&w)) != AK_OK || (status = certification(&w)) != AK_OK)
+        return status;
+    return binding(&w, key);
+}
+
+int64_t ak_quote_padding(const uint8_t *data, size_t size)
+{
+    ak_quote quote;
+    if (ak_quote_walk(data, size, &quote) != AK_OK)
+        return -1;
+    return (int64_t)(size - quote.end);
+}
