@@ -1,0 +1,1 @@
+"""The only importer of cryptography, coincurve, nacl and Keccak: bytes in, our errors out."""

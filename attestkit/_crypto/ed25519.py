@@ -1,0 +1,121 @@
+"""Ed25519 signatures (RFC 8032) and X25519 key agreement (RFC 7748)."""
+
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from nacl.bindings import (
+    crypto_scalarmult,
+    crypto_scalarmult_base,
+    crypto_sign,
+    crypto_sign_open,
+    crypto_sign_seed_keypair,
+)
+from nacl.exceptions import BadSignatureError, CryptoError
+
+from attestkit._crypto.secret import Secret
+from attestkit.errors import UsageError
+
+__all__ = [
+    "Ed25519Key",
+    "ed25519_public_key",
+    "ed25519_sign",
+    "ed25519_verify",
+    "x25519",
+    "x25519_public_key",
+]
+
+_FIELD: Final = 2**255 - 19
+_D: Final = -121665 * pow(121666, -1, _FIELD) % _FIELD  # the curve's constant (RFC 8032, 5.1)
+
+
+class Ed25519Key(Secret):
+    """An Ed25519 key, prepared once for many signatures."""
+
+    __slots__ = ("_secret", "public_key")
+
+    def __init__(self, seed: bytes) -> None:
+        """Take the 32-byte seed; UsageError for another size."""
+        _check_size("an Ed25519 seed", seed, 32)
+        public, self._secret = crypto_sign_seed_keypair(seed)
+        self.public_key = bytes(public)  # 32 bytes
+
+    def sign(self, data: bytes) -> bytes:
+        """Return the 64-byte signature over `data`."""
+        return bytes(crypto_sign(data, self._secret)[:64])
+
+    def __repr__(self) -> str:
+        return f"Ed25519Key(public_key={self.public_key.hex()})"
+
+
+def ed25519_public_key(seed: bytes) -> bytes:
+    """Return the 32-byte public key of a 32-byte seed; UsageError for another size."""
+    return Ed25519Key(seed).public_key
+
+
+def ed25519_sign(seed: bytes, data: bytes) -> bytes:
+    """Return the 64-byte signature over `data` by a 32-byte seed; UsageError for another size."""
+    return Ed25519Key(seed).sign(data)
+
+
+def ed25519_verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
+    """Tell whether the signature over `data` holds: cofactorless, and without libsodium's extras.
+
+    Points of small order are not refused, as the guest agent does not.
+
+    Raises:
+        UsageError: the key is not 32 bytes or no point of the curve, or the signature is not 64.
+    """
+    if len(public_key) != 32:
+        raise UsageError("invalid public key")
+    _check_size("a signature", signature, 64)
+    # What libsodium accepts holds, and it takes half of OpenSSL's time; what it refuses may hold.
+    try:
+        crypto_sign_open(signature + data, public_key)
+    except BadSignatureError:
+        return _openssl_verify(public_key, signature, data)
+    return True
+
+
+def _openssl_verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, data)
+    except InvalidSignature as error:
+        # OpenSSL does not tell a key that is no point from a wrong signature.
+        if not _is_point(public_key):
+            raise UsageError("invalid public key") from error
+        return False
+    return True
+
+
+def _is_point(encoded: bytes) -> bool:
+    """Tell whether (y^2 - 1) / (d y^2 + 1) is a square, so that an x exists (RFC 8032, 5.1.3)."""
+    y = int.from_bytes(encoded, "little") & ((1 << 255) - 1)
+    square = y * y % _FIELD
+    x_square = (square - 1) * pow(_D * square + 1, -1, _FIELD) % _FIELD
+    return x_square == 0 or pow(x_square, (_FIELD - 1) // 2, _FIELD) == 1
+
+
+def x25519(secret: bytes, public_key: bytes) -> bytes:
+    """Return the 32 shared bytes of a 32-byte secret (clamped here) and a 32-byte public key.
+
+    Raises:
+        UsageError: a size is wrong, or the shared bytes are all zero (a point of small order).
+    """
+    _check_size("an X25519 secret", secret, 32)
+    _check_size("an X25519 public key", public_key, 32)
+    try:
+        return bytes(crypto_scalarmult(secret, public_key))
+    except (CryptoError, ValueError, RuntimeError) as error:
+        raise UsageError("invalid X25519 shared secret") from error
+
+
+def x25519_public_key(secret: bytes) -> bytes:
+    """Return the 32-byte public key of a 32-byte secret (clamped here); UsageError as `x25519`."""
+    _check_size("an X25519 secret", secret, 32)
+    return bytes(crypto_scalarmult_base(secret))
+
+
+def _check_size(what: str, data: bytes, size: int) -> None:
+    if len(data) != size:
+        raise UsageError(f"{what} is {size} bytes, not {len(data)}")

@@ -1,0 +1,94 @@
+"""Hashes and HKDF, by the names that the dstack guest agent API gives them.
+
+Only hashlib is loaded with this module; Keccak comes with its first use.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Callable
+from typing import Final
+
+from attestkit.errors import UsageError
+
+__all__ = [
+    "ALGORITHMS",
+    "digest",
+    "hkdf_sha256",
+    "keccak256",
+    "sha256",
+    "sha384",
+    "sha512",
+]
+
+_HKDF_LIMIT: Final = 255 * 32  # RFC 5869, 2.3
+
+
+def sha256(data: bytes) -> bytes:
+    """Return the 32-byte SHA-256 of `data`."""
+    return hashlib.sha256(data).digest()
+
+
+def sha384(data: bytes) -> bytes:
+    """Return the 48-byte SHA-384 of `data`."""
+    return hashlib.sha384(data).digest()
+
+
+def sha512(data: bytes) -> bytes:
+    """Return the 64-byte SHA-512 of `data`."""
+    return hashlib.sha512(data).digest()
+
+
+def keccak256(data: bytes) -> bytes:
+    """Return the 32-byte Keccak-256 of `data`, Ethereum's hash: padding 0x01, not SHA3's 0x06."""
+    return _keccak(data, 256)
+
+
+def _keccak(data: bytes, bits: int) -> bytes:
+    from Crypto.Hash import keccak  # late: `import attestkit` reaches this module
+
+    return keccak.new(data=data, digest_bits=bits).digest()
+
+
+_DIGESTS: Final[dict[str, Callable[[bytes], bytes]]] = {
+    "sha256": sha256,
+    "sha384": sha384,
+    "sha512": sha512,
+    "sha3-256": lambda data: hashlib.sha3_256(data).digest(),
+    "sha3-384": lambda data: hashlib.sha3_384(data).digest(),
+    "sha3-512": lambda data: hashlib.sha3_512(data).digest(),
+    "keccak256": keccak256,
+    "keccak384": lambda data: _keccak(data, 384),
+    "keccak512": lambda data: _keccak(data, 512),
+}
+
+ALGORITHMS: Final = tuple(_DIGESTS)
+
+
+def digest(name: str, data: bytes) -> bytes:
+    """Return the digest of `data` by the algorithm called `name`, one of `ALGORITHMS`.
+
+    Raises:
+        UsageError: there is no such algorithm.
+    """
+    algorithm = _DIGESTS.get(name)
+    if algorithm is None:
+        raise UsageError("invalid hash algorithm")
+    return algorithm(data)
+
+
+def hkdf_sha256(ikm: bytes, info: bytes, length: int, salt: bytes) -> bytes:
+    """Return `length` bytes of HKDF with SHA-256 (RFC 5869).
+
+    Raises:
+        UsageError: `length` is not in 0 to 8160.
+    """
+    if not 0 <= length <= _HKDF_LIMIT:
+        raise UsageError(f"HKDF gives 0 to {_HKDF_LIMIT} bytes, not {length}")
+    key = hmac.digest(salt, ikm, "sha256")
+    block = hmac.digest(key, info + b"\x01", "sha256")
+    if length <= 32:
+        return block[:length]
+    blocks = [block]
+    for number in range(2, (length + 31) // 32 + 1):
+        blocks.append(hmac.digest(key, blocks[-1] + info + bytes([number]), "sha256"))
+    return b"".join(blocks)[:length]

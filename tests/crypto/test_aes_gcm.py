@@ -1,0 +1,48 @@
+"""AES-256-GCM gives the published ciphertext, and gives no plaintext that was altered."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attestkit._crypto.aes_gcm import aes_gcm_decrypt, aes_gcm_encrypt
+from attestkit.errors import UsageError, VerificationError
+
+KEY, IV = bytes(range(32)), bytes(range(12))
+
+
+def test_the_known_answer() -> None:
+    """Case 14 of the GCM proposal of McGrew and Viega: all zero."""
+    sealed = aes_gcm_encrypt(bytes(32), bytes(12), bytes(16))
+    assert sealed.hex() == "cea7403d4d606b6e074ec5d3baf39d18d0d1c8a799996bf0265b98b5d48ab919"
+
+
+@given(st.binary(max_size=80))
+def test_there_and_back(plaintext: bytes) -> None:
+    """Decryption undoes encryption, which adds 16 bytes."""
+    sealed = aes_gcm_encrypt(KEY, IV, plaintext)
+    assert len(sealed) == len(plaintext) + 16
+    assert aes_gcm_decrypt(KEY, IV, sealed) == plaintext
+
+
+def test_every_byte_counts() -> None:
+    """Another byte, a cut at every length, another key or IV: no plaintext."""
+    sealed = aes_gcm_encrypt(KEY, IV, b"plaintext")
+    altered = [sealed[:size] for size in range(len(sealed))]
+    altered += [
+        sealed[:at] + bytes([sealed[at] ^ 1]) + sealed[at + 1 :] for at in range(len(sealed))
+    ]
+    for one in altered:
+        with pytest.raises(VerificationError, match="tag"):
+            aes_gcm_decrypt(KEY, IV, one)
+    with pytest.raises(VerificationError):
+        aes_gcm_decrypt(bytes(32), IV, sealed)
+    with pytest.raises(VerificationError):
+        aes_gcm_decrypt(KEY, bytes(12), sealed)
+
+
+@pytest.mark.parametrize(("key", "iv"), [(31, 12), (16, 12), (33, 12), (32, 11), (32, 16), (0, 0)])
+def test_sizes(key: int, iv: int) -> None:
+    """Only 32 bytes of key and 12 of IV are taken, though the library knows others."""
+    for call in (aes_gcm_encrypt, aes_gcm_decrypt):
+        with pytest.raises(UsageError):
+            call(bytes(key), bytes(iv), bytes(32))

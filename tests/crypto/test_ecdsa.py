@@ -1,0 +1,262 @@
+"""ECDSA: deterministic, in the agent's encodings, and nothing but our errors for what is wrong."""
+
+import copy
+import hashlib
+import pickle
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attestkit._crypto import ecdsa
+from attestkit._crypto.ecdsa import K256Key, P256Key
+from attestkit.errors import AttestKitError, FormatError, SignatureError, UsageError
+from tests.vectors import load, needs_shared
+
+K256_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+SECRET = bytes(range(1, 33))
+DIGEST = hashlib.sha256(b"message").digest()
+# RFC 6979, A.2.5: P-256 with SHA-256.
+RFC_KEY = bytes.fromhex("c9afa9d845ba75166b5c215767b1d6934e50c3db36e89b127b8a622b120f6721")
+RFC_POINT = bytes.fromhex(
+    "60fed4ba255a9d31c961eb74c6356d68c049b8923b61fa6ce669622e60f29fb6"
+    "7903fe1008b8bc99a41ae9e95628bc64f2f1b20c2d7e9f5177a3c294d4462299"
+)
+RFC_SIGNATURES = {
+    b"sample": (
+        "efd48b2aacb6a8fd1140dd9cd45e81d69d2c877b56aaf991c34d0ea84eaf3716"
+        "f7cb1c942d657c41d436c7a1b6e29f65f3e900dbb9aff4064dc4ab2f843acda8"
+    ),
+    b"test": (
+        "f1abb023518351cd71d881567b1ea663ed3efcf6c5132b354f28d3b0b7d38367"
+        "019f4113742a2b14bd25926b49c649155f267e60d3814b4c0cc84250e46f0083"
+    ),
+}
+
+
+def scalar(number: int) -> bytes:
+    """Return a number as 32 big-endian bytes."""
+    return number.to_bytes(32, "big")
+
+
+def test_secp256k1_nonce_is_rfc6979() -> None:
+    """The signature of key 1 over "Satoshi Nakamoto", which many libraries are tested with."""
+    digest = hashlib.sha256(b"Satoshi Nakamoto").digest()
+    assert ecdsa.k256_sign(scalar(1), digest).hex() == (
+        "934b1ea10a4b3c1757e2b0c017d0b6143ce3c9a7e6a4a49860d7a6ab210ee3d8"
+        "2442ce9d2b916064108014783e923ec36b49743e2ffa1c4496f01a512aafd9e5"
+    )
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_secp256k1_signatures_hold_and_recover(digest: bytes) -> None:
+    """Every signature has a low s, holds for its key, and leads back to it."""
+    key = K256Key(SECRET)
+    recoverable = key.sign_recoverable(digest)
+    assert len(recoverable) == 65
+    assert recoverable[64] in {0, 1}
+    assert key.sign(digest) == recoverable[:64] == ecdsa.k256_sign(SECRET, digest)
+    assert ecdsa.k256_sign_recoverable(SECRET, digest) == recoverable
+    assert int.from_bytes(recoverable[32:64], "big") <= K256_ORDER // 2
+    assert ecdsa.k256_recover(recoverable, digest) == key.public_key
+    assert ecdsa.k256_verify(key.public_key, recoverable[:64], digest)
+
+
+def test_secp256k1_agrees_with_openssl() -> None:
+    """Public keys and signatures are the ones of another library."""
+    private = ec.derive_private_key(int.from_bytes(SECRET, "big"), ec.SECP256K1())
+    public = private.public_key()
+    for compressed, form in (
+        (True, PublicFormat.CompressedPoint),
+        (False, PublicFormat.UncompressedPoint),
+    ):
+        expected = public.public_bytes(Encoding.X962, form)
+        assert ecdsa.k256_public_key(SECRET, compressed=compressed) == expected
+    signature = ecdsa.k256_sign(SECRET, hashlib.sha256(b"data").digest())
+    r, s = (int.from_bytes(signature[at : at + 32], "big") for at in (0, 32))
+    public.verify(encode_dss_signature(r, s), b"data", ec.ECDSA(SHA256()))
+
+
+def test_secp256k1_wrong_is_false_and_malformed_is_an_error() -> None:
+    """Wrong: another digest, another key, a high s. Malformed: sizes, ranges, no point."""
+    public, signature = ecdsa.k256_public_key(SECRET), ecdsa.k256_sign(SECRET, DIGEST)
+    assert ecdsa.k256_verify(ecdsa.k256_public_key(SECRET, compressed=False), signature, DIGEST)
+    assert not ecdsa.k256_verify(public, signature, bytes(32))
+    assert not ecdsa.k256_verify(ecdsa.k256_public_key(scalar(9)), signature, DIGEST)
+    s = int.from_bytes(signature[32:], "big")
+    assert not ecdsa.k256_verify(public, signature[:32] + scalar(K256_ORDER - s), DIGEST)
+    for bad in (
+        b"",
+        signature[:63],
+        signature + b"\0",
+        bytes(64),
+        signature[:32] + bytes(32),
+        scalar(K256_ORDER) + signature[32:],
+        signature[:32] + scalar(K256_ORDER),
+    ):
+        with pytest.raises(UsageError):
+            ecdsa.k256_verify(public, bad, DIGEST)
+    hybrid = b"\x06" + ecdsa.k256_public_key(SECRET, compressed=False)[1:]
+    no_point = b"\x02" + b"\xff" * 32
+    for bad in (b"", b"\0", public[:32], public + b"\0", b"\x04" + public[1:], hybrid, no_point):
+        with pytest.raises(UsageError, match="invalid public key"):
+            ecdsa.k256_verify(bad, signature, DIGEST)
+    with pytest.raises(UsageError):
+        ecdsa.k256_verify(public, signature, DIGEST[:31])
+
+
+@pytest.mark.parametrize("size", range(65))
+def test_secp256k1_recovery_of_a_cut_signature(size: int) -> None:
+    """A recoverable signature of another length is refused."""
+    signature = ecdsa.k256_sign_recoverable(SECRET, DIGEST)[:size]
+    with pytest.raises(SignatureError, match=str(size)):
+        ecdsa.k256_recover(signature, DIGEST)
+
+
+@given(st.binary(max_size=70), st.binary(max_size=70), st.binary(max_size=40))
+def test_secp256k1_takes_any_bytes(public: bytes, signature: bytes, digest: bytes) -> None:
+    """Whatever comes in, the answer is a result or one of our errors."""
+    for call in (
+        lambda: ecdsa.k256_verify(public, signature, digest),
+        lambda: ecdsa.k256_recover(signature, digest),
+        lambda: ecdsa.k256_sign(public, digest),
+    ):
+        with suppress(AttestKitError):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("make", "order"),
+    [
+        (P256Key.from_scalar, P256_ORDER),
+        (K256Key, K256_ORDER),
+        (ecdsa.k256_public_key, K256_ORDER),
+    ],
+)
+def test_scalars_at_the_order(make: Callable[[bytes], object], order: int) -> None:
+    """A scalar is 32 bytes and in 1 to n-1."""
+    make(scalar(1))
+    make(scalar(order - 1))
+    for number in (0, order, order + 1, 2**256 - 1):
+        with pytest.raises(UsageError, match=r"1\.\.n-1"):
+            make(scalar(number))
+    for size in (0, 31, 33):
+        with pytest.raises(UsageError, match="32 bytes"):
+            make(b"\1" * size)
+
+
+@needs_shared
+@pytest.mark.parametrize("row", range(4))
+def test_p256_encodings(row: int) -> None:
+    """DER and PEM of a P-256 key are the agent's, byte for byte, and read back."""
+    case = load("kdf.json")["p256_key_pairs"][row]
+    key = P256Key.from_scalar(bytes.fromhex(case["scalar"]))
+    assert key.pkcs8_der.hex() == case["pkcs8_der"]
+    assert key.spki_der.hex() == case["spki_der"]
+    assert key.public_point.hex() == case["public_key_uncompressed"][2:]
+    assert key.pkcs8_pem == case["pkcs8_pem"]
+    assert P256Key.from_pem(case["pkcs8_pem"]) == key
+
+
+def test_p256_signatures_of_rfc6979() -> None:
+    """The published signatures come out, with s as it is."""
+    key = P256Key.from_scalar(RFC_KEY)
+    assert key.public_point == RFC_POINT
+    assert key.scalar == RFC_KEY
+    for message, signature in RFC_SIGNATURES.items():
+        assert key.sign(message).hex() == signature
+        ecdsa.p256_verify(RFC_POINT, bytes.fromhex(signature), message)
+        ecdsa.p256_verify_der(RFC_POINT, key.sign_der(message), message)
+
+
+def test_p256_reads_sec1_pem_too() -> None:
+    """The older PEM of OpenSSL holds the same key."""
+    key = P256Key.from_scalar(RFC_KEY)
+    pem = key.private.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    assert P256Key.from_pem(pem.decode()) == key
+
+
+def test_p256_refuses_other_pem() -> None:
+    """Another curve, an encrypted key, a public key and no PEM at all are named as such."""
+    key = P256Key.from_scalar(RFC_KEY)
+    other = ec.derive_private_key(5, ec.SECP384R1())
+    pkcs8 = (Encoding.PEM, PrivateFormat.PKCS8)
+    with pytest.raises(FormatError, match="another kind"):
+        P256Key.from_pem(other.private_bytes(*pkcs8, NoEncryption()).decode())
+    encrypted = key.private.private_bytes(*pkcs8, BestAvailableEncryption(b"x"))
+    with pytest.raises(FormatError, match="unencrypted"):
+        P256Key.from_pem(encrypted.decode())
+    for text in ("", "nothing", key.pkcs8_pem[:80], "-----BEGIN PRIVATE KEY-----\n\ud800"):
+        with pytest.raises(FormatError):
+            P256Key.from_pem(text)
+
+
+def test_p256_every_signed_bit_counts() -> None:
+    """One bit of signature, message or key, and the signature does not hold."""
+    key = P256Key.from_scalar(RFC_KEY)
+    signature = key.sign(b"sample")
+    for at in range(0, 512, 7):
+        flipped = bytearray(signature)
+        flipped[at // 8] ^= 1 << at % 8
+        with pytest.raises(SignatureError):
+            ecdsa.p256_verify(RFC_POINT, bytes(flipped), b"sample")
+    with pytest.raises(SignatureError, match="does not hold"):
+        ecdsa.p256_verify(RFC_POINT, signature, b"sampl")
+    with pytest.raises(SignatureError, match="not on the curve"):
+        ecdsa.p256_verify(bytes(64), signature, b"sample")
+    with pytest.raises(SignatureError, match="64 bytes"):
+        ecdsa.p256_verify(RFC_POINT[:63], signature, b"sample")
+    for size in range(64):
+        with pytest.raises(SignatureError):
+            ecdsa.p256_verify(RFC_POINT, signature[:size], b"sample")
+
+
+@given(st.binary(max_size=70), st.binary(max_size=80), st.binary(max_size=8))
+def test_p256_verify_takes_any_bytes(point: bytes, signature: bytes, data: bytes) -> None:
+    """Random keys and signatures never hold, and raise nothing else."""
+    for verify in (ecdsa.p256_verify, ecdsa.p256_verify_der):
+        for key in (point, RFC_POINT):
+            with pytest.raises(SignatureError):
+                verify(key, signature, data)
+
+
+def test_p256_agrees_with_openssl_on_any_message() -> None:
+    """Another library verifies what we sign, and does not what we did not."""
+    key = P256Key.from_scalar(SECRET)
+    key.private.public_key().verify(key.sign_der(b"a"), b"a", ec.ECDSA(SHA256()))
+    with pytest.raises(InvalidSignature):
+        key.private.public_key().verify(key.sign_der(b"a"), b"b", ec.ECDSA(SHA256()))
+
+
+@pytest.mark.parametrize("key", [K256Key(SECRET), P256Key.from_scalar(SECRET)])
+def test_keys_keep_their_secret(key: K256Key | P256Key) -> None:
+    """Neither repr nor pickle nor copy gives the scalar away."""
+    for text in (repr(key), str(key), f"{key}"):
+        assert SECRET.hex() not in text
+        assert str(SECRET) not in text
+    for leak in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(UsageError, match="does not pickle"):
+            leak(key)
+
+
+def test_p256_keys_are_equal_by_scalar() -> None:
+    """Equal scalars make equal keys with equal hashes; others and other types do not."""
+    key, same, other = (P256Key.from_scalar(one) for one in (SECRET, SECRET, RFC_KEY))
+    assert key == same
+    assert hash(key) == hash(same)
+    assert key != other
+    assert key != SECRET

@@ -1,0 +1,186 @@
+"""Ed25519 and X25519 give the published values, and decide as the guest agent does."""
+
+import copy
+import hashlib
+import pickle
+from contextlib import suppress
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attestkit._crypto import ed25519
+from attestkit._crypto.ed25519 import Ed25519Key
+from attestkit.errors import AttestKitError, UsageError
+
+ORDER = 2**252 + 27742317777372353535851937790883648493
+FIELD = 2**255 - 19
+# RFC 8032, 7.1: seed, public key, message, signature.
+RFC_8032 = [
+    (
+        "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
+        "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+        "",
+        (
+            "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e06522490155"
+            "5fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b"
+        ),
+    ),
+    (
+        "c5aa8df43f9f837bedb7442f31dcb7b166d38535076f094b85ce3a2e0b4458f7",
+        "fc51cd8e6218a1a38da47ed00230f0580816ed13ba3303ac5deb911548908025",
+        "af82",
+        (
+            "6291d657deec24024827e69c3abe01a30ce548a284743a445e3680d7db5ac3ac"
+            "18ff9b538d16f290ae67f760984dc6594a7c15e9716ed28dc027beceea1ec40a"
+        ),
+    ),
+]
+SEED = bytes(range(32))
+# Points of small order: no secret matters, so X25519 with them is all zero (RFC 7748, 6.1).
+SMALL_ORDER_U = [
+    bytes(32),
+    b"\1" + bytes(31),
+    (FIELD - 1).to_bytes(32, "little"),
+    bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
+    bytes.fromhex("5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157"),
+]
+
+
+@pytest.mark.parametrize(("seed", "public", "message", "signature"), RFC_8032)
+def test_signatures_of_rfc8032(seed: str, public: str, message: str, signature: str) -> None:
+    """Keys and signatures are the published ones, and hold."""
+    secret, data = bytes.fromhex(seed), bytes.fromhex(message)
+    assert ed25519.ed25519_public_key(secret).hex() == public
+    assert ed25519.ed25519_sign(secret, data).hex() == signature
+    assert ed25519.ed25519_verify(bytes.fromhex(public), bytes.fromhex(signature), data)
+
+
+def test_every_bit_of_a_signature_counts() -> None:
+    """One flipped bit of signature or message is wrong, not an error."""
+    key = Ed25519Key(SEED)
+    signature = key.sign(b"data")
+    for at in range(0, 512, 5):
+        flipped = bytearray(signature)
+        flipped[at // 8] ^= 1 << at % 8
+        assert not ed25519.ed25519_verify(key.public_key, bytes(flipped), b"data")
+    assert not ed25519.ed25519_verify(key.public_key, signature, b"datb")
+
+
+def test_malformed_keys_and_signatures_are_errors() -> None:
+    """Sizes are checked, and a key must be a point, whatever the signature is."""
+    key = Ed25519Key(SEED)
+    signature = key.sign(b"")
+    for size in (0, 31, 33):
+        with pytest.raises(UsageError, match=r"^invalid public key$"):
+            ed25519.ed25519_verify(bytes(size), signature, b"")
+    for size in (0, 63, 65):
+        with pytest.raises(UsageError, match="64 bytes"):
+            ed25519.ed25519_verify(key.public_key, bytes(size), b"")
+    no_point = (2).to_bytes(32, "little")
+    with pytest.raises(UsageError, match=r"^invalid public key$"):
+        ed25519.ed25519_verify(no_point, signature, b"")
+
+
+def test_points_are_told_as_another_formula_tells_them() -> None:
+    """Of the y from 0 to 200 those are refused that have no x, found here by the curve equation."""
+    d = -121665 * pow(121666, FIELD - 2, FIELD) % FIELD
+    signature = Ed25519Key(SEED).sign(b"")
+    refused = 0
+    for y in range(200):
+        numerator, denominator = y * y - 1, d * y * y + 1
+        # u/v is a square exactly if u*v is, and v is never 0.
+        square = pow(numerator * denominator % FIELD, (FIELD - 1) // 2, FIELD) in {0, 1}
+        try:
+            ed25519.ed25519_verify(y.to_bytes(32, "little"), signature, b"")
+        except UsageError:
+            refused += 1
+            assert not square
+        else:
+            assert square
+    assert refused > 50
+
+
+def test_verification_is_not_strict() -> None:
+    """A key of small order verifies what it can: libsodium would refuse, the agent does not.
+
+    With the neutral element as key and as R, s = 0 solves the equation for every message.
+    """
+    neutral = b"\1" + bytes(31)
+    assert ed25519.ed25519_verify(neutral, neutral + bytes(32), b"anything")
+
+
+def test_a_second_form_of_s_does_not_hold() -> None:
+    """The same s plus the order would double every signature; it is wrong."""
+    key = Ed25519Key(SEED)
+    signature = key.sign(b"x")
+    s = int.from_bytes(signature[32:], "little") + ORDER
+    assert not ed25519.ed25519_verify(
+        key.public_key, signature[:32] + s.to_bytes(32, "little"), b"x"
+    )
+
+
+@given(st.binary(max_size=40), st.binary(max_size=70), st.binary(max_size=8))
+def test_any_bytes(public: bytes, signature: bytes, data: bytes) -> None:
+    """Random input holds never, and raises our errors alone."""
+    for key, sig in ((public, signature), (public[:32].ljust(32, b"x"), signature.ljust(64)[:64])):
+        with suppress(AttestKitError):
+            assert not ed25519.ed25519_verify(key, sig, data)
+
+
+def test_x25519_of_rfc7748() -> None:
+    """A product of RFC 7748, 5.2, and a public key of 6.1."""
+    scalar = bytes.fromhex("a546e36bf0527c9d3b16154b82465edd62144c0ac1fc5a18506a2244ba449ac4")
+    point = bytes.fromhex("e6db6867583030db3594c1a424b15f7c726624ec26b3353b10a903a6d0ab1c4c")
+    assert ed25519.x25519(scalar, point).hex() == (
+        "c3da55379de9c6908e94ea4df28d084f32eccf03491c71f754b4075577a28552"
+    )
+    bob = bytes.fromhex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb")
+    assert ed25519.x25519_public_key(bob).hex() == (
+        "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"
+    )
+
+
+@given(st.binary(min_size=32, max_size=32), st.binary(min_size=32, max_size=32))
+def test_x25519_agrees_with_openssl(secret: bytes, other: bytes) -> None:
+    """Keys and shared bytes are those of another library."""
+    theirs = X25519PrivateKey.from_private_bytes(secret)
+    public = ed25519.x25519_public_key(other)
+    assert ed25519.x25519_public_key(secret) == theirs.public_key().public_bytes_raw()
+    assert ed25519.x25519(secret, public) == theirs.exchange(
+        X25519PublicKey.from_public_bytes(public)
+    )
+
+
+@pytest.mark.parametrize("public", SMALL_ORDER_U)
+def test_x25519_refuses_to_share_nothing(public: bytes) -> None:
+    """A shared secret of zeros is an error with the agent's text."""
+    with pytest.raises(UsageError, match=r"^invalid X25519 shared secret$"):
+        ed25519.x25519(SEED, public)
+
+
+def test_sizes() -> None:
+    """Every other size is refused before a library sees it."""
+    for size in (0, 31, 33, 64):
+        for call in (
+            lambda data: ed25519.x25519(data, SEED),
+            lambda data: ed25519.x25519(SEED, data),
+            ed25519.x25519_public_key,
+            ed25519.ed25519_public_key,
+            lambda data: ed25519.ed25519_sign(data, b""),
+            Ed25519Key,
+        ):
+            with pytest.raises(UsageError, match="32 bytes"):
+                call(b"\1" * size)
+
+
+def test_keys_keep_their_secret() -> None:
+    """Neither repr nor pickle nor copy gives the seed or the expanded secret away."""
+    key = Ed25519Key(SEED)
+    assert key.public_key.hex() in repr(key)
+    assert SEED.hex() not in repr(key)
+    assert hashlib.sha512(SEED).hexdigest()[:32] not in repr(key)
+    for leak in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(UsageError, match="does not pickle"):
+            leak(key)

@@ -1,0 +1,110 @@
+"""Hashes and HKDF give the published values, and unknown names or sizes are refused."""
+
+import hashlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attestkit._crypto import hashes
+from attestkit.errors import UsageError
+
+# Keccak team, KeccakKAT.zip: the empty message.
+KECCAK_EMPTY = {
+    "keccak256": "c5d2460186f7233c927e7db2dcc703c0e500b653ca82273b7bfad8045d85a470",
+    "keccak384": (
+        "2c23146a63a29acf99e73b88f8c24eaa7dc60aa771780ccc006afbfa8fe2479b"
+        "2dd2b21362337441ac12b515911957ff"
+    ),
+    "keccak512": (
+        "0eab42de4c3ceb9235fc91acffe746b29c29a8c366b7c60e4e67c466f36a4304"
+        "c00fa9caf9d87976ba469bcbe06713b435f091ef2769fb160cdab33d3670680e"
+    ),
+}
+HASHLIB = {
+    "sha256": "sha256",
+    "sha384": "sha384",
+    "sha512": "sha512",
+    "sha3-256": "sha3_256",
+    "sha3-384": "sha3_384",
+    "sha3-512": "sha3_512",
+}
+
+
+@given(st.binary(max_size=300))
+def test_named_digests_equal_hashlib(data: bytes) -> None:
+    """Each name of SHA-2 and SHA-3 means the hash that hashlib knows."""
+    for name, theirs in HASHLIB.items():
+        assert hashes.digest(name, data) == hashlib.new(theirs, data).digest()
+    assert hashes.sha256(data) == hashes.digest("sha256", data)
+    assert hashes.sha384(data) == hashes.digest("sha384", data)
+    assert hashes.sha512(data) == hashes.digest("sha512", data)
+
+
+@pytest.mark.parametrize("name", KECCAK_EMPTY)
+def test_keccak_is_not_sha3(name: str) -> None:
+    """Keccak has its original padding, which gives another digest than SHA-3."""
+    assert hashes.digest(name, b"").hex() == KECCAK_EMPTY[name]
+    assert hashes.digest(name, b"") != hashes.digest(name.replace("keccak", "sha3-"), b"")
+
+
+def test_keccak256_has_a_short_way() -> None:
+    """`keccak256` is the digest of that name."""
+    assert hashes.keccak256(b"abc") == hashes.digest("keccak256", b"abc")
+
+
+@pytest.mark.parametrize("name", ["", "md5", "SHA256", "sha-256", "raw", "sha3_256", "sha256 "])
+def test_unknown_digest(name: str) -> None:
+    """A name is matched to the letter, and the error has the agent's text."""
+    with pytest.raises(UsageError, match=r"^invalid hash algorithm$"):
+        hashes.digest(name, b"")
+
+
+def test_all_names_are_listed() -> None:
+    """`ALGORITHMS` names what `digest` takes."""
+    assert set(hashes.ALGORITHMS) == {*HASHLIB, *KECCAK_EMPTY}
+
+
+@pytest.mark.parametrize(
+    ("ikm", "salt", "info", "length", "okm"),
+    [
+        (
+            b"\x0b" * 22,
+            bytes(range(13)),
+            bytes(range(0xF0, 0xFA)),
+            42,
+            "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865",
+        ),
+        (
+            bytes(range(80)),
+            bytes(range(0x60, 0xB0)),
+            bytes(range(0xB0, 0x100)),
+            82,
+            (
+                "b11e398dc80327a1c8e7f78c596a49344f012eda2d4efad8a050cc4c19afa97c59045a99cac7827271"
+                "cb41c65e590e09da3275600c2f09b8367793a9aca3db71cc30c58179ec3e87c14c01d5c1f3434f1d87"
+            ),
+        ),
+        (
+            b"\x0b" * 22,
+            b"",
+            b"",
+            42,
+            "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d9d201395faa4b61a96c8",
+        ),
+    ],
+)
+def test_hkdf_of_rfc5869(ikm: bytes, salt: bytes, info: bytes, length: int, okm: str) -> None:
+    """The three SHA-256 cases of RFC 5869, appendix A."""
+    assert hashes.hkdf_sha256(ikm, info, length, salt).hex() == okm
+
+
+def test_hkdf_lengths() -> None:
+    """A shorter output is the head of a longer one, up to 8160 bytes and no further."""
+    longest = hashes.hkdf_sha256(b"k", b"i", 8160, b"s")
+    assert len(longest) == 8160
+    for length in (0, 1, 31, 32, 33, 64, 65):
+        assert hashes.hkdf_sha256(b"k", b"i", length, b"s") == longest[:length]
+    for length in (-1, 8161):
+        with pytest.raises(UsageError, match="8160"):
+            hashes.hkdf_sha256(b"k", b"i", length, b"s")
