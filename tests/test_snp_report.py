@@ -1,0 +1,277 @@
+"""An SEV-SNP report says what its bytes say, and each version only what it may."""
+
+import json
+import pickle
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attestkit.errors import AttestKitError, FormatError, UsageError
+from attestkit.snp_report import SnpReport, SnpTcb
+from tests.quotes import PATTERN
+from tests.vectors import data, load, needs_shared
+
+VECTORS: list[dict[str, Any]] = load("quotes.json").get("snp_reports", [])
+
+# Where a vector's name is not ours.
+NAMES = {
+    "signature_algo": "signature_algorithm",
+    "author_key_en": "author_key_enabled",
+    "mask_chip_key": "chip_key_masked",
+    "signature_r_le72": "signature_r",
+    "signature_s_le72": "signature_s",
+}
+NOT_FIELDS = {
+    "path",
+    "offset_of_report",
+    "report_sha256",
+    "signing_cert",
+    "signing_key",
+    "zero_checks",
+    "signature_ok_over_first_0x2a0_bytes",
+    "current_version",
+    "committed_version",
+}
+
+
+def path_of(vector: dict[str, Any]) -> str:
+    """Return the name of a vector, for pytest."""
+    return str(vector["path"])
+
+
+def sample(vector: dict[str, Any]) -> bytes:
+    """Return the report in a vector's file."""
+    content = data(vector["path"])
+    if vector["path"].endswith(".hex"):
+        content = bytes.fromhex(content.decode().strip())
+    start: int = vector["offset_of_report"]
+    return content[start : start + 1184]
+
+
+def reserved(version: int) -> list[tuple[int, int]]:
+    """Return the ranges that must be zero in a version."""
+    ranges = [(0x4C, 0x50), (0x1EB, 0x1EC), (0x1EF, 0x1F0), (0x208, 0x2A0), (0x330, 0x4A0)]
+    ranges.append((0x188 if version == 2 else 0x18B, 0x1A0))
+    return ranges if version == 5 else [*ranges, (0x1F8, 0x208)]
+
+
+def made(version: int = 5, family: int = 0x1A, model: int = 0x02) -> bytearray:
+    """Return a report of which every field that `version` allows is filled."""
+    report = bytearray((PATTERN[1:252] * 5)[:1184])
+    report[:4] = (version, 0, 0, 0)
+    report[0x8:0x10] = (0x03_00_1F).to_bytes(8, "little")
+    report[0x30:0x38] = (1, 0, 0, 0, 1, 0, 0, 0)
+    report[0x48:0x4C] = (0b00111, 0, 0, 0)
+    report[0x188:0x18B] = (family, model, 1)
+    for start in (0x38, 0x180, 0x1E0, 0x1F0):
+        report[start : start + 8] = bytes((1, 2, 3, 4, 0, 0, 0, 8))
+    for start in (0x2A0 + 48, 0x2E8 + 48):
+        report[start : start + 24] = bytes(24)
+    for start, end in reserved(version):
+        report[start:end] = bytes(end - start)
+    return report
+
+
+def refused(report: bytes) -> tuple[str, int | None]:
+    """Return reason and byte with which a report is refused."""
+    with pytest.raises(FormatError) as caught:
+        SnpReport.parse(report)
+    return caught.value.reason, caught.value.offset
+
+
+@needs_shared
+@pytest.mark.parametrize("vector", VECTORS, ids=path_of)
+def test_every_listed_field(vector: dict[str, Any]) -> None:
+    """A real report has the fields that were listed for it."""
+    report = SnpReport.parse(sample(vector))
+    for name, value in vector.items():
+        if name in NOT_FIELDS:
+            continue
+        field = getattr(report, NAMES.get(name, name))
+        if isinstance(field, bytes):
+            assert field.hex() == value
+        else:
+            assert field == (int(value, 16) if isinstance(value, str) else value)
+    assert report.signing_key == ("VCEK", "VLEK")[vector["signing_key"]]
+    current = f"{report.current_major}.{report.current_minor}.{report.current_build}"
+    assert current == vector["current_version"]
+    committed = f"{report.committed_major}.{report.committed_minor}.{report.committed_build}"
+    assert committed == vector["committed_version"]
+    assert report.product == ("Milan" if report.version == 3 else None)
+    tcb = report.tcb(product="Milan")
+    raw = bytes.fromhex(vector["reported_tcb"])
+    assert tcb == SnpTcb(boot_loader=raw[0], tee=raw[1], snp=raw[6], microcode=raw[7])
+
+
+@needs_shared
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")  # AMD's are zero
+@pytest.mark.parametrize("vector", VECTORS, ids=path_of)
+def test_signature_verifies(vector: dict[str, Any]) -> None:
+    """The signature comes out in the byte order that libraries take, over the signed bytes."""
+    from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
+    from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+    from cryptography.hazmat.primitives.hashes import SHA384
+    from cryptography.x509 import load_der_x509_certificate, load_pem_x509_certificate
+
+    report = SnpReport.parse(sample(vector))
+    content = data(vector["signing_cert"])
+    read = load_pem_x509_certificate if content.startswith(b"--") else load_der_x509_certificate
+    key = read(content).public_key()
+    assert isinstance(key, EllipticCurvePublicKey)
+    r, s = (int.from_bytes(report.signature[i : i + 48], "big") for i in (0, 48))
+    key.verify(encode_dss_signature(r, s), report.signed_region, ECDSA(SHA384()))
+
+
+@pytest.mark.parametrize("version", [2, 3, 4, 5])
+def test_fields_lie_where_they_should(version: int) -> None:
+    """Each version has its fields at their places; what it does not have is zero."""
+    raw = bytes(made(version))
+    report = SnpReport.parse(raw)
+    assert report.version == version
+    assert (report.policy, report.vmpl, report.key_info) == (0x3001F, 1, 7)
+    assert (report.signing_key, report.chip_key_masked, report.author_key_enabled) == (
+        "VLEK",
+        True,
+        True,
+    )
+    assert report.report_data == raw[0x50:0x90]
+    assert report.measurement == raw[0x90:0xC0]
+    assert report.host_data == raw[0xC0:0xE0]
+    assert report.report_id_ma == raw[0x160:0x180]
+    cpuid = (report.cpuid_family, report.cpuid_model, report.cpuid_stepping)
+    assert cpuid == ((0, 0, 0) if version == 2 else (0x1A, 2, 1))
+    assert report.chip_id == raw[0x1A0:0x1E0]
+    assert (report.current_build, report.committed_major) == (raw[0x1E8], raw[0x1EE])
+    assert bool(report.launch_mit_vector) == bool(report.current_mit_vector) == (version == 5)
+    assert report.signature == raw[0x2A0:0x2D0][::-1] + raw[0x2E8:0x318][::-1]
+    assert report.signed_region == raw[:0x2A0]
+    assert pickle.loads(pickle.dumps(report)) == report  # noqa: S301 - our own
+
+
+@pytest.mark.parametrize(
+    ("family", "model", "product"),
+    [
+        (0x19, 0x00, "Milan"),
+        (0x19, 0x0F, "Milan"),
+        (0x19, 0x10, "Genoa"),
+        (0x19, 0x1F, "Genoa"),
+        (0x19, 0x20, None),
+        (0x19, 0xA0, "Genoa"),
+        (0x19, 0xAF, "Genoa"),
+        (0x19, 0xB0, None),
+        (0x1A, 0x00, "Turin"),
+        (0x1A, 0x11, "Turin"),
+        (0x1A, 0x12, None),
+        (0x1A, 0x50, "Venice"),
+        (0x1A, 0x57, "Venice"),
+        (0x1A, 0x58, None),
+        (0x1A, 0x90, "Venice"),
+        (0x1A, 0xAF, "Venice"),
+        (0x1A, 0xC7, "Venice"),
+        (0x1A, 0xC8, None),
+        (0x17, 0x31, None),
+    ],
+)
+def test_products(family: int, model: int, product: str | None) -> None:
+    """The product follows from the CPU's family and model, where a report has them."""
+    assert SnpReport.parse(bytes(made(3, family, model))).product == product
+    assert SnpReport.parse(bytes(made(2, family, model))).product is None
+
+
+def test_tcb_of_each_product() -> None:
+    """The same eight bytes mean other things on another product."""
+    turin = SnpReport.parse(bytes(made()))
+    assert turin.tcb() == SnpTcb(fmc=1, boot_loader=2, tee=3, snp=4, microcode=8)
+    for which in ("current", "reported", "committed", "launch"):
+        assert turin.tcb(which) == turin.tcb()
+    assert turin.tcb(product="Milan") == turin.tcb()  # the report knows better
+    milan = SnpTcb.parse(bytes((1, 2, 0, 0, 0, 0, 7, 8)), "Milan")
+    assert milan == SnpTcb(fmc=None, boot_loader=1, tee=2, snp=7, microcode=8)
+    assert SnpTcb.parse(bytes(8), "Genoa") == SnpTcb(0, 0, 0, 0)
+    assert SnpTcb.parse(bytes(8), "Venice") == SnpTcb(0, 0, 0, 0, 0)
+
+
+def test_tcb_refusals() -> None:
+    """A TCB version is not guessed at."""
+    old = SnpReport.parse(bytes(made(2)))
+    with pytest.raises(UsageError, match="needs the product"):
+        old.tcb()
+    with pytest.raises(UsageError, match="no 'other' TCB version"):
+        old.tcb("other")
+    with pytest.raises(UsageError):
+        old.tcb(product="Rome")
+    with pytest.raises(FormatError) as caught:
+        old.tcb(product="Milan")  # bytes 2 and 3 are not Milan's
+    assert (caught.value.reason, caught.value.offset) == ("tcb", 2)
+    with pytest.raises(UsageError):
+        SnpTcb.parse(bytes(7), "Milan")
+
+
+def test_other_sizes() -> None:
+    """A report cut at any length, or with something after it, is refused."""
+    for size in (*range(1184), 1185, 2368):
+        assert refused((bytes(made()) * 2)[:size]) == ("size", min(size, 1184))
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "reason", "at"),
+    [
+        (0, 1, "version", 0),
+        (0, 6, "version", 0),
+        (3, 1, "version", 0),
+        (0x34, 2, "signature_algorithm", 0x34),
+        (0x0A, 1, "policy", 0x08),
+        (0x48, 0b01000, "signing_key", 0x48),
+        (0x48, 0b11100, "signing_key", 0x48),
+        (0x48, 0b100000, "reserved", 0x48),
+        (0x4B, 1, "reserved", 0x48),
+        (0x2D0, 1, "signature", 0x2D0),
+        (0x2E7, 1, "signature", 0x2D0),
+        (0x318, 1, "signature", 0x318),
+        (0x32F, 1, "signature", 0x318),
+        (0x30, 4, "vmpl", 0x30),
+        (0x33, 0xFF, "vmpl", 0x30),
+    ],
+)
+def test_values(offset: int, value: int, reason: str, at: int) -> None:
+    """A value that the format does not allow is refused by its name, at its field."""
+    report = made()
+    report[offset] = value
+    assert refused(bytes(report)) == (reason, at)
+
+
+@pytest.mark.parametrize("version", [2, 3, 4, 5])
+def test_reserved_bytes(version: int) -> None:
+    """Each byte that a version does not use must be zero."""
+    for offset in (offset for start, end in reserved(version) for offset in range(start, end)):
+        report = made(version)
+        report[offset] = 0x80
+        assert refused(bytes(report)) == ("reserved", offset)
+
+
+@pytest.mark.parametrize("report", ["00", bytearray(1184), None])
+def test_only_bytes(report: object) -> None:
+    """A report is bytes; anything else is a mistake of the caller."""
+    with pytest.raises(UsageError, match="an SEV-SNP report is bytes, not"):
+        SnpReport.parse(report)  # type: ignore[arg-type]  # on purpose
+
+
+def test_as_dictionary_and_text() -> None:
+    """A report can be shown as JSON, and as one short line."""
+    report = SnpReport.parse(bytes(made()))
+    fields = json.loads(json.dumps(report.to_dict()))
+    assert fields["version"] == 5
+    assert fields["measurement"] == report.measurement.hex()
+    assert "raw" not in fields
+    said = report.report_data[:8].hex()
+    assert repr(report) == f"<SnpReport v5, VLEK, report_data {said}...>"
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.one_of(st.binary(max_size=32), st.binary(min_size=37, max_size=37).map(lambda b: b * 32)))
+def test_any_bytes(report: bytes) -> None:
+    """Whatever bytes come, only our own errors come out."""
+    with pytest.raises(AttestKitError):
+        SnpReport.parse(report)
