@@ -1,0 +1,379 @@
+"""Event logs: what a TD's measurement registers were extended with, in order, and their replay.
+
+A log vouches for nothing by itself. Only its digests are held by the registers: `EventLog.check`
+compares their replay with a quote. Register numbers are those of the RTMRs, 0 to 3, everywhere.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from attestkit import _native
+from attestkit.errors import FormatError, ReplayError, UsageError, VerificationError
+from attestkit.event_log import agent_json
+from attestkit.event_log.event import (
+    DIGEST_SIZE,
+    RUNTIME_REGISTER,
+    Event,
+    WireEvent,
+    received,
+    runtime_digest,
+)
+from attestkit.event_log.event_types import NO_ACTION, RUNTIME_EVENT_TYPE
+from attestkit.event_log.runtime import check_runtime_events, check_v2, parse_runtime_lines
+from attestkit.event_log.tcg import (
+    TpmEvent,
+    TpmEventLog,
+    ccel_events,
+    fill_is_uniform,
+    other_kind,
+)
+
+__all__ = ["Event", "EventLog", "Rtmrs", "TpmEvent", "TpmEventLog", "WireEvent"]
+
+Rtmrs = tuple[bytes, bytes, bytes, bytes]
+"""Values of RTMR0 to RTMR3, 48 bytes each."""
+
+
+class Measured(Protocol):
+    """What a log can be checked against: a quote, or anything else that holds RTMRs."""
+
+    @property
+    def rtmrs(self) -> Rtmrs:
+        """RTMR0 to RTMR3."""
+
+
+class EventLog:
+    """The log of a TD: what firmware and boot loader measured, then the runtime events."""
+
+    __slots__ = ("_ccel", "_columns", "_events", "_fault", "_warnings")
+
+    # Register numbers and digests of all that extends, as the native core replays them.
+    _columns: tuple[bytes, bytes]
+    # None as long as nobody has asked for the events of `_ccel`.
+    _events: tuple[Event, ...] | None
+    # Area, rows and end of the records of a CCEL.
+    _ccel: tuple[bytes, bytes, int] | None
+    # Why the log must not be believed although it parses.
+    _fault: str | None
+    _warnings: tuple[str, ...]
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        """Make a log of events.
+
+        Args:
+            events: In the order they were extended. Digests have 48 bytes; that of a runtime event
+                is its own, or empty.
+
+        Raises:
+            UsageError: An event cannot be; names its place.
+        """
+        events = tuple(events)
+        for index, event in enumerate(events):
+            _check_event(event, index)
+        self._columns = _columns(events)
+        self._events = events
+        self._ccel = None
+        self._fault = None
+        self._warnings = ()
+
+    @classmethod
+    def _of(
+        cls,
+        events: tuple[Event, ...] | None,
+        *,
+        columns: tuple[bytes, bytes] | None = None,
+        ccel: tuple[bytes, bytes, int] | None = None,
+        fault: str | None = None,
+        warnings: tuple[str, ...] = (),
+    ) -> "EventLog":
+        """Make a log of events that have been checked, or of a walked CCEL and its columns."""
+        self = cls.__new__(cls)
+        self._columns = _columns(events or ()) if columns is None else columns
+        self._events = events
+        self._ccel = ccel
+        self._fault = fault
+        self._warnings = warnings
+        return self
+
+    @classmethod
+    def parse(cls, data: bytes | str) -> "EventLog":
+        """Read a log in any form a TD's log comes in, which its content tells.
+
+        That is: a CCEL (binary), the guest agent's JSON array, or lines of its runtime log. Other
+        logs, such as a TPM's, are refused by their names.
+
+        Raises:
+            FormatError: It is none of these, or breaks its format; offset or place are named.
+            UsageError: `data` is neither `bytes` nor text.
+        """
+        if isinstance(data, str):
+            start = data.lstrip(" \t\r\n")[:1].encode(errors="replace")
+        elif isinstance(data, bytes):
+            start = data.lstrip(b" \t\r\n")[:1]
+        else:
+            raise UsageError("an event log is bytes or text")
+        if not start:
+            raise FormatError("an event log must not be empty", offset=0, reason="empty")
+        if start == b"[":
+            return cls.from_json(data)
+        if start == b"{":
+            lines = data if isinstance(data, bytes) else _utf8(data)
+            return cls._of(parse_runtime_lines(lines))
+        if isinstance(data, str):
+            raise FormatError("neither a JSON array nor lines of JSON", offset=0, reason="json")
+        return cls.from_ccel(data)
+
+    @classmethod
+    def from_ccel(cls, data: bytes) -> "EventLog":
+        """Read a CCEL: the log area that the ACPI table of that name points to, fill included.
+
+        The three events of the ACPI tables get the agent's names for them.
+
+        Raises:
+            FormatError: It breaks the format, at `offset`; or it is longer than 16 MiB, or an
+                event longer than 1 MiB, or there are more than 65,536 records; or it is another
+                kind of log, which is named.
+            UsageError: `data` is not `bytes`.
+        """
+        if not isinstance(data, bytes):
+            raise UsageError("a CCEL is bytes")
+        try:
+            rows, registers, digests, end = _native.ccel_walk(data)
+        except FormatError as error:
+            if kind := other_kind(data):
+                message = f"this is not a CCEL but {kind}"
+                raise FormatError(message, offset=error.offset, reason="other_log") from error
+            raise
+        return cls._of(None, columns=(registers, digests), ccel=(data, rows, end))
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> "EventLog":
+        """Read the guest agent's JSON array.
+
+        Digests of runtime events may be empty, and are computed from name and payload in any case.
+
+        Raises:
+            FormatError: It is not JSON, or an event is not as it should be; names its place.
+            UsageError: `data` is neither `bytes` nor text.
+        """
+        if isinstance(data, bytes):
+            try:
+                data = data.decode()
+            except UnicodeDecodeError as error:
+                message = "the event log is not UTF-8"
+                raise FormatError(message, offset=error.start, reason="json") from error
+        elif not isinstance(data, str):
+            raise UsageError("the agent's event log is bytes or text")
+        return cls.from_wire(agent_json.parse(data))
+
+    @classmethod
+    def from_wire(cls, received_events: Iterable[WireEvent]) -> "EventLog":
+        """Make a log of events as evidence carries them, in any encoding.
+
+        What is well formed and must not be believed, such as a digest of version 2 that is not its
+        preimage's, is kept for `check`.
+
+        Raises:
+            FormatError: An event cannot be; names its place.
+        """
+        events: list[Event] = []
+        fault: str | None = None
+        warnings: list[str] = []
+        for index, wire in enumerate(received_events):
+            event = received(wire, index)
+            events.append(event)
+            if event.event_type != RUNTIME_EVENT_TYPE:
+                continue
+            if event.version == 2 and fault is None:
+                fault = _fault_of(wire, index)
+            elif wire.digest and wire.digest != event.digest:
+                warnings.append(f"event {index}, {event.name!r}, came with a digest not its own")
+        return cls._of(tuple(events), fault=fault, warnings=tuple(warnings))
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """All events, in the order they were extended."""
+        if self._events is None:
+            assert self._ccel is not None
+            self._events = ccel_events(self._ccel[0], self._ccel[1])
+        return self._events
+
+    @property
+    def runtime(self) -> tuple[Event, ...]:
+        """The runtime events: what the guest measured into RTMR3."""
+        return tuple([event for event in self.events if _is_runtime(event)])
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd about the log without being wrong, for people."""
+        if self._ccel is None or fill_is_uniform(self._ccel[0], self._ccel[2]):
+            return self._warnings
+        odd = f"the bytes behind the last record (byte {self._ccel[2]}) are not all the same"
+        return (*self._warnings, odd)
+
+    def replay(self) -> Rtmrs:
+        """Fold the digests into the registers and return the four values, 48 bytes each."""
+        return _native.replay(*self._columns)
+
+    @staticmethod
+    def replay_many(logs: Iterable["EventLog"]) -> list[Rtmrs]:
+        """Replay many logs at once."""
+        return _native.replay_many([log._columns for log in logs])  # noqa: SLF001 - own class
+
+    def check(self, quote: Measured, registers: Sequence[int] = (0, 1, 2, 3)) -> None:
+        """Hold the log to the registers of a quote.
+
+        Args:
+            quote: Whatever has the four RTMRs. Whether it is genuine is another question.
+            registers: Numbers of the RTMRs to compare.
+
+        Raises:
+            ReplayError: Names each register that differs and shows both values.
+            VerificationError: The events could mean something other than what was measured; see
+                `check_events`.
+            UsageError: `registers` are none, or not numbers from 0 to 3.
+        """
+        if not registers or not all(register in (0, 1, 2, 3) for register in registers):
+            raise UsageError("registers to check are numbers from 0 to 3, at least one")
+        self.check_events()
+        replayed, quoted = self.replay(), quote.rtmrs
+        wrong = [
+            f"RTMR{register} replays to {replayed[register].hex()}, "
+            f"but the quote has {quoted[register].hex()}"
+            for register in registers
+            if replayed[register] != quoted[register]
+        ]
+        if wrong:
+            raise ReplayError("; ".join([*wrong, *self.warnings]))
+
+    def check_events(self) -> None:
+        """Hold the runtime events to their own rules, for which no quote is needed.
+
+        Raises:
+            VerificationError: A runtime event outside RTMR3, a colon in a version 1 name, or a
+                version 2 event that came without its preimage or with another's.
+        """
+        if self._fault is not None:
+            raise VerificationError(self._fault)
+        if self._ccel is None:
+            check_runtime_events(self.events)
+
+    def with_runtime(self, events: Iterable[Event]) -> "EventLog":
+        """Return this log with runtime events behind it.
+
+        Raises:
+            UsageError: One of them is not a runtime event of RTMR3.
+        """
+        more = tuple(events)
+        for index, event in enumerate(more):
+            _check_event(event, index)
+            if not _is_runtime(event):
+                raise UsageError(f"event {index} is not a runtime event of RTMR3")
+        registers, digests = _columns(more)
+        columns = (self._columns[0] + registers, self._columns[1] + digests)
+        return self._with(self.events + more, columns)
+
+    def stripped(self) -> "EventLog":
+        """Return the form that certificates carry: events of RTMR3 and of the ACPI tables.
+
+        Digests of version 1 runtime events are left empty, which readers compute; payloads of other
+        events of RTMR3 as well.
+        """
+        kept = []
+        for event in self.events:
+            if _is_runtime(event):
+                kept.append(event if event.version == 2 else event._replace(digest=b""))
+            elif event.is_acpi_data:
+                kept.append(event)
+            elif event.register == RUNTIME_REGISTER:
+                kept.append(event._replace(payload=b""))
+        return self._with(tuple(kept))
+
+    def trimmed(self) -> "EventLog":
+        """Return the form that goes with a quote: firmware's payloads emptied, digests kept.
+
+        Payloads of runtime events and of the ACPI tables' events stay.
+        """
+        events = [
+            event
+            if event.event_type == RUNTIME_EVENT_TYPE or event.is_acpi_data
+            else Event(event.register, event.event_type, event.digest, event.name, b"")
+            for event in self.events
+        ]
+        return self._with(tuple(events), self._columns)
+
+    def to_json(self, *, preimages: bool = True) -> str:
+        """Return the guest agent's JSON array, compact.
+
+        Args:
+            preimages: Give runtime events of version 2 their preimage, without which a verifier
+                refuses them.
+        """
+        return agent_json.dump(self.events, preimages=preimages)
+
+    def _with(
+        self, events: tuple[Event, ...], columns: tuple[bytes, bytes] | None = None
+    ) -> "EventLog":
+        return self._of(events, columns=columns, fault=self._fault, warnings=self.warnings)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, EventLog):
+            return NotImplemented
+        return self.events == other.events and self._fault == other._fault
+
+    def __hash__(self) -> int:
+        return hash(self._columns)
+
+    def __repr__(self) -> str:
+        return f"<EventLog of {len(self.events)} events>"
+
+
+def _columns(events: tuple[Event, ...]) -> tuple[bytes, bytes]:
+    extending = [event for event in events if event.event_type != NO_ACTION]
+    registers = bytes([event.register for event in extending])
+    digests = b"".join([event.digest or _digest_of(event) for event in extending])
+    return registers, digests
+
+
+def _digest_of(event: Event) -> bytes:
+    return runtime_digest(event.name, event.payload, event.version)
+
+
+def _is_runtime(event: Event) -> bool:
+    return event.event_type == RUNTIME_EVENT_TYPE and event.register == RUNTIME_REGISTER
+
+
+def _check_event(event: Event, index: int) -> None:
+    if not isinstance(event, Event):
+        raise UsageError(f"event {index} is no Event")
+    if {type(event.digest), type(event.payload)} != {bytes}:
+        raise UsageError(f"event {index}: digest and payload are bytes")
+    wire = WireEvent(
+        event.register, event.event_type, event.digest, event.name, event.payload, event.version
+    )
+    try:
+        own = received(wire, index).digest
+    except (FormatError, TypeError, AttributeError) as error:
+        raise UsageError(f"event {index} cannot be: {error}") from error
+    if event.version != 1 and not event.is_runtime:
+        raise UsageError(f"event {index}: only runtime events have a version")
+    if event.digest not in (own, b""):
+        raise UsageError(f"event {index}, {event.name!r}, has a digest that is not its own")
+
+
+def _fault_of(wire: WireEvent, index: int) -> str | None:
+    try:
+        check_v2(wire, index)
+    except VerificationError as error:
+        return str(error)
+    return None
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise FormatError("the text has lone surrogates", reason="json") from error
+
+
+assert DIGEST_SIZE == 48  # as the native core has it

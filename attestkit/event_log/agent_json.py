@@ -1,0 +1,154 @@
+"""The guest agent's event log: a JSON array, an object per event, bytes in hex.
+
+Keys: `imr` (0 to 3), `event_type`, `digest`, `event`, `event_payload`, and for runtime events of
+version 2 also `version` and `preimage`. Unknown keys are passed over, as the agent's own readers
+do; a key that comes twice is refused, because readers disagree about which one counts.
+"""
+
+from collections.abc import Iterable
+from json import JSONDecodeError, JSONDecoder
+from typing import NamedTuple, NoReturn
+
+from attestkit._json import check_depth
+from attestkit.errors import FormatError
+from attestkit.event_log.event import Event, WireEvent, json_string
+from attestkit.event_log.event_types import RUNTIME_EVENT_TYPE
+from attestkit.event_log.runtime import unhex
+
+__all__ = ["MAX_EVENTS", "MAX_TEXT", "dump", "parse"]
+
+MAX_TEXT = 1 << 24
+"""Characters of the longest text that is read."""
+
+MAX_EVENTS = 65536
+
+# What tells a Canonical Event Log's record from an agent's event.
+_CEL_KEYS = {"recnum", "digests", "content_type"}
+
+
+class _Doubled(NamedTuple):
+    """Stands for an object in which a member comes twice."""
+
+    name: str
+
+
+def parse(text: str) -> list[WireEvent]:
+    """Read the array; what the events claim is for the caller to check.
+
+    Raises:
+        FormatError: The text is not JSON, with the offset in bytes of its UTF-8 form; or an event
+            is not an object of the keys above, with its place in the array.
+    """
+    if len(text) > MAX_TEXT:
+        raise FormatError("the event log is longer than 16 MiB", reason="too_long")
+    check_depth(text)
+    try:
+        items = _DECODER.decode(text)
+    except JSONDecodeError as error:
+        # Lone surrogates, which JSON cannot hold either, count as the three bytes they would be.
+        offset = len(text[: error.pos].encode(errors="surrogatepass"))
+        raise FormatError(f"not JSON: {error.msg}", offset=offset, reason="json") from error
+    except RecursionError as error:
+        raise FormatError("not an event log: nested too deeply", reason="json") from error
+    except ValueError as error:  # a number of thousands of digits, or NaN
+        raise FormatError(f"not an event log: {error}", reason="json") from error
+    if not isinstance(items, list):
+        raise FormatError("an event log is a JSON array", reason="json")
+    if len(items) > MAX_EVENTS:
+        raise FormatError("the event log has more than 65,536 events", reason="too_many_records")
+    return [_event(item, index) for index, item in enumerate(items)]
+
+
+def _event(item: object, index: int) -> WireEvent:
+    if isinstance(item, _Doubled):
+        _refuse(index, f"{item.name!r} comes twice")
+    if not isinstance(item, dict):
+        _refuse(index, "not a JSON object")
+    if not _CEL_KEYS.isdisjoint(item):
+        message = "this is a Canonical Event Log (CEL), which is not supported yet"
+        raise FormatError(message, reason="cel")
+    event_type = _number(item, "event_type", index)
+    runtime = event_type == RUNTIME_EVENT_TYPE
+    return WireEvent(
+        _number(item, "imr", index),
+        event_type,
+        b"" if runtime and "digest" not in item else _hex(item, "digest", index),
+        _text(item, "event", index),
+        _hex(item, "event_payload", index),
+        _number(item, "version", index) if "version" in item else 1,
+        _preimage(item, index),
+    )
+
+
+def _number(item: dict[str, object], key: str, index: int) -> int:
+    value = item.get(key)
+    if type(value) is not int:  # bool is an int to isinstance
+        _refuse(index, f"{key} must be a whole number")
+    return value
+
+
+def _text(item: dict[str, object], key: str, index: int) -> str:
+    value = item.get(key)
+    if not isinstance(value, str):
+        _refuse(index, f"{key} must be a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        _refuse(index, f"{key} has a lone surrogate, so it is not Unicode text")
+    return value
+
+
+def _hex(item: dict[str, object], key: str, index: int) -> bytes:
+    text = item.get(key)
+    value = unhex(text) if isinstance(text, str) else None
+    if value is None:
+        _refuse(index, f"{key} must be a text of hex digits")
+    return value
+
+
+def _preimage(item: dict[str, object], index: int) -> str | None:
+    return None if item.get("preimage") is None else _hex(item, "preimage", index).hex()
+
+
+def _refuse(index: int, what: str) -> NoReturn:
+    raise FormatError(f"event {index}: {what}", reason="event")
+
+
+def dump(events: Iterable[Event], *, preimages: bool) -> str:
+    """Write events as the agent does: compact, keys in its order, digests as the events have them.
+
+    With `preimages`, runtime events of version 2 carry theirs.
+    """
+    return f"[{','.join([_dump(event, preimages=preimages) for event in events])}]"
+
+
+def _dump(event: Event, *, preimages: bool) -> str:
+    more = ""
+    if event.version == 2 and event.is_runtime:
+        more = (
+            f',"version":2,"preimage":"{event.preimage().hex()}"' if preimages else ',"version":2'
+        )
+    return (
+        f'{{"imr":{event.register},"event_type":{event.event_type},'
+        f'"digest":"{event.digest.hex()}","event":{json_string(event.name)},'
+        f'"event_payload":"{event.payload.hex()}"{more}}}'
+    )
+
+
+def _members(pairs: list[tuple[str, object]]) -> "dict[str, object] | _Doubled":
+    members = dict(pairs)
+    if len(members) == len(pairs):
+        return members
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            break
+        seen.add(name)
+    return _Doubled(name)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = JSONDecoder(object_pairs_hook=_members, parse_constant=_no_constant)

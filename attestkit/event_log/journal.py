@@ -1,0 +1,464 @@
+"""Runtime events of this boot: each is in RTMR3 and in the log, or in neither, also across a crash.
+
+The log is the dstack guest agent's: a folder with `runtime_events.log` (one JSON object a line),
+`runtime_event_version` and `runtime_event.lock`. Two files are attestkit's own:
+`runtime_event.pending` holds the one event on its way, `runtime_event.boot_id` the boot that the
+log belongs to. To emit, under the lock:
+
+1. a leftover pending event is decided first;
+2. the register must equal the replay of the log;
+3. the pending file is written and synced, and so is the folder;
+4. the register is extended;
+5. the event is appended to the log, which is synced;
+6. the pending file is removed.
+
+To decide: if the register equals the replay, the event never happened; if it equals the replay plus
+the event, the event is appended; anything else is a JournalError with both values. A kill at any
+moment thus costs at most a pending event whose fate the register tells. A log of another boot is
+put aside while the register is zero; with a register that is not zero, nothing explains it.
+"""
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
+
+from attestkit.errors import BackendError, FormatError, JournalError, UsageError
+from attestkit.event_log import Event
+from attestkit.event_log.journal_files import Folder, Stamp
+from attestkit.event_log.runtime import parse_runtime_lines, runtime_line
+
+__all__ = ["Journal", "MemoryJournal", "RegisterAccess", "RuntimeLog", "replay_from"]
+
+LOG = "runtime_events.log"
+PENDING = "runtime_event.pending"
+VERSION = "runtime_event_version"
+LOCK = "runtime_event.lock"
+BOOT_ID = "runtime_event.boot_id"
+ZERO = bytes(48)
+
+
+class RegisterAccess(NamedTuple):
+    """How to reach RTMR3: both fresh from the hardware, nothing cached."""
+
+    read: Callable[[], bytes]
+    extend: Callable[[bytes], None]  # by a digest of 48 bytes
+
+
+class RuntimeLog(Protocol):
+    """The runtime events of one boot, and the only way to add one."""
+
+    @property
+    def version(self) -> int:
+        """Digest version of this boot's events, 1 or 2."""
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep everybody else from emitting, as a context manager; re-entrant within a thread."""
+
+    def events(self) -> tuple[Event, ...]:
+        """Return the events so far; the same tuple as long as nothing was added."""
+
+    def emit(self, event: Event) -> None:
+        """Extend RTMR3 by the event and log it, or neither."""
+
+    def close(self) -> None:
+        """Let go of what is held open."""
+
+
+def replay_from(start: bytes, events: Iterable[Event]) -> bytes:
+    """Return the register after `events`, from the 48 bytes of `start`."""
+    value = start
+    for event in events:
+        value = hashlib.sha384(value + event.digest).digest()
+    return value
+
+
+def _disagree(register: bytes, replay: bytes) -> JournalError:
+    return JournalError(
+        f"RTMR3 and the runtime log disagree: the register is {register.hex()}, "
+        f"the log replays to {replay.hex()}"
+    )
+
+
+class _Turn:
+    """A re-entrant lock that does something at the outermost entry and exit."""
+
+    def __init__(self, enter: Callable[[], None], leave: Callable[[], None]) -> None:
+        self._mutex = threading.RLock()
+        self._enter = enter
+        self._leave = leave
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        self._mutex.acquire()
+        try:
+            if not self._depth:
+                self._enter()
+            self._depth += 1
+        except BaseException:
+            self._mutex.release()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._depth -= 1
+            if not self._depth:
+                self._leave()
+        finally:
+            self._mutex.release()
+
+
+def _nothing() -> None:
+    pass
+
+
+class MemoryJournal:
+    """The runtime log of a TD that ends with this process: nothing on disk."""
+
+    def __init__(self, register: RegisterAccess, *, version: int = 1) -> None:
+        self.version = version
+        self._register = register
+        self._turn = _Turn(_nothing, _nothing)
+        self._events: tuple[Event, ...] = ()
+        self._replay = ZERO
+
+    def locked(self) -> _Turn:
+        """Keep other threads from emitting, as a context manager; re-entrant within a thread."""
+        return self._turn
+
+    def events(self) -> tuple[Event, ...]:
+        """Return the events so far; the same tuple as long as nothing was added."""
+        return self._events
+
+    def emit(self, event: Event) -> None:
+        """Extend RTMR3 by the event and log it, or neither.
+
+        Raises:
+            UsageError: The event is of another digest version.
+            JournalError: The register was not what the log replays to.
+        """
+        with self._turn:
+            _check_version(event, self.version)
+            if (register := self._register.read()) != self._replay:
+                raise _disagree(register, self._replay)
+            self._register.extend(event.digest)
+            self._replay = replay_from(self._replay, (event,))
+            self._events = (*self._events, event)
+
+    def begin(self, boot_id: str, events: Iterable[Event] = ()) -> None:
+        """Forget everything and start with `events`, which the register already holds."""
+        del boot_id  # nothing here outlives a boot
+        with self._turn:
+            self._events = tuple(events)
+            self._replay = replay_from(ZERO, self._events)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def _check_version(event: Event, version: int) -> None:
+    if event.version != version:
+        raise UsageError(f"this boot's events are of version {version}, not {event.version}")
+
+
+class Journal:
+    """The runtime log on disk; the module's text says how it stays true.
+
+    Args:
+        folder: The log's folder, with its lock.
+        register: RTMR3.
+        boot_id: A text that changes with every boot, Linux' `boot_id` for one.
+        version: The digest version the app asks for; None for whatever this boot has, else 1.
+        exclusive: Nobody else is to use the folder: the lock is kept until `close`.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        register: RegisterAccess,
+        *,
+        boot_id: str,
+        version: int | None = None,
+        exclusive: bool = False,
+    ) -> None:
+        self._folder = folder
+        self._register = register
+        self._boot_id = boot_id
+        self._wanted_version = version
+        self._turn = _Turn(self._enter, self._leave)
+        self._exclusive = exclusive
+        self._closed = False
+        self._locked = False  # False inside the turn only while the folder does not exist
+        self._fresh = False  # nothing can have changed since the events were read
+        self._ours = False  # the boot id beside the log is this boot's
+        self._forget()
+
+    def _forget(self) -> None:
+        self._stamp: Stamp | None = None
+        self._events: tuple[Event, ...] = ()
+        self._replay = ZERO
+        self._size = 0  # of the whole lines, in bytes
+        self._tail = b""  # a torn last line
+
+    # -- the lock ------------------------------------------------------------------------------
+
+    def _enter(self) -> None:
+        if self._closed:
+            raise JournalError("the runtime log is closed")
+        if not self._locked:
+            try:
+                self._locked = self._folder.lock()
+            except OSError as error:
+                raise JournalError(f"cannot lock the runtime log: {error}") from error
+
+    def _leave(self) -> None:
+        if self._locked and not self._exclusive:
+            self._locked = self._fresh = False
+            self._folder.unlock()
+
+    def locked(self) -> _Turn:
+        """Keep every other thread and process from emitting; re-entrant within a thread.
+
+        A context manager. Raises JournalError if the lock's file cannot be used.
+        """
+        return self._turn
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def events(self) -> tuple[Event, ...]:
+        """Return the events of this boot; the same tuple as long as nothing was added.
+
+        A pending event that the register decides is decided here too. One that it does not decide
+        is left out: the log then disagrees with the register, as a comparison will show.
+
+        Raises:
+            JournalError: The log cannot be read.
+        """
+        with self._turn:
+            if self._fresh:
+                return self._events
+            try:
+                self._load()
+                if not self._is_ours():
+                    return ()
+            except OSError as error:
+                raise JournalError(f"cannot read the runtime log: {error}") from error
+            with contextlib.suppress(JournalError, OSError):
+                self._settle()
+                self._fresh = self._locked
+            return self._events
+
+    def _is_ours(self) -> bool:
+        """Tell whether the log is of this boot; one without a boot id is taken to be."""
+        if not self._ours:
+            stored = self._stored_boot()
+            self._ours = stored == self._boot_id
+            return stored is None or self._ours
+        return True
+
+    def _load(self) -> None:
+        """Read the log if it is not the one that was read last."""
+        stamp = self._folder.stamp(LOG)
+        if stamp == self._stamp:
+            return
+        data = self._folder.read(LOG) or b""
+        size = data.rfind(b"\n") + 1
+        try:
+            events = parse_runtime_lines(data[:size])
+        except FormatError as error:
+            raise JournalError(f"the runtime log is damaged: {error}") from error
+        self._forget()
+        self._stamp, self._events, self._size, self._tail = stamp, events, size, data[size:]
+        self._replay = replay_from(ZERO, events)
+
+    @property
+    def version(self) -> int:
+        """Digest version of this boot's events: what was written at the first, else as asked."""
+        try:
+            return self._stored_version() or self._wanted_version or 1
+        except OSError as error:
+            raise JournalError(f"cannot read the event version: {error}") from error
+
+    def _stored_version(self) -> int | None:
+        text = self._folder.read(VERSION)
+        if text is None:
+            return None
+        if text.strip() not in (b"1", b"2"):
+            raise JournalError(f"{VERSION} holds {text[:16]!r}, neither 1 nor 2")
+        return int(text)
+
+    def _stored_boot(self) -> str | None:
+        text = self._folder.read(BOOT_ID)
+        return None if text is None else text.decode(errors="replace").strip()
+
+    # -- deciding ------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Make sure that no event is half done."""
+        if self._folder.stamp(PENDING) is not None:
+            self._decide(self._folder.read(PENDING) or b"")
+        elif self._tail:
+            raise JournalError(f"the last line of {LOG} is torn, and nothing is pending")
+
+    def _archive(self, boot: str) -> None:
+        """Put the log of an earlier boot aside; a repetition after a crash does no harm."""
+        label = "".join(c for c in boot if c.isalnum() or c == "-")[:36] or "unknown"
+        for name in (LOG, PENDING):
+            if self._folder.stamp(name) is not None:
+                self._folder.rename(name, f"{name}.{label}")
+        self._folder.remove(VERSION)
+        self._folder.sync_folder()
+        self._forget()
+
+    def _decide(self, pending: bytes) -> None:
+        """Let the register say whether the pending event happened."""
+        line, event = _whole_line(pending)
+        register = self._register.read()
+        if not line.startswith(self._tail):
+            raise JournalError(f"the last line of {LOG} is torn, and is not what is pending")
+        if register == self._replay:
+            if self._tail:
+                self._cut_tail()
+        elif event is not None and register == replay_from(self._replay, (event,)):
+            self._append(event, line)
+        else:
+            raise _disagree(register, self._replay)
+        self._folder.remove(PENDING)
+
+    def _cut_tail(self) -> None:
+        self._folder.cut(LOG, self._size)
+        self._folder.sync(LOG)
+        self._tail = b""
+        self._stamp = self._folder.stamp(LOG)
+
+    def _append(self, event: Event, line: bytes) -> None:
+        """Put a whole line behind the whole lines, and remember the event."""
+        if self._tail:
+            self._cut_tail()
+        new = self._stamp is None
+        self._folder.append(LOG, line)
+        self._folder.sync(LOG)
+        if new:
+            self._folder.sync_folder()
+        self._events = (*self._events, event)
+        self._replay = replay_from(self._replay, (event,))
+        self._size += len(line)
+        self._stamp = self._folder.stamp(LOG)
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def _put(self, name: str, data: bytes) -> None:
+        """Write a small file so that it is there whole or not at all."""
+        self._folder.write(f"{name}.new", data)
+        self._folder.sync(f"{name}.new")
+        self._folder.rename(f"{name}.new", name)
+        self._folder.sync_folder()
+
+    def emit(self, event: Event) -> None:
+        """Extend RTMR3 by the event and log it, or neither.
+
+        Raises:
+            UsageError: The event is of another digest version than this boot's.
+            JournalError: Log and register disagree, or the disk refused. If the register was
+                extended already, the event is pending and the next use of the log completes it.
+            BackendError: The register refused; nothing was changed.
+        """
+        with self._turn:
+            try:
+                self._fresh = False
+                self._ready(event)
+                line = runtime_line(event)
+                self._announce(line)
+                self._extend(event)
+                self._append(event, line)
+                self._folder.remove(PENDING)
+                self._fresh = True
+            except OSError as error:
+                raise JournalError(f"cannot write the runtime log: {error}") from error
+
+    def _ready(self, event: Event) -> None:
+        """Do all that can be refused before something is changed."""
+        if not self._locked:
+            self._folder.make()
+            self._locked = self._folder.lock()
+        self._load()
+        if not self._is_ours():
+            if (register := self._register.read()) != ZERO:
+                raise _disagree(register, ZERO)
+            self._archive(self._stored_boot() or "")
+        self._settle()
+        stored, wanted = self._stored_version(), self._wanted_version
+        if stored and wanted and stored != wanted:
+            raise JournalError(f"this boot's events are of version {stored}, the app asks {wanted}")
+        _check_version(event, stored or wanted or 1)
+        if (register := self._register.read()) != self._replay:
+            raise _disagree(register, self._replay)
+        if not self._ours:
+            self._put(BOOT_ID, self._boot_id.encode() + b"\n")
+            self._ours = True
+        if stored is None:
+            self._put(VERSION, b"%d" % event.version)
+
+    def _announce(self, line: bytes) -> None:
+        """Write down, durably, what is going to happen."""
+        try:
+            self._folder.write(PENDING, line)
+            self._folder.sync(PENDING)
+            self._folder.sync_folder()
+        except OSError:
+            self._folder.remove(PENDING)
+            raise
+
+    def _extend(self, event: Event) -> None:
+        """Extend, and believe the register rather than the call."""
+        after = replay_from(self._replay, (event,))
+        failure: Exception | None = None
+        try:
+            self._register.extend(event.digest)
+        except Exception as error:  # noqa: BLE001 - raised below, once the register has been asked
+            failure = error
+        register = self._register.read()
+        if register == self._replay:
+            self._folder.remove(PENDING)
+            raise failure or BackendError("RTMR3 did not change when it was extended")
+        if register != after:
+            raise _disagree(register, after) from failure
+
+    def begin(self, boot_id: str, events: Iterable[Event] = ()) -> None:
+        """Start the log of a new boot with `events`, which its register already holds.
+
+        What an earlier boot left is put aside.
+        """
+        with self._turn:
+            try:
+                self._fresh = False
+                self._folder.make()
+                self._locked = self._locked or self._folder.lock()
+                self._archive(self._stored_boot() or "")
+                self._boot_id, self._ours = boot_id, True
+                self._put(BOOT_ID, boot_id.encode() + b"\n")
+                if events := tuple(events):
+                    self._put(VERSION, b"%d" % events[0].version)
+                    self._put(LOG, b"".join(map(runtime_line, events)))
+                self._load()
+            except OSError as error:
+                raise JournalError(f"cannot start the runtime log: {error}") from error
+
+    def close(self) -> None:
+        """Close the lock's file, which lets the lock go."""
+        self._closed = True
+        self._locked = self._fresh = False
+        self._folder.close()
+
+
+def _whole_line(pending: bytes) -> tuple[bytes, Event | None]:
+    """Return the line and its event; no event if its writing was cut short."""
+    if pending.endswith(b"\n"):
+        try:
+            (event,) = parse_runtime_lines(pending)
+        except (FormatError, ValueError):
+            return pending, None
+        return pending, event
+    return pending, None

@@ -1,0 +1,189 @@
+"""The journal's real files: the agent's names and modes, its lock; and the journal without any."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from attestkit.errors import JournalError, UsageError
+from attestkit.event_log.journal import (
+    BOOT_ID,
+    LOCK,
+    LOG,
+    VERSION,
+    Journal,
+    MemoryJournal,
+    replay_from,
+)
+from attestkit.event_log.journal_files import OsFolder
+from attestkit.event_log.runtime import runtime_event, runtime_line
+from tests.event_log.journal_rig import ZERO, Register
+from tests.vectors import load, needs_shared
+
+FIRST = runtime_event("first", b"\x01")
+SECOND = runtime_event("second", b"")
+THIRD = runtime_event("third", b"3" * 300)
+LINE1, LINE2 = map(runtime_line, (FIRST, SECOND))
+
+
+def journal_in(folder: Path, register: Register) -> Journal:
+    """Return a journal on the disk."""
+    return Journal(OsFolder(folder, LOCK), register.access, boot_id="boot-1")
+
+
+def test_files_are_the_agents(tmp_path: Path) -> None:
+    """Names, content and modes are those of the agent's log."""
+    folder = tmp_path / "run" / "log"
+    register = Register()
+    journal = journal_in(folder, register)
+    journal.emit(FIRST)
+    journal.emit(SECOND)
+    found = {path.name: path for path in folder.iterdir()}
+    assert sorted(found) == sorted([LOG, VERSION, BOOT_ID, LOCK])
+    assert {oct(path.stat().st_mode & 0o777) for path in found.values()} == {"0o600"}
+    assert found[LOG].read_bytes() == LINE1 + LINE2
+    assert found[VERSION].read_bytes() == b"1"
+    assert journal_in(folder, register).events() == (FIRST, SECOND)
+    journal.close()
+
+
+@needs_shared
+def test_the_agents_lines_are_read(tmp_path: Path) -> None:
+    """Lines as the agent writes them give the events of the vectors."""
+    rows = load("runtime_events.json")["digests"]
+    for version in (1, 2):
+        chosen = [row for row in rows if row["version"] == version and ":" not in row["event"]]
+        lines = "".join(f"{row['log_line']}\n" for row in chosen)
+        register = Register()
+        folder = tmp_path / str(version)
+        folder.mkdir()
+        (folder / LOG).write_text(lines, encoding="utf-8")
+        journal = journal_in(folder, register)
+        assert [event.digest.hex() for event in journal.events()] == [
+            row["sha384"] for row in chosen
+        ]
+        journal.close()
+
+
+def test_reading_makes_nothing(tmp_path: Path) -> None:
+    """A machine without runtime events does not get a folder by being asked."""
+    journal = journal_in(tmp_path / "none", Register())
+    with journal.locked():
+        assert journal.events() == ()
+    assert journal.version == 1
+    assert not (tmp_path / "none").exists()
+    journal.close()
+
+
+def test_two_programs_see_each_others_events(tmp_path: Path) -> None:
+    """A log that has grown is read again; one that has not is the same tuple."""
+    register = Register()
+    one, two = journal_in(tmp_path, register), journal_in(tmp_path, register)
+    one.emit(FIRST)
+    assert two.events() == (FIRST,)
+    two.emit(SECOND)
+    one.emit(THIRD)
+    assert one.events() == two.events() == (FIRST, SECOND, THIRD)
+    assert one.events() is one.events()
+    one.close()
+    two.close()
+
+
+def test_a_folder_that_cannot_be_used_is_a_journal_error(tmp_path: Path) -> None:
+    """The operating system's error says why, inside ours."""
+    (tmp_path / "file").write_bytes(b"")
+    journal = journal_in(tmp_path / "file" / "log", Register())
+    with pytest.raises(JournalError, match="Not a directory"):
+        journal.emit(FIRST)
+    with pytest.raises(JournalError):
+        journal.events()
+
+
+HOLDER = """
+import sys
+from attestkit.event_log.journal_files import OsFolder
+folder = OsFolder(sys.argv[1], sys.argv[2])
+assert folder.lock()
+print("locked", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_the_lock_keeps_other_programs_out(tmp_path: Path) -> None:
+    """While somebody holds the agent's lock file, nothing is emitted."""
+    register = Register()
+    journal = journal_in(tmp_path, register)
+    with subprocess.Popen(  # noqa: S603 - our own program
+        [sys.executable, "-c", HOLDER, str(tmp_path), LOCK],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        assert holder.stdout.readline() == b"locked\n"
+        emitting = threading.Thread(target=journal.emit, args=(FIRST,))
+        emitting.start()
+        emitting.join(0.1)
+        assert emitting.is_alive()
+        assert register.value == ZERO
+        holder.stdin.write(b"\n")
+        holder.stdin.close()
+        emitting.join(30)
+    assert register.value == replay_from(ZERO, (FIRST,))
+    journal.close()
+
+
+def test_a_closed_journal_takes_no_lock(tmp_path: Path) -> None:
+    """Whoever comes too late is told so, and keeps nobody else out."""
+    register = Register()
+    journal = journal_in(tmp_path, register)
+    journal.emit(FIRST)
+    journal.close()
+    journal.close()
+    for call in (journal.events, lambda: journal.emit(SECOND)):
+        with pytest.raises(JournalError, match="closed"):
+            call()
+    other = journal_in(tmp_path, register)
+    assert other.events() == (FIRST,)
+    other.close()
+
+
+def test_the_lock_is_reentrant_and_keeps_other_threads_out(tmp_path: Path) -> None:
+    """What is done in one turn is not interrupted."""
+    register = Register()
+    journal = journal_in(tmp_path, register)
+    other = threading.Thread(target=journal.emit, args=(SECOND,))
+    with journal.locked(), journal.locked():
+        journal.emit(FIRST)
+        other.start()
+        other.join(0.05)
+        assert journal.events() == (FIRST,)
+    other.join(30)
+    assert journal.events() == (FIRST, SECOND)
+    journal.close()
+
+
+# -- in memory ---------------------------------------------------------------------------------
+
+
+def test_in_memory_the_rules_are_the_same() -> None:
+    """Extend and log, or neither; a foreign extend stops it; begin starts anew."""
+    register = Register()
+    journal = MemoryJournal(register.access)
+    journal.emit(FIRST)
+    assert journal.events() == (FIRST,)
+    assert journal.events() is journal.events()
+    assert register.value == replay_from(ZERO, (FIRST,))
+    with pytest.raises(UsageError):
+        journal.emit(runtime_event("a", b"", 2))
+    register.value = foreign = replay_from(ZERO, (THIRD,))
+    with pytest.raises(JournalError, match=foreign.hex()):
+        journal.emit(SECOND)
+    assert journal.events() == (FIRST,)
+    journal.begin("boot-2", (THIRD,))
+    journal.emit(SECOND)
+    assert journal.events() == (THIRD, SECOND)

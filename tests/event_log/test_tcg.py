@@ -1,0 +1,169 @@
+"""TPM logs replay to the PCR values that were recorded with them."""
+
+import base64
+import json
+import pickle
+import struct
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attestkit.errors import FormatError, UnsupportedError, UsageError
+from attestkit.event_log import EventLog, TpmEvent, TpmEventLog
+from attestkit.event_log.tcg import NO_PCR
+from tests.vectors import data, load, needs_shared
+
+LOGS = [log for log in load("eventlogs.json").get("logs", []) if "tpm" in log["path"]]
+WINDOWS = "ccel/tpm/go-eventlog-legacy/option_rom_eventlog"
+GCP = "ccel/tpm/dstack/tpm_eventlog.bin"
+
+
+def log_of(path: str) -> bytes:
+    """Read a sample; one of them is base64 inside JSON."""
+    raw = data(path)
+    return base64.b64decode(json.loads(raw)["Log"]["Raw"]) if path.endswith(".json") else raw
+
+
+def old_event(pcr: int, event_type: int, digest: bytes, event: bytes) -> bytes:
+    """Return a TCG_PCR_EVENT."""
+    return struct.pack("<II20sI", pcr, event_type, digest, len(event)) + event
+
+
+@needs_shared
+@pytest.mark.parametrize("vector", LOGS, ids=[log["path"] for log in LOGS])
+def test_every_tpm_log_replays_to_its_pcrs(vector: dict[str, Any]) -> None:
+    """Both formats: number of events per PCR and type, and every bank."""
+    log = TpmEventLog.parse(log_of(vector["path"]))
+    assert len(log.events) == vector["events"]
+    assert log.banks == tuple(vector["replay"])
+    for bank, values in vector["replay"].items():
+        assert {str(pcr): v.hex() for pcr, v in sorted(log.replay(bank).items())} == values
+    pcrs = [event.pcr for event in log.events]
+    assert {str(pcr): pcrs.count(pcr) for pcr in sorted(pcrs)} == vector["events_per_index"]
+    types = [f"0x{event.event_type:08x}" for event in log.events]
+    assert {t: types.count(t) for t in sorted(types)} == vector["events_per_type"]
+    if locality := vector.get("startup_locality"):
+        assert log.startup_locality == locality == 3
+
+
+@needs_shared
+def test_the_pcrs_that_a_tpm_reported() -> None:
+    """One sample carries the values its TPM gave; its log explains PCRs 0 to 7."""
+    path = "ccel/tpm/go-eventlog-legacy/linux_tpm12.json"
+    recorded = json.loads(data(path))["Log"]["PCRs"]
+    sha1 = {r["Index"]: base64.b64decode(r["Digest"]) for r in recorded if r["DigestAlg"] == 3}
+    found = TpmEventLog.parse(log_of(path)).replay("sha1")
+    assert sorted(found) == [*range(8)]
+    assert all(sha1[pcr] == value for pcr, value in found.items())
+
+
+@needs_shared
+def test_tcg_vector_of_the_tpm_log() -> None:
+    """The digests of PCR 2 and the measured kernel are the upstream test's numbers."""
+    vector = load("tcg_logs.json")["tpm"]
+    log = TpmEventLog.parse(data("dstack/cc-eventlog/tpm_eventlog.bin"))
+    extending = [event for event in log.events if event.type_name != "EV_NO_ACTION"]
+    assert len(extending) == vector["event_count"]
+    pcr2 = [event.digest("sha256").hex() for event in extending if event.pcr == 2]
+    assert pcr2 == vector["pcr2_digests"]
+    assert vector["uki_authenticode_sha256"] in pcr2
+
+
+@needs_shared
+def test_an_event_written_out() -> None:
+    """First measurement: a digest per bank, in the order of the record."""
+    event = TpmEventLog.parse(data(GCP)).events[2]
+    assert (event.pcr, event.type_name) == (0, "EV_S_CRTM_VERSION")
+    assert [(name, len(digest)) for name, digest in event.digests] == [
+        ("sha1", 20),
+        ("sha256", 32),
+        ("sha384", 48),
+    ]
+    assert event.digest("sha1") == event.digests[0][1]
+    assert event.data.decode("utf-16-le") == "GCE Virtual Firmware v2\0"
+    with pytest.raises(UsageError, match="no sha512 digest"):
+        event.digest("sha512")
+
+
+@needs_shared
+def test_a_record_of_no_pcr_is_kept() -> None:
+    """Windows writes an informative record with all ones for a PCR; it is not the end."""
+    log = TpmEventLog.parse(data(WINDOWS))
+    assert [event.type_name for event in log.events if event.pcr == NO_PCR] == ["EV_NO_ACTION"]
+    more = TpmEventLog.parse(data(WINDOWS) + old_event(23, 4, bytes(20), b""))
+    assert more.events[:-1] == log.events
+    assert sorted(more.replay("sha1")) == [*sorted(log.replay("sha1")), 23]
+
+
+def test_startup_locality_is_where_pcr_0_starts() -> None:
+    """Locality 3 or 4 shows in PCR 0 alone; another value is refused at its byte."""
+    for locality in (0, 3, 4):
+        first = old_event(0, 3, bytes(20), b"StartupLocality\0" + bytes([locality]))
+        log = TpmEventLog.parse(first + old_event(0, 4, bytes(20), b"") * 2)
+        start = TpmEventLog.parse(old_event(0, 4, bytes(20), b"") * 2).replay("sha1")
+        assert log.startup_locality == locality
+        assert (log.replay("sha1") == start) == (locality == 0)
+    for wrong in (b"\1", b"\5", b"\3\0", b""):
+        with pytest.raises(FormatError) as caught:
+            TpmEventLog.parse(old_event(0, 3, bytes(20), b"StartupLocality\0" + wrong))
+        assert (caught.value.reason, caught.value.offset) == ("startup_locality", 48)
+    extending = old_event(0, 4, bytes(20), b"StartupLocality\0\5")
+    assert TpmEventLog.parse(extending).startup_locality == 0
+
+
+def test_pcrs_of_a_dynamic_launch_start_as_ones() -> None:
+    """17 to 22 start as ones, their neighbours as zeros."""
+    values = {}
+    for pcr in (16, 17, 22, 23):
+        values[pcr] = TpmEventLog.parse(old_event(pcr, 4, bytes(20), b"")).replay("sha1")[pcr]
+    assert values[16] == values[23] != values[17] == values[22]
+
+
+def test_a_bank_that_is_not_there() -> None:
+    """Banks the log lacks, records that lack a bank, and hashes that Python lacks are told."""
+    old = TpmEventLog.parse(old_event(0, 4, bytes(20), b""))
+    with pytest.raises(UsageError, match="no sha256 bank, but sha1"):
+        old.replay()
+    partly = TpmEventLog(("sha1", "sha256"), (TpmEvent(0, 4, (("sha1", bytes(20)),), b""),))
+    assert len(partly.replay("sha1")[0]) == 20
+    with pytest.raises(FormatError, match="record 0 has no sha256 digest"):
+        partly.replay("sha256")
+    strange = TpmEventLog(("0x0099",), (TpmEvent(0, 4, (("0x0099", bytes(20)),), b""),))
+    with pytest.raises(UnsupportedError, match="0x0099"):
+        strange.replay("0x0099")
+
+
+@needs_shared
+def test_a_ccel_is_not_a_tpm_log() -> None:
+    """OVMF's CCELs say so in their header, td-shim's would in their fill."""
+    with pytest.raises(FormatError) as caught:
+        TpmEventLog.parse(data("ccel/dstack/ccel.bin"))
+    assert caught.value.offset == 0
+
+
+@pytest.mark.parametrize("wrong", [bytearray(32), "text", None])
+def test_only_bytes_get_in(wrong: Any) -> None:  # noqa: ANN401 - the wrong type is the point
+    """Buffers that others could change are refused."""
+    with pytest.raises(UsageError):
+        TpmEventLog.parse(wrong)
+
+
+@needs_shared
+def test_logs_are_values() -> None:
+    """Equal logs are equal and hash alike, pickle, and do not print their contents."""
+    log = TpmEventLog.parse(data(GCP))
+    copy = pickle.loads(pickle.dumps(log))  # noqa: S301 - our own
+    assert (copy, hash(copy), copy.replay()) == (log, hash(log), log.replay())
+    assert log != EventLog()
+    assert repr(log) == "<TpmEventLog of 45 events, sha1, sha256, sha384>"
+
+
+@settings(max_examples=500, database=None, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_log_or_a_format_error(anything: bytes) -> None:
+    """Any bytes parse, and replay in each bank, or raise FormatError."""
+    with suppress(FormatError):
+        TpmEventLog.parse(anything).replay("sha1")
