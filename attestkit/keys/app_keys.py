@@ -1,0 +1,197 @@
+"""The keys of one application, and what its root key signs."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal
+
+from attestkit._crypto.certificates import certificate_pem, issue_ca
+from attestkit._crypto.ecdsa import K256Key, P256Key
+from attestkit._crypto.ed25519 import Ed25519Key
+from attestkit._crypto.hashes import keccak256, sha256
+from attestkit._crypto.secret import Secret
+from attestkit.errors import ConfigError, UsageError
+from attestkit.keys.derivation import derive_bytes, derive_p256, utf8
+
+__all__ = ["AppKeys", "ProviderName"]
+
+ProviderName = Literal["none", "local", "tpm", "kms"]
+
+_SIGNING_PATH: Final = b"vms"
+_SIGNING_PURPOSE: Final = "signing"
+# A local authority has no natural lifetime; from one seed its certificate must always be the same.
+_CA_NOT_BEFORE: Final = 157_766_400  # 1975-01-01, as the agent's certificates
+_CA_NOT_AFTER: Final = 2_524_607_999  # 2049-12-31T23:59:59, the last that UTCTime can say
+
+
+class AppKeys(Secret):
+    """The keys of one application, as `.appkeys.json` of the dstack guest agent holds them.
+
+    Make one with `load`, `from_json`, `from_seed` or `generate`. After `close()`, or outside of
+    the `with` block, every secret is refused with a UsageError. What Python copied meanwhile, and
+    the copies inside the cryptography packages, cannot be wiped.
+    """
+
+    def __init__(  # noqa: PLR0913 - the fields of the file
+        self,
+        *,
+        k256_key: bytes,
+        ca_cert: str,
+        ca_key: P256Key | None,
+        key_provider: ProviderName = "none",
+        key_provider_id: str = "",
+        k256_signature: bytes = b"",
+        env_crypt_key: bytes = b"",
+        disk_crypt_key: bytes = b"",
+        gateway_app_id: str = "",
+    ) -> None:
+        """Take the fields of the file, secrets as bytes.
+
+        Raises:
+            UsageError: `k256_key` is no secp256k1 scalar.
+        """
+        self.ca_cert = ca_cert
+        self.key_provider = key_provider
+        self.key_provider_id = key_provider_id
+        self.k256_signature = k256_signature
+        self.gateway_app_id = gateway_app_id
+        self._root: K256Key | None = K256Key(k256_key)
+        self._ca_key = ca_key
+        self._signers: dict[str, tuple[K256Key | Ed25519Key, tuple[bytes, ...]]] = {}
+        self._secrets = {
+            "k256_key": bytearray(k256_key),
+            "env_crypt_key": bytearray(env_crypt_key),
+            "disk_crypt_key": bytearray(disk_crypt_key),
+        }
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "AppKeys":
+        """Read the agent's key file.
+
+        Raises:
+            ConfigError: the file cannot be read or is wrong; the text names file, key and reason.
+        """
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror or error}") from error
+        return cls.from_json(data, name=str(path))
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, name: str = "") -> "AppKeys":
+        """Read the agent's key file from its text; `name` is the file's name, for errors.
+
+        Raises:
+            ConfigError: the text is wrong; the error names file, key and reason, never a value.
+        """
+        from attestkit.keys.app_keys_file import read_app_keys  # late: it imports this module
+
+        return read_app_keys(text, name)
+
+    @classmethod
+    def from_seed(cls, seed: bytes) -> "AppKeys":
+        """Derive all keys from a 32-byte seed, as the agent's local key providers do.
+
+        The same seed gives the same keys and the same certificate, byte for byte. There is no KMS
+        behind them, so `k256_signature` and `env_crypt_key` are empty.
+
+        Raises:
+            UsageError: the seed is not 32 bytes.
+        """
+        if len(seed) != 32:
+            raise UsageError(f"a seed is 32 bytes, not {len(seed)}")
+        ca_key = derive_p256(seed, b"app-key")
+        ca_cert = issue_ca(
+            key=ca_key,
+            subject="App Root Cert",
+            path_length=1,
+            not_before=_CA_NOT_BEFORE,
+            not_after=_CA_NOT_AFTER,
+        )
+        return cls(
+            k256_key=derive_bytes(seed, b"app-k256-key"),
+            ca_cert=certificate_pem(ca_cert),
+            ca_key=ca_key,
+            disk_crypt_key=sha256(derive_p256(seed, b"app-disk-key").pkcs8_der),
+        )
+
+    @classmethod
+    def generate(cls, random: Callable[[int], bytes] = os.urandom) -> "AppKeys":
+        """Make keys from a random seed; `random` returns that many random bytes."""
+        return cls.from_seed(random(32))
+
+    @property
+    def k256_key(self) -> bytes:
+        """The application's root key: 32 bytes, secp256k1 scalar and input of derivations."""
+        return self._secret("k256_key")
+
+    @property
+    def env_crypt_key(self) -> bytes:
+        """The X25519 secret of encrypted environments, 32 bytes or none."""
+        return self._secret("env_crypt_key")
+
+    @property
+    def disk_crypt_key(self) -> bytes:
+        """The key of the encrypted disk, 32 bytes or none."""
+        return self._secret("disk_crypt_key")
+
+    @property
+    def ca_key(self) -> P256Key | None:
+        """The key of `ca_cert`; None with a KMS, which keeps it to itself."""
+        self._root_key()
+        return self._ca_key
+
+    @property
+    def root_public_key(self) -> bytes:
+        """The public half of `k256_key`, 33 bytes of compressed SEC1."""
+        return self._root_key().public_key
+
+    def endorse(self, public_key: bytes, purpose: str) -> tuple[bytes, bytes]:
+        """Return the signature chain of a derived key.
+
+        First the root key's recoverable signature (65 bytes) over the Keccak-256 of purpose, colon
+        and the public key in lower-case hex; then `k256_signature`.
+        """
+        text = utf8("purpose", purpose) + b":" + public_key.hex().encode()
+        return self._root_key().sign_recoverable(keccak256(text)), self.k256_signature
+
+    def signer(self, algorithm: str) -> tuple[K256Key | Ed25519Key, tuple[bytes, ...]]:
+        """Return the signing key (path `vms`) of `secp256k1` or `ed25519` and its chain.
+
+        It is prepared once and kept until `close()`: it protects nothing that the root key, which
+        is kept too, does not.
+        """
+        root = self.k256_key
+        found = self._signers.get(algorithm)
+        if found is None:
+            secret = derive_bytes(root, _SIGNING_PATH)
+            key = Ed25519Key(secret) if algorithm == "ed25519" else K256Key(secret)
+            found = key, self.endorse(key.public_key, _SIGNING_PURPOSE)
+            self._signers[algorithm] = found
+        return found
+
+    def close(self) -> None:
+        """Wipe what can be wiped and let go of the rest. A second call does nothing."""
+        for secret in self._secrets.values():
+            secret[:] = bytes(len(secret))
+        self._root = self._ca_key = None
+        self._signers.clear()
+
+    def __enter__(self) -> "AppKeys":  # noqa: PYI034 - Self comes with Python 3.11
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._root is None else self._root.public_key.hex()
+        return f"AppKeys(key_provider={self.key_provider!r}, root_public_key={state})"
+
+    def _root_key(self) -> K256Key:
+        if self._root is None:
+            raise UsageError("these AppKeys are closed")
+        return self._root
+
+    def _secret(self, name: str) -> bytes:
+        self._root_key()
+        return bytes(self._secrets[name])

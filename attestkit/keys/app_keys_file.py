@@ -1,0 +1,136 @@
+"""The agent's key file, `.appkeys.json`. Unknown keys are ignored; hex has no 0x."""
+
+import hmac
+import json
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from attestkit._crypto.certificates import read_certificate
+from attestkit._crypto.ecdsa import P256Key
+from attestkit._json import check_depth
+from attestkit.errors import ConfigError, FormatError, UsageError
+from attestkit.keys.app_keys import AppKeys, ProviderName
+
+__all__ = ["read_app_keys"]
+
+_HEX: Final = re.compile(r"(?:[0-9a-fA-F]{2})*")
+# Form in the file: name, and the field that says which provider it was.
+_PROVIDERS: Final[Mapping[str, tuple[ProviderName, str]]] = {
+    "None": ("none", ""),
+    "Local": ("local", "mr"),
+    "Tpm": ("tpm", "pubkey"),
+    "Kms": ("kms", "pubkey"),
+}
+
+
+def read_app_keys(text: str | bytes, name: str = "") -> AppKeys:
+    """Return the keys in the text of a key file; `name` is the file's name, for errors.
+
+    Raises:
+        ConfigError: the text is wrong; the error names file, key and reason, never a value.
+    """
+    return _Reader(text, name).read()
+
+
+class _Reader:
+    """Reads `.appkeys.json`. No error shows a value, and none has the text in its cause."""
+
+    def __init__(self, text: str | bytes, name: str) -> None:
+        self._name = name
+        problem = ""
+        try:
+            check_depth(text)
+            value = json.loads(text if isinstance(text, str) else text.decode())
+        except UnicodeDecodeError as error:
+            problem = f"not UTF-8 (byte {error.start})"
+        except json.JSONDecodeError as error:
+            problem = f"not JSON (line {error.lineno}, column {error.colno})"
+        except (FormatError, RecursionError):
+            problem = "not JSON that can be read: it is nested too deeply"
+        if problem:  # raised here, because those errors carry the whole text
+            raise self._error("", problem)
+        self._fields = self._object("", value)
+
+    def read(self) -> AppKeys:
+        """Return the keys."""
+        form, details = self._provider()
+        provider, id_field = _PROVIDERS[form]
+        where = f"key_provider.{form}"
+        ca_cert = self._text("ca_cert", self._fields)
+        ca_key = None
+        if provider != "kms":
+            ca_key = self._ca_key(f"{where}.key", self._text("key", details, where), ca_cert)
+        provider_id = self._hex(id_field, details, where).hex() if id_field else ""
+        try:
+            return AppKeys(
+                k256_key=self._hex("k256_key", self._fields, sizes=(32,)),
+                k256_signature=self._hex("k256_signature", self._fields, sizes=(0, 65)),
+                env_crypt_key=self._hex("env_crypt_key", self._fields, sizes=(0, 32)),
+                disk_crypt_key=self._hex("disk_crypt_key", self._fields),
+                gateway_app_id=self._text("gateway_app_id", self._fields, default=""),
+                ca_cert=ca_cert,
+                ca_key=ca_key,
+                key_provider=provider,
+                key_provider_id=provider_id,
+            )
+        except UsageError as error:
+            raise self._error("k256_key", str(error)) from error
+
+    def _provider(self) -> tuple[str, Mapping[str, object]]:
+        found = self._object("key_provider", self._fields.get("key_provider"))
+        if len(found) != 1 or next(iter(found)) not in _PROVIDERS:
+            raise self._error("key_provider", f"want exactly one of {', '.join(_PROVIDERS)}")
+        form, details = next(iter(found.items()))
+        return form, self._object(f"key_provider.{form}", details)
+
+    def _ca_key(self, where: str, pem: str, ca_cert: str) -> P256Key:
+        try:
+            key = P256Key.from_pem(pem)
+        except FormatError as error:
+            raise self._error(where, str(error)) from error
+        try:
+            certificate = read_certificate(ca_cert)
+        except FormatError as error:
+            raise self._error("ca_cert", str(error)) from error
+        if not hmac.compare_digest(certificate.spki_der, key.spki_der):
+            raise self._error("ca_cert", f"its public key is not that of {where}")
+        return key
+
+    def _hex(
+        self,
+        key: str,
+        fields: Mapping[str, object],
+        where: str = "",
+        sizes: tuple[int, ...] = (),
+    ) -> bytes:
+        text = self._text(key, fields, where, default="" if not sizes or 0 in sizes else None)
+        where = f"{where}.{key}" if where else key
+        if not _HEX.fullmatch(text):
+            raise self._error(where, "not hex")
+        data = bytes.fromhex(text)
+        if sizes and len(data) not in sizes:
+            wanted = " or ".join(map(str, sizes))
+            raise self._error(where, f"{len(data)} bytes, want {wanted}")
+        return data
+
+    def _text(
+        self,
+        key: str,
+        fields: Mapping[str, object],
+        where: str = "",
+        default: str | None = None,
+    ) -> str:
+        value = fields.get(key, default)
+        if not isinstance(value, str):
+            reason = "missing" if key not in fields else "not a string"
+            raise self._error(f"{where}.{key}" if where else key, reason)
+        return value
+
+    def _object(self, where: str, value: object) -> Mapping[str, object]:
+        if not isinstance(value, dict):
+            raise self._error(where, "missing" if value is None else "not an object")
+        return value
+
+    def _error(self, key: str, reason: str) -> ConfigError:
+        return ConfigError(": ".join(part for part in (self._name, key, reason) if part))

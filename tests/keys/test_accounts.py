@@ -1,0 +1,77 @@
+"""Accounts that the official client makes from derived keys belong to those keys."""
+
+import os
+import sys
+import warnings
+from typing import Any
+
+import pytest
+
+from attestkit._crypto.ecdsa import k256_public_key
+from attestkit._crypto.ed25519 import ed25519_verify
+from attestkit._crypto.hashes import keccak256
+from attestkit.keys import LocalKeys
+from tests.vectors import load, needs_shared
+
+ACCOUNTS = load("sdk_accounts.json")
+
+
+def unhex(text: str) -> bytes:
+    """Return the bytes of hex text."""
+    return bytes.fromhex(text)
+
+
+def sdk(name: str) -> Any:  # noqa: ANN401 - a module without types
+    """Import a module of the official client, or skip. What that does to others is undone."""
+    limit = sys.getrecursionlimit()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = pytest.importorskip(name)
+    # eth_account brings py_ecc, which sets 100000: deep JSON would then overflow the C stack.
+    sys.setrecursionlimit(limit)
+    return module
+
+
+@needs_shared
+@pytest.mark.parametrize("case", ACCOUNTS.get("get_key", []))
+def test_accounts_of_the_official_client(case: dict[str, str]) -> None:
+    """The client's helpers make the published accounts from GetKey's bytes."""
+    sdk("eth_account")
+    sdk("solders")
+    client, ethereum, solana = (
+        sdk(f"dstack_sdk.{name}") for name in ("dstack_client", "ethereum", "solana")
+    )
+    response = client.GetKeyResponse(key=case["get_key_key"], signature_chain=[])
+    for to_account in (ethereum.to_account, ethereum.to_account_secure):
+        assert to_account(response).address == case["ethereum_address"]
+    for to_keypair in (solana.to_keypair, solana.to_keypair_secure):
+        pair = to_keypair(response)
+        assert str(pair.pubkey()) == case["solana_public_key_base58"]
+        assert bytes(pair).hex() == case["solana_secret_key_64"]
+
+
+@needs_shared
+@pytest.mark.parametrize("case", ACCOUNTS.get("get_key", []))
+def test_accounts_belong_to_our_public_keys(case: dict[str, str]) -> None:
+    """The address and the public key of an account are those of the key that we derive."""
+    secret = unhex(case["get_key_key"])
+    address = keccak256(k256_public_key(secret, compressed=False)[1:])[12:].hex()
+    checksum = keccak256(address.encode()).hex()
+    mixed = "".join(
+        c.upper() if int(h, 16) > 7 else c for c, h in zip(address, checksum, strict=False)
+    )
+    assert f"0x{mixed}" == case["ethereum_address"]
+    assert case["solana_secret_key_64"] == case["get_key_key"] + case["solana_public_key_hex"]
+
+
+@needs_shared
+def test_ed25519_keys_are_solana_keys(keys: LocalKeys) -> None:
+    """The official client signs with a derived Ed25519 key what our public key verifies."""
+    sdk("solders")
+    client, solana = sdk("dstack_sdk.dstack_client"), sdk("dstack_sdk.solana")
+    derived = keys.derive("wallet/solana", algorithm="ed25519")
+    response = client.GetKeyResponse(key=derived.key.hex(), signature_chain=[])
+    pair = solana.to_keypair_secure(response)
+    assert bytes(pair.pubkey()) == derived.public_key
+    message = os.urandom(20)
+    assert ed25519_verify(derived.public_key, bytes(pair.sign_message(message)), message)
