@@ -1,0 +1,294 @@
+"""Attestation: one parcel of evidence, as an attester sends it and a relying party receives it.
+
+It holds what the platform signed (a TDX quote, an SNP report, a Nitro document), the event log, the
+runtime events and the configuration of the VM. Reading says what the bytes look like; whether they
+may be believed is the verifier's question.
+"""
+
+from collections.abc import Mapping
+from typing import Final, Literal
+
+from attestkit.attestation import agent_response, cbor, cose, v0_scale, v1_msgpack
+from attestkit.attestation import app_info as _app_info
+from attestkit.attestation.app_info import AppInfo
+from attestkit.attestation.platforms import (
+    PLATFORM_NAMES,
+    Evidence,
+    GcpTdx,
+    NitroEnclave,
+    NitroTpm,
+    RuntimeEvent,
+    SevSnp,
+    Stack,
+    Tdx,
+)
+from attestkit.attestation.scale import MAX_ITEMS
+from attestkit.errors import FormatError, UsageError
+from attestkit.event_log import Event, EventLog
+from attestkit.event_log.event import RUNTIME_REGISTER, WireEvent, received
+from attestkit.event_log.runtime import RUNTIME_EVENT_TYPE
+from attestkit.quote import Quote
+from attestkit.snp_report import SnpReport
+
+__all__ = ["MAX_SIZE", "AppInfo", "Attestation", "Encoding"]
+
+Encoding = Literal["v0", "v1", "cbor"]
+
+MAX_SIZE: Final = 10_485_760
+"""Bytes that encoded evidence may have: 10 MiB."""
+
+_ENCODE: Final = {"v0": v0_scale.encode, "v1": v1_msgpack.encode, "cbor": cbor.encode}
+
+
+class Attestation:
+    """One parcel of evidence. Immutable; equal to another that says the same in any encoding."""
+
+    __slots__ = ("_encoding", "_event_log", "_evidence", "_quote")
+
+    def __init__(self, evidence: Evidence, encoding: Encoding | None = None) -> None:
+        """Wrap `evidence`; `encoding` is the one it came in, None for evidence made here."""
+        self._evidence = evidence
+        self._encoding: Encoding | None = encoding
+        self._quote: Quote | None = None
+        self._event_log: EventLog | None = None
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Attestation":
+        """Read evidence of at most 10 MiB in SCALE (V0), msgpack (V1) or CBOR.
+
+        Only its shape is checked; a quote or report inside is parsed on first use.
+
+        Raises:
+            UsageError: `data` is not `bytes`.
+            FormatError: It breaks its format, is too large, or of an unknown kind.
+        """
+        if not isinstance(data, bytes):
+            raise UsageError(f"evidence is bytes, not {type(data).__name__}")
+        if not data:
+            raise FormatError("Empty attestation bytes")
+        if len(data) > MAX_SIZE:
+            raise FormatError(f"attestation bytes too large: {len(data)} > {MAX_SIZE}")
+        if data[0] in v0_scale.FIRST_BYTES:
+            return cls(v0_scale.decode(data), "v0")
+        if data[0] in v1_msgpack.FIRST_BYTES:
+            return cls(v1_msgpack.decode(data), "v1")
+        if data[0] in cbor.FIRST_BYTES:
+            return cls(cbor.decode(data), "cbor")
+        raise FormatError("Unknown attestation wire format")
+
+    @classmethod
+    def from_agent_response(cls, response: str | bytes | Mapping[str, object]) -> "Attestation":
+        """Read what a guest agent answered to Attest, GetQuote, TdxQuote or RawQuote.
+
+        Args:
+            response: JSON text or the parsed object, byte strings in hex. `attestation` wins if it
+                is there; else `quote` and `event_log` make the evidence, with `vm_config` as its
+                configuration.
+
+        Raises:
+            FormatError: It is no such answer, or its evidence is malformed.
+        """
+        fields = agent_response.parse(response)
+        if (data := agent_response.complete_evidence(fields)) is not None:
+            return cls.from_bytes(data)
+        return cls(agent_response.quote_and_log(fields))
+
+    @classmethod
+    def from_quote_and_log(cls, quote: bytes, event_log: str, config: str = "") -> "Attestation":
+        """Make evidence of a raw TDX quote and an event log as the guest agent's JSON array.
+
+        Raises:
+            FormatError: One of the two is malformed.
+        """
+        return cls(agent_response.from_quote_and_log(quote, event_log, config))
+
+    @classmethod
+    def for_tdx(
+        cls,
+        quote: Quote,
+        event_log: EventLog,
+        config: str = "",
+        report_data: bytes | None = None,
+    ) -> "Attestation":
+        """Make evidence from what a TD has.
+
+        Args:
+            quote: The quote.
+            event_log: The log that replays to its registers; also the runtime events' source.
+            config: The VM's configuration, JSON text.
+            report_data: 64 bytes, if not those of the quote.
+
+        Raises:
+            UsageError: `report_data` does not have 64 bytes.
+        """
+        sealed = quote.report_data if report_data is None else report_data
+        if len(sealed) != 64:
+            raise UsageError(f"report data has 64 bytes, not {len(sealed)}")
+        runtime = [RuntimeEvent(e.name, e.payload, e.version) for e in event_log.runtime]
+        events = tuple([_wire_event(event) for event in event_log.events])
+        made = cls(Evidence(Tdx(quote.raw, events), Stack(sealed, tuple(runtime), config)))
+        made._quote, made._event_log = quote, event_log
+        return made
+
+    def to_bytes(self, encoding: Encoding | None = None) -> bytes:
+        """Return the evidence encoded.
+
+        Args:
+            encoding: `v0` (SCALE), `v1` (msgpack) or `cbor`. None: as it was received; evidence
+                made here is V0 as long as no event has version 2, which only the others can carry.
+
+        Raises:
+            UsageError: There is no such encoding, V0 cannot carry this evidence, or it is so large
+                (10 MiB, 65,536 events) that nobody would read it.
+        """
+        chosen = encoding or self._encoding or ("v1" if self._evidence.has_v2_event() else "v0")
+        if chosen not in _ENCODE:
+            raise UsageError(f"unknown encoding {chosen!r}: v0, v1 or cbor")
+        encoded = _ENCODE[chosen](self._evidence)
+        if len(encoded) > MAX_SIZE or len(self._wire_events()) > MAX_ITEMS:
+            raise UsageError(f"evidence is over {MAX_SIZE} bytes or {MAX_ITEMS} events")
+        return encoded
+
+    @property
+    def evidence(self) -> Evidence:
+        """The evidence exactly as it stands on the wire."""
+        return self._evidence
+
+    @property
+    def encoding(self) -> Encoding | None:
+        """The encoding it was received in; None for evidence made here."""
+        return self._encoding
+
+    @property
+    def platform(self) -> str:
+        """The platform's name: `dstack-tdx`, `dstack-gcp-tdx`, `dstack-amd-sev-snp`, ..."""
+        return PLATFORM_NAMES[type(self._evidence.platform)]
+
+    @property
+    def quote(self) -> Quote | None:
+        """The TDX quote; None on platforms without. Raises FormatError if it is malformed."""
+        platform = self._evidence.platform
+        if self._quote is None and isinstance(platform, (Tdx, GcpTdx)):
+            self._quote = Quote.parse(platform.quote)
+        return self._quote
+
+    @property
+    def snp_report(self) -> SnpReport | None:
+        """The SNP report; None elsewhere. Raises FormatError if it is malformed."""
+        platform = self._evidence.platform
+        return SnpReport.parse(platform.report) if isinstance(platform, SevSnp) else None
+
+    @property
+    def nitro_document(self) -> cose.NitroDocument | None:
+        """The signed document of AWS Nitro; None elsewhere. Raises FormatError if malformed."""
+        platform = self._evidence.platform
+        if isinstance(platform, NitroEnclave):
+            return cose.read_nitro_document(platform.nsm_quote)
+        if isinstance(platform, NitroTpm):
+            return cose.read_nitro_document(platform.attestation_doc)
+        return None
+
+    @property
+    def event_log(self) -> EventLog:
+        """The TD's event log, digests of runtime events recomputed; empty on other platforms.
+
+        Raises FormatError if an event is malformed.
+        """
+        if self._event_log is None:
+            self._event_log = EventLog.from_wire(self._wire_events())
+        return self._event_log
+
+    @property
+    def runtime_events(self) -> tuple[Event, ...]:
+        """The runtime events from which the app's identity is read, also on platforms but TDX."""
+        events = self._evidence.stack.runtime_events
+        return tuple([_runtime_event(event, index) for index, event in enumerate(events)])
+
+    @property
+    def report_data(self) -> bytes:
+        """The 64 bytes that the evidence says it was asked for."""
+        return self._evidence.stack.report_data
+
+    @property
+    def config(self) -> str:
+        """The VM's configuration: JSON text, or empty."""
+        return self._evidence.stack.config
+
+    def app_info(self, *, boottime: bool = False, config: str = "", device: bytes = b"") -> AppInfo:
+        """Read who the app is.
+
+        Args:
+            boottime: What was known when keys were asked for: the log up to `boot-mr-done`, and no
+                key provider.
+            config: The VM's configuration, if not the one inside the evidence.
+            device: What names the device once that is verified, such as a PPID.
+
+        Raises:
+            FormatError: Quote, report, events or configuration are malformed.
+            ReplayError: The sealed configuration or a register contradicts what the evidence says.
+        """
+        return _app_info.decode(self._evidence, config=config, boottime=boottime, device=device)
+
+    def stripped(self) -> "Attestation":
+        """Return the smaller form that certificates carry, in the same encoding.
+
+        On TDX the log keeps RTMR3's events without what follows from the rest, and the events that
+        measure ACPI tables. Runtime events, report data and configuration stay.
+        """
+        platform = self._evidence.platform.stripped()
+        return Attestation(self._evidence._replace(platform=platform), self._encoding)
+
+    def with_report_data(self, report_data: bytes) -> "Attestation":
+        """Return a copy that shows other report data, in the quote or SNP report too.
+
+        The signature no longer holds: this is for tests and simulations.
+
+        Raises:
+            UsageError: `report_data` does not have 64 bytes, or the quote is too short for it.
+        """
+        if len(report_data) != 64:
+            raise UsageError(f"report data has 64 bytes, not {len(report_data)}")
+        platform, stack = self._evidence
+        replaced = Evidence(
+            platform.with_report_data(report_data), stack._replace(report_data=report_data)
+        )
+        return Attestation(replaced, self._encoding)
+
+    def _wire_events(self) -> tuple[WireEvent, ...]:
+        platform = self._evidence.platform
+        return platform.event_log if isinstance(platform, (Tdx, GcpTdx)) else ()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Attestation):
+            return NotImplemented
+        # Tuples of different platforms can be equal, so the platforms are compared too.
+        return self.platform == other.platform and self._evidence == other.evidence
+
+    def __hash__(self) -> int:
+        return hash((self.platform, self._evidence))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Attestation, (self._evidence, self._encoding)
+
+    def __repr__(self) -> str:
+        events = len(self._wire_events())
+        return f"<Attestation {self.platform}, {self._encoding or 'new'}, {events} events>"
+
+
+def _runtime_event(event: RuntimeEvent, index: int) -> Event:
+    payload, version = event.payload, event.version
+    wire = WireEvent(RUNTIME_REGISTER, RUNTIME_EVENT_TYPE, b"", event.event, payload, version)
+    return received(wire, index)
+
+
+def _wire_event(event: Event) -> WireEvent:
+    preimage = event.preimage().hex() if event.is_runtime and event.version == 2 else None
+    return WireEvent(
+        event.register,
+        event.event_type,
+        event.digest,
+        event.name,
+        event.payload,
+        event.version,
+        preimage,
+    )

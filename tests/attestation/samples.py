@@ -1,0 +1,103 @@
+"""Evidence that several tests share: the captures, one of every kind, and ways to break them."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from hypothesis import strategies as st
+
+from attestkit.attestation import Attestation
+from attestkit.attestation.platforms import (
+    Evidence,
+    GcpTdx,
+    NitroEnclave,
+    NitroTpm,
+    PcrValue,
+    RuntimeEvent,
+    SevSnp,
+    Stack,
+    Tdx,
+    TpmEvent,
+    TpmQuote,
+)
+from attestkit.errors import AttestKitError
+from attestkit.event_log import WireEvent
+from attestkit.event_log.runtime import runtime_digest, runtime_preimage
+from tests.vectors import data, load
+
+FIXTURE = data("dstack/simulator/attestation.bin")
+ENCODINGS: list[dict[str, Any]] = load("attestation_encodings.json").get("cases", [])
+
+
+def v1_event(name: str, payload: bytes) -> WireEvent:
+    """Return a runtime event of version 1 with its digest."""
+    return WireEvent(3, 0x08000001, runtime_digest(name, payload), name, payload)
+
+
+def v2_event(name: str, payload: bytes) -> WireEvent:
+    """Return a runtime event of version 2 with digest and preimage."""
+    digest, preimage = runtime_digest(name, payload, 2), runtime_preimage(name, payload, 2)
+    return WireEvent(3, 0x08000001, digest, name, payload, 2, preimage.hex())
+
+
+STACK = Stack(bytes(range(64)), (RuntimeEvent("app-id", b"\xde\xad"),), '{"os_image_hash":""}')
+TPM_QUOTE = TpmQuote(
+    b"message",
+    b"signature",
+    (PcrValue(0, "sha256", b"\1" * 32), PcrValue(2, "sha256", b"\2" * 32)),
+    b"certificate",
+    "gcp",
+    (TpmEvent(2, b"\3" * 32),),
+)
+EVENTS = (WireEvent(0, 10, b"\4" * 48, "acpi-rsdp", b"ACPI DATA"), v1_event("app-id", b"\xde\xad"))
+KINDS = [
+    Evidence(Tdx(b"\0\x7f\x80\xff", EVENTS), STACK),
+    Evidence(GcpTdx(b"\0\x7f\x80\xff", EVENTS, TPM_QUOTE), STACK),
+    Evidence(NitroEnclave(b"\x84"), STACK),
+    Evidence(SevSnp(b"\xff" * 200, (b"ask", b"vcek"), "{}"), STACK),
+    Evidence(NitroTpm(b"\x84" * 70_000), STACK),
+]
+V2 = Evidence(Tdx(b"", (v2_event("a:b", b"c"),)), STACK)
+POD = Evidence(Tdx(b"", EVENTS), STACK._replace(report_data_payload="payload"))
+
+
+def refused(parse: Callable[[bytes], object], data: bytes) -> bool:
+    """Tell whether `parse` refuses `data` with an error of ours; any other error goes through."""
+    try:
+        parse(data)
+    except AttestKitError:
+        return True
+    return False
+
+
+def use(data: bytes) -> None:
+    """Read evidence and everything in it."""
+    evidence = Attestation.from_bytes(data)
+    evidence.stripped().to_bytes()
+    for read in (lambda: evidence.event_log, lambda: evidence.quote, evidence.app_info):
+        try:
+            read()
+        except AttestKitError:
+            continue
+
+
+def cuts(data: bytes, *, every: int = 1) -> Iterator[bytes]:
+    """Give every prefix of `data` but the whole."""
+    for size in range(0, len(data), every):
+        yield data[:size]
+
+
+def mutations(*samples: bytes) -> st.SearchStrategy[bytes]:
+    """Return a strategy of samples in which a few bytes were replaced, put in or taken out."""
+
+    @st.composite
+    def mutated(draw: st.DrawFn) -> bytes:
+        found = bytearray(draw(st.sampled_from(samples)))
+        for _ in range(draw(st.integers(1, 4))):
+            # Heads and lengths stand in front of all else, so half of the changes go there.
+            last = max(len(found) - 1, 0)
+            at = draw(st.integers(0, min(60, last)) | st.integers(0, last))
+            kept = draw(st.integers(0, 2))
+            found[at : at + kept] = draw(st.binary(max_size=4))
+        return bytes(found)
+
+    return mutated()

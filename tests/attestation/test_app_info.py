@@ -1,0 +1,361 @@
+"""AppInfo says who the app is, and nobody can claim to be another one."""
+
+import hashlib
+import json
+import pickle
+from typing import Any
+
+import cbor2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attestkit.attestation import AppInfo, Attestation
+from attestkit.attestation.platforms import (
+    Evidence,
+    GcpTdx,
+    NitroTpm,
+    RuntimeEvent,
+    SevSnp,
+    Stack,
+    Tdx,
+)
+from attestkit.errors import FormatError, ReplayError
+from attestkit.event_log import EventLog
+from attestkit.event_log.runtime import runtime_event, runtime_preimage
+from attestkit.quote import TdQuoteBody
+from tests.attestation.samples import FIXTURE, TPM_QUOTE, mutations, refused
+from tests.vectors import data, load, needs_shared
+
+CASES: list[dict[str, Any]] = load("app_info.json").get("cases", [])
+SIMULATOR: dict[str, Any] = load("attestation_v0_simulator.json")
+MSGPACK: list[dict[str, Any]] = load("ratls.json").get("app_info_msgpack", [])
+
+BOOT = (
+    RuntimeEvent("system-preparing", b""),
+    RuntimeEvent("app-id", b"\1" * 20),
+    RuntimeEvent("compose-hash", b"\2" * 32),
+    RuntimeEvent("init-script-hash", b"\3" * 32),
+    RuntimeEvent("init-script-hash", b"\4" * 32),
+    RuntimeEvent("instance-id", b"\5" * 20),
+    RuntimeEvent("boot-mr-done", b""),
+    RuntimeEvent("key-provider", b'{"name":"kms","id":""}'),
+    RuntimeEvent("system-ready", b""),
+)
+CLAIMS = tuple(
+    RuntimeEvent(name, b"\xff" * size)
+    for name, size in [
+        ("app-id", 20),
+        ("compose-hash", 32),
+        ("instance-id", 20),
+        ("key-provider", 5),
+        ("init-script-hash", 32),
+    ]
+)
+
+
+def sha256(data: bytes) -> bytes:
+    """Return the digest."""
+    return hashlib.sha256(data).digest()
+
+
+def replay256(*events: RuntimeEvent) -> bytes:
+    """Fold events as a TPM does in its SHA-256 bank."""
+    register = bytes(32)
+    for event in events:
+        register = sha256(register + sha256(runtime_preimage(*event)))
+    return register
+
+
+def replay384(*events: RuntimeEvent) -> bytes:
+    """Fold events as RTMR3 does."""
+    return EventLog([runtime_event(*event) for event in events]).replay()[3]
+
+
+def nitro_tpm(*events: RuntimeEvent, pcr14: bytes | None = None) -> Attestation:
+    """Return NitroTPM evidence whose PCR 14 is what the events give, unless it is given."""
+    pcrs = {number: bytes([number]) * 48 for number in (4, 7, 12)}
+    pcrs[14] = replay384(*events) if pcr14 is None else pcr14
+    payload = cbor2.dumps({"module_id": "i-0", "nitrotpm_pcrs": pcrs})
+    raw = cbor2.dumps([b"", {}, payload, b""])
+    return Attestation(Evidence(NitroTpm(raw), Stack(bytes(64), events, "")))
+
+
+def of_case(case: dict[str, Any]) -> Attestation:
+    """Return the evidence that a row of the vectors is about."""
+    raw = data(case["file"].removeprefix("data/"))
+    if case["input"] == "whole file":
+        return Attestation.from_bytes(raw)
+    return Attestation.from_agent_response(raw)
+
+
+def tdx(*events: RuntimeEvent) -> Attestation:
+    """Return the captured TD with other runtime events."""
+    platform, stack = Attestation.from_bytes(FIXTURE).evidence
+    return Attestation(Evidence(platform, stack._replace(runtime_events=events)))
+
+
+@needs_shared
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_captures_show_the_listed_identity(case: dict[str, Any]) -> None:
+    """Every field of six captures is what was listed, in the order of the agent's JSON."""
+    evidence = of_case(case)
+    found = evidence.app_info().to_dict()
+    assert found == {name: case[name] for name in found}
+    assert list(found) == [name for name in case if name in found]
+    assert AppInfo.from_dict(found) == evidence.app_info()
+    if "mr_config_document" in case:
+        assert SevSnp(*evidence.evidence.platform).mr_config == case["mr_config_document"]
+    for name in ("measurement", "host_data", "chip_id"):
+        if name in case:
+            assert getattr(evidence.snp_report, name).hex() == case[name]
+    if "mr_config_id" in case:
+        assert evidence.quote is not None
+        assert evidence.quote.body.mr_config_id.hex() == case["mr_config_id"]  # type: ignore[union-attr]  # a TD's
+
+
+@needs_shared
+def test_a_verified_device_gives_its_id() -> None:
+    """Once verified, the module's name makes the device id."""
+    (case,) = [c for c in CASES if "device_id_verified" in c]
+    device = case["module_id"].split("-")[0].encode()
+    found = of_case(case).app_info(device=device)
+    assert found.device_id.hex() == case["device_id_verified"]
+
+
+@needs_shared
+def test_registers_come_from_the_listed_values() -> None:
+    """The fixture's digests are over MRTD, three RTMRs, the key provider and the replay."""
+    body = Attestation.from_bytes(FIXTURE).quote.body  # type: ignore[union-attr]  # it has one
+    assert isinstance(body, TdQuoteBody)
+    info = Attestation.from_bytes(FIXTURE).app_info()
+    launch = body.mr_td + body.rtmr0 + body.rtmr1 + body.rtmr2
+    provider = bytes.fromhex(SIMULATOR["intermediate"]["mr_key_provider"])
+    assert sha256(info.key_provider_info) == provider
+    assert info.mr_system == sha256(launch + provider)
+    owner = body.mr_config_id + body.mr_owner + body.mr_owner_config
+    assert SIMULATOR["intermediate"]["mr_config_id_included"]
+    assert info.mr_aggregated == sha256(launch + body.rtmr3 + owner)
+    assert info.to_dict() == SIMULATOR["app_info"]
+
+
+@needs_shared
+def test_the_boottime_variant() -> None:
+    """Before keys exist, there is no key provider and the replay ends with boot-mr-done."""
+    evidence, expected = Attestation.from_bytes(FIXTURE), SIMULATOR["boottime"]
+    info = evidence.app_info(boottime=True)
+    assert info.mr_system.hex() == expected["mr_system"]
+    assert info.mr_aggregated.hex() == expected["mr_aggregated"]
+    assert info.key_provider_info == b""
+    whole = evidence.app_info()
+    assert info.app_id == whole.app_id != b""
+    assert info.instance_id == whole.instance_id != b""
+    assert expected["mr_key_provider"] == bytes(32).hex()
+    to_boot = [e.name for e in evidence.runtime_events].index("boot-mr-done") + 1
+    register = EventLog(evidence.runtime_events[:to_boot]).replay()[3]
+    assert register.hex() == expected["replayed_rtmr3_to_boot_mr_done"]
+
+
+@needs_shared
+def test_boottime_changes_nothing_on_snp() -> None:
+    """An SNP guest's identity is sealed at launch."""
+    guest = of_case(next(c for c in CASES if "host_data" in c))
+    assert guest.app_info(boottime=True) == guest.app_info()
+
+
+@needs_shared
+def test_an_external_configuration_wins() -> None:
+    """A configuration handed in is used instead of the one inside."""
+    evidence = Attestation.from_bytes(FIXTURE)
+    info = evidence.app_info(config='{"vm_config":"{\\"os_image_hash\\":\\"ab\\"}"}')
+    assert info.os_image_hash == b"\xab"
+    assert info._replace(os_image_hash=b"") == evidence.app_info()._replace(os_image_hash=b"")
+
+
+@needs_shared
+def test_later_events_claim_nothing() -> None:
+    """Events after system-ready leave the identity alone, whatever their names."""
+    honest, more = tdx(*BOOT).app_info(), tdx(*BOOT, *CLAIMS, BOOT[-1]).app_info()
+    assert honest.app_id == b"\1" * 20
+    assert honest.init_script_hashes == (b"\3" * 32, b"\4" * 32)
+    assert more.mr_aggregated != honest.mr_aggregated
+    assert more._replace(mr_aggregated=b"") == honest._replace(mr_aggregated=b"")
+
+
+@needs_shared
+def test_the_first_event_of_a_name_counts() -> None:
+    """A second event of a name changes nothing but the registers."""
+    doubled = tdx(*BOOT[:-1], *CLAIMS[:4], BOOT[-1]).app_info()
+    assert doubled.app_id == b"\1" * 20
+    assert doubled.key_provider_info == BOOT[7].payload
+
+
+@needs_shared
+@pytest.mark.parametrize("boottime", [False, True])
+def test_without_the_end_of_the_boot_nobody_is_named(boottime: bool) -> None:  # noqa: FBT001 - a parameter
+    """Where the boot never ended, an app could have emitted the events: identity is empty."""
+    events = (*BOOT[:6], *CLAIMS)
+    info = tdx(*events).app_info(boottime=boottime)
+    assert (info.app_id, info.compose_hash, info.instance_id) == (b"", b"", b"")
+    assert (info.key_provider_info, info.init_script_hashes) == (b"", ())
+    assert tdx().app_info().app_id == b""
+    body = Attestation.from_bytes(FIXTURE).quote.body  # type: ignore[union-attr]  # it has one
+    assert isinstance(body, TdQuoteBody)
+    launch = body.mr_td + body.rtmr0 + body.rtmr1 + body.rtmr2
+    assert info.mr_system == sha256(launch + bytes(32))
+
+
+@needs_shared
+def test_a_boot_that_still_runs_has_a_boottime_identity() -> None:
+    """Up to boot-mr-done the app is known when its keys are asked for, and only then."""
+    booting = tdx(*BOOT[:8])
+    assert booting.app_info(boottime=True).app_id == b"\1" * 20
+    assert booting.app_info().app_id == b""
+
+
+@needs_shared
+def test_version_2_events_are_replayed_by_their_own_digest() -> None:
+    """The replay takes each event's version into account."""
+    v2 = tuple(event._replace(version=2) for event in BOOT)
+    one, two = tdx(*BOOT).app_info(), tdx(*v2).app_info()
+    assert two.app_id == one.app_id
+    assert two.mr_aggregated != one.mr_aggregated
+
+
+@needs_shared
+def test_gcp_takes_its_registers_from_the_tpm() -> None:
+    """On GCP, image and PCRs stand for the machine, and events are replayed with SHA-256."""
+    platform, stack = Attestation.from_bytes(FIXTURE).evidence
+    gcp = GcpTdx(*Tdx(*platform), TPM_QUOTE)
+    evidence = Attestation(Evidence(gcp, stack._replace(runtime_events=BOOT)))
+    info = evidence.app_info()
+    assert info.app_id == b"\1" * 20
+    provider = sha256(BOOT[7].payload)
+    assert info.mr_system == sha256(info.os_image_hash + provider)
+    assert info.mr_aggregated == sha256(b"\1" * 32 + b"\2" * 32 + replay256(*BOOT))
+    boot = evidence.app_info(boottime=True)
+    assert boot.mr_aggregated == sha256(b"\1" * 32 + b"\2" * 32 + replay256(*BOOT[:7]))
+    lacking = gcp._replace(tpm_quote=TPM_QUOTE._replace(pcr_values=TPM_QUOTE.pcr_values[:1]))
+    with pytest.raises(FormatError, match="no PCR 2"):
+        Attestation(Evidence(lacking, stack)).app_info()
+
+
+def test_a_nitro_tpm_holds_its_events_to_pcr_14() -> None:
+    """On AWS EC2 the events must replay to the quoted PCR, whichever variant is asked for."""
+    info = nitro_tpm(*BOOT).app_info()
+    launch = b"\4" * 48 + b"\7" * 48 + b"\x0c" * 48
+    assert info.app_id == b"\1" * 20
+    assert info.mr_system == sha256(launch + sha256(BOOT[7].payload))
+    assert info.mr_aggregated == sha256(launch + replay384(*BOOT))
+    boot = nitro_tpm(*BOOT).app_info(boottime=True)
+    assert boot.mr_aggregated == sha256(launch + replay384(*BOOT[:7]))
+    assert boot.mr_system == sha256(launch + bytes(32))
+    wrong = nitro_tpm(*BOOT, pcr14=bytes(48))
+    text = f"PCR14 mismatch, quoted: {bytes(48).hex()}, replayed: {replay384(*BOOT).hex()}"
+    for boottime in (False, True):
+        with pytest.raises(ReplayError, match=text):
+            wrong.app_info(boottime=boottime)
+
+
+@needs_shared
+def test_an_enclave_is_its_image() -> None:
+    """A Nitro Enclave has no boot sequence: its one event is read, up to system-ready."""
+    case = next(c for c in CASES if "pcr0" in c)
+    platform, stack = of_case(case).evidence
+    events = (BOOT[1], BOOT[-1], *CLAIMS)
+    info = Attestation(Evidence(platform, stack._replace(runtime_events=events))).app_info()
+    assert info.app_id == b"\1" * 20
+    assert info.compose_hash == info.os_image_hash
+    assert (info.instance_id, info.key_provider_info, info.init_script_hashes) == (b"", b"", ())
+
+
+@needs_shared
+def test_an_snp_document_must_be_the_sealed_one() -> None:
+    """Another document than the one in HOST_DATA is refused with both values."""
+    case = next(c for c in CASES if "host_data" in c)
+    platform, stack = of_case(case).evidence
+    other = SevSnp(*platform)._replace(mr_config=case["mr_config_document"] + " ")
+    with pytest.raises(ReplayError) as caught:
+        Attestation(Evidence(other, stack)).app_info()
+    start = f"amd sev-snp HOST_DATA mismatch, quoted: {case['host_data']}, expected: "
+    assert str(caught.value).startswith(start)
+
+
+@needs_shared
+@pytest.mark.parametrize("row", MSGPACK, ids=lambda row: row["form"])
+def test_the_certificate_form_is_pinned(row: dict[str, Any]) -> None:
+    """The array of 9 is written and read byte for byte; one of 8 is read."""
+    info = AppInfo.from_dict(row["app_info"])
+    raw = bytes.fromhex(row["msgpack"])
+    assert AppInfo.from_msgpack(raw) == info
+    if "8" not in row["form"]:
+        assert info.to_msgpack() == raw
+
+
+@needs_shared
+def test_the_certificate_form_cut_anywhere_is_refused() -> None:
+    """No prefix is app info, and nothing may follow."""
+    raw = Attestation.from_bytes(FIXTURE).app_info().to_msgpack()
+    for size in range(len(raw)):
+        with pytest.raises(FormatError):
+            AppInfo.from_msgpack(raw[:size])
+    with pytest.raises(FormatError, match="1 bytes behind"):
+        AppInfo.from_msgpack(raw + b"\0")
+
+
+EMPTY = AppInfo(b"", b"", b"", b"", b"", b"", b"", b"", None)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\x97" + b"\xc4\0" * 7,
+        b"\x9a" + b"\xc4\0" * 9 + b"\xc0",
+        b"\x80",
+        b"\x99" + b"\xa0" * 8 + b"\xc0",
+        EMPTY._replace(init_script_hashes=(bytes(31),)).to_msgpack(),
+        EMPTY._replace(init_script_hashes=(bytes(32),) * 6).to_msgpack(),
+    ],
+)
+def test_other_msgpack_is_refused(raw: bytes) -> None:
+    """Other counts, types, and too many or odd hashes are FormatErrors."""
+    with pytest.raises(FormatError):
+        AppInfo.from_msgpack(raw)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"app_id": None},
+        {"app_id": "x"},
+        {"init_script_hashes": "x"},
+        {"init_script_hashes": ["ab"]},
+        {"init_script_hashes": ["ab" * 32] * 6},
+    ],
+)
+def test_other_json_is_refused(change: dict[str, Any]) -> None:
+    """Missing fields and other types are FormatErrors."""
+    with pytest.raises(FormatError):
+        AppInfo.from_dict(EMPTY.to_dict() | change)
+
+
+def test_it_is_a_value() -> None:
+    """It pickles, and its JSON form is JSON."""
+    assert pickle.loads(pickle.dumps(EMPTY)) == EMPTY  # noqa: S301 - our own
+    assert json.loads(json.dumps(EMPTY.to_dict()))["init_script_hashes"] is None
+
+
+@needs_shared
+@pytest.mark.parametrize("config", ["x", "[]", '{"vm_config":"x"}', '{"os_image_hash":"x"}'])
+def test_a_malformed_configuration_is_refused(config: str) -> None:
+    """The image's hash is not guessed."""
+    platform, stack = Attestation.from_bytes(FIXTURE).evidence
+    with pytest.raises(FormatError):
+        Attestation(Evidence(platform, stack._replace(config=config))).app_info()
+
+
+@settings(deadline=None)  # machines are busy
+@given(st.binary(max_size=60) | mutations(EMPTY.to_msgpack()))
+def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
+    """Whatever comes, only FormatError comes out."""
+    refused(AppInfo.from_msgpack, raw)
