@@ -1,0 +1,241 @@
+"""Everything about the simulated platform that can be set: values, and what they are by default.
+
+A `Scenario` is pure data without a seed, so the same one fits every simulated platform. Where a key
+or a revoked certificate is wanted, a label of the PKI's own derivation does (`"tcb-signing"`,
+`"platform/0/pck-leaf"`, or any other word for a key that nothing else uses).
+"""
+
+from dataclasses import dataclass, fields
+from datetime import datetime, timezone
+from typing import Final, NamedTuple, TypeVar
+
+from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.hashes import sha256
+from attestkit.errors import UsageError
+
+__all__ = [
+    "CollateralConfig",
+    "CrlConfig",
+    "PkiConfig",
+    "QeIdentityConfig",
+    "QuoteConfig",
+    "Scenario",
+    "TcbInfoConfig",
+    "TcbLevel",
+    "given",
+]
+
+_T = TypeVar("_T")
+_INTEL_QE_VENDOR_ID: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
+
+_BYTES: Final = {
+    "fmspc": 6,
+    "pceid": 2,
+    "cpusvn": 16,
+    "reserved": 4,
+    "vendor_id": 16,
+    "user_data": 20,
+    "qe_cpusvn": 16,
+    "qe_attributes": 16,
+    "qe_mrenclave": 32,
+    "qe_mrsigner": 32,
+    "qe_report_data": 64,
+}
+_BITS: Final = {
+    "pcesvn": 15,
+    "version": 16,
+    "attestation_key_type": 16,
+    "tee_type": 32,
+    "body_type": 16,
+    "body_size": 32,
+    "qe_miscselect": 32,
+    "qe_isvprodid": 16,
+    "qe_isvsvn": 16,
+}
+
+
+def given(value: _T | None, default: _T) -> _T:
+    """Return `value` unless it is None: a field that a configuration leaves to others."""
+    return default if value is None else value
+
+
+def _check_sizes(config: "PkiConfig | QuoteConfig") -> None:
+    """Check each field that has a fixed number of bytes or bits; None is left alone."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if value is None:
+            continue
+        size, bits = _BYTES.get(field.name), _BITS.get(field.name)
+        if size is not None and len(value) != size:
+            raise UsageError(f"{field.name} is {size} bytes, not {len(value)}")
+        if bits is not None:
+            _check_range(field.name, value, (1 << bits) - 1)
+
+
+def _check_range(name: str, value: int, highest: int) -> None:
+    if not 0 <= value <= highest:
+        raise UsageError(f"{name} must be in 0 to {highest}, not {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class PkiConfig:
+    """What the certificates and the quoting enclave say of the platform.
+
+    The root's bytes depend on the seed, the CRL base URL and the validity alone.
+
+    Raises:
+        UsageError: a value has another size, or is outside its range; the text names it.
+    """
+
+    # Part of the certificates, never the address a service listens on.
+    crl_base_url: str = "https://pcs.attestkit.invalid"
+    fmspc: bytes = bytes.fromhex("a77e57000000")  # 6 bytes
+    pceid: bytes = bytes(2)  # 2 bytes
+    cpusvn: bytes = bytes([3, 3, 2, 2, 4, 1, 0, 5]) + bytes(8)  # 16 bytes; the TCB components too
+    pcesvn: int = 13  # 0..32767: some verifiers refuse a third octet
+    sgx_type: int = 1  # 0 standard, 1 scalable, 2 scalable with integrity
+    dynamic_platform: bool = False
+    cached_keys: bool = False
+    smt_enabled: bool = False
+    not_before: datetime = datetime(2020, 1, 1, tzinfo=timezone.utc)
+    not_after: datetime = datetime(2049, 12, 31, 23, 59, 59, tzinfo=timezone.utc)
+    pck_not_after: datetime | None = None  # of the PCK leaves; None: `not_after`
+    qe_mrsigner: bytes = sha256(b"attestkit simulated TD QE signer")
+    qe_mrenclave: bytes = sha256(b"attestkit simulated TD QE enclave")
+    qe_isvprodid: int = 2  # 16 bits
+    qe_isvsvn: int = 4  # 16 bits
+    qe_attributes: bytes = bytes.fromhex("1500000000000000e700000000000000")  # 16 bytes
+    qe_miscselect: int = 0  # 32 bits
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+        _check_range("sgx_type", self.sgx_type, 2)
+        for name in ("not_before", "not_after", "pck_not_after"):
+            moment = getattr(self, name)
+            if moment is not None and (moment.tzinfo is None or not 1950 <= moment.year < 2050):
+                raise UsageError(f"{name} must be aware and in 1950 to 2049")
+
+
+class TcbLevel(NamedTuple):
+    """One level of a TDX module or a quoting enclave."""
+
+    isvsvn: int
+    date: str  # YYYY-MM-DDTHH:MM:SSZ
+    status: str  # Intel's word: UpToDate, OutOfDate, ...
+    advisories: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TcbInfoConfig:
+    """The TCB info's body; None stands for what the PKI's configuration or the clock says."""
+
+    id: str = "TDX"
+    version: int = 3
+    issue: int | None = None  # Unix seconds
+    next_update: int | None = None  # Unix seconds
+    fmspc: bytes | None = None  # 6 bytes
+    pceid: bytes | None = None  # 2 bytes
+    evaluation_number: int = 18
+    status: str = "UpToDate"  # of the first level
+    # Of the first level; None: none when UpToDate, else INTEL-SA-99999.
+    advisories: tuple[str, ...] | None = None
+    sgx_components: bytes | None = None  # 16 bytes, first level; the second has one less
+    tdx_components: bytes = bytes([5, 0, 3]) + bytes(13)  # 16 bytes, what the first level requires
+    pcesvn: int | None = None  # what the first level requires
+    module_id: str = "TDX_01"
+    module_mrsigner: bytes = bytes(48)
+    module_levels: tuple[TcbLevel, ...] = (
+        TcbLevel(6, "2024-11-13T00:00:00Z", "UpToDate"),
+        TcbLevel(4, "2024-03-13T00:00:00Z", "OutOfDate", ("INTEL-SA-99998",)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class QeIdentityConfig:
+    """The QE identity's body; None stands for what the PKI's configuration or the clock says."""
+
+    id: str = "TD_QE"
+    version: int = 2
+    issue: int | None = None  # Unix seconds
+    next_update: int | None = None  # Unix seconds
+    evaluation_number: int = 18
+    miscselect: int = 0  # 32 bits; the mask is all ones
+    # 16 bytes, masked already with FBFFFFFFFFFFFFFF0000000000000000.
+    attributes: bytes = bytes([0x11]) + bytes(15)
+    mrsigner: bytes | None = None  # 32 bytes
+    isvprodid: int | None = None
+    # None: the platform's own ISVSVN is UpToDate, 2 is OutOfDate.
+    levels: tuple[TcbLevel, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CrlConfig:
+    """One CRL; None stands for what the clock says."""
+
+    revoked: tuple[int | str, ...] = ()  # serial numbers, or labels of the PKI's certificates
+    this_update: int | None = None  # Unix seconds
+    next_update: int | None = None  # Unix seconds
+    number: int | None = None  # None: thisUpdate in days
+    key: P256Key | str | None = None  # who signs, or its label; None: the CRL's issuer
+
+
+@dataclass(frozen=True, slots=True)
+class CollateralConfig:
+    """The four signed parts of the collateral."""
+
+    tcb_info: TcbInfoConfig = TcbInfoConfig()
+    qe_identity: QeIdentityConfig = QeIdentityConfig()
+    root_crl: CrlConfig = CrlConfig()
+    pck_crl: CrlConfig = CrlConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class QuoteConfig:
+    """Quotes and the QE report in them; None stands for what the PKI and the platform say.
+
+    Raises:
+        UsageError: a value has another size, or is outside its range; the text names it.
+    """
+
+    # Header.
+    version: int | None = None  # the field; None: the version whose layout the quote has
+    attestation_key_type: int = 2  # 16 bits; 2 is ECDSA P-256
+    tee_type: int = 0x81  # 32 bits
+    reserved: bytes = bytes(4)
+    vendor_id: bytes = _INTEL_QE_VENDOR_ID  # 16 bytes
+    user_data: bytes | None = None  # 20 bytes; None: the platform's QE id and zeros
+    body_type: int | None = None  # version 5, 16 bits
+    body_size: int | None = None  # version 5, 32 bits
+    # Keys, or their labels.
+    attestation_key: P256Key | str | None = None  # signs the quote and stands in it
+    bound_key: P256Key | str | None = None  # hashed into the QE report; None: the attestation key
+    pck_key: P256Key | str | None = None  # signs the QE report
+    # QE report.
+    qe_cpusvn: bytes | None = None  # 16 bytes
+    qe_miscselect: int | None = None  # 32 bits
+    qe_attributes: bytes | None = None  # 16 bytes
+    qe_mrenclave: bytes | None = None  # 32 bytes
+    qe_mrsigner: bytes | None = None  # 32 bytes
+    qe_isvprodid: int | None = None  # 16 bits
+    qe_isvsvn: int | None = None  # 16 bits
+    qe_report_data: bytes | None = None  # 64 bytes; None: the binding of key and auth data
+    qe_auth_data: bytes = bytes(range(32))  # up to 65535 bytes
+    # Certification data: PEM of leaf, CA and root with a closing NUL; None: the platform's own.
+    certification: bytes | None = None
+    padding: int = 0  # zero bytes after the quote, as hosts with a buffer of fixed size leave them
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+        _check_range("the size of qe_auth_data", len(self.qe_auth_data), 0xFFFF)
+        _check_range("padding", self.padding, 1 << 20)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One simulated platform with its evidence's and its endorsements' peculiarities."""
+
+    pki: PkiConfig = PkiConfig()
+    collateral: CollateralConfig = CollateralConfig()
+    quote: QuoteConfig = QuoteConfig()
+    platform_id: str = "0"
+    body: tuple[tuple[str, bytes], ...] = ()  # fields of a `quoting.TdBody` that it overrides

@@ -1,0 +1,47 @@
+"""dcap-qvl, the verifier that others use, with types and with our values."""
+
+from typing import Final, NamedTuple
+
+import dcap_qvl  # type: ignore[import-untyped]  # it ships no types
+
+from attestkit.collateral import Collateral
+
+REJECT: Final = "reject"
+
+
+class Verdict(NamedTuple):
+    """What dcap-qvl says of a quote."""
+
+    status: str  # Intel's word, or "reject"
+    advisories: tuple[str, ...] = ()
+    text: str = ""  # why it was rejected
+    report: str = ""  # the accepted report, JSON
+
+
+def judge(quote: bytes, collateral: Collateral, root: bytes | None, now: int) -> Verdict:
+    """Return dcap-qvl's verdict at `now`, trusting `root` (DER); None is Intel's, its default."""
+    theirs = dcap_qvl.QuoteCollateralV3(
+        collateral.pck_crl_issuer_chain,
+        collateral.root_ca_crl,
+        collateral.pck_crl,
+        collateral.tcb_info_issuer_chain,
+        collateral.tcb_info,
+        collateral.tcb_info_signature,
+        collateral.qe_identity_issuer_chain,
+        collateral.qe_identity,
+        collateral.qe_identity_signature,
+    )
+    try:
+        if root is None:
+            report = dcap_qvl.verify(quote, theirs, now)
+        else:
+            report = dcap_qvl.verify_with_root_ca(quote, theirs, root, now)
+    except ValueError as error:
+        return Verdict(REJECT, text=str(error))
+    return Verdict(report.status, tuple(report.advisory_ids), report=report.to_json())
+
+
+def through_json(text: str) -> str:
+    """Return collateral in JSON as dcap-qvl writes it after reading it."""
+    again: str = dcap_qvl.QuoteCollateralV3.from_json(text).to_json()
+    return again
