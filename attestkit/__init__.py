@@ -1,0 +1,101 @@
+"""attestkit: hardware abstraction over confidential VMs.
+
+`open()` gives the TEE that this program runs in, or a simulated one; what it says about itself are
+values: `Quote`, `EventLog`, `Attestation`. Everything here is loaded when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from attestkit import backends, errors, ra_tls
+    from attestkit.aio import AsyncAttester, aopen
+    from attestkit.app_compose import AppCompose
+    from attestkit.attestation import AppInfo, Attestation
+    from attestkit.attester import Attester, open
+    from attestkit.collateral import Collateral
+    from attestkit.event_log import Event, EventLog, TpmEventLog
+    from attestkit.keys import (
+        AppKeys,
+        DerivedKey,
+        KeyDeriver,
+        LocalKeys,
+        Signature,
+        verify_signature,
+    )
+    from attestkit.quote import Quote
+    from attestkit.report_data import ReportData, ReportDataWarning
+    from attestkit.snp_report import SnpReport
+    from attestkit.td_report import TdReport
+
+__all__ = [
+    "AppCompose",
+    "AppInfo",
+    "AppKeys",
+    "AsyncAttester",
+    "Attestation",
+    "Attester",
+    "Collateral",
+    "DerivedKey",
+    "Event",
+    "EventLog",
+    "KeyDeriver",
+    "LocalKeys",
+    "Quote",
+    "ReportData",
+    "ReportDataWarning",
+    "Signature",
+    "SnpReport",
+    "TdReport",
+    "TpmEventLog",
+    "aopen",
+    "backends",
+    "errors",
+    "open",
+    "ra_tls",
+    "verify_signature",
+]
+
+# Name: the module that has it, or that it is.
+_HOME = {
+    "AppCompose": "app_compose",
+    "AppInfo": "attestation",
+    "AppKeys": "keys",
+    "AsyncAttester": "aio",
+    "Attestation": "attestation",
+    "Attester": "attester",
+    "Collateral": "collateral",
+    "DerivedKey": "keys",
+    "Event": "event_log",
+    "EventLog": "event_log",
+    "KeyDeriver": "keys",
+    "LocalKeys": "keys",
+    "Quote": "quote",
+    "ReportData": "report_data",
+    "ReportDataWarning": "report_data",
+    "Signature": "keys",
+    "SnpReport": "snp_report",
+    "TdReport": "td_report",
+    "TpmEventLog": "event_log",
+    "aopen": "aio",
+    "backends": "",
+    "errors": "",
+    "open": "attester",
+    "ra_tls": "",
+    "verify_signature": "keys",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load what is asked for, once."""
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{home or name}")
+    value: object = getattr(module, name) if home else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

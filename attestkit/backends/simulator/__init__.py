@@ -1,0 +1,221 @@
+"""A software TD: registers, a boot log, signed quotes, and an app with its keys.
+
+It is never silent: it signs with a root of its own that no verifier trusts unless told to,
+`simulated` is true, and nobody picks it without naming it.
+"""
+
+import os
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Final
+
+from attestkit._crypto.hashes import sha256
+from attestkit.app_compose import AppCompose
+from attestkit.attestation.mr_config import config_id_v1
+from attestkit.attestation.vm_config import VmConfig
+from attestkit.backends.boot_sequence import Launch, boot_events
+from attestkit.backends.simulator.app import OWN_APP, instance_id
+from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay_records
+from attestkit.backends.simulator.image import simulated_image
+from attestkit.backends.simulator.pki import SimulatedPki
+from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
+from attestkit.backends.simulator.state import StateFolder
+from attestkit.backends.simulator.td import Boot, SoftTd, check_bytes
+from attestkit.collateral import Collateral
+from attestkit.errors import FormatError, UsageError
+from attestkit.event_log.journal import RuntimeLog, replay_from
+from attestkit.keys import AppKeys
+
+__all__ = ["Simulator"]
+
+_RTMRS_AT: Final = 328  # in a TD body: the registers and the report data, then
+_REST_AT: Final = 584  # what TD 1.5 added
+
+
+def _clock() -> float:
+    return datetime.now(timezone.utc).timestamp()
+
+
+class Simulator:
+    """One simulated TD: booted when it is made, or taken up from its state folder.
+
+    Args:
+        seed: 32 bytes from which all keys and certificates follow, so that they can be made again.
+            Whoever has them can forge this TD's evidence. None: random ones, kept in `state_dir` if
+            there is one.
+        quote_version: 4 (TD 1.0 body), or 5 (TD 1.5 body).
+        platform: "tdx"; others are not available yet.
+        scenario: None; not available yet.
+        faults: None; not available yet.
+        state_dir: A folder that keeps seed, registers and runtime events, used by one program at a
+            time. A TD of another seed, app or machine is another TD: it boots there anew. None:
+            nothing on disk, a fresh TD that ends with this object.
+        app_compose: The content of the app's app-compose.json. None: an app of its own.
+        app_keys: The app's keys, which stay the caller's to close. None: keys from the seed.
+        vm_config: The machine's configuration, JSON text, never altered. None: that of the
+            simulated image.
+        app_id: 20 bytes. None: the head of the compose hash.
+        now: Seconds since 1970, for the collateral.
+        random: Returns that many random bytes.
+
+    Raises:
+        UsageError: An argument is not one of the above.
+        ConfigError: `app_compose` is not what it should be.
+        BackendBusyError: Another program uses `state_dir`.
+        BackendError: `state_dir` cannot be used.
+    """
+
+    name = "simulator"
+    simulated = True
+    blocking = False
+
+    def __init__(  # noqa: PLR0913 - everything that is handed in, by name
+        self,
+        *,
+        seed: bytes | None = None,
+        quote_version: int = 4,
+        platform: str = "tdx",
+        scenario: object = None,
+        faults: object = None,
+        state_dir: str | os.PathLike[str] | None = None,
+        app_compose: bytes | None = None,
+        app_keys: AppKeys | None = None,
+        vm_config: str | None = None,
+        app_id: bytes | None = None,
+        now: Callable[[], float] = _clock,
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        _refuse_what_is_not_there(quote_version, platform, scenario, faults)
+        if seed is not None:
+            check_bytes("a seed", seed, 32)
+        self._now = now
+        self._quote_version = quote_version
+        self.app_compose = AppCompose.parse(OWN_APP if app_compose is None else app_compose)
+        self.vm_config = simulated_image().vm_config if vm_config is None else vm_config
+        app_id = self.app_compose.default_app_id if app_id is None else app_id
+        check_bytes("an app id", app_id, 20)
+        self._folder = None if state_dir is None else StateFolder(state_dir)
+        try:
+            if seed is None:
+                seed = self._folder.seed(random) if self._folder else random(32)
+            self._pki = SimulatedPki(seed)
+            self._enclave = QuotingEnclave(self._pki)
+            self._keys_are_ours = app_keys is None
+            self.app_keys = AppKeys.from_seed(seed) if app_keys is None else app_keys
+            self._td = SoftTd(self._plan(seed, app_id), self._folder, random)
+        except BaseException:
+            if self._folder is not None:
+                self._folder.close()
+            raise
+        self._event_log = boot_log(simulated_image())
+        self._body_head, self._body_rest = self._fixed_body()
+
+    def _plan(self, seed: bytes, app_id: bytes) -> Boot:
+        """Return where every boot of this TD ends, and what tells it from other TDs."""
+        compose = self.app_compose
+        launch = Launch(
+            app_compose=compose,
+            app_id=app_id,
+            instance_id=instance_id(seed, app_id, compose),
+            os_image_hash=_os_image_hash(self.vm_config),
+            app_keys=self.app_keys,
+        )
+        events = boot_events(launch)
+        firmware = replay_records(boot_records(simulated_image()))
+        rtmrs = (*firmware, replay_from(bytes(48), events))
+        fixed = (self._pki.root_der, self.vm_config.encode(), b"".join(rtmrs))
+        identity = sha256(b"".join(map(sha256, fixed))).hex()
+        return Boot(identity, rtmrs, events, compose.event_log_version)
+
+    def _fixed_body(self) -> tuple[bytes, bytes]:
+        """Return what is in every quote before the registers and behind the report data."""
+        config_id = config_id_v1(self.app_compose.compose_hash)
+        body = TdBody(mr_td=simulated_image().mrtd, mr_config_id=config_id)
+        whole = body.td10() if self._quote_version == 4 else body.td15()
+        return whole[:_RTMRS_AT], whole[_REST_AT:]
+
+    @classmethod
+    def probe(cls) -> None:
+        """Return: it runs everywhere."""
+
+    @property
+    def trust_anchor(self) -> bytes:
+        """The root certificate (DER) that a verifier has to be told to believe this TD."""
+        return self._pki.root_der
+
+    def collateral(self, now: float | None = None) -> Collateral:
+        """Return what the stand-in for Intel says at `now`, in seconds since 1970; None is now."""
+        return self._pki.collateral(self._now() if now is None else now)
+
+    def get_quote(self, report_data: bytes) -> bytes:
+        """Return a signed quote over `report_data`, exactly 64 bytes.
+
+        Raises:
+            UsageError: `report_data` is not 64 bytes.
+        """
+        check_bytes("report_data", report_data, 64)
+        body = (self._body_head, self._td.joined_rtmrs, report_data, self._body_rest)
+        return self._enclave.quote(b"".join(body), version=self._quote_version)
+
+    def read_event_log(self) -> bytes:
+        """Return the firmware's log: a CCEL area of 64 KiB."""
+        return self._event_log
+
+    def read_rtmr(self, register: int) -> bytes:
+        """Return what a register, 0 to 3, holds: 48 bytes."""
+        if register not in (0, 1, 2, 3):
+            raise UsageError(f"there is no RTMR{register}")
+        return self._td.rtmrs[register]
+
+    def extend_rtmr(self, register: int, digest: bytes) -> None:
+        """Extend RTMR2 or RTMR3 by a digest of 48 bytes; nothing is logged.
+
+        Raises:
+            UsageError: A program cannot extend this register, or not by this.
+            BackendError: The new value could not be kept; the register is as it was.
+        """
+        self._td.extend(register, digest)
+
+    def open_journal(self) -> RuntimeLog:
+        """Return the runtime events of this TD."""
+        return self._td.journal
+
+    def reset(self) -> None:
+        """Reboot: what was emitted since the last boot is gone.
+
+        Raises:
+            BackendError: The state folder cannot be used.
+            JournalError: The runtime log cannot be used.
+        """
+        self._td.reset()
+
+    def close(self) -> None:
+        """Let another program have the state folder, and wipe the keys made here."""
+        self._td.close()
+        if self._folder is not None:
+            self._folder.close()
+        if self._keys_are_ours:
+            self.app_keys.close()
+
+
+def _refuse_what_is_not_there(
+    quote_version: int, platform: str, scenario: object, faults: object
+) -> None:
+    if quote_version not in (4, 5):
+        raise UsageError(f"the simulator makes quotes of version 4 and 5, not {quote_version!r}")
+    if platform != "tdx":
+        raise UsageError(
+            f"the simulator is a TDX guest; platform {platform!r} is not available yet"
+        )
+    if scenario is not None:
+        raise UsageError("scenarios of the simulator are not available yet")
+    if faults is not None:
+        raise UsageError("faults of the simulator are not available yet")
+
+
+def _os_image_hash(vm_config: str) -> bytes:
+    """Return the hash that the machine's configuration names, none if it does not."""
+    try:
+        return VmConfig.parse(vm_config).os_image_hash
+    except FormatError as error:
+        raise UsageError(f"vm_config: {error}") from error
