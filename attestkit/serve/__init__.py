@@ -1,0 +1,152 @@
+"""The dstack guest agent API on unix sockets and TCP, over an Attester.
+
+`python -m attestkit.serve` is the program; `serve()` is the same for programs that bring their own
+Attester. HTTP is a coat: everything below works without this package.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from attestkit.app_compose import AppCompose
+    from attestkit.attester import Attester
+    from attestkit.keys import AppKeys
+    from attestkit.serve.guest import Guest
+    from attestkit.serve.rpc import App
+
+__all__ = ["Places", "Ready", "serve"]
+
+
+class Places(NamedTuple):
+    """Where to listen; None is not at all. TCP places are (host, port), port 0 is any free one."""
+
+    dstack: Path | None = None
+    tappd: Path | None = None
+    http: tuple[str, int] | None = None
+    dev_http: tuple[str, int] | None = None
+    socket_mode: int = 0o600
+    socket_group: str | None = None
+
+
+class Ready:
+    """What listens; printed, it is the line that says so to a program that waits for it.
+
+    Attributes:
+        places: The path, or the URL with the real port, of each listener that is on, by its name:
+            dstack, tappd, http, dev_http.
+    """
+
+    __slots__ = ("places",)
+
+    def __init__(self, places: Mapping[str, Path | str]) -> None:
+        self.places = places
+
+    def __str__(self) -> str:
+        from shlex import quote  # changes nothing unless a path has blanks in it
+
+        return " ".join(
+            ["ready", *(f"{name}={quote(str(at))}" for name, at in self.places.items())]
+        )
+
+
+def serve(  # noqa: PLR0913 - everything by name
+    attester: "Attester",
+    places: Places,
+    *,
+    on_ready: Callable[[Ready], None] = lambda _: None,
+    app_compose: "AppCompose | None" = None,
+    app_keys: "AppKeys | None" = None,
+    vm_config: str | None = None,
+) -> None:
+    """Serve the guest agent API until SIGTERM or SIGINT, then finish what is in flight.
+
+    Args:
+        attester: Makes the evidence; it stays open.
+        places: Where to listen. `dev_http` needs a simulated TEE and a loopback address.
+        on_ready: Called once, when every listener accepts.
+        app_compose: What the app was deployed from; default what the backend says.
+        app_keys: The app's keys; default the backend's, without which key methods say so.
+        vm_config: JSON text that is given back unchanged; default the backend's.
+
+    Raises:
+        UsageError: A place cannot be, or the backend does not know its app and no one says.
+        BackendBusyError: Somebody else listens at one of the places.
+        ConfigError: A socket cannot be made.
+    """
+    from attestkit.errors import UsageError
+    from attestkit.serve import listeners  # uvicorn: for those who serve, not for all who import
+
+    if places.dev_http and not attester.simulated:
+        raise UsageError("keys are given out over TCP by the simulator only")
+    with ExitStack() as stack:
+        guest = _guest(attester, app_compose, app_keys, vm_config)
+        stack.callback(guest.close)
+        ready, sockets = _listen(places, stack)
+        served = [listeners.Listener(_app(name, guest), sock) for name, sock in sockets.items()]
+        listeners.run(served, lambda: on_ready(ready))
+
+
+def _guest(
+    attester: "Attester",
+    app_compose: "AppCompose | None",
+    app_keys: "AppKeys | None",
+    vm_config: str | None,
+) -> "Guest":
+    import os
+    import time
+
+    from attestkit.backends.base import AppHost
+    from attestkit.errors import UsageError
+    from attestkit.serve.guest import Guest
+
+    host = attester.backend
+    if isinstance(host, AppHost):
+        app_compose = app_compose or host.app_compose
+        app_keys = app_keys or host.app_keys
+        vm_config = host.vm_config if vm_config is None else vm_config
+    if app_compose is None:
+        raise UsageError("this backend does not know its app: an app-compose file is needed")
+    return Guest(
+        attester,
+        app_compose=app_compose,
+        app_keys=app_keys,
+        vm_config=vm_config or "",
+        now=time.time,  # noqa: TID251 - here the clock is handed in
+        random=os.urandom,
+    )
+
+
+def _listen(places: Places, stack: ExitStack) -> "tuple[Ready, dict[str, socket]]":
+    """Bind everything; what is bound is closed, and removed, with `stack`."""
+    from attestkit.serve.settings import Address
+    from attestkit.serve.sockets import UnixListener, bind_tcp
+
+    sockets = {}
+    where: dict[str, Path | str] = {}
+    for name, path in (("dstack", places.dstack), ("tappd", places.tappd)):
+        if path is not None:
+            listener = UnixListener(path.absolute(), places.socket_mode, places.socket_group)
+            stack.callback(listener.close)
+            sockets[name], where[name] = listener.socket, listener.path
+    for name, address in (("http", places.http), ("dev_http", places.dev_http)):
+        if address is not None:
+            option = f"--{name.replace('_', '-')}"
+            sockets[name] = stack.enter_context(bind_tcp(option, Address(*address)))
+            where[name] = f"http://{Address(*sockets[name].getsockname()[:2])}"
+    return Ready(where), sockets
+
+
+def _app(name: str, guest: "Guest") -> "App":
+    from attestkit.serve import apps
+
+    make = {
+        "dstack": apps.dstack_app,
+        "tappd": apps.tappd_app,
+        "http": apps.external_app,
+        "dev_http": apps.dev_app,
+    }
+    return make[name](guest)

@@ -1,0 +1,247 @@
+"""The server as a program: `python -m attestkit.serve`, the same as `attestkit serve`."""
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from attestkit.errors import AttestKitError, ConfigError, FormatError, UsageError
+
+if TYPE_CHECKING:
+    from attestkit.attester import Attester
+    from attestkit.serve import Ready
+    from attestkit.serve.settings import Options, Settings
+
+__all__ = ["main"]
+
+_EXTRA = frozenset({"httptools", "uvicorn", "uvloop"})
+_OPEN_FILES = 4096
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until told to stop; return the exit code.
+
+    Whatever goes wrong is one line on stderr: 0 good, 1 usage or configuration, 3 the device, the
+    machine or ourselves, 5 unreadable input.
+    """
+    _log_in_lines()
+    try:
+        _serve(_parse(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:  # before the loop took the signal over
+        return 130
+    except AttestKitError as error:
+        _complain(str(error))
+        return _exit_code(error)
+    except Exception as error:  # noqa: BLE001 - a person gets a line, whatever it is
+        if isinstance(error, ModuleNotFoundError) and error.name in _EXTRA:
+            _complain(f"the server needs {error.name}: pip install 'attestkit[serve]'")
+            return 1
+        _complain(f"internal error: {_in_one_line(error)}")
+        return 3
+    return 0
+
+
+def _exit_code(error: AttestKitError) -> int:
+    if isinstance(error, FormatError):
+        return 5
+    return 1 if isinstance(error, (UsageError, ConfigError)) else 3
+
+
+def _complain(text: str) -> None:
+    line = " ".join(text.split())
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"attestkit serve: {line}\n")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage: one line is enough."""
+        raise UsageError(f"{message} (--help lists the options)")
+
+
+def _parse(arguments: list[str]) -> "Options":
+    from attestkit.serve.settings import Options
+
+    parser = _Parser(
+        prog="attestkit serve",
+        description="Serve the dstack guest agent API.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--backend", metavar="NAME", help="a backend's name; default: auto")
+    add("--dir", metavar="DIR", help="folder of the sockets")
+    add("--state-dir", metavar="DIR", help="simulator: folder of its seed and registers")
+    add("--socket", metavar="PATH", help="default: DIR/dstack.sock; none: off")
+    add("--tappd-socket", metavar="PATH", help="default: DIR/tappd.sock; none: off")
+    add("--socket-mode", metavar="OCTAL", help="default: 600 for the simulator, 660 on hardware")
+    add("--socket-group", metavar="GROUP", help="name or number")
+    add(
+        "--http",
+        metavar="HOST:PORT",
+        help="external listener, port 0: any free one, none: off; "
+        "default: 127.0.0.1:8090 for the simulator, 0.0.0.0:8090 on hardware",
+    )
+    add("--dev-http", metavar="HOST:PORT", help="simulator: everything over TCP, loopback only")
+    add("--app-keys", metavar="FILE", help="the agent's .appkeys.json")
+    add("--app-compose", metavar="FILE", help="the agent's app-compose.json")
+    add("--sys-config", metavar="FILE", help="the agent's .sys-config.json")
+    add("--app-id", metavar="HEX", help="simulator: 20 bytes; default: from the compose hash")
+    add("--seed", metavar="HEX", help="simulator: 32 bytes that everything follows from")
+    add("--seed-file", metavar="FILE", help="simulator: a file with the seed, raw or in hex")
+    add("--reset", action="store_true", help="simulator: reboot the TD, forgetting its events")
+    return Options(**vars(parser.parse_args(arguments)))
+
+
+def _serve(options: "Options") -> None:
+    from attestkit.backends import signs_of_hardware
+    from attestkit.serve.settings import decide
+    from attestkit.serve.sockets import Lock, make_folder
+
+    settings = decide(options, os.environ, signs_of_hardware)
+    make_folder(settings.folder, private=settings.private, ignored=settings.private)
+    with contextlib.closing(Lock(settings.folder)), _open(settings) as attester:
+        _raise_file_limit()
+        _listen(settings, attester)
+
+
+def _open(settings: "Settings") -> "Attester":
+    """Open the backend; the simulator gets its seed, its state and the app's files."""
+    import attestkit
+    from attestkit.keys import AppKeys
+    from attestkit.serve import config
+    from attestkit.serve.sockets import make_folder
+
+    if not settings.simulated:
+        return attestkit.open(settings.backend)
+    make_folder(settings.state_folder, private=settings.private)
+    from attestkit.backends.simulator import Simulator
+
+    files = settings.files
+    tee = attestkit.open(
+        "simulator",
+        seed=_seed(settings),
+        state_dir=settings.state_folder,
+        app_compose=files.app_compose and config.read_app_compose(files.app_compose).raw,
+        app_keys=files.app_keys and AppKeys.load(files.app_keys),
+        vm_config=files.sys_config and config.read_sys_config(files.sys_config).vm_config,
+        app_id=settings.app_id,
+    )
+    if settings.reset:
+        assert isinstance(tee.backend, Simulator)
+        tee.backend.reset()
+    return tee
+
+
+def _seed(settings: "Settings") -> bytes | None:
+    from attestkit.serve import config
+
+    if settings.seed_hex is not None:
+        return config.seed_from_hex(settings.seed_hex, "--seed")
+    if settings.seed_file is not None:
+        return config.read_seed(settings.seed_file)
+    return None  # then the state folder keeps one
+
+
+def _listen(settings: "Settings", attester: "Attester") -> None:
+    from attestkit.serve import Places, serve
+
+    serve(
+        attester,
+        Places(
+            settings.dstack,
+            settings.tappd,
+            settings.http,
+            settings.dev_http,
+            settings.socket_mode,
+            settings.socket_group,
+        ),
+        on_ready=lambda ready: _announce(ready, simulated=attester.simulated),
+    )
+
+
+def _announce(ready: "Ready", *, simulated: bool) -> None:
+    """Tell the people, the program that started us, and the service manager."""
+    with contextlib.suppress(OSError):  # nobody reads; the sockets are what counts
+        sys.stderr.write(_banner(ready, simulated=simulated))
+        sys.stdout.write(f"{ready}\n")
+        sys.stdout.flush()
+    if where := os.environ.get("NOTIFY_SOCKET"):
+        _notify(where)
+
+
+def _banner(ready: "Ready", *, simulated: bool) -> str:
+    from shlex import quote
+
+    what = (
+        "SIMULATED: its quotes prove nothing, its keys protect nothing"
+        if simulated
+        else "on hardware"
+    )
+    lines = [f"attestkit serves a TEE, {what}"]
+    if "dstack" in ready.places:
+        path = quote(str(ready.places["dstack"]))
+        lines += [
+            f"  export DSTACK_SIMULATOR_ENDPOINT={path}" if simulated else "",
+            f"  curl --unix-socket {path} http://dstack/Info",
+            f"""  curl --unix-socket {path} -d '{{"report_data": "1234"}}' http://dstack/GetQuote""",
+        ]
+    return "\n".join(filter(None, lines)) + "\n"
+
+
+def _notify(where: str) -> None:
+    import socket
+
+    address = f"\0{where[1:]}" if where.startswith("@") else where
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
+            notifier.connect(address)
+            notifier.send(b"READY=1")
+    except OSError as error:
+        _complain(f"$NOTIFY_SOCKET {where}: {error.strerror or error}")
+
+
+def _raise_file_limit() -> None:
+    """Have room for all connections that the listeners allow; the usual limit has not."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < _OPEN_FILES:
+        wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class _Lines(logging.Formatter):
+    """A log whose records are one line each, exceptions too."""
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802, ANN401 - named and typed by logging
+        return _in_one_line(ei[1])
+
+    def format(self, record: logging.LogRecord) -> str:
+        return " ".join(super().format(record).split())
+
+
+def _in_one_line(error: BaseException | None) -> str:
+    """Return what went wrong and the way to it, innermost place last."""
+    if error is None:
+        return ""
+    places = []
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        places.append(f"{Path(code.co_filename).name}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return f"{type(error).__name__}: {error} ({' > '.join(places[-6:])})"
+
+
+def _log_in_lines() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Lines("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Which application answers on which listener, and what it sends with every response."""
+
+from attestkit.errors import UsageError
+from attestkit.serve import agent, tappd, worker
+from attestkit.serve.guest import Guest
+from attestkit.serve.pages import PAGES
+from attestkit.serve.rpc import App, Header, Scope, rpc_app
+
+__all__ = ["dev_app", "dstack_app", "external_app", "tappd_app"]
+
+_LOOPBACK = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
+
+
+def dstack_app(guest: Guest) -> App:
+    """Return the application of dstack.sock: DstackGuest at `/`."""
+    return rpc_app(guest, [agent.SERVICE], headers=_headers(guest))
+
+
+def tappd_app(guest: Guest) -> App:
+    """Return the application of tappd.sock: Tappd at `/prpc/`."""
+    return rpc_app(guest, [tappd.SERVICE], headers=_headers(guest))
+
+
+def external_app(guest: Guest) -> App:
+    """Return the application that strangers reach over TCP: Worker at `/prpc/`, and the pages."""
+    release = guest.release
+    version = f"v{release.version} ({release.rev})".encode("ascii")
+    headers = [*_headers(guest), (b"x-app-version", version)]
+    return rpc_app(guest, [worker.SERVICE], pages=PAGES, headers=headers)
+
+
+def dev_app(guest: Guest) -> App:
+    """Return the application for development over TCP: DstackGuest at `/`, Tappd at `/prpc/`.
+
+    It hands out keys, so it must listen on loopback only and refuses what a web page could send.
+    """
+    services = [agent.SERVICE, tappd.SERVICE]
+    return rpc_app(guest, services, headers=_headers(guest), guard=refuse_web_pages)
+
+
+def _headers(guest: Guest) -> list[Header]:
+    return [
+        (b"server", guest.release.ident.encode("ascii")),
+        (b"x-content-type-options", b"nosniff"),
+        (b"x-frame-options", b"SAMEORIGIN"),
+        (b"permissions-policy", b"interest-cohort=()"),
+    ]
+
+
+def refuse_web_pages(scope: Scope) -> None:
+    """Let only requests through that no web page can have made.
+
+    A page of another site sends its `Origin`, or the browser says `Sec-Fetch-Site`; a page whose
+    name was rebound to this machine sends that name as `Host`.
+
+    Raises:
+        UsageError: The request names an origin, or a host that is not this machine.
+    """
+    host = b""
+    for name, value in scope["headers"]:
+        if name == b"origin":
+            raise UsageError("requests with an Origin are refused: this port is not for web pages")
+        if name == b"sec-fetch-site" and value not in {b"none", b"same-origin"}:
+            raise UsageError("requests from other sites are refused")
+        if name == b"host":
+            host = value
+    bare = host.partition(b"]")[0] + b"]" if host.startswith(b"[") else host.partition(b":")[0]
+    if bare.lower() not in _LOOPBACK:
+        raise UsageError("the Host is refused: use localhost or 127.0.0.1")

@@ -1,0 +1,300 @@
+"""What the methods of every service work on: the attester, the app's keys, who the server is."""
+
+import json
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from attestkit import ra_tls
+from attestkit._crypto.ecdsa import P256Key
+from attestkit.app_compose import AppCompose
+from attestkit.attestation import Attestation
+from attestkit.attestation import app_info as attested
+from attestkit.attester import Attester
+from attestkit.errors import (
+    AttestKitError,
+    BackendError,
+    FormatError,
+    UnsupportedError,
+    UsageError,
+)
+from attestkit.keys import AppKeys, LocalKeys
+from attestkit.serve.json_codec import JsonText, Prepared
+from attestkit.serve.messages import AppInfo, GetQuoteResponse, GetTlsKeyArgs, GetTlsKeyResponse
+
+if TYPE_CHECKING:
+    from attestkit.event_log import Rtmrs
+
+__all__ = ["Guest", "Machine", "QuoteAndLog", "Release"]
+
+T = TypeVar("T")
+
+_NO_KEYS = "this server has no app keys: start it with --app-keys FILE"
+_logger = logging.getLogger("attestkit.serve")
+
+
+class Release(NamedTuple):
+    """What the server says of itself.
+
+    `version` is a release of the guest agent API, not of attestkit: clients ask for it before they
+    use an algorithm or an option. 0.5.11 is the last one that has every call served here.
+    """
+
+    version: str = "0.5.11"
+    rev: str = "unknown"  # or "git:" and 20 hex digits
+    ident: str = "attestkit"  # the Server header
+
+
+class Machine(NamedTuple):
+    """What the operating system says of the machine below."""
+
+    cloud_vendor: str = ""
+    cloud_product: str = ""
+    gpu_attestation: Path = Path("/run/nvidia-gpu-attestation/attestation.out")
+
+    @classmethod
+    def read(cls, dmi: Path = Path("/sys/class/dmi/id")) -> "Machine":
+        """Return what firmware calls this machine; empty where it cannot be read."""
+        return cls(_text(dmi / "sys_vendor").strip(), _text(dmi / "product_name").strip())
+
+    @classmethod
+    def simulated(cls) -> "Machine":
+        """Return the machine that is none, saying so."""
+        return cls("attestkit simulator", "simulated, not a TEE")
+
+    def gpu_text(self) -> str:
+        """Return what the GPU attestation left at boot, or nothing."""
+        return _text(self.gpu_attestation)
+
+
+class QuoteAndLog(NamedTuple):
+    """A raw quote and the JSON of the log that replays to its registers."""
+
+    quote: bytes
+    event_log: JsonText
+
+
+class Guest:
+    """One app in one TEE, as its server's methods see it.
+
+    Args:
+        attester: Makes quotes and evidence.
+        app_compose: What the app was deployed from.
+        app_keys: The app's keys, or None: then the key methods say that there are none.
+        vm_config: The machine's configuration, given back unchanged.
+        now: Seconds since 1970.
+        random: Returns that many random bytes.
+        machine: What the operating system says; None reads it, or says "simulated".
+        release: What the server says of itself.
+    """
+
+    def __init__(  # noqa: PLR0913 - everything that is handed in, by name
+        self,
+        attester: Attester,
+        *,
+        app_compose: AppCompose,
+        app_keys: AppKeys | None,
+        vm_config: str,
+        now: Callable[[], float],
+        random: Callable[[int], bytes],
+        machine: Machine | None = None,
+        release: Release | None = None,
+    ) -> None:
+        self.attester = attester
+        self.app_compose = app_compose
+        self.app_keys = app_keys
+        self.vm_config = JsonText(vm_config)
+        self.now = now
+        self.random = random
+        simulated = attester.simulated
+        self.machine = machine or (Machine.simulated() if simulated else Machine.read())
+        self.release = release or Release(ident="attestkit simulator" if simulated else "attestkit")
+        self._keys = None if app_keys is None else LocalKeys(app_keys)
+        self._log: tuple[Rtmrs, JsonText] | None = None
+        self._app_cert: str | None = None
+        self._kept: dict[str, tuple[Rtmrs | None, Any]] = {}
+        # One thread, because a device takes one caller at a time anyway.
+        self.executor: Executor | None = (
+            ThreadPoolExecutor(1, thread_name_prefix="attestkit-device")
+            if attester.blocking
+            else None
+        )
+
+    def close(self) -> None:
+        """Wait for the device's thread; the attester stays open."""
+        if self.executor is not None:
+            self.executor.shutdown()
+
+    @property
+    def keys(self) -> LocalKeys:
+        """The app's keys; UnsupportedError where there are none."""
+        if self._keys is None:
+            raise UnsupportedError(_NO_KEYS)
+        return self._keys
+
+    def quote(self, report_data: bytes) -> QuoteAndLog:
+        """Return a quote over the 64 bytes of `report_data`, and the log that belongs to it."""
+        try:
+            quote, log = self.attester.quote_and_log(report_data)
+        except AttestKitError as error:
+            raise BackendError(f"Failed to get quote: {error}") from error
+        # The registers are hashes over the whole log: where they are the same, it is the same.
+        if self._log is None or self._log[0] != quote.rtmrs:
+            self._log = quote.rtmrs, JsonText(log.trimmed().to_json())
+        return QuoteAndLog(quote.raw, self._log[1])
+
+    def quote_response(self, report_data: bytes) -> GetQuoteResponse:
+        """Return the answer of GetQuote for up to 64 bytes; UsageError if there are more."""
+        report_data = _pad(report_data)
+        quote, event_log = self.quote(report_data)
+        return GetQuoteResponse(quote, event_log, report_data, self.vm_config)
+
+    def attest(self, report_data: bytes, failure: str = "Failed to get attestation") -> Attestation:
+        """Return evidence over up to 64 bytes; UsageError if there are more."""
+        report_data = _pad(report_data)
+        try:
+            return self.attester.evidence(report_data)
+        except AttestKitError as error:
+            raise BackendError(f"{failure}: {error}") from error
+
+    def kept(self, name: str, make: Callable[[], T]) -> T:
+        """Return what `make` made last time, as long as no register has changed since."""
+        try:
+            registers = self.attester.registers()
+        except UnsupportedError:
+            registers = None  # where there are none, nothing changes
+        known = self._kept.get(name)
+        if known is None or known[0] != registers:
+            known = self._kept[name] = registers, make()
+        made: T = known[1]
+        return made
+
+    def certificate(self, args: GetTlsKeyArgs, key: P256Key | None) -> GetTlsKeyResponse:
+        """Return a key (None: a new one) and its certificate under the app's authority.
+
+        Raises:
+            UsageError: A value cannot be written into a certificate.
+            UnsupportedError: The app has no authority of its own.
+            BackendError: No evidence could be had.
+        """
+        ca_cert, ca_key = self._authority()
+        try:
+            issued = ra_tls.issue(
+                subject=args.subject,
+                alt_names=args.alt_names,
+                key=key,
+                attest=lambda data: self.attest(data, "Failed to get certificate attestation"),
+                ca_cert=ca_cert,
+                ca_key=ca_key,
+                usage_ra_tls=args.usage_ra_tls,
+                server_auth=args.usage_server_auth,
+                client_auth=args.usage_client_auth,
+                not_before=args.not_before,
+                not_after=args.not_after,
+                with_app_info=args.with_app_info,
+                now=self.now,
+                random=self.random,
+            )
+        except FormatError as error:  # in the evidence or the authority, so not the caller's
+            raise BackendError(f"Failed to sign the CSR: {error}") from error
+        return GetTlsKeyResponse(issued.key_pem, issued.certificate_chain)
+
+    def _authority(self) -> tuple[str, P256Key]:
+        if self.app_keys is None:
+            raise UnsupportedError(f"Failed to sign the CSR: {_NO_KEYS}")
+        if self.app_keys.ca_key is None:
+            raise UnsupportedError(
+                "Failed to sign the CSR: this app's certificates come from a KMS, "
+                "which is not supported yet"
+            )
+        return self.app_keys.ca_cert, self.app_keys.ca_key
+
+    def info(self, *, hidden: bool = False) -> Prepared:
+        """Return who the app is; `hidden` leaves out what only the app itself may see."""
+        name = "hidden info" if hidden else "info"
+        info = self.kept(name, lambda: Prepared(self._make_info(hidden=hidden)))
+        if self._app_cert is None:
+            del self._kept[name]  # so that the next call tries again
+        return info
+
+    def _make_info(self, *, hidden: bool) -> AppInfo:
+        attestation = self.attest(b"")
+        try:
+            app = attestation.app_info()
+        except AttestKitError as error:
+            raise BackendError(f"Failed to decode app info: {error}") from error
+        return AppInfo(
+            app_id=app.app_id,
+            instance_id=app.instance_id,
+            app_cert=self._self_test(),
+            tcb_info="" if hidden else self._tcb_info(attestation, app),
+            app_name=self.app_compose.name,
+            device_id=app.device_id,
+            mr_aggregated=app.mr_aggregated,
+            os_image_hash=app.os_image_hash,
+            key_provider_info=_utf8(app.key_provider_info),
+            compose_hash=app.compose_hash,
+            vm_config="" if hidden else self.vm_config,
+            cloud_vendor=self.machine.cloud_vendor,
+            cloud_product=self.machine.cloud_product,
+        )
+
+    def _tcb_info(self, attestation: Attestation, app: attested.AppInfo) -> str:
+        """Return the registers and the whole log as a JSON text; not Intel's TCB info."""
+        quote = attestation.quote
+        registers = (None,) * 5 if quote is None else (quote.mrtd, *quote.rtmrs)
+        names = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
+        found: dict[str, object] = {
+            name: None if value is None else value.hex()
+            for name, value in zip(names, registers, strict=True)
+        }
+        for name in ("mr_aggregated", "os_image_hash", "compose_hash", "device_id"):
+            found[name] = getattr(app, name).hex()
+        log = "[]" if quote is None else attestation.event_log.to_json(preimages=False)
+        found["event_log"] = json.loads(log)
+        found["app_compose"] = _utf8(self.app_compose.raw)
+        return json.dumps(found, indent=2, ensure_ascii=False)
+
+    def _self_test(self) -> str:
+        """Return the chain of a certificate made once to show that it works, or nothing."""
+        if self._app_cert is not None:
+            return self._app_cert
+        try:
+            self._authority()
+        except UnsupportedError:
+            self._app_cert = ""
+            return ""
+        args = GetTlsKeyArgs(subject="demo-cert", usage_ra_tls=True, usage_client_auth=True)
+        try:
+            chain = self.certificate(args, None).certificate_chain
+        except AttestKitError as error:
+            _logger.warning("no certificate for the app yet: %s", error)
+            return ""
+        self._app_cert = "\n".join(chain)
+        return self._app_cert
+
+
+def _pad(report_data: bytes) -> bytes:
+    # Without ReportData.pad's warning about hex text: these bytes came as hex already.
+    if len(report_data) > 64:
+        raise UsageError("Report data is too long")
+    return report_data.ljust(64, b"\0")
+
+
+def _utf8(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        _logger.warning("cannot read %s: %s", path, error)
+        return ""

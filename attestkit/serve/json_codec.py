@@ -1,0 +1,218 @@
+"""Messages in JSON: bytes as hex, every field present and in order, ASCII only.
+
+Requests are strict where a mistake could hide (wrong types, `null`, a field given twice) and
+lenient where clients differ (unknown fields, letter case of hex, `0x`). Responses are compact and
+ASCII, because one of the official clients counts characters where it should count bytes.
+"""
+
+import json
+from binascii import hexlify, unhexlify
+from collections.abc import Callable
+from functools import cache
+from json.encoder import encode_basestring_ascii
+from typing import Any, TypeVar
+
+import msgspec
+
+from attestkit._json import MAX_DEPTH, check_depth
+from attestkit.errors import FormatError
+from attestkit.serve.messages import Field, fields_of
+
+__all__ = ["JsonText", "Prepared", "decode", "encode", "encode_error", "hex_bytes"]
+
+M = TypeVar("M", bound=tuple[Any, ...])
+
+MAX_UINT64 = 2**64 - 1
+_ABSENT = object()
+_NAMES = {str: "a string", bool: "a boolean", int: "a number", bytes: "a string of hex digits"}
+_parse = msgspec.json.Decoder().decode
+
+
+class JsonText(str):
+    """A text that keeps its JSON form, for long ones that are sent many times."""
+
+    __slots__ = ("json",)
+
+    json: bytes
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.json = encode_basestring_ascii(text).encode("ascii")
+
+
+class Prepared:
+    """A response and its JSON, for answers that do not change from request to request."""
+
+    __slots__ = ("json", "message")
+
+    def __init__(self, message: tuple[Any, ...]) -> None:
+        self.message = message
+        self.json = encode(message)
+
+
+def decode(message: type[M], body: bytes) -> M:
+    """Return the message in a JSON `body`; an empty body is a message of defaults.
+
+    Raises:
+        FormatError: the body is no JSON object, or a field has the wrong type or is given twice.
+    """
+    if not body:
+        return message()
+    try:
+        if len(body) > MAX_DEPTH:  # what is shorter cannot nest deeper
+            check_depth(body)
+        found = _parse(body)
+        # Each member brings a colon, so as many colons as members: no name came twice.
+        if type(found) is dict and body.count(b":") != len(found):
+            _refuse_repeated(message, json.loads(body, object_pairs_hook=list))
+    except FormatError:
+        raise
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise FormatError("the body is not valid JSON") from error
+    if type(found) is not dict:
+        raise FormatError("the body is not a JSON object")
+    get = found.get
+    values = []
+    for name, convert, default in _decoders(message):
+        value = get(name, _ABSENT)
+        values.append(default if value is _ABSENT else convert(name, value))
+    return message(*values)
+
+
+def _refuse_repeated(message: type[M], members: list[tuple[str, object]]) -> None:
+    names = [name for name, _ in members]
+    for field in fields_of(message):
+        if names.count(field.name) > 1:
+            raise FormatError(f"{field.name} is given twice")
+
+
+@cache
+def _decoders(message: type[M]) -> tuple[tuple[str, Callable[[str, object], Any], Any], ...]:
+    return tuple((f.name, _decoder(f), f.default) for f in fields_of(message))
+
+
+def _decoder(field: Field) -> Callable[[str, object], Any]:
+    one = _READERS[field.kind]
+    if field.repeated:
+
+        def several(name: str, value: object) -> tuple[Any, ...]:
+            if type(value) is not list:
+                raise FormatError(f"{name} must be an array")
+            return tuple([one(name, item) for item in value])
+
+        return several
+    if field.optional:
+        return lambda name, value: None if value is None else one(name, value)
+    return one
+
+
+def _wrong(name: str, kind: type) -> FormatError:
+    return FormatError(f"{name} must be {_NAMES[kind]}")
+
+
+def _string(name: str, value: object) -> str:
+    if type(value) is str:
+        return value
+    raise _wrong(name, str)
+
+
+def _boolean(name: str, value: object) -> bool:
+    if type(value) is bool:
+        return value
+    raise _wrong(name, bool)
+
+
+def _number(name: str, value: object) -> int:
+    if type(value) is not int:
+        raise _wrong(name, int)
+    if not 0 <= value <= MAX_UINT64:
+        raise FormatError(f"{name} must fit 64 bits without sign")
+    return value
+
+
+def _bytes(name: str, value: object) -> bytes:
+    if type(value) is str:
+        return hex_bytes(name, value)
+    raise _wrong(name, bytes)
+
+
+_READERS: dict[type, Callable[[str, object], Any]] = {
+    str: _string,
+    bool: _boolean,
+    int: _number,
+    bytes: _bytes,
+}
+
+
+def hex_bytes(name: str, text: str) -> bytes:
+    """Return the bytes that hex `text` of the field `name` stands for; a leading `0x` is allowed.
+
+    Raises:
+        FormatError: an odd number of digits, or another character.
+    """
+    try:
+        return unhexlify(text.removeprefix("0x"))
+    except ValueError as error:
+        raise FormatError(f"{name} is not valid hex") from error
+
+
+def encode(message: tuple[Any, ...] | Prepared | None) -> bytes:
+    """Return the JSON of a response: compact ASCII, `null` for an empty one."""
+    if message is None:
+        return b"null"
+    if isinstance(message, Prepared):
+        return message.json
+    parts: list[bytes] = []
+    for (start, write, omit_empty), value in zip(_encoders(type(message)), message, strict=True):
+        if value or not omit_empty:
+            parts += start, write(value)
+    parts[0] = b"{" + parts[0][1:]  # where the others have a comma
+    parts.append(b"}")
+    return b"".join(parts)
+
+
+@cache
+def _encoders(message: type[M]) -> tuple[tuple[bytes, Callable[[Any], bytes], bool], ...]:
+    return tuple(
+        (f',"{f.name}":'.encode("ascii"), _encoder(f), f.omit_empty) for f in fields_of(message)
+    )
+
+
+def _encoder(field: Field) -> Callable[[Any], bytes]:
+    one = _WRITERS[field.kind]
+    if field.repeated:
+        return lambda values: b"[" + b",".join([one(value) for value in values]) + b"]"
+    if field.optional:
+        return lambda value: b"null" if value is None else one(value)
+    return one
+
+
+def _write_string(value: str) -> bytes:
+    if isinstance(value, JsonText):
+        return value.json
+    return encode_basestring_ascii(value).encode("ascii")
+
+
+def _write_boolean(value: bool) -> bytes:  # noqa: FBT001 - one value, one argument
+    return b"true" if value else b"false"
+
+
+def _write_number(value: int) -> bytes:
+    return b"%d" % value
+
+
+def _write_bytes(value: bytes) -> bytes:
+    return b'"%b"' % hexlify(value)
+
+
+_WRITERS: dict[type, Callable[[Any], bytes]] = {
+    str: _write_string,
+    bool: _write_boolean,
+    int: _write_number,
+    bytes: _write_bytes,
+}
+
+
+def encode_error(text: str) -> bytes:
+    """Return the JSON of an error, pretty-printed with two spaces."""
+    return json.dumps({"error": text}, indent=2).encode("ascii")

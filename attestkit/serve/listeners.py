@@ -1,0 +1,300 @@
+"""Serve ASGI applications on sockets that are already bound; uvicorn lives here and nowhere else.
+
+Bounds of every listener, so that a stranger can neither hold nor fill it:
+
+| what | bound | answer |
+|---|---|---|
+| request line and headers | 32 KiB | 431 |
+| from the first byte of a request (or the connection) to the end of its headers | 10 s | 408 |
+| between two pieces of a body | 30 s | 408 |
+| connections | 256 | 503; from twice as many on they are closed at once |
+| idle between requests | 10 s | closed |
+| what is sent behind a refusal | 1 s, 4 MiB | dropped, then closed |
+| requests in flight at shutdown | 10 s | cancelled |
+"""
+
+import asyncio
+import contextlib
+import re
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+import uvicorn
+import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from attestkit.serve.json_codec import encode_error
+from attestkit.serve.rpc import App
+
+__all__ = ["Listener", "run"]
+
+HEAD_LIMIT = 32 * 1024  # bytes
+HEAD_SECONDS = 10.0
+BODY_SECONDS = 30.0
+IDLE_SECONDS = 10
+DRAIN_SECONDS = 10
+LINGER_SECONDS = 1.0
+LINGER_LIMIT = 4 * 1024 * 1024  # bytes
+CONNECTION_LIMIT = 256
+
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
+
+
+class Listener(NamedTuple):
+    """An application, and the listening socket that leads to it."""
+
+    app: App
+    socket: socket.socket
+
+
+def run(listeners: Sequence[Listener], on_ready: Callable[[], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then finish the requests in flight and return.
+
+    Args:
+        listeners: What is served; their sockets are closed at the end.
+        on_ready: Called once, when every listener accepts.
+    """
+    uvloop.run(_run(listeners, on_ready))
+
+
+async def _run(listeners: Sequence[Listener], on_ready: Callable[[], None]) -> None:
+    servers = [_Server(_config(listener.app)) for listener in listeners]
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        for server in servers:
+            server.stop()
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+    tasks = [
+        asyncio.create_task(server.serve(sockets=[listener.socket]))
+        for server, listener in zip(servers, listeners, strict=True)
+    ]
+    try:
+        while not all(server.started for server in servers):
+            for task in tasks:
+                if task.done():
+                    task.result()  # raises what kept it from starting
+            await asyncio.sleep(0)
+        on_ready()
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    finally:  # stopped, cancelled, or one failed: all end in good order
+        stop()
+        await asyncio.wait(tasks)
+    for task in tasks:
+        task.result()
+
+
+def _config(app: App) -> uvicorn.Config:
+    return uvicorn.Config(
+        lambda: app,
+        factory=True,  # else uvicorn calls the application once to find out whether it is one
+        http=_Protocol,
+        ws="none",
+        interface="asgi3",
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=IDLE_SECONDS,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+
+
+class _Server(uvicorn.Server):
+    """One of several servers in a process: signals are not its business, idle it sleeps."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stopped = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to run(), which tells all servers."""
+        yield
+
+    def stop(self) -> None:
+        """Accept no more, finish what is in flight."""
+        self.should_exit = True
+        self._stopped.set()
+
+    async def main_loop(self) -> None:
+        """Keep the Date header fresh until stop(); the inherited loop wakes ten times a second."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), 1.0)
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol with the bounds of this module."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - handed through
+        super().__init__(*args, **kwargs)
+        self._in_head = self._in_message = self._refused = self._is_extra = False
+        self._unread = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timed_head = False
+        self._response: _Response | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as inherited
+        """Take a connection, unless there are far too many."""
+        super().connection_made(transport)
+        self._response = _Response(self, transport)
+        if len(self.connections) > 2 * CONNECTION_LIMIT:
+            transport.abort()
+            return
+        self._is_extra = len(self.connections) > CONNECTION_LIMIT
+        self._timed_head = True
+        self._timer = self.loop.call_later(HEAD_SECONDS, self._expired)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget what would come back to us."""
+        self._cancel_timer()
+        self._response = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, unless the head grows too long or the request was refused."""
+        if self._refused:
+            self._drop(data)
+            return
+        if self._in_head or not self._in_message:
+            end = data.find(b"\r\n\r\n") if len(data) > HEAD_LIMIT else len(data)
+            self._unread += len(data) if end < 0 else end
+            if self._unread > HEAD_LIMIT:
+                self._refuse(431, "the request line and headers are too long")
+                return
+            if b"pgrade" in data:
+                data = _without_upgrade(data)
+        super().data_received(data)
+        if self._in_message and not self._refused:
+            self._watch()
+        elif self._timer is not None and not self._refused:
+            self._cancel_timer()
+
+    def on_message_begin(self) -> None:
+        """Note that a request has begun."""
+        super().on_message_begin()
+        self._in_head = self._in_message = True
+
+    def on_headers_complete(self) -> None:
+        """Start the request, unless this connection is one too many."""
+        self._in_head = False
+        self._unread = 0
+        if self._is_extra:
+            self._refuse(503, "too many connections")
+            raise ConnectionRefusedError  # stops the parser; send_400_response() then does nothing
+        super().on_headers_complete()
+        self.cycle.transport = self._response  # type: ignore[assignment]  # all that it uses of one
+
+    def on_message_complete(self) -> None:
+        """Note that the request is all here."""
+        self._in_message = False
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP."""
+        if not self._refused:
+            self._refuse(400, msg)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        self.cycle.more_body = True  # the parser has dropped it
+        self._refuse(400, "this server speaks HTTP/1.1 only")
+
+    def _watch(self) -> None:
+        """Set the timer: a head has one for all of it, a body a new one for each piece."""
+        if self._in_head and self._timed_head and self._timer is not None:
+            return
+        self._cancel_timer()
+        self._timed_head = self._in_head
+        seconds = HEAD_SECONDS if self._in_head else BODY_SECONDS
+        self._timer = self.loop.call_later(seconds, self._expired)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expired(self) -> None:
+        self._timer = None
+        if self._refused or not self._in_message:
+            self.transport.close()  # lingered long enough, or never said a word
+        elif not self._in_head and self.flow.read_paused:
+            self._watch()  # we are the slow ones
+        elif not self._in_head and self.cycle.response_complete:
+            self.transport.close()
+        else:
+            self._refuse(408, "the request did not come in time")
+
+    def _refuse(self, status: int, text: str) -> None:
+        self._refused = True
+        self._cancel_timer()
+        if self.transport.is_closing():
+            return
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        if cycle is not None and not cycle.response_complete:
+            if cycle.response_started or not cycle.more_body:
+                cycle.keep_alive = False  # its answer comes first, and ends the connection
+                return
+            cycle.disconnected = True  # this very request; nobody need wait for the rest of it
+            cycle.message_event.set()
+        body = encode_error(text)
+        reason = HTTPStatus(status).phrase
+        fields = [*self.server_state.default_headers, (b"content-type", b"application/json")]
+        head = [b"HTTP/1.1 %d %s" % (status, reason.encode()), *(b"%s: %s" % f for f in fields)]
+        head += [b"content-length: %d" % len(body), b"connection: close", b"", body]
+        self.transport.write(b"\r\n".join(head))
+        self._linger()
+
+    def close_after_response(self) -> None:
+        """End the connection, after a moment if the client is still sending."""
+        if self._in_message and not self.transport.is_closing():
+            self._refused = True
+            self._cancel_timer()
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _linger(self) -> None:
+        """Say no more and read on for a moment: closing at once could take the answer back."""
+        self._unread = 0
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self._timer = self.loop.call_later(LINGER_SECONDS, self._expired)
+
+    def _drop(self, data: bytes) -> None:
+        self._unread += len(data)
+        if self._timer is not None and self._unread > LINGER_LIMIT:
+            self.transport.close()
+
+
+class _Response:
+    """What a request's answer may do to its connection."""
+
+    __slots__ = ("_protocol", "is_closing", "write")
+
+    def __init__(self, protocol: _Protocol, transport: asyncio.Transport) -> None:
+        self._protocol = protocol
+        self.is_closing = transport.is_closing
+        self.write = transport.write
+
+    def close(self) -> None:
+        """End it, in good order."""
+        self._protocol.close_after_response()
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Return a request that no longer asks for another protocol, as clients of HTTP/2 do.
+
+    Such a wish may be ignored, but the parser would take it for granted and drop the body.
+    """
+    head, blank, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"\r\nx-not-upgraded:", head) + blank + rest

@@ -1,0 +1,85 @@
+"""A load generator: requests over keep-alive connections to a unix socket, as fast as they go.
+
+It looks for nothing but the end of a response, so that the server is what is measured.
+"""
+
+import select
+import socket
+import time
+from typing import NamedTuple
+
+__all__ = ["Load", "generate", "post"]
+
+
+class Load(NamedTuple):
+    """What came of it."""
+
+    requests: int
+    seconds: float
+    size: int  # bytes of one response, head and body
+
+    @property
+    def per_second(self) -> float:
+        """Requests per second."""
+        return self.requests / self.seconds
+
+
+def post(path: str, body: bytes) -> bytes:
+    """Return the bytes of a request."""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def generate(path: str, request: bytes, *, connections: int = 16, seconds: float = 1.0) -> Load:
+    """Send `request` over and over on `connections` connections; count for `seconds`.
+
+    Every response must be a 200 and of the same size as the first.
+    """
+    clients = [_connect(path) for _ in range(connections)]
+    size = _one(clients[0], request)
+    epoll = select.epoll()
+    by_number = {}
+    for client in clients:
+        epoll.register(client.fileno(), select.EPOLLIN)
+        by_number[client.fileno()] = (client.recv_into, client.sendall)
+    missing = dict.fromkeys(by_number, size)
+    buffer = bytearray(1 << 18)
+    for client in clients:
+        client.sendall(request)
+    done, begin = 0, time.perf_counter()
+    end = begin + seconds
+    while (now := time.perf_counter()) < end:
+        for number, _ in epoll.poll(5):
+            receive, send = by_number[number]
+            missing[number] -= receive(buffer)
+            if missing[number] <= 0:
+                assert missing[number] == 0, "a response of another size"
+                missing[number] = size
+                done += 1
+                send(request)
+    epoll.close()
+    for client in clients:
+        client.close()
+    return Load(done, now - begin, size)
+
+
+def _connect(path: str) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(path)
+    return client
+
+
+def _one(client: socket.socket, request: bytes) -> int:
+    """Send one request; return the size of its response."""
+    client.sendall(request)
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        answer += client.recv(1 << 16)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    lines = head.lower().split(b"\r\n")
+    assert lines[0].startswith(b"http/1.1 200"), answer
+    [length] = (int(line[15:]) for line in lines if line.startswith(b"content-length:"))
+    missing = length - len(body)
+    while missing:
+        missing -= len(client.recv(min(missing, 1 << 16)))
+    return len(head) + 4 + length

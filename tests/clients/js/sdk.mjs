@@ -1,0 +1,78 @@
+// Call every method of the official JavaScript clients; the answers go to stdout as one JSON object.
+// Arguments: the endpoint of DstackGuest, that of Tappd; each a socket's path, a URL, or "" for the
+// one that the environment names.
+import { createHash } from 'node:crypto';
+import { DstackClient, TappdClient } from '@phala/dstack-sdk';
+import { toKeypairSecure } from '@phala/dstack-sdk/solana';
+import { toViemAccountSecure } from '@phala/dstack-sdk/viem';
+
+console.warn = () => {}; // the old client says with every call that it is old
+
+const hex = (bytes) => Buffer.from(bytes).toString('hex');
+const keyOf = ({ key, signature_chain }) => ({ key: hex(key), signature_chain: signature_chain.map(hex) });
+const quoteOf = (answer) => ({ ...answer, replayRtmrs: answer.replayRtmrs() });
+
+async function dstack(client) {
+  const found = { before: (await client.info()).tcb_info.rtmr3 };
+  found.emitted = (await client.emitEvent('from-javascript', Buffer.from('deadbeef', 'hex'))) ?? null;
+  found.quote = quoteOf(await client.getQuote('hello'));
+  found.attestation = (await client.attest('hello')).attestation;
+  found.info = await client.info();
+  found.version = await client.version();
+  found.reachable = await client.isReachable();
+  found.keys = {
+    'my/key/path secp256k1': keyOf(await client.getKey('my/key/path', 'signing')),
+    'my/key/path ed25519': keyOf(await client.getKey('my/key/path', 'signing', 'ed25519')),
+  };
+  const tls = await client.getTlsKey({
+    subject: 'example.com',
+    altNames: ['www.example.com'],
+    usageRaTls: true,
+    usageServerAuth: true,
+    usageClientAuth: true,
+    notBefore: 1700000000,
+    notAfter: 1800000000,
+    withAppInfo: true,
+  });
+  found.tls = { ...tls, length: tls.asUint8Array().length };
+  const digest = createHash('sha256').update('text').digest();
+  found.signatures = {};
+  for (const algorithm of ['ed25519', 'secp256k1', 'secp256k1_prehashed']) {
+    const { signature, signature_chain, public_key } = await client.sign(algorithm, digest);
+    const good = await client.verify(algorithm, digest, signature, public_key);
+    const bad = await client.verify(algorithm, Buffer.alloc(32), signature, public_key);
+    found.signatures[algorithm] = {
+      signature: hex(signature),
+      chain: signature_chain.map(hex),
+      public_key: hex(public_key),
+      good: good.valid,
+      bad: bad.valid,
+    };
+  }
+  found.ethereum = toViemAccountSecure(await client.getKey('eth/test', 'wallet')).address;
+  const pair = toKeypairSecure(await client.getKey('sol/test', 'wallet', 'ed25519'));
+  found.solana = { secret: hex(pair.secretKey), address: pair.publicKey.toBase58() };
+  found.refused = await client.getQuote('').then(() => null, (error) => error.message);
+  return found;
+}
+
+async function tappd(client) {
+  const { key, certificate_chain } = await client.deriveKey('my/path', 'subject', ['alt.example.com']);
+  return {
+    key,
+    again: (await client.deriveKey('my/path')).key,
+    certificates: certificate_chain.length,
+    raw: quoteOf(await client.tdxQuote('hello', 'raw')),
+    hashed: quoteOf(await client.tdxQuote('hello', 'sha256')),
+    plain: quoteOf(await client.tdxQuote('hello')),
+    reachable: await client.isReachable(),
+  };
+}
+
+const [, , dstackEndpoint, tappdEndpoint] = process.argv;
+process.stdout.write(
+  JSON.stringify({
+    dstack: await dstack(new DstackClient(dstackEndpoint || undefined)),
+    tappd: await tappd(new TappdClient(tappdEndpoint || undefined)),
+  }),
+);

@@ -1,0 +1,96 @@
+"""A client that calls an ASGI application in this process, without a socket."""
+
+import asyncio
+import json
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from attestkit.serve.rpc import App, Scope
+
+JSON_TYPE = "application/json"
+
+
+class Response(NamedTuple):
+    """What the application sent."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:  # noqa: ANN401 - JSON of any shape
+        """Return the body as JSON."""
+        return json.loads(self.body)
+
+    def error(self) -> str:
+        """Return the text of an error, whose body must have the documented form."""
+        found = self.json()
+        assert list(found) == ["error"]
+        assert self.body == json.dumps(found, indent=2).encode()
+        assert self.headers["content-type"] == JSON_TYPE
+        text: str = found["error"]
+        return text
+
+
+class Client:
+    """Calls one application; checks with each response what all of them promise."""
+
+    def __init__(self, app: App, loop: asyncio.AbstractEventLoop) -> None:
+        self.app = app
+        self.loop = loop
+        self.read = 0  # bytes of the last request that the application took
+
+    def get(self, target: str, **headers: str) -> Response:
+        """GET a path, with its query."""
+        return self.request("GET", target, headers=headers)
+
+    def post(self, path: str, message: object = None) -> Response:
+        """POST a message as JSON."""
+        body = json.dumps({} if message is None else message).encode()
+        return self.request("POST", path, body, {"content-type": JSON_TYPE})
+
+    def request(
+        self,
+        verb: str,
+        target: str,
+        body: bytes | Iterable[bytes] = b"",
+        headers: dict[str, str] | None = None,
+    ) -> Response:
+        """Send any request; a body in several parts has no Content-Length."""
+        path, _, query = target.partition("?")
+        sent = {"host": "localhost", **(headers or {})}
+        if isinstance(body, bytes):
+            sent.setdefault("content-length", str(len(body)))
+        scope = {
+            "type": "http",
+            "method": verb,
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "headers": [(n.replace("_", "-").encode(), v.encode()) for n, v in sent.items()],
+        }
+        parts = [body] if isinstance(body, bytes) else body
+        return self.loop.run_until_complete(self._call(scope, parts))
+
+    async def _call(self, scope: Scope, parts: Iterable[bytes]) -> Response:
+        self.read = 0
+        coming = iter(parts)
+        messages: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            part = next(coming, None)
+            self.read += len(part or b"")
+            return {"type": "http.request", "body": part or b"", "more_body": part is not None}
+
+        async def send(message: Any) -> None:  # noqa: ANN401 - as ASGI has it
+            messages.append(message)
+
+        await self.app(scope, receive, send)
+        start, sent = messages
+        assert (start["type"], sent["type"]) == ("http.response.start", "http.response.body")
+        headers = {name.decode(): value.decode() for name, value in start["headers"]}
+        assert len(headers) == len(start["headers"])
+        body: bytes = sent["body"]
+        if scope["method"] == "HEAD":
+            assert body == b""
+        else:
+            assert headers["content-length"] == str(len(body))
+        return Response(start["status"], headers, body)

@@ -1,0 +1,54 @@
+"""What the guests of the tests are made of."""
+
+import json
+import threading
+from collections.abc import Callable
+from typing import ClassVar, TypeAlias
+
+from attestkit.backends.simulator import Simulator
+from attestkit.errors import QuoteUnavailableError
+from attestkit.keys import AppKeys
+from attestkit.serve.guest import Guest
+from tests.vectors import data
+
+MakeGuest: TypeAlias = Callable[..., Guest]
+NOW = 1_800_000_000
+SEED = bytes(32)
+APP_KEYS = "dstack/simulator/appkeys.json"
+
+
+class Broken(Simulator):
+    """A TD whose quoting service is gone."""
+
+    def get_quote(self, report_data: bytes) -> bytes:
+        """Give no quote."""
+        raise QuoteUnavailableError(f"no quoting service for {len(report_data)} bytes")
+
+
+class Counting(Simulator):
+    """A TD that counts its quotes."""
+
+    quotes = 0
+
+    def get_quote(self, report_data: bytes) -> bytes:
+        """Count, and give a quote."""
+        self.quotes += 1
+        return super().get_quote(report_data)
+
+
+class Blocking(Simulator):
+    """A TD that blocks as a device does, and notes the threads that wait for it."""
+
+    blocking = True
+
+    threads: ClassVar[set[int]] = set()
+
+    def get_quote(self, report_data: bytes) -> bytes:
+        """Note the thread, and give a quote."""
+        self.threads.add(threading.get_ident())
+        return super().get_quote(report_data)
+
+
+def vector_keys(**changes: object) -> AppKeys:
+    """Return the vectors' app keys, with changes to the members of their file."""
+    return AppKeys.from_json(json.dumps(json.loads(data(APP_KEYS)) | changes))

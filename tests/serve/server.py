@@ -1,0 +1,146 @@
+"""The server as a process of its own, for tests that need sockets, signals or other programs."""
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 60  # seconds that a loaded machine may take for what usually takes one
+SEED = "11" * 32
+
+
+class Server(NamedTuple):
+    """A running server: its process, and what its ready line says."""
+
+    process: "subprocess.Popen[str]"
+    folder: Path
+    line: str
+    ready: dict[str, str]
+
+    @property
+    def dstack(self) -> str:
+        """The path of dstack.sock."""
+        return self.ready["dstack"]
+
+    @property
+    def tappd(self) -> str:
+        """The path of tappd.sock."""
+        return self.ready["tappd"]
+
+    @property
+    def url(self) -> str:
+        """Where Worker and the pages are."""
+        return self.ready["http"]
+
+    @property
+    def dev_url(self) -> str:
+        """Where everything is, with --dev-http."""
+        return self.ready["dev_http"]
+
+    def log(self) -> str:
+        """What the server has said on stderr so far."""
+        return (self.folder / "stderr").read_text()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and return the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Return this process's environment without what changes a server's mind, plus `extra`."""
+    ours = ("ATTESTKIT_", "DSTACK_", "TAPPD_", "XDG_", "NOTIFY_SOCKET", "LISTEN_", "PYTHONPATH")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    if "ATTESTKIT_PURE_PYTHON" in os.environ:
+        kept["ATTESTKIT_PURE_PYTHON"] = os.environ["ATTESTKIT_PURE_PYTHON"]
+    return {**kept, "PYTHONPATH": str(ROOT), **extra}
+
+
+def command(*options: str) -> list[str]:
+    """Return the command line of a server with `options`."""
+    return [sys.executable, "-m", "attestkit.serve", *options]
+
+
+def run_to_end(
+    *options: str, folder: Path, environ: Mapping[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run a server that is expected to end by itself, in `folder`."""
+    return subprocess.run(  # noqa: S603 - our own program
+        command(*options),
+        cwd=folder,
+        env=environ or environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+@contextlib.contextmanager
+def running_server(
+    *options: str, folder: Path | None = None, environ: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """Run a server in `folder` (default: a new one) until the end of the block.
+
+    It is a simulator with a fixed seed, its TCP ports free ones, unless `options` say otherwise.
+    """
+    with contextlib.ExitStack() as stack:
+        if folder is None:  # short, for the path of a socket has little room
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ak")))
+        usual = ["--backend", "simulator", "--dir", str(folder), "--http", "127.0.0.1:0"]
+        if not {"--seed", "--seed-file", "--state-dir"} & set(options):
+            usual += ["--seed", SEED]
+        with (folder / "stderr").open("w") as errors:
+            process = stack.enter_context(
+                subprocess.Popen(  # noqa: S603 - our own program
+                    command(*usual, *options),
+                    cwd=folder,
+                    env=environ or environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                )
+            )
+        try:
+            yield _wait(process, folder)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(PATIENCE)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+
+def _wait(process: "subprocess.Popen[str]", folder: Path) -> Server:
+    assert process.stdout is not None
+    timer = threading.Timer(PATIENCE, process.kill)  # makes readline() return
+    timer.start()
+    try:
+        line = process.stdout.readline()
+    finally:
+        timer.cancel()
+    assert line.endswith("\n"), f"no ready line; stderr: {(folder / 'stderr').read_text()}"
+    first, *words = shlex.split(line)
+    assert first == "ready"
+    return Server(process, folder, line, dict(word.split("=", 1) for word in words))
+
+
+def refusal(*options: str, folder: Path, code: int, **environ: str) -> str:
+    """Run a server that must refuse to start; return its one line."""
+    done = run_to_end(*options, folder=folder, environ=environment(**environ))
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith("attestkit serve: ")
+    return line

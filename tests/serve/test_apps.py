@@ -1,0 +1,59 @@
+"""The port for development gives out keys, so it lets nothing through that a web page can send."""
+
+import asyncio
+
+import pytest
+
+from attestkit.serve import agent, apps, tappd
+from attestkit.serve.guest import Guest
+from tests.serve.asgi import Client
+
+
+@pytest.fixture
+def dev(guest: Guest, loop: asyncio.AbstractEventLoop) -> Client:
+    """A client of the port for development."""
+    return Client(apps.dev_app(guest), loop)
+
+
+def test_both_services_are_there(dev: Client, dstack: Client) -> None:
+    """DstackGuest at the root, Tappd below /prpc/, with the same answers as on the sockets."""
+    for name in agent.SERVICE.methods:
+        assert dev.get(f"/{name}").status != 404
+    for name in tappd.SERVICE.methods:
+        assert dev.get(f"/prpc/Tappd.{name}").status != 404
+    assert dev.post("/GetKey", {"path": "a"}).body == dstack.post("/GetKey", {"path": "a"}).body
+    assert dev.get("/").status == 404
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:8091", "[::1]", "[::1]:8091"]
+)
+def test_loopback_names(dev: Client, host: str) -> None:
+    """A client on this machine names it so."""
+    assert dev.get("/GetKey", host=host).status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", "example.com", "localhost.example.com:80", "127.0.0.1.example.com", "127.0.0.2", "[::2]"],
+)
+def test_foreign_hosts(dev: Client, host: str) -> None:
+    """A name that was rebound to this machine is refused, on every path."""
+    for path in ("/GetKey", "/nope"):
+        response = dev.get(path, host=host)
+        assert (response.status, "Host" in response.error()) == (400, True)
+
+
+def test_requests_of_web_pages(dev: Client) -> None:
+    """A page that calls shows its origin, and one that only links is told by the browser."""
+    for headers in (
+        {"origin": "https://example.com"},
+        {"origin": "null"},
+        {"origin": "http://localhost:8091"},
+        {"sec_fetch_site": "cross-site"},
+        {"sec_fetch_site": "same-site"},
+    ):
+        response = dev.get("/EmitEvent?event=a", **headers)
+        assert (response.status, "refused" in response.error()) == (400, True)
+    for site in ("none", "same-origin"):
+        assert dev.get("/GetKey", sec_fetch_site=site).status == 200

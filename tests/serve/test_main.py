@@ -1,0 +1,271 @@
+"""The server as a program: what it says, what it keeps, which files it reads, what it refuses."""
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from attestkit import EventLog, Quote
+from tests.serve.client import call
+from tests.serve.server import SEED, Server, environment, refusal, run_to_end, running_server
+from tests.vectors import SHARED, load, needs_shared
+
+SIMULATOR = SHARED / "data/dstack/simulator"
+KEY = {"path": "a", "purpose": "b"}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a short path, for a socket's path has little room."""
+    with tempfile.TemporaryDirectory(prefix="ak") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server that nobody stops before the end."""
+    with running_server("--dev-http", "127.0.0.1:0") as server:
+        yield server
+        assert "Traceback" not in server.log()
+
+
+def log_of(endpoint: str) -> list[tuple[str, str]]:
+    """Return the runtime events in the log of a fresh quote, which must agree with it."""
+    answer = call(endpoint, "GetQuote").json()
+    EventLog.from_json(answer["event_log"]).check(Quote.parse(bytes.fromhex(answer["quote"])))
+    events = json.loads(answer["event_log"])
+    return [(event["event"], event["event_payload"]) for event in events if event["imr"] == 3]
+
+
+# -- what it says ----------------------------------------------------------------------------------
+
+
+def test_ready_line(server: Server) -> None:
+    """One line on stdout says where everything is: absolute paths and real ports."""
+    assert re.fullmatch(
+        r"ready dstack=(/\S+)/dstack\.sock tappd=\1/tappd\.sock"
+        r" http=http://127\.0\.0\.1:[1-9]\d* dev_http=http://127\.0\.0\.1:[1-9]\d*\n",
+        server.line,
+    )
+    assert call(server.dstack, "Version").status == 200
+    assert call(server.tappd, "prpc/Tappd.Version").status == 200
+    assert call(server.url, "prpc/Worker.Version").status == 200
+    assert call(server.dev_url, "Version").status == 200
+
+
+def test_only_what_is_on_is_told(folder: Path) -> None:
+    """A listener that is off is not on the line; one alone is enough."""
+    with running_server("--http", "none", "--tappd-socket", "none", folder=folder) as server:
+        assert server.line == f"ready dstack={folder}/dstack.sock\n"
+
+
+def test_paths_with_blanks_are_quoted(folder: Path) -> None:
+    """The line splits as a shell would split it."""
+    path = folder / "my socket"
+    with running_server("--socket", "my socket", "--http", "none", folder=folder) as server:
+        assert shlex.split(server.line)[1] == f"dstack={path}"
+        assert call(server.dstack, "Version").status == 200
+
+
+def test_banner_works_as_it_stands(server: Server) -> None:
+    """People are told that it is simulated, what to export, and two commands that work."""
+    lines = server.log().splitlines()
+    assert "simulated" in lines[0].lower()
+    assert f"  export DSTACK_SIMULATOR_ENDPOINT={server.dstack}" in lines
+    commands = [line.strip() for line in lines if line.startswith("  curl ")]
+    assert len(commands) == 2
+    for command in commands:
+        with contextlib.suppress(FileNotFoundError):  # no curl
+            done = subprocess.run(  # noqa: S603 - our own words
+                [*shlex.split(command), "-sS"], capture_output=True, check=False, timeout=60
+            )
+            assert "error" not in json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_the_service_manager_is_told(folder: Path, abstract: bool) -> None:  # noqa: FBT001 - a case
+    """READY=1 arrives at $NOTIFY_SOCKET, be it a path or an abstract name."""
+    name = f"@attestkit-test-{os.getpid()}" if abstract else str(folder / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(name.replace("@", "\0"))
+        notify.settimeout(60)
+        with running_server(environ=environment(NOTIFY_SOCKET=name)):
+            assert notify.recv(100) == b"READY=1"
+
+
+def test_help_names_every_option(folder: Path) -> None:
+    """--help is the one thing that goes to stdout."""
+    done = run_to_end("--help", folder=folder)
+    assert done.returncode == 0
+    for option in ("--backend", "--dev-http", "--app-keys", "--seed-file", "--reset"):
+        assert option in done.stdout
+
+
+# -- what it keeps ---------------------------------------------------------------------------------
+
+
+def test_a_seed_reproduces_everything(folder: Path) -> None:
+    """The same seed gives the same keys and the same root, as option and as file."""
+    (folder / "seed").write_text(SEED + "\n")
+    answers = []
+    for options in (("--seed", SEED), ("--seed-file", str(folder / "seed")), ("--seed", "22" * 32)):
+        with running_server(*options) as server:
+            quote = Quote.parse(bytes.fromhex(call(server.dstack, "GetQuote").json()["quote"]))
+            answers.append((call(server.dstack, "GetKey", KEY).json(), quote.pck_chain[-1]))
+    assert answers[0] == answers[1]
+    assert answers[0][0] != answers[2][0]
+    assert answers[0][1] != answers[2][1]
+
+
+def test_without_a_seed_one_is_made_and_kept(folder: Path) -> None:
+    """Two starts in one folder have the same keys, in two folders different ones."""
+    keys = []
+    for where in ("a", "a", "b"):
+        with running_server("--state-dir", str(folder / where)) as server:
+            keys.append(call(server.dstack, "GetKey", KEY).json()["key"])
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_events_outlive_a_killed_server(folder: Path) -> None:
+    """The registers are the machine's, not the process's: kill -9 takes no event away."""
+    with running_server(folder=folder) as server:
+        booted = log_of(server.dstack)
+        assert booted[-1][0] == "system-ready"
+        for n in range(3):
+            message = {"event": f"event-{n}", "payload": f"{n:02x}"}
+            assert call(server.dstack, "EmitEvent", message).json() is None
+        server.stop(signal.SIGKILL)
+    emitted = [(f"event-{n}", f"{n:02x}") for n in range(3)]
+    with running_server(folder=folder) as server:
+        assert log_of(server.dstack) == booted + emitted
+
+
+def test_reset_reboots(folder: Path) -> None:
+    """--reset is a reboot of the machine: the same boot events, none of the app's."""
+    with running_server(folder=folder) as server:
+        booted = log_of(server.dstack)
+        call(server.dstack, "EmitEvent", {"event": "x", "payload": ""})
+        assert len(log_of(server.dstack)) == len(booted) + 1
+    with running_server("--reset", folder=folder) as server:
+        assert log_of(server.dstack) == booted
+
+
+# -- the files of an agent -------------------------------------------------------------------------
+
+
+@needs_shared
+def test_files_of_the_upstream_simulator() -> None:
+    """All three files together: keys, app and machine are theirs."""
+    files = {"--app-keys": "appkeys", "--app-compose": "app-compose", "--sys-config": "sys-config"}
+    options = [word for o, name in files.items() for word in (o, str(SIMULATOR / f"{name}.json"))]
+    with running_server(*options) as server:
+        info = call(server.dstack, "Info").json()
+        tcb_info = json.loads(info["tcb_info"])
+        assert tcb_info["app_compose"].encode() == (SIMULATOR / "app-compose.json").read_bytes()
+        assert info["app_name"] == "guest-agent"
+        sys_config = json.loads((SIMULATOR / "sys-config.json").read_text())
+        assert info["vm_config"] == sys_config["vm_config"]
+        assert info["os_image_hash"] == json.loads(sys_config["vm_config"])["os_image_hash"]
+        case = load("getkey.json")["cases"][0]
+        assert call(server.dstack, "GetKey", case["request"]).json() == case["response"]
+        chain = call(server.dstack, "GetTlsKey", {"subject": "x"}).json()["certificate_chain"]
+        assert chain[1] == json.loads((SIMULATOR / "appkeys.json").read_text())["ca_cert"]
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ("--app-keys", "appkeys.json"),
+        ("--app-compose", "app-compose.json"),
+        ("--sys-config", "sys-config.json"),
+    ],
+)
+def test_each_file_works_alone(option: str, name: str) -> None:
+    """What no file says the simulator makes up; evidence and keys work with any one of them."""
+    with running_server(option, str(SIMULATOR / name)) as server:
+        assert log_of(server.dstack)[-1][0] == "system-ready"
+        assert len(call(server.dstack, "GetKey", KEY).json()["key"]) == 64
+        assert call(server.dstack, "GetTlsKey", {"usage_ra_tls": True}).status == 200
+        assert call(server.dstack, "Info").status == 200
+
+
+def test_an_app_id_can_be_given() -> None:
+    """--app-id is what Info and the boot events say."""
+    with running_server("--app-id", "ab" * 20) as server:
+        assert call(server.dstack, "Info").json()["app_id"] == "ab" * 20
+        assert ("app-id", "ab" * 20) in log_of(server.dstack)
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "told"),
+    [
+        ("--app-keys", '{"k256_key": "s3cret"}', ""),
+        ("--app-keys", "s3cret", ""),
+        ("--app-compose", "{}", "manifest_version"),
+        ("--app-compose", '{"manifest_version": 2, "name": 1, "runner": "bash"}', "name"),
+        ("--sys-config", '{"vm_config": 1}', "vm_config"),
+        ("--sys-config", '{"vm_config": "{\\"cpu_count\\": \\"x\\"}"}', "cpu_count"),
+        ("--seed-file", "s3cret", "32 bytes"),
+    ],
+)
+def test_a_wrong_file_is_told(folder: Path, option: str, content: str, told: str) -> None:
+    """Name, key and reason, in one line that shows no secret."""
+    path = folder / "file"
+    path.write_text(content)
+    options = ("--backend", "simulator", "--dir", str(folder), option, str(path))
+    line = refusal(*options, folder=folder, code=1)
+    assert str(path) in line
+    assert told in line
+    assert "s3cret" not in line
+
+
+def test_a_file_that_is_not_there_is_told(folder: Path) -> None:
+    """So is one that is missing."""
+    for option in ("--app-keys", "--app-compose", "--sys-config", "--seed-file"):
+        options = ("--backend", "simulator", "--dir", str(folder), option, "nowhere")
+        assert "nowhere: No such file" in refusal(*options, folder=folder, code=1)
+
+
+# -- what it refuses -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "told"),
+    [
+        (["--frobnicate"], 1, "--frobnicate"),
+        (["--se", "00"], 1, "--se"),
+        (["--http"], 1, "--http"),
+        (["word"], 1, "word"),
+        (["--backend", "nonsense"], 1, "nonsense"),
+        (["--backend", "simulator", "--http", "8090"], 1, "--http 8090"),
+        (["--backend", "simulator", "--http", "no.such.host.invalid:0"], 1, "no.such.host.invalid"),
+        (["--backend", "simulator", "--dev-http", "0.0.0.0:0"], 1, "loopback"),
+        (["--backend", "simulator", "--socket-group", "no-such-group"], 1, "no-such-group"),
+        (["--backend", "simulator", "--seed", "s3cret"], 1, "--seed"),
+        (["--backend", "simulator", "--seed", "ab"], 1, "--seed"),
+        (["--backend", "simulator", "--dir", "/proc/nowhere"], 1, "/proc/nowhere"),
+    ],
+)
+def test_wrong_options_are_one_line(folder: Path, options: list[str], code: int, told: str) -> None:
+    """Whatever is wrong is told in one line, without the seed and without a traceback."""
+    given = options if "--dir" in options else ["--dir", str(folder), *options]
+    given = given if "--http" in options else ["--http", "127.0.0.1:0", *given]
+    line = refusal(*given, folder=folder, code=code)
+    assert told in line
+    assert "s3cret" not in line
+
+
+def test_the_simulator_is_not_picked_for_a_deployment(folder: Path) -> None:
+    """With app keys and without hardware, somebody has to say `simulator`."""
+    line = refusal("--dir", str(folder), "--app-keys", "x", folder=folder, code=1)
+    assert "--backend simulator" in line

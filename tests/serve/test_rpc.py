@@ -1,0 +1,368 @@
+"""Requests reach their method in every form the API allows, and mistakes get the right status."""
+
+import asyncio
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import pytest
+
+from attestkit import errors
+from attestkit.errors import AttestKitError, NotFoundError, UsageError
+from attestkit.serve.messages import AttestResponse, GetKeyArgs, RawQuoteArgs
+from attestkit.serve.rpc import MAX_BODY, Method, Page, Service, rpc_app, status_of
+from tests.serve.asgi import JSON_TYPE, Client
+
+
+class _Guest:
+    """As much of a Guest as the dispatcher touches."""
+
+    executor: ThreadPoolExecutor | None = None
+
+    def random(self, size: int) -> bytes:
+        return bytes(range(size))
+
+
+class _Seen(NamedTuple):
+    path: str
+    thread: int
+
+
+def _fail(_: Any, args: GetKeyArgs) -> None:  # noqa: ANN401 - a stand-in
+    if args.path == "foreign":
+        raise OSError("/secret/path is not readable")
+    raise getattr(errors, args.path)(args.purpose)
+
+
+@pytest.fixture
+def seen() -> list[_Seen]:
+    """What the methods of the application were called with."""
+    return []
+
+
+@pytest.fixture
+def guest() -> _Guest:
+    """A guest whose device does not block."""
+    return _Guest()
+
+
+@pytest.fixture
+def client(guest: _Guest, seen: list[_Seen], loop: asyncio.AbstractEventLoop) -> Client:
+    """An application of two services, a page, a header and a guard."""
+
+    def note(_: Any, args: GetKeyArgs) -> None:  # noqa: ANN401 - a stand-in
+        seen.append(_Seen(args.path, threading.get_ident()))
+
+    def echo(_: Any, args: RawQuoteArgs) -> AttestResponse:  # noqa: ANN401 - a stand-in
+        return AttestResponse(args.report_data)
+
+    def refuse(scope: Any) -> None:  # noqa: ANN401 - a stand-in
+        if (b"x-evil", b"1") in scope["headers"]:
+            raise UsageError("refused")
+
+    root = Service(
+        {
+            "Note": Method(note, GetKeyArgs),
+            "Device": Method(note, GetKeyArgs, device=True),
+            "Echo": Method(echo, RawQuoteArgs),
+            "Fail": Method(_fail, GetKeyArgs),
+            "Ping": Method(lambda _, args: args),
+        }
+    )
+    prpc = Service({"Note": Method(note, GetKeyArgs)}, "/prpc/", "Old.")
+    pages = {"/": Page(lambda _, __: b"<p>page</p>", b"text/html")}
+    app = rpc_app(
+        guest,  # type: ignore[arg-type]  # a stand-in
+        [root, prpc],
+        pages=pages,
+        headers=[(b"server", b"test")],
+        guard=refuse,
+    )
+    return Client(app, loop)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/Note", "/%4Eote", "/prpc/Note", "/prpc/Old.Note", "/prpc/Old.Old.Note", "/prpc/%4fld.Note"],
+)
+def test_paths_that_lead_to_a_method(client: Client, seen: list[_Seen], path: str) -> None:
+    """One segment after the mount, percent escapes decoded, every leading prefix stripped."""
+    response = client.post(path, {"path": "a"})
+    assert (response.status, response.body) == (200, b"null")
+    assert [call.path for call in seen] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("/Nope", "Service not found: Nope"),
+        ("/note", "Service not found: note"),
+        ("/Old.Note", "Service not found: Old.Note"),
+        ("/a%2Fb", "Service not found: a/b"),
+        ("/prpc", "Service not found: prpc"),
+        ("/prpc/Old.Nope", "Service not found: Nope"),
+        ("/prpc/Old.", "Service not found: "),
+        ("/prpc/Ping", "Service not found: Ping"),
+        ("/%D1%86", "Service not found: ц"),
+        ("/%FF", "Service not found: \ufffd"),
+        ("/prpc/", "No such path: /prpc/"),
+        ("//Note", "No such path: //Note"),
+        ("/Note/", "No such path: /Note/"),
+        ("/a/b", "No such path: /a/b"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["GET", "POST"])
+def test_paths_that_lead_nowhere(client: Client, verb: str, path: str, error: str) -> None:
+    """An unknown method is a 404 that names it, an unmounted path one that shows it."""
+    response = client.request(verb, path, b"", {"content-type": JSON_TYPE})
+    assert (response.status, response.error()) == (404, error)
+
+
+@pytest.mark.parametrize("verb", ["PUT", "DELETE", "PATCH", "OPTIONS"])
+@pytest.mark.parametrize("path", ["/Note", "/"])
+def test_other_verbs_are_not_found(client: Client, seen: list[_Seen], verb: str, path: str) -> None:
+    """Only GET, HEAD and POST exist, and nothing runs for another."""
+    response = client.request(verb, path, b"{}")
+    assert response.status == 404
+    response.error()
+    assert seen == []
+
+
+def test_get_reads_the_query(client: Client) -> None:
+    """GET takes the message from the query and ignores a body."""
+    response = client.request("GET", "/Echo?report_data=0xAB&json", b'{"report_data":"cd"}')
+    assert (response.status, response.body) == (200, b'{"attestation":"ab"}')
+    assert client.read == 0
+
+
+def test_post_ignores_the_query(client: Client) -> None:
+    """POST takes the message from the body only."""
+    assert client.post("/Echo?report_data=ab", {}).body == b'{"attestation":""}'
+
+
+def test_head_is_get_without_body(client: Client) -> None:
+    """HEAD has the headers of GET, Content-Length included, and no body."""
+    get = client.get("/Echo?report_data=ab")
+    head = client.request("HEAD", "/Echo?report_data=ab")
+    assert (head.status, head.headers, head.body) == (200, get.headers, b"")
+    assert client.request("HEAD", "/Nope").status == 404
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [JSON_TYPE, "application/json; charset=utf-8", "Application/JSON ;x=y", "application/json;"],
+)
+def test_json_content_types(client: Client, content_type: str) -> None:
+    """The media type decides, whatever its letter case and parameters."""
+    body = b'{"report_data":"ab"}'
+    response = client.request("POST", "/Echo", body, {"content-type": content_type})
+    assert (response.status, response.body) == (200, b'{"attestation":"ab"}')
+    assert response.headers["content-type"] == JSON_TYPE
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"content-type": ""},
+        {"content-type": "application/x-www-form-urlencoded"},
+        {"content-type": "text/plain;charset=UTF-8"},
+    ],
+)
+def test_brace_makes_json_of_an_undeclared_body(client: Client, headers: dict[str, str]) -> None:
+    """A first curl without a header works: the body starts with a brace."""
+    response = client.request("POST", "/Echo", b'{"report_data":"ab"}', headers)
+    assert (response.status, response.body) == (200, b'{"attestation":"ab"}')
+    response = client.request("POST", "/Echo", b'{"report_data":1}', headers)
+    assert response.status == 400
+    assert response.error() == "report_data must be a string of hex digits"
+
+
+@pytest.mark.parametrize("flag", ["json", "json=", "json=1", "json=true", "a=b&json"])
+def test_query_makes_json_of_any_body(client: Client, flag: str) -> None:
+    """`?json` demands JSON mode whatever the content type says."""
+    response = client.request(
+        "POST", f"/Echo?{flag}", b'{"report_data":"ab"}', {"content-type": "image/png"}
+    )
+    assert (response.status, response.body) == (200, b'{"attestation":"ab"}')
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b"", {}),
+        (b"\x0a\x01\xab", {"content-type": "application/octet-stream"}),
+        (b'{"report_data":"ab"}', {"content-type": "application/octet-stream"}),
+        (b' {"report_data":"ab"}', {}),
+        (b"[]", {"content-type": "text/plain"}),
+        (b"{}", {"content-type": "application/json-seq"}),
+    ],
+)
+def test_protobuf_mode_is_answered_clearly(
+    client: Client, body: bytes, headers: dict[str, str]
+) -> None:
+    """Everything else is protobuf mode, which is told that it is not served yet."""
+    response = client.request("POST", "/Echo", body, headers)
+    assert response.status == 400
+    assert response.error().startswith("protobuf is not served yet")
+
+
+def test_method_without_message_ignores_its_payload(client: Client) -> None:
+    """Where the request is empty, whatever comes with it does not matter."""
+    for response in (
+        client.request("POST", "/Ping", b"{broken", {"content-type": JSON_TYPE}),
+        client.get("/Ping?a=b&a=%FF"),
+    ):
+        assert (response.status, response.body) == (200, b"null")
+
+
+def test_body_in_pieces(client: Client) -> None:
+    """A chunked body is put together."""
+    parts = [b'{"report', b"", b'_data":', b'"ab"}']
+    response = client.request("POST", "/Echo", parts, {"content-type": JSON_TYPE})
+    assert response.body == b'{"attestation":"ab"}'
+
+
+def test_body_at_the_limit_is_read(client: Client) -> None:
+    """Ten mebibytes exactly are taken."""
+    body = b'{"report_data":"' + b"00" * ((MAX_BODY - 18) // 2) + b'"}'
+    assert len(body) == MAX_BODY
+    assert client.request("POST", "/Echo", body, {"content-type": JSON_TYPE}).status == 200
+
+
+@pytest.mark.parametrize("verb", ["POST", "GET"])
+def test_declared_body_over_the_limit_is_not_read(client: Client, verb: str) -> None:
+    """One byte more is refused by its Content-Length, before anything is read."""
+    headers = {"content-type": JSON_TYPE, "content-length": str(MAX_BODY + 1)}
+    response = client.request(verb, "/Echo", b"{}", headers)
+    assert (response.status, response.error()) == (
+        400,
+        "failed to read data: payload too large",
+    )
+    assert client.read == 0
+    assert response.headers["connection"] == "close"
+
+
+def test_chunked_body_over_the_limit_is_counted(client: Client) -> None:
+    """Without a length the bytes are counted, and reading ends with the one too many."""
+
+    def endless() -> Iterator[bytes]:
+        while True:
+            yield bytes(1 << 20)
+
+    response = client.request("POST", "/Echo", endless(), {"content-type": JSON_TYPE})
+    assert (response.status, response.error()) == (
+        400,
+        "failed to read data: payload too large",
+    )
+    assert client.read == MAX_BODY + (1 << 20)
+    assert response.headers["connection"] == "close"
+
+
+def test_client_that_goes_away_is_not_answered(
+    client: Client, seen: list[_Seen], loop: asyncio.AbstractEventLoop
+) -> None:
+    """A request cut short runs nothing and sends nothing."""
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:  # noqa: ANN401 - as ASGI has it
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "raw_path": b"/Note"}
+    loop.run_until_complete(
+        client.app({**scope, "query_string": b"", "headers": []}, receive, send)
+    )
+    assert (seen, sent) == ([], [])
+
+
+STATUSES = {"FormatError": 400, "UsageError": 400, "NotFoundError": 404}
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_our_errors_have_their_status_and_text(client: Client, name: str) -> None:
+    """400 for the caller's mistakes, 404 for what is not there, 500 for everything else."""
+    response = client.post("/Fail", {"path": name, "purpose": "because"})
+    assert (response.status, response.error()) == (STATUSES.get(name, 500), "because")
+
+
+def test_subclasses_keep_the_status() -> None:
+    """A more special error has the status of its kind."""
+
+    class OursError(NotFoundError):
+        pass
+
+    assert [status_of(e("x")) for e in (OursError, UsageError, AttestKitError)] == [404, 400, 500]
+
+
+def test_foreign_errors_stay_in_the_log(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """The client gets a request id, the log has it beside the traceback."""
+    with caplog.at_level(logging.ERROR, "attestkit.serve"):
+        response = client.post("/Fail", {"path": "foreign"})
+    assert response.status == 500
+    assert response.error() == "internal error, request 0001020304050607"
+    assert "0001020304050607" in caplog.text
+    assert "/secret/path" in caplog.text
+
+
+def test_every_response_has_the_headers(client: Client) -> None:
+    """Success, error and page alike."""
+    for response in (client.get("/Ping"), client.get("/Nope"), client.get("/")):
+        assert response.headers["server"] == "test"
+
+
+def test_guard_comes_first(client: Client, seen: list[_Seen]) -> None:
+    """What the guard refuses runs nothing, on any path."""
+    for path in ("/Note", "/Nope", "/"):
+        response = client.get(path, x_evil="1")
+        assert (response.status, response.error()) == (400, "refused")
+    assert seen == []
+
+
+def test_page(client: Client) -> None:
+    """A page is shown with GET and HEAD, and is not there for POST."""
+    response = client.get("/?json")
+    assert (response.status, response.body) == (200, b"<p>page</p>")
+    assert response.headers["content-type"] == "text/html"
+    assert client.request("HEAD", "/").headers == response.headers
+    response = client.post("/")
+    assert (response.status, response.error()) == (404, "No such path: /")
+
+
+def test_error_of_a_page_is_json(loop: asyncio.AbstractEventLoop) -> None:
+    """A page that fails answers as a method would."""
+
+    def fail(_: Any, __: None) -> bytes:  # noqa: ANN401 - a stand-in
+        raise errors.BackendError("no page")
+
+    app = rpc_app(_Guest(), [], pages={"/": Page(fail, b"text/html")})  # type: ignore[arg-type]  # a stand-in
+    response = Client(app, loop).get("/")
+    assert (response.status, response.error()) == (500, "no page")
+
+
+def test_blocking_device_has_its_own_thread(
+    client: Client, guest: _Guest, seen: list[_Seen]
+) -> None:
+    """Device methods of a backend that blocks run in its thread, all others do not."""
+    with ThreadPoolExecutor(1) as guest.executor:
+        client.post("/Note", {"path": "inline"})
+        client.post("/Device", {"path": "thread"})
+        client.post("/Device", {"path": "thread"})
+        assert json.loads(client.post("/Device", {"path": 1}).body)["error"]
+    guest.executor = None
+    client.post("/Device", {"path": "inline"})
+    here = threading.get_ident()
+    assert {call.path for call in seen if call.thread == here} == {"inline"}
+    assert len({call.thread for call in seen if call.path == "thread"}) == 1
+    assert len(seen) == 4
+
+
+def test_other_scopes_are_refused(client: Client, loop: asyncio.AbstractEventLoop) -> None:
+    """Only HTTP is spoken; a server sees that at once."""
+    with pytest.raises(RuntimeError, match="lifespan"):
+        loop.run_until_complete(client.app({"type": "lifespan"}, None, None))  # type: ignore[arg-type]  # not reached

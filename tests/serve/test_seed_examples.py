@@ -1,0 +1,131 @@
+"""Every RPC example of the agent's API document works as it is written there, but for the path."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.serve.server import Server, running_server
+from tests.vectors import SHARED
+
+DOCUMENT_PATH = "/var/run/dstack.sock"
+RPC = ("GetTlsKey", "GetKey", "GetQuote", "Info", "EmitEvent", "Sign", "Verify", "Attest")
+
+
+class Example(NamedTuple):
+    """One command of the document, and the members its response has there."""
+
+    method: str
+    command: str
+    members: frozenset[str]
+
+
+def _examples() -> list[Example]:
+    found = []
+    for document in sorted(SHARED.glob("seeds/*.txt")):
+        for section in re.split(r"^### \d+\. ", document.read_text(), flags=re.MULTILINE):
+            shown = (
+                section.partition("**Response:**")[2].partition("```json")[2].partition("```")[0]
+            )
+            members = frozenset(re.findall(r'^  "(\w+)":', shown, flags=re.MULTILINE))
+            for command in re.findall(r"```bash\n(.*?)```", section, flags=re.DOTALL):
+                if DOCUMENT_PATH in command:
+                    method = re.search(r"http://dstack/(\w+)", command)
+                    assert method
+                    found.append(Example(method[1], command, members))
+    return found
+
+
+EXAMPLES = _examples()
+needs_document = pytest.mark.skipif(not EXAMPLES, reason="the API document is not here")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A running server, and curl to ask it."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    with running_server() as server:
+        yield server
+        assert "Traceback" not in server.log()
+
+
+def shell(command: str, server: Server) -> tuple[int, Any]:
+    """Run a command of the document against our socket; return status and JSON body."""
+    command = command.replace(DOCUMENT_PATH, server.dstack).rstrip()
+    # The document forgets the quotes around its URLs, which a shell would cut at `&`.
+    command = re.sub(r"(?<=\s)(http://dstack/\S+)", r"'\1'", command)
+    done = subprocess.run(  # noqa: S603 - the document's own commands
+        ["/bin/sh", "-c", f"{command} -sS --write-out '\\n%{{http_code}}'"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    body, _, status = done.stdout.rpartition("\n")
+    return int(status), json.loads(body)
+
+
+@needs_document
+def test_all_methods_have_examples() -> None:
+    """Nothing was missed when the document was read."""
+    assert {example.method for example in EXAMPLES} == set(RPC)
+    assert len(EXAMPLES) == 11
+
+
+@needs_document
+@pytest.mark.parametrize("header", ["as written", "no content type"])
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: f"{e.method}-{'POST' in e.command}")
+def test_example(example: Example, header: str, server: Server) -> None:
+    """The command gets 200 and the members shown, also if one forgets the content type."""
+    command = example.command
+    if header == "no content type":
+        command = re.sub(r" -H 'Content-Type: application/json' \\\n", "", command)
+        if command == example.command:
+            pytest.skip("this one has none")
+    status, answer = shell(command, server)
+    if example.method == "Verify":  # its signature and key are placeholders that cannot be parsed
+        assert (status, list(answer)) == (400, ["error"])
+        return
+    assert status == 200, answer
+    if example.method == "EmitEvent":
+        assert answer is None
+    else:
+        assert example.members
+        assert example.members <= answer.keys()
+
+
+@needs_document
+def test_post_and_get_forms_agree(server: Server) -> None:
+    """The two ways that the document shows to ask for a key give the same key."""
+    post, get = (
+        shell(example.command, server)[1] for example in EXAMPLES if example.method == "GetKey"
+    )
+    assert post == get
+
+
+@needs_document
+def test_verify_with_a_real_signature(server: Server) -> None:
+    """The Verify example works once its placeholders are what Sign answered."""
+    sign = next(example for example in EXAMPLES if example.method == "Sign")
+    verify = next(example for example in EXAMPLES if example.method == "Verify")
+    _, signed = shell(sign.command, server)
+    command = verify.command
+    for name in ("signature", "public_key"):
+        command = command.replace(f'"{name}": "deadbeef"', f'"{name}": "{signed[name]}"')
+    assert shell(command, server) == (200, {"valid": True})
+
+
+@needs_document
+def test_errors_are_as_documented(server: Server) -> None:
+    """What the document says of errors: 400 and 404, with the reason in JSON."""
+    quote = next(example for example in EXAMPLES if example.method == "GetQuote")
+    status, answer = shell(quote.command.replace("1234deadbeaf", "zz"), server)
+    assert (status, list(answer)) == (400, ["error"])
+    status, answer = shell(quote.command.replace("/GetQuote", "/GetNothing"), server)
+    assert (status, answer) == (404, {"error": "Service not found: GetNothing"})

@@ -1,0 +1,219 @@
+"""Every default of the server, and which backend it picks, follows from options and environment."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from attestkit.errors import UsageError
+from attestkit.serve.settings import Address, Options, Settings, decide, parse_address
+
+HOME = {"HOME": "/home/me"}
+
+
+def no_signs() -> Sequence[str]:
+    """An ordinary machine."""
+    return ()
+
+
+def signs() -> Sequence[str]:
+    """A machine that looks like a TEE."""
+    return ("/dev/tdx_guest",)
+
+
+def simulator(environ: dict[str, str] | None = None, **options: str) -> Settings:
+    """Settings of a simulator that was asked for by name."""
+    chosen = Options(backend="simulator", **options)  # type: ignore[arg-type]  # reset is no text
+    return decide(chosen, HOME if environ is None else environ, no_signs)
+
+
+def hardware(environ: dict[str, str] | None = None, **options: str) -> Settings:
+    """Settings on a machine that looks like a TEE."""
+    chosen = Options(**options)  # type: ignore[arg-type]  # reset is no text
+    return decide(chosen, HOME if environ is None else environ, signs)
+
+
+def test_defaults_of_the_simulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without options everything is in ./.attestkit, for its owner only, and TCP on loopback."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / ".attestkit"
+    found = simulator()
+    assert (found.folder, found.state_folder, found.private) == (folder, folder, True)
+    assert (found.dstack, found.tappd) == (folder / "dstack.sock", folder / "tappd.sock")
+    assert found.socket_mode == 0o600
+    assert found.http == Address("127.0.0.1", 8090)
+    assert found.dev_http is None
+
+
+def test_defaults_on_hardware() -> None:
+    """On hardware the sockets are where the agent has them, for owner and group."""
+    found = hardware({"XDG_RUNTIME_DIR": "/tmp"})  # noqa: S108 - any folder that is there
+    assert found.backend is None
+    assert (found.dstack, found.tappd) == (
+        Path("/var/run/dstack.sock"),
+        Path("/var/run/tappd.sock"),
+    )
+    assert found.socket_mode == 0o660
+    assert found.http == Address("0.0.0.0", 8090)  # noqa: S104 - the agent's documented address
+    assert not found.private
+
+
+def test_the_session_has_a_folder(tmp_path: Path) -> None:
+    """With XDG_RUNTIME_DIR the sockets are there, and the state outlives the session elsewhere."""
+    environ = {**HOME, "XDG_RUNTIME_DIR": str(tmp_path)}
+    found = simulator(environ)
+    assert (found.folder, found.private) == (tmp_path / "attestkit", True)
+    assert found.state_folder == Path("/home/me/.local/state/attestkit")
+    found = simulator({**environ, "XDG_STATE_HOME": "/state"})
+    assert found.state_folder == Path("/state/attestkit")
+
+
+def test_a_session_folder_that_is_gone_is_no_folder(tmp_path: Path) -> None:
+    """A variable left over from another session does not keep the server from starting."""
+    found = simulator({**HOME, "XDG_RUNTIME_DIR": str(tmp_path / "gone")})
+    assert found.folder == Path(".attestkit").absolute()
+
+
+def test_a_folder_that_was_named(tmp_path: Path) -> None:
+    """--dir holds sockets and state, --state-dir moves the latter, --socket one socket."""
+    found = simulator({**HOME, "XDG_RUNTIME_DIR": str(tmp_path)}, dir="some/where")
+    where = Path("some/where").absolute()
+    assert (found.folder, found.state_folder, found.private) == (where, where, False)
+    found = simulator(dir="/a", state_dir="/b", socket="c.sock", tappd_socket="none")
+    assert (found.folder, found.state_folder) == (Path("/a"), Path("/b"))
+    assert (found.dstack, found.tappd) == (Path("c.sock").absolute(), None)
+
+
+def test_the_simulator_is_picked_where_nothing_speaks_against_it() -> None:
+    """The default is the simulator on an ordinary machine, hardware where there is any sign."""
+    assert decide(Options(), HOME, no_signs).backend == "simulator"
+    assert decide(Options(backend="auto"), HOME, no_signs).backend == "simulator"
+    assert decide(Options(), HOME, signs).backend is None
+
+
+@pytest.mark.parametrize(
+    ("options", "environ", "told"),
+    [
+        (Options(), {"NOTIFY_SOCKET": "/run/notify"}, "$NOTIFY_SOCKET"),
+        (Options(), {"LISTEN_FDS": "2"}, "$LISTEN_FDS"),
+        (Options(app_keys="keys.json"), {}, "--app-keys"),
+        (Options(dir="/var/run"), {}, "--dir /var/run"),
+        (Options(dir="/run/"), {}, "--dir /run/"),
+    ],
+)
+def test_the_simulator_is_not_picked_for_a_deployment(
+    options: Options, environ: dict[str, str], told: str
+) -> None:
+    """What looks like a deployment gets an error; naming the simulator still works."""
+    with pytest.raises(UsageError) as caught:
+        decide(options, environ, no_signs)
+    assert told in str(caught.value)
+    assert "--backend simulator" in str(caught.value)
+    assert decide(options._replace(backend="simulator"), environ, no_signs).simulated
+    assert decide(options, {**environ, "ATTESTKIT_BACKEND": "simulator"}, no_signs).simulated
+
+
+def test_the_option_beats_the_environment() -> None:
+    """--backend wins over $ATTESTKIT_BACKEND."""
+    environ = {"ATTESTKIT_BACKEND": "recording"}
+    assert simulator(environ).backend == "simulator"
+    assert decide(Options(), environ, no_signs).backend == "recording"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("seed", "00" * 32),
+        ("seed_file", "seed"),
+        ("state_dir", "state"),
+        ("reset", "yes"),
+        ("dev_http", "127.0.0.1:0"),
+        ("app_id", "00" * 20),
+    ],
+)
+def test_options_of_the_simulator_are_refused_on_hardware(option: str, value: str) -> None:
+    """What would make no sense, or be dangerous, on hardware is an error there."""
+    with pytest.raises(UsageError, match=f"--{option.replace('_', '-')} is for the simulator"):
+        hardware(None, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("127.0.0.1:0", ("127.0.0.1", 0)),
+        ("localhost:65535", ("localhost", 65535)),
+        ("[::1]:8090", ("::1", 8090)),
+    ],
+)
+def test_addresses(text: str, expected: tuple[str, int]) -> None:
+    """HOST:PORT reads, and writes the same."""
+    found = parse_address("--http", text)
+    assert found == expected
+    assert str(found) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":", "8090", ":8090", "host", "host:", "host:x", "host:65536", "::1:80", "h:-1"]
+)
+def test_wrong_addresses(text: str) -> None:
+    """Anything else is refused, by the option's name."""
+    with pytest.raises(UsageError, match="--http"):
+        parse_address("--http", text)
+
+
+def test_http_can_be_off() -> None:
+    """`none` turns a listener off."""
+    found = simulator(http="none", dev_http="none", socket="none")
+    assert (found.http, found.dev_http, found.dstack) == (None, None, None)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "example.com", "127.0.0.1.example.com"])  # noqa: S104 - refused
+def test_keys_are_not_given_to_the_network(host: str) -> None:
+    """--dev-http is loopback only."""
+    with pytest.raises(UsageError, match="loopback"):
+        simulator(dev_http=f"{host}:0")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "[::1]"])
+def test_loopback_is_fine(host: str) -> None:
+    """Every way to write loopback is accepted."""
+    found = simulator(dev_http=f"{host}:0").dev_http
+    assert found is not None
+    assert str(found) == f"{host}:0"
+
+
+@pytest.mark.parametrize(("text", "mode"), [("600", 0o600), ("0777", 0o777), ("0o660", 0o660)])
+def test_modes_are_octal(text: str, mode: int) -> None:
+    """--socket-mode is read as chmod would."""
+    assert simulator(socket_mode=text).socket_mode == mode
+
+
+@pytest.mark.parametrize("text", ["", "8", "rw", "1777", "-1"])
+def test_wrong_modes(text: str) -> None:
+    """Other modes are refused."""
+    with pytest.raises(UsageError, match="--socket-mode"):
+        simulator(socket_mode=text)
+
+
+def test_app_id() -> None:
+    """--app-id is 20 bytes in hex."""
+    assert simulator(app_id="0x" + "ab" * 20).app_id == b"\xab" * 20
+    for text in ("", "ab", "zz" * 20, "ab" * 21):
+        with pytest.raises(UsageError, match="--app-id"):
+            simulator(app_id=text)
+
+
+def test_one_seed_is_enough() -> None:
+    """A seed and a seed file contradict each other."""
+    with pytest.raises(UsageError, match="--seed-file"):
+        simulator(seed="00" * 32, seed_file="seed")
+
+
+def test_files_of_the_host_are_found_on_hardware(tmp_path: Path) -> None:
+    """On hardware the shared folder's files are taken, unless others are named."""
+    (tmp_path / ".appkeys.json").touch()
+    (tmp_path / "app-compose.json").touch()
+    environ = {"DSTACK_HOST_SHARED_DIR": str(tmp_path)}
+    found = hardware(environ, app_compose="mine.json").files
+    assert found == (tmp_path / ".appkeys.json", Path("mine.json").absolute(), None)
+    assert simulator(environ).files == (None, None, None)
