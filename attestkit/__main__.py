@@ -1,0 +1,32 @@
+"""The command line: `attestkit` and `python -m attestkit` are this same program."""
+
+import sys
+
+from attestkit.errors import UsageError
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line on `arguments` (default: the process's own); return the exit code.
+
+    0 good, 1 usage, 2 evidence rejected, 3 network or device, 4 policy, 5 unreadable input.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["serve"]:  # needs no terminal library, and must start fast
+        from attestkit.serve.__main__ import main as serve
+
+        return serve(words[1:])
+    try:
+        from attestkit.cli import run
+    except ModuleNotFoundError as error:
+        if error.name not in {"click", "rich"}:
+            raise
+        missing = UsageError(f"the command line needs {error.name}: pip install 'attestkit[cli]'")
+        sys.stderr.write(f"attestkit: {missing}\n")
+        return 1
+    return run(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""The command line: one line per error, the exit code of its kind, and JSON on demand."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attestkit.__main__ import main
+from tests.vectors import SHARED, needs_shared
+
+
+def test_doctor_says_which_core_runs_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    """The doctor's JSON names core, reason, backends and extras."""
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["core"]["runs"] in {"compiled", "python"}
+    assert found["core"]["reason"]
+    assert found["backends"]["simulator"] is None
+    assert found["extras"]["cli"]["click"]
+
+
+def test_doctor_tells_people_about_the_plain_core() -> None:
+    """Where plain Python runs the doctor says so, why, and what to do."""
+    told = subprocess.run(
+        [sys.executable, "-m", "attestkit", "doctor"],
+        env={"ATTESTKIT_PURE_PYTHON": "1", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "plain Python: ATTESTKIT_PURE_PYTHON=1" in told
+    assert "install a C compiler" in told
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    "name",
+    [
+        "quotes/dcap-qvl/tdx_quote",
+        "quotes/dcap-qvl/sgx_quote",
+        "quotes/tdreport/intel-dcap-tdreport_for_test.dat",
+        "snp/virtee-sev/report_milan.hex",
+        "ccel/go-eventlog/cos-113-intel-tdx.bin",
+        "ccel/tpm/go-eventlog/debian-10.bin",
+        "dstack/simulator/attestation.bin",
+        "dstack/dstack-attest/nitro_attestation.bin",
+        "dstack/verifier/quote-report.json",
+    ],
+)
+def test_show_prints_any_of_them(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each real file is shown, for people and as JSON."""
+    path = str(SHARED / "data" / name)
+    assert main(["show", path]) == 0
+    assert "no signature was checked" in capsys.readouterr().out
+    assert main(["show", "--json", path]) == 0
+    assert json.loads(capsys.readouterr().out)["kind"]
+
+
+@needs_shared
+def test_show_gives_the_fields_of_a_quote(capsys: pytest.CaptureFixture[str]) -> None:
+    """The registers in the JSON are those at their offsets in the file."""
+    path = SHARED / "data/quotes/dcap-qvl/tdx_quote"
+    assert main(["show", "--json", str(path)]) == 0
+    shown = capsys.readouterr().out
+    raw = path.read_bytes()
+    assert raw[184:232].hex() in shown
+    assert raw[568:632].hex() in shown
+
+
+def test_unreadable_input_is_code_5_and_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A missing file and a file of nonsense both end with 5 and one line on stderr."""
+    nonsense = tmp_path / "x"
+    nonsense.write_bytes(b"\x1b[31mnonsense")
+    for path in (tmp_path / "missing", nonsense):
+        assert main(["show", str(path)]) == 5
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert told.err.startswith("attestkit: ")
+        assert told.err.count("\n") == 1
+        assert "\x1b" not in told.err
+
+
+@pytest.mark.parametrize("words", [["nothing"], ["show"], ["show", "--bogus", "x"]])
+def test_wrong_usage_is_code_1_and_one_line(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the command line does not know ends with 1 and one line on stderr."""
+    assert main(words) == 1
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1
