@@ -21,7 +21,7 @@ Arguments of `issue`:
 
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple
 
 from attestkit._crypto.certificates import (
     Certificate,
@@ -74,10 +74,6 @@ class Issued(NamedTuple):
 
     key_pem: str  # PKCS#8
     certificate_chain: tuple[str, ...]  # PEM, the leaf first
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        """Refuse, so that a secret does not get into a file or a queue by accident."""
-        raise UsageError("an Issued holds a secret and does not pickle")
 
     def __repr__(self) -> str:
         return f"Issued(key_pem=<secret>, certificate_chain=<{len(self.certificate_chain)}>)"

@@ -215,6 +215,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"requirements": {"platforms": ["tdx"]}}, "requirements.platforms[0]: "),
     ({"requirements": {"os_version": "new"}}, "requirements.os_version: not a semver"),
     ({"requirements": {"os_version": "01.2"}}, "requirements.os_version: not a semver"),
+    ({"requirements": {"os_version": " " * 1_000_000 + "!"}}, "requirements.os_version: not a"),
     ({"requirements": {"os_version": ""}}, "requirements.os_version: not a semver"),
     ({"requirements": {"launch_token_hash": "xy"}}, "requirements.launch_token_hash: not hex"),
     ({"requirements": {"gpu_policy": {"x": 1}}}, "requirements.gpu_policy.x: unknown"),

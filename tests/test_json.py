@@ -27,6 +27,44 @@ def test_width_and_brackets_in_strings_do_not_count() -> None:
     check_depth(json.dumps(["[{" * 5_000, 'a"\\' + "[" * 5_000]))
 
 
+@pytest.mark.parametrize(
+    "tail",
+    [
+        '\\"' * 2_000_000,
+        "\\\\" * 2_000_000,
+        '"' * 2_000_001,
+        '"a\\' * 1_000_000,
+        "\\" * 2_000_001,
+    ],
+    ids=["quotes", "backslashes", "borders", "mixed", "odd"],
+)
+def test_the_time_grows_with_the_text_alone(tail: str) -> None:
+    """Strings that do not end, and escapes, are walked once; by square, this would take days."""
+    check_depth("[]" * (MAX_DEPTH + 1) + '"' + tail)
+
+
+@pytest.mark.parametrize(
+    ("string", "deep"),
+    [
+        (r'"\\"', True),
+        (r'"\""', True),
+        (r'"\\\""', True),
+        (r'"\u0022"', True),
+        (r'"\"', False),
+        (r'"\\\"', False),
+    ],
+)
+def test_escapes_end_no_string(string: str, deep: bool) -> None:  # noqa: FBT001 - a parameter
+    """A quote behind an odd number of backslashes is part of its string, and so is what follows."""
+    text = f"[{string}," + "[" * MAX_DEPTH
+    if not deep:
+        check_depth(text)
+        return
+    with pytest.raises(FormatError) as caught:
+        check_depth(text)
+    assert caught.value.offset == len(text) - 1
+
+
 @given(st.text() | st.binary())
 def test_any_text_is_taken(text: str | bytes) -> None:
     """What is short of the bound is never refused, JSON or not."""
@@ -37,9 +75,11 @@ PARSERS = [
     "from attestkit.event_log import EventLog as x; x.parse(deep)",
     "from attestkit.attestation import Attestation as x; x.from_agent_response(deep)",
     "from attestkit.collateral import Collateral as x; x.from_json(deep)",
+    "from attestkit.collateral import Collateral as x; x.from_json(wide)",
     "from attestkit.app_compose import AppCompose as x; x.parse(raw)",
     "from attestkit.keys import AppKeys as x; x.from_json(deep)",
     "from attestkit.cli.recognise import recognise as x; x(raw)",
+    "from attestkit.cli.recognise import recognise as x; x(wide)",
     "from attestkit.serve import json_codec as x, messages as m; x.decode(m.SignRequest, raw)",
 ]
 
@@ -53,6 +93,8 @@ def test_deep_text_does_not_end_the_process(parser: str, bracket: str) -> None:
         f"import sys\nfrom attestkit.errors import AttestKitError\n{head}\n"
         "sys.setrecursionlimit(10**6)\n"
         f"deep = {bracket!r} * 200_000; raw = deep.encode()\n"
+        # In UTF-16 one byte of this character looks like a quote, and seems to hide what follows.
+        "wide = ('[\"\\u2200\",' + deep).encode('utf-16-le')\n"
         f"try:\n    {call}\nexcept AttestKitError as error:\n    print(type(error).__name__)\n"
     )
     done = subprocess.run(  # noqa: S603 - this very Python

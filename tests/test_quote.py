@@ -213,6 +213,8 @@ def test_enclaves_have_no_registers(quote: bytes, name: str) -> None:
         (made_quote(certification=(6, b"")), "inner_cert_type", 1252),
         (made_quote(certification=(0, b"")), "inner_cert_type", 1252),
         (made_quote() + bytes(70) + b"\n", "trailing_bytes", 1258 + 70),
+        (made_quote().ljust(131073, b"\0"), "too_long", 131072),
+        (bytes(1 << 20), "too_long", 131072),
     ],
 )
 def test_rules_by_name(quote: bytes, reason: str, offset: int) -> None:
@@ -249,6 +251,7 @@ def test_padding_is_not_part_of_a_quote() -> None:
     assert padded.raw == made_quote()
     assert bare != Quote.parse(made_quote(5, 0x81, 2))
     assert bare != made_quote()
+    assert Quote.parse(made_quote().ljust(131072, b"\0")) == bare
 
 
 @pytest.mark.parametrize("data", [made_quote(), made_quote(3, 0) + bytes(3)], ids=len)

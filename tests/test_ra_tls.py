@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import cbor2
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -18,7 +19,7 @@ from attestkit import ra_tls
 from attestkit._crypto.certificates import certificate_pem, issue_leaf, read_certificate
 from attestkit._crypto.ecdsa import P256Key
 from attestkit.attestation import AppInfo, Attestation
-from attestkit.attestation.platforms import Evidence, NitroEnclave, SevSnp, Tdx
+from attestkit.attestation.platforms import Evidence, NitroEnclave, NitroTpm, SevSnp, Tdx
 from attestkit.errors import AttestKitError, FormatError, UsageError, VerificationError
 from attestkit.keys import AppKeys
 from attestkit.report_data import ReportData
@@ -367,7 +368,7 @@ def test_evidence_of_another_key_is_refused() -> None:
 
 @needs_shared
 def test_other_platforms_are_bound_too() -> None:
-    """An SNP report's own report data counts; a Nitro document has none that could be read here."""
+    """An SNP report's own report data counts, not what stands beside the report."""
     guest = Attestation.from_bytes(data("dstack/dstack-attest/sev_snp_attestation.bin"))
     right = ReportData.bind("ratls-cert", KEY.spki_der)
     good = guest.with_report_data(right)
@@ -377,8 +378,24 @@ def test_other_platforms_are_bound_too() -> None:
     wrong = Attestation(Evidence(other, stack)).to_bytes()
     with pytest.raises(VerificationError, match=r"^report data mismatch$"):
         ra_tls.read(with_extensions([(ra_tls.OID_ATTESTATION, wrong)]))
-    enclave = Attestation(Evidence(NitroEnclave(b""), STACK._replace(report_data=right)))
-    assert ra_tls.read(with_extensions([(ra_tls.OID_ATTESTATION, enclave.to_bytes())])) == enclave
+
+
+@needs_shared
+@pytest.mark.parametrize("kind", [NitroEnclave, NitroTpm])
+def test_nitro_documents_are_bound_too(kind: type[NitroEnclave | NitroTpm]) -> None:
+    """The user data that Nitro signed counts, not what stands beside the document."""
+    right = ReportData.bind("ratls-cert", KEY.spki_der)
+
+    def certified(user_data: bytes) -> bytes:
+        payload = cbor2.dumps({"module_id": "m", "pcrs": {}, "user_data": user_data})
+        platform = kind(cbor2.dumps([b"", {}, payload, b""]))
+        evidence = Attestation(Evidence(platform, STACK._replace(report_data=right)))
+        return with_extensions([(ra_tls.OID_ATTESTATION, evidence.to_bytes())])
+
+    assert ra_tls.read(certified(right)).report_data == right
+    for other in (bytes(64), b"", right[:-1]):
+        with pytest.raises(VerificationError, match=r"^report data mismatch$"):
+            ra_tls.read(certified(other))
 
 
 @needs_shared

@@ -275,3 +275,14 @@ def test_any_bytes(report: bytes) -> None:
     """Whatever bytes come, only our own errors come out."""
     with pytest.raises(AttestKitError):
         SnpReport.parse(report)
+
+
+def test_lying_subclass_of_bytes() -> None:
+    """A subclass of bytes that lies about its length is not let in."""
+
+    class Lying(bytes):
+        def __len__(self) -> int:
+            return 1184
+
+    with pytest.raises(UsageError):
+        SnpReport.parse(Lying(b"\x81"))

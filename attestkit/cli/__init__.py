@@ -4,8 +4,9 @@ People's output goes to stdout through rich (colours only on a terminal); `--jso
 command gives machine output instead; errors are one line on stderr.
 """
 
+import os
 import sys
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -36,7 +37,26 @@ EXIT_CODES: Final[tuple[tuple[type[AttestKitError], int], ...]] = (
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """A group for which a reader of its output that has seen enough is no failure."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - whatever a command returns
+        """Run the command to its last byte of output, before click has an opinion about it."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The interpreter flushes once more at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except SystemExit as stop:  # rich has done the same, and ends with a failure
+            if isinstance(stop.__context__, BrokenPipeError):
+                return 0
+            raise
+        return result
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="attestkit")
 def commands() -> None:
     """Quotes, event logs, evidence and keys of confidential VMs."""
@@ -77,11 +97,6 @@ def run(words: list[str]) -> int:
     except AttestKitError as error:
         sys.stderr.write(f"attestkit: {_one_line(str(error))}\n")
         return _exit_code(error)
-    except SystemExit as stop:
-        # So click ends where the reader of our output has seen enough, which is no failure.
-        if isinstance(stop.__context__, BrokenPipeError):
-            return 0
-        raise
     return code if isinstance(code, int) else 0
 
 

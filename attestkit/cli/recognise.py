@@ -61,7 +61,8 @@ def _json(data: bytes) -> Recognised:
     """Read an event array, lines of a runtime log, or a response of the guest agent."""
     try:
         check_depth(data)
-        value = json.loads(data.decode())  # bytes could be UTF-16, whose depth is not checked
+        # As bytes it could be UTF-16, whose depth is not checked.
+        value = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         value = None
     if isinstance(value, dict) and RESPONSE_KEYS & value.keys():

@@ -27,7 +27,6 @@ def _plain(value: object) -> Text:
 def as_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object, indented, ASCII only."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
-    sys.stdout.flush()  # a reader that has gone shows here, not when the interpreter ends
 
 
 def fields(title: str, values: Mapping[str, object]) -> None:

@@ -19,13 +19,17 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import uvicorn
 import uvloop
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from attestkit.serve.json_codec import encode_error
 from attestkit.serve.rpc import App
@@ -41,7 +45,11 @@ LINGER_SECONDS = 1.0
 LINGER_LIMIT = 4 * 1024 * 1024  # bytes
 CONNECTION_LIMIT = 256
 
+_COPIED = 4096  # a shorter body is copied behind its head, a longer one is not
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
+
+
+Message: TypeAlias = MutableMapping[str, Any]
 
 
 class Listener(NamedTuple):
@@ -147,7 +155,7 @@ class _Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as inherited
         """Take a connection, unless there are far too many."""
         super().connection_made(transport)
-        self._response = _Response(self, transport)
+        self._response = _Response(self)
         if len(self.connections) > 2 * CONNECTION_LIMIT:
             transport.abort()
             return
@@ -156,10 +164,12 @@ class _Protocol(HttpToolsProtocol):
         self._timer = self.loop.call_later(HEAD_SECONDS, self._expired)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget what would come back to us."""
+        """Forget what holds on to us."""
         self._cancel_timer()
-        self._response = None
         super().connection_lost(exc)
+        self._response = None
+        if self.cycle is not None:
+            self.cycle.transport = self.transport
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, unless the head grows too long or the request was refused."""
@@ -193,6 +203,7 @@ class _Protocol(HttpToolsProtocol):
             self._refuse(503, "too many connections")
             raise ConnectionRefusedError  # stops the parser; send_400_response() then does nothing
         super().on_headers_complete()
+        self.cycle.__class__ = _Cycle  # uvicorn has no other way to say which class to make
         self.cycle.transport = self._response  # type: ignore[assignment]  # all that it uses of one
 
     def on_message_complete(self) -> None:
@@ -276,15 +287,74 @@ class _Protocol(HttpToolsProtocol):
             self.transport.close()
 
 
+class _Cycle(RequestResponseCycle):
+    """A request and its response; a whole response leaves in one system call.
+
+    That call, and the client that it wakes, cost more than most methods, and so does checking each
+    header by itself. A response in pieces, to HEAD, or without a length goes the usual way.
+    """
+
+    pending: Message | None = None  # the start of a response, until its first piece comes
+
+    async def send(self, message: Message) -> None:  # type: ignore[override]  # any mapping will do
+        """Take a piece of the response."""
+        start = self.pending
+        if start is None:
+            if self.response_started or message["type"] != "http.response.start":
+                await super().send(message)  # type: ignore[arg-type]  # any mapping will do
+                return
+            self.response_started = True
+            self.waiting_for_100_continue = False
+            self.pending = message
+            return
+        self.pending = None
+        if self.flow.write_paused:
+            await self.flow.drain()
+        body = message.get("body", b"")
+        head = None if message.get("more_body") else self._head(start, len(body))
+        if head is None or self.disconnected or message["type"] != "http.response.body":
+            self.response_started = False
+            await super().send(start)  # type: ignore[arg-type]  # any mapping will do
+            await super().send(message)  # type: ignore[arg-type]  # any mapping will do
+            return
+        if len(body) < _COPIED:
+            self.transport.write(head + body)
+        else:
+            self.transport.writelines((head, body))
+        self.response_complete = True
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+
+    def _head(self, start: Message, length: int) -> bytes | None:
+        """Return the bytes before a whole body of `length`; None if this is another response."""
+        if self.scope["method"] == "HEAD" or not self.keep_alive:
+            return None
+        parts = [STATUS_LINE[start["status"]]]
+        known = False
+        for name, value in (*self.default_headers, *start.get("headers", ())):
+            if name == b"content-length":
+                known = value == b"%d" % length
+            elif name == b"connection":
+                return None
+            parts += (name, b": ", value, b"\r\n")
+        parts.append(b"\r\n")
+        head = b"".join(parts)
+        whole = known and head.count(b"\n") == len(parts) // 4 + 2  # no line break inside a value
+        return head if whole else None
+
+
 class _Response:
-    """What a request's answer may do to its connection."""
+    """What the answer to a request may do to its connection."""
 
-    __slots__ = ("_protocol", "is_closing", "write")
+    __slots__ = ("_protocol", "is_closing", "write", "writelines")
 
-    def __init__(self, protocol: _Protocol, transport: asyncio.Transport) -> None:
+    def __init__(self, protocol: _Protocol) -> None:
         self._protocol = protocol
-        self.is_closing = transport.is_closing
-        self.write = transport.write
+        self.is_closing = protocol.transport.is_closing
+        self.write = protocol.transport.write
+        self.writelines = protocol.transport.writelines
 
     def close(self) -> None:
         """End it, in good order."""

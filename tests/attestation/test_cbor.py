@@ -182,6 +182,14 @@ def test_one_tag_may_be_asked_for() -> None:
         read_value(b"\xd3\x01", tag=18)
 
 
+@pytest.mark.parametrize("pieces", [b"\x5f" + b"\x40" * 65_536, b"\x7f" + b"\x60" * 65_536])
+def test_pieces_are_counted(pieces: bytes) -> None:
+    """Pieces of a string, empty ones too, count like values."""
+    assert not read_value(pieces[:-1] + b"\xff")
+    with pytest.raises(FormatError, match="too many CBOR values"):
+        read_value(pieces + b"\xff")
+
+
 def test_values_are_counted() -> None:
     """A document of too many small values is refused, however short it is."""
     assert len(read_value(cbor2.dumps([0] * 65_535))) == 65_535  # type: ignore[arg-type]

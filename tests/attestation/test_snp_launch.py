@@ -110,6 +110,7 @@ KERNEL_HASHES = IMAGE.ovmf_sections[0]
         ({"ovmf_sections": (KERNEL_HASHES,) * 65}, {}, "1 to 64"),
         ({"ovmf_sections": (KERNEL_HASHES, Section(0, 0, 1))}, {}, "empty"),
         ({"ovmf_sections": (KERNEL_HASHES, Section(0, 2**40, 1))}, {}, "too many pages"),
+        ({"ovmf_sections": (KERNEL_HASHES, Section(0, 65_536 * 4096, 1))}, {}, "too many pages"),
         ({"ovmf_sections": (KERNEL_HASHES, Section(2**64 - 1, 4096, 1))}, {}, "leaves"),
         ({"ovmf_sections": (KERNEL_HASHES, Section(0, 1, 5))}, {}, "unknown type"),
         ({"ovmf_sections": (Section(0, 1, 1),)}, {}, "kernel hashes"),
@@ -127,7 +128,9 @@ def test_what_cannot_be_measured_is_refused(
 
 
 def test_the_edges_are_allowed() -> None:
-    """512 CPUs, and a table of hashes that just fits into its page."""
+    """512 CPUs, 65,536 pages, and a table of hashes that just fits into its page."""
+    pages = (KERNEL_HASHES, Section(0, 65_535 * 4096, 1))
+    assert measurement(IMAGE._replace(ovmf_sections=pages), LAUNCH)
     assert measurement(IMAGE._replace(hashes_table_gpa=0x1F50), LAUNCH)
     assert measurement(IMAGE, LAUNCH._replace(vcpus=512))
 

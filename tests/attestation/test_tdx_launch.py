@@ -68,6 +68,12 @@ def test_other_witnesses_are_refused(witness: str) -> None:
         td_hob_digest(bytes.fromhex(witness), 0x80000000)
 
 
+def test_a_long_witness_is_not_even_read() -> None:
+    """What is longer than 1024 ranges can be is refused for its size."""
+    with pytest.raises(FormatError, match=r"td_hob has 20511 bytes, over 20510"):
+        td_hob_digest(b"\1" * 20_511, 0x80000000)
+
+
 def test_empty_ranges_change_nothing() -> None:
     """A range without pages is skipped."""
     assert td_hob_digest(b"\0\0\1\5\0", 0x80000000) == td_hob_digest(b"\0\0\0", 0x80000000)

@@ -1,6 +1,8 @@
 """The command line: one line per error, the exit code of its kind, and JSON on demand."""
 
 import json
+import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +69,51 @@ def test_show_gives_the_fields_of_a_quote(capsys: pytest.CaptureFixture[str]) ->
     raw = path.read_bytes()
     assert raw[184:232].hex() in shown
     assert raw[568:632].hex() in shown
+
+
+def tpm_log(second: int, size: int, *digests: tuple[int, bytes]) -> bytes:
+    """Return a TPM log with a SHA-1 and a second bank, and one record for PCR 0."""
+    spec = b"Spec ID Event03\0" + bytes(8) + struct.pack("<I4H", 2, 4, 20, second, size) + b"\0"
+    record = struct.pack("<3I", 0, 4, len(digests))
+    record += b"".join(struct.pack("<H", bank) + digest for bank, digest in digests)
+    return struct.pack("<II20xI", 0, 3, len(spec)) + spec + record + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("log", "bank", "error"),
+    [
+        (tpm_log(11, 32, (11, bytes(32))), "sha1", "record 0 has no sha1 digest"),
+        (tpm_log(0x100, 8, (4, bytes(20)), (0x100, bytes(8))), "0x0100", "the 0x0100 hash is not"),
+    ],
+)
+def test_show_gives_what_a_tpm_log_has(
+    log: bytes, bank: str, error: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bank that cannot be replayed is told in its place; the rest of the log is shown."""
+    path = tmp_path / "log"
+    path.write_bytes(log)
+    assert main(["show", "--json", str(path)]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["replay"].pop(bank)["error"].startswith(error)
+    [replayed] = shown["replay"].values()
+    assert list(replayed) == ["pcr0"]
+    assert replayed["pcr0"]
+    assert main(["show", str(path)]) == 0
+
+
+@pytest.mark.parametrize("words", [["doctor"], ["doctor", "--json"]])
+def test_a_reader_that_has_seen_enough_is_no_failure(words: list[str]) -> None:
+    """Output that nobody takes ends the program with 0, and with nothing on stderr."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(  # noqa: S603 - this very Python
+        [sys.executable, "-m", "attestkit", *words],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_unreadable_input_is_code_5_and_one_line(

@@ -205,6 +205,19 @@ def test_p256_refuses_other_pem() -> None:
             P256Key.from_pem(text)
 
 
+def test_p256_a_refused_pem_is_in_no_error() -> None:
+    """Neither the error nor its causes show a part of the secret, whatever is wrong with it."""
+    pem = P256Key.from_scalar(RFC_KEY).pkcs8_pem
+    secret = pem.splitlines()[2][:40]
+    for text in (pem[:-40], pem.replace("KEY", "\ud800", 1), f"{pem[:-40]}\ud800", pem[:150]):
+        with pytest.raises(FormatError) as caught:
+            P256Key.from_pem(text)
+        link: BaseException | None = caught.value
+        while link is not None:
+            assert secret not in f"{link!r} {link} {vars(link)}"
+            link = link.__cause__ or link.__context__
+
+
 def test_p256_every_signed_bit_counts() -> None:
     """One bit of signature, message or key, and the signature does not hold."""
     key = P256Key.from_scalar(RFC_KEY)

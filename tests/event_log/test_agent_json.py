@@ -161,6 +161,13 @@ def test_a_member_that_comes_twice_is_refused(key: str) -> None:
         EventLog.from_json(f"[{json.dumps(FIRMWARE)},{twice}]")
 
 
+def test_a_double_among_many_members_is_found_in_one_pass() -> None:
+    """An event of 100,000 members takes a moment; comparing each with all would take minutes."""
+    members = ",".join(f'"k{i}":0' for i in (*range(100_000), 99_999))
+    with pytest.raises(FormatError, match=r"^event 0: 'k99999' comes twice"):
+        EventLog.from_json(f"[{{{members}}}]")
+
+
 @pytest.mark.parametrize(
     ("text", "offset"),
     [

@@ -50,6 +50,8 @@ def test_cores_agree_on_samples(data: bytes) -> None:
     said = agree(data)
     assert isinstance(said[0], int)
     assert agree(data + bytes(9)) == said
+    assert agree(data.ljust(131072, b"\0")) == said
+    assert agree(data.ljust(131073, b"\0"))[:2] == ("too_long", 131072)
 
 
 @compiled
