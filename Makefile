@@ -36,7 +36,7 @@ $(JS)/node_modules/.made: $(JS)/package.json
 	fi
 
 serve: $(VENV)/.serve
-	exec $(BIN)/python -m attestkit.serve $(ARGS)
+	@exec $(BIN)/python -m attestkit.serve $(ARGS)
 
 test: $(VENV)/.dev $(JS)/node_modules/.made
 	$(BIN)/python -m pytest -n auto -p no:benchmark $(ARGS)
@@ -57,7 +57,7 @@ sanitize: $(VENV)/.dev
 	ATTESTKIT_SANITIZE=1 $(BIN)/python build_cffi.py
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
-	$(BIN)/python -m pytest -q -p no:benchmark $(CORE_TESTS); \
+	$(BIN)/python -m pytest -n auto -q -p no:benchmark $(CORE_TESTS); \
 	status=$$?; $(BIN)/python build_cffi.py && exit $$status
 
 clean:

@@ -89,11 +89,14 @@ class AsyncAttester:
             self._opening = self._thread.submit(self._open_now)
         try:
             # Shielded: one caller may be cancelled, the device is opened for the others.
-            self._attester = await asyncio.shield(asyncio.wrap_future(self._opening))
+            attester = await asyncio.shield(asyncio.wrap_future(self._opening))
         except AttestKitError:
             self._opening = None  # the next caller tries again
             raise
-        return self._attester
+        if self._closed:  # meanwhile; what was being opened is closed behind us
+            raise UsageError("this AsyncAttester is closed")
+        self._attester = attester
+        return attester
 
     def _blocks(self) -> bool:
         """Tell whether to call in a thread, before there is anything to call."""

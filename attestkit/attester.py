@@ -233,10 +233,7 @@ class Attester:
         if self._extender is None:
             self._check_usable()
             raise UnsupportedError(_NO_REGISTERS)
-        if not name:
-            raise UsageError("event name cannot be empty")
-        if name in RESERVED_NAMES:
-            raise UsageError(f"event name {name!r} is reserved: only a boot measures it")
+        _check_name(name)
         with self._history(), self._device:
             self._check_usable()
             journal = self._open_journal()
@@ -327,6 +324,13 @@ class Attester:
     def __repr__(self) -> str:
         simulated = ", simulated" if self.simulated else ""
         return f"<Attester on {self._backend.name}{simulated}>"
+
+
+def _check_name(name: object) -> None:
+    if name == "":
+        raise UsageError("event name cannot be empty")
+    if isinstance(name, str) and name in RESERVED_NAMES:
+        raise UsageError(f"event name {name!r} is reserved: only a boot measures it")
 
 
 def _check_whole(report_data: object) -> None:

@@ -257,6 +257,33 @@ def test_a_cancelled_opening_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch
     run(main())
 
 
+def test_closing_while_another_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waited for the opening is told that it is closed, and so is whoever comes later."""
+    device, opening, go_on = Device(), threading.Event(), threading.Event()
+
+    def slow_open(*_: object, **__: object) -> attestkit.Attester:
+        opening.set()
+        assert go_on.wait(30)
+        return attestkit.Attester(device)
+
+    monkeypatch.setattr("attestkit.aio.open_attester", slow_open)
+
+    async def main() -> None:
+        tee = aopen(device)
+        quoting = asyncio.ensure_future(tee.get_quote(b""))
+        await reached(opening)
+        closing = asyncio.ensure_future(tee.close())
+        await asyncio.sleep(0)
+        go_on.set()
+        await closing
+        assert device.closed.is_set()
+        for call in (quoting, tee.get_quote(b"")):
+            with pytest.raises(UsageError, match="closed"):
+                await call
+
+    run(main())
+
+
 def test_whoever_comes_first_opens_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls at the same time on an unopened one open it once."""
     device, opened = Device(), []

@@ -267,7 +267,9 @@ def test_names_that_cannot_be_are_refused(name: str) -> None:
         tee.attest(b"")
 
 
-@pytest.mark.parametrize(("name", "payload"), [(b"bytes", b""), ("a", "text"), ("a", bytearray())])
+@pytest.mark.parametrize(
+    ("name", "payload"), [(b"bytes", b""), (["a"], b""), ("a", "text"), ("a", bytearray())]
+)
 def test_other_types_are_refused(name: Any, payload: Any) -> None:  # noqa: ANN401 - on purpose
     """A name is text, a payload is bytes."""
     with open_attester("simulator") as tee, pytest.raises(UsageError):

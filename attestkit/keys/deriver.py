@@ -123,8 +123,11 @@ class LocalKeys:
             The signature (64 bytes; deterministic, low s), its chain of three, the public key.
 
         Raises:
-            UsageError: another algorithm, a digest of another size, or the AppKeys are closed.
+            UsageError: `data` is not `bytes`, another algorithm, a digest of another size, or the
+                AppKeys are closed.
         """
+        if not isinstance(data, bytes):
+            raise UsageError("what is signed is bytes")
         kind, message = signed_message(algorithm, data)
         if algorithm == PREHASHED and len(data) != 32:
             raise UsageError(

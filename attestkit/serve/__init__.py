@@ -73,13 +73,15 @@ def serve(  # noqa: PLR0913 - everything by name
         vm_config: JSON text that is given back unchanged; default the backend's.
 
     Raises:
-        UsageError: A place cannot be, or the backend does not know its app and no one says.
+        UsageError: A place cannot be, there is none, or nobody says what the app is.
         BackendBusyError: Somebody else listens at one of the places.
         ConfigError: A socket cannot be made.
     """
     from attestkit.errors import UsageError
     from attestkit.serve import listeners  # uvicorn: for those who serve, not for all who import
 
+    if not (places.dstack or places.tappd or places.http or places.dev_http):
+        raise UsageError("every listener is off: there is nothing to serve")
     if places.dev_http and not attester.simulated:
         raise UsageError("keys are given out over TCP by the simulator only")
     with ExitStack() as stack:

@@ -110,23 +110,23 @@ def _serve(options: "Options") -> None:
 def _open(settings: "Settings") -> "Attester":
     """Open the backend; the simulator gets its seed, its state and the app's files."""
     import attestkit
+
+    if not settings.simulated:
+        return attestkit.open(settings.backend)
+    from attestkit.backends.simulator import Simulator
     from attestkit.keys import AppKeys
     from attestkit.serve import config
     from attestkit.serve.sockets import make_folder
 
-    if not settings.simulated:
-        return attestkit.open(settings.backend)
     make_folder(settings.state_folder, private=settings.private)
-    from attestkit.backends.simulator import Simulator
-
-    files = settings.files
+    app_keys, app_compose, sys_config = settings.files
     tee = attestkit.open(
         "simulator",
         seed=_seed(settings),
         state_dir=settings.state_folder,
-        app_compose=files.app_compose and config.read_app_compose(files.app_compose).raw,
-        app_keys=files.app_keys and AppKeys.load(files.app_keys),
-        vm_config=files.sys_config and config.read_sys_config(files.sys_config).vm_config,
+        app_compose=config.read_app_compose(app_compose).raw if app_compose else None,
+        app_keys=AppKeys.load(app_keys) if app_keys else None,
+        vm_config=config.read_sys_config(sys_config).vm_config if sys_config else None,
         app_id=settings.app_id,
     )
     if settings.reset:
@@ -146,8 +146,12 @@ def _seed(settings: "Settings") -> bytes | None:
 
 
 def _listen(settings: "Settings", attester: "Attester") -> None:
-    from attestkit.serve import Places, serve
+    from attestkit.keys import AppKeys
+    from attestkit.serve import Places, config, serve
+    from attestkit.serve.settings import Files
 
+    # The simulator has had the files; other backends know no app.
+    app_keys, app_compose, sys_config = Files() if settings.simulated else settings.files
     serve(
         attester,
         Places(
@@ -159,6 +163,9 @@ def _listen(settings: "Settings", attester: "Attester") -> None:
             settings.socket_group,
         ),
         on_ready=lambda ready: _announce(ready, simulated=attester.simulated),
+        app_compose=config.read_app_compose(app_compose) if app_compose else None,
+        app_keys=AppKeys.load(app_keys) if app_keys else None,
+        vm_config=config.read_sys_config(sys_config).vm_config if sys_config else None,
     )
 
 

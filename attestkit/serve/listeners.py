@@ -201,6 +201,9 @@ class _Protocol(HttpToolsProtocol):
         self._unread = 0
         if self._is_extra:
             self._refuse(503, "too many connections")
+        elif self.parser.should_upgrade():  # it came in pieces; the parser will drop its body
+            self._refuse(400, "this server speaks HTTP/1.1 only")
+        if self._refused:
             raise ConnectionRefusedError  # stops the parser; send_400_response() then does nothing
         super().on_headers_complete()
         self.cycle.__class__ = _Cycle  # uvicorn has no other way to say which class to make
@@ -215,10 +218,6 @@ class _Protocol(HttpToolsProtocol):
         """Refuse what is not HTTP."""
         if not self._refused:
             self._refuse(400, msg)
-
-    def _unsupported_upgrade_warning(self) -> None:
-        self.cycle.more_body = True  # the parser has dropped it
-        self._refuse(400, "this server speaks HTTP/1.1 only")
 
     def _watch(self) -> None:
         """Set the timer: a head has one for all of it, a body a new one for each piece."""
@@ -329,7 +328,7 @@ class _Cycle(RequestResponseCycle):
 
     def _head(self, start: Message, length: int) -> bytes | None:
         """Return the bytes before a whole body of `length`; None if this is another response."""
-        if self.scope["method"] == "HEAD" or not self.keep_alive:
+        if self.scope["method"] == "HEAD":
             return None
         parts = [STATUS_LINE[start["status"]]]
         known = False
@@ -339,6 +338,8 @@ class _Cycle(RequestResponseCycle):
             elif name == b"connection":
                 return None
             parts += (name, b": ", value, b"\r\n")
+        if not self.keep_alive:
+            parts += (b"connection", b": ", b"close", b"\r\n")
         parts.append(b"\r\n")
         head = b"".join(parts)
         whole = known and head.count(b"\n") == len(parts) // 4 + 2  # no line break inside a value

@@ -244,11 +244,11 @@ def _choose(content_type: bytes, query_string: bytes, body: bytes) -> Codec:
     """Return the codec of a POST.
 
     A body that starts with a brace is JSON also without a content type that says so, because that
-    is what `curl -d '{...}'` sends.
+    is what `curl -d '{...}'` sends; so is no body at all, which `curl -X POST` sends.
     """
     if content_type != _JSON and not (query_string and query.asks_for_json(query_string)):
         media_type = content_type.partition(b";")[0].strip().lower()
-        if media_type != _JSON and not (media_type in _FORMS and body.startswith(b"{")):
+        if media_type != _JSON and not (media_type in _FORMS and body[:1] in {b"", b"{"}):
             if PROTOBUF is None:
                 raise UsageError(
                     "protobuf is not served yet: send JSON, with Content-Type: application/json"

@@ -97,6 +97,7 @@ def decide(
     Raises:
         UsageError: Options contradict each other, or no backend may be picked for them.
     """
+    _refuse_empty(options)
     backend = _backend(options, environ, signs_of_hardware)
     simulated = backend == SIMULATOR
     if not simulated:
@@ -122,6 +123,13 @@ def decide(
         seed_file=_path(options.seed_file),
         reset=options.reset,
     )
+
+
+def _refuse_empty(options: Options) -> None:
+    """Refuse what an unset variable of a shell leaves: as a path it would be this very folder."""
+    for name, value in options._asdict().items():
+        if value == "":
+            raise UsageError(f"--{name.replace('_', '-')}: the value is empty")
 
 
 def parse_address(option: str, text: str) -> Address:

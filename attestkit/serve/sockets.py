@@ -20,6 +20,7 @@ __all__ = ["BACKLOG", "Lock", "UnixListener", "bind_tcp", "make_folder"]
 
 BACKLOG = 1024
 _MAX_PATH = 107  # bytes of sockaddr_un.sun_path without the final zero
+_NO_GROUP = 2**32 - 1  # to the kernel: leave the group as it is
 _FileId: TypeAlias = tuple[int, int]
 
 
@@ -149,9 +150,11 @@ def _file_id(path: Path) -> _FileId:
 def _group_id(group: str) -> int:
     import grp  # only where a group is named
 
+    if group.isascii() and group.isdigit() and int(group) < _NO_GROUP:
+        return int(group)
     try:
-        return int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
-    except KeyError as error:
+        return grp.getgrnam(group).gr_gid
+    except (KeyError, ValueError) as error:
         raise UsageError(f"--socket-group {group}: there is no such group") from error
 
 

@@ -141,6 +141,9 @@ def test_a_seed_makes_everything_again() -> None:
         ({"vm_config": "[]"}, "vm_config"),
         ({"vm_config": '{"os_image_hash":"x"}'}, "vm_config"),
         ({"app_compose": "{}"}, "bytes"),
+        ({"vm_config": b"{}"}, "vm_config is JSON text"),
+        ({"app_keys": "appkeys.json"}, "AppKeys.load"),
+        ({"state_dir": 5}, "state_dir is a path"),
         ({"no_such_option": 1}, "no_such_option"),
     ],
 )

@@ -1,5 +1,6 @@
 """A simulated TD goes on in the next program, as hardware would, until it is booted again."""
 
+import fcntl
 import json
 import os
 import stat
@@ -145,6 +146,19 @@ def test_a_failed_start_lets_the_folder_go(tmp_path: Path) -> None:
     open_attester("simulator", state_dir=tmp_path).close()
 
 
+def test_a_boot_that_failed_can_be_tried_again(tmp_path: Path) -> None:
+    """Also by the same process: no lock of the first try is left to wait for, which would hang."""
+    in_the_way = tmp_path / "runtime_event_version.new"
+    in_the_way.mkdir()
+    with pytest.raises(JournalError, match="runtime log"):
+        open_attester("simulator", state_dir=tmp_path)
+    with (tmp_path / "runtime_event.lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    in_the_way.rmdir()
+    with open_attester("simulator", state_dir=tmp_path) as tee:
+        tee.attest(b"")
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -152,6 +166,7 @@ def test_a_failed_start_lets_the_folder_go(tmp_path: Path) -> None:
         ("simulator.seed", b"x" * 64),
         ("simulator.registers", b""),
         ("simulator.registers", b"[]"),
+        ("simulator.registers", b"[" * 100_000),
         ("simulator.registers", b'{"boot_id":"a","launch":"b","rtmrs":["","","",""]}'),
         ("simulator.registers", b'{"boot_id":"a","launch":"b","rtmrs":["zz"]}'),
     ],

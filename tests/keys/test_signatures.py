@@ -95,3 +95,10 @@ def test_verify_takes_any_bytes(name: str, data: bytes, signature: bytes, public
             assert not verify_signature(algorithm, data, signature, public)
         except UsageError:
             continue
+
+
+@pytest.mark.parametrize("data", ["text", bytearray(32), None])
+def test_only_bytes_are_signed(keys: LocalKeys, data: Any) -> None:  # noqa: ANN401 - wrong on purpose
+    """Text and buffers that may change are refused by name."""
+    with pytest.raises(UsageError, match="what is signed is bytes"):
+        keys.sign(data, "ed25519")

@@ -193,7 +193,7 @@ def test_query_makes_json_of_any_body(client: Client, flag: str) -> None:
 @pytest.mark.parametrize(
     ("body", "headers"),
     [
-        (b"", {}),
+        (b"", {"content-type": "application/octet-stream"}),
         (b"\x0a\x01\xab", {"content-type": "application/octet-stream"}),
         (b'{"report_data":"ab"}', {"content-type": "application/octet-stream"}),
         (b' {"report_data":"ab"}', {}),
@@ -208,6 +208,13 @@ def test_protobuf_mode_is_answered_clearly(
     response = client.request("POST", "/Echo", body, headers)
     assert response.status == 400
     assert response.error().startswith("protobuf is not served yet")
+
+
+@pytest.mark.parametrize("headers", [{}, {"content-type": "application/x-www-form-urlencoded"}])
+def test_a_post_of_nothing_is_json(client: Client, headers: dict[str, str]) -> None:
+    """What `curl -X POST` sends, without a body or a content type, gets the default message."""
+    response = client.request("POST", "/Echo", b"", headers)
+    assert (response.status, response.body) == (200, b'{"attestation":""}')
 
 
 def test_method_without_message_ignores_its_payload(client: Client) -> None:

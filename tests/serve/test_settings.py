@@ -203,6 +203,13 @@ def test_app_id() -> None:
             simulator(app_id=text)
 
 
+@pytest.mark.parametrize("option", [name for name in Options._fields if name != "reset"])
+def test_an_empty_value_is_refused(option: str) -> None:
+    """An unset variable of a shell must not put seed and sockets into the current folder."""
+    with pytest.raises(UsageError, match=f"--{option.replace('_', '-')}: the value is empty"):
+        hardware(**{option: ""})  # type: ignore[arg-type]  # reset is no text
+
+
 def test_one_seed_is_enough() -> None:
     """A seed and a seed file contradict each other."""
     with pytest.raises(UsageError, match="--seed-file"):

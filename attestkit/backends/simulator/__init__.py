@@ -88,6 +88,12 @@ class Simulator:
         _refuse_what_is_not_there(quote_version, platform, scenario, faults)
         if seed is not None:
             check_bytes("a seed", seed, 32)
+        if vm_config is not None and not isinstance(vm_config, str):
+            raise UsageError("vm_config is JSON text")
+        if app_keys is not None and not isinstance(app_keys, AppKeys):
+            raise UsageError("app_keys are AppKeys, for a file see AppKeys.load")
+        if state_dir is not None and not isinstance(state_dir, (str, os.PathLike)):
+            raise UsageError("state_dir is a path")
         self._now = now
         self._quote_version = quote_version
         self.app_compose = AppCompose.parse(OWN_APP if app_compose is None else app_compose)

@@ -95,7 +95,7 @@ class StateFolder:
             return None
         except OSError as error:
             raise _unusable(path, error) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise BackendError(
                 f"{path} is damaged; remove it to boot the simulated TD again"
             ) from error

@@ -60,7 +60,11 @@ class SoftTd:
             files, access, boot_id=self._boot_id, version=boot.version, exclusive=True
         )
         if not running:
-            self.reset()
+            try:
+                self.reset()
+            except BaseException:
+                self.journal.close()  # its lock would keep this very process from another try
+                raise
 
     def _set(self, rtmrs: Rtmrs) -> None:
         self.rtmrs = rtmrs

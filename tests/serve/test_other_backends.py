@@ -1,0 +1,124 @@
+"""A backend that is no simulator: blocking calls, the host's files, and no keys of its own."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from attestkit import EventLog, Quote
+from tests.serve.client import call
+from tests.serve.server import environment, refusal, running_server
+from tests.vectors import SHARED, needs_shared
+
+FILES = SHARED / "data/dstack/simulator"
+MODULE = '''
+"""A pretended device: it blocks, says nothing of being simulated, and knows no app."""
+
+import threading
+from attestkit.backends.simulator import Simulator
+
+
+class Device:
+    name = "pretended"
+    simulated = False
+    blocking = True
+
+    def __init__(self):
+        self._tee = Simulator(seed=bytes(32))
+        self.main = threading.get_ident()
+        self.close = self._tee.close
+        self.read_rtmr = self._tee.read_rtmr
+        self.extend_rtmr = self._tee.extend_rtmr
+        self.open_journal = self._tee.open_journal
+
+    @classmethod
+    def probe(cls):
+        pass
+
+    def get_quote(self, report_data):
+        assert threading.get_ident() != self.main, "the event loop waits for the device"
+        return self._tee.get_quote(report_data)
+
+    def read_event_log(self):
+        return self._tee.read_event_log()
+'''
+
+
+@pytest.fixture
+def plugin() -> Iterator[Path]:
+    """A folder to import from, in which a package with a backend is installed."""
+    with tempfile.TemporaryDirectory(prefix="ak") as name:
+        folder = Path(name)
+        (folder / "pretended_device.py").write_text(MODULE)
+        info = folder / "pretended-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pretended\nVersion: 1\n")
+        (info / "entry_points.txt").write_text(
+            "[attestkit.backends]\npretended = pretended_device:Device\n"
+        )
+        yield folder
+
+
+def environ(plugin: Path, **extra: str) -> dict[str, str]:
+    """Return an environment in which the plugin is installed."""
+    found = environment(**extra)
+    found["PYTHONPATH"] += f":{plugin}"
+    return found
+
+
+def host_shared(folder: Path, *names: str) -> str:
+    """Make a folder as the host shares it, of the upstream simulator's files."""
+    where = folder / "shared"
+    where.mkdir()
+    for name in names:
+        usual = name if name.startswith("app-") else f".{name}"
+        (where / usual).write_bytes((FILES / name).read_bytes())
+    return str(where)
+
+
+@needs_shared
+def test_the_files_of_the_host_are_used(plugin: Path) -> None:
+    """App, keys and machine are what the host's folder says; evidence comes from the device."""
+    shared = host_shared(plugin, "appkeys.json", "app-compose.json", "sys-config.json")
+    named = environ(plugin, DSTACK_HOST_SHARED_DIR=shared)
+    with running_server("--backend", "pretended", seed=None, environ=named) as server:
+        assert Path(server.dstack).stat().st_mode & 0o777 == 0o660
+        assert "simulated" not in server.log().lower()
+        answer = call(server.dstack, "GetQuote").json()
+        quote = Quote.parse(bytes.fromhex(answer["quote"]))
+        EventLog.from_json(answer["event_log"]).check(quote)
+        assert answer["vm_config"].startswith('{"os_image_hash":"64f0d154')
+        assert call(server.dstack, "EmitEvent", {"event": "x", "payload": "00"}).status == 200
+        assert call(server.dstack, "Info").json()["app_name"] == "guest-agent"
+        key = call(server.dstack, "GetKey", {"path": "my/key/path", "purpose": "signing"}).json()
+        assert key["key"].startswith("866d0884686e5afd")
+        assert call(server.url, "prpc/GetAttestationForAppKey", {"algorithm": "ed25519"}).json()
+        assert call(server.dstack, "GetTlsKey").status == 200
+
+
+@needs_shared
+def test_without_keys_the_key_methods_say_so(plugin: Path) -> None:
+    """Quotes work without app keys; what needs keys is a 500 with the reason."""
+    named = environ(plugin, DSTACK_HOST_SHARED_DIR=host_shared(plugin, "app-compose.json"))
+    with running_server("--backend", "pretended", seed=None, environ=named) as server:
+        assert call(server.dstack, "GetQuote").status == 200
+        for method in ("GetKey", "Sign", "GetTlsKey"):
+            answer = call(server.dstack, method, {"algorithm": "ed25519"})
+            assert answer.status == 500
+            assert "key" in answer.json()["error"]
+
+
+def test_without_an_app_it_refuses(plugin: Path) -> None:
+    """A server must know its app."""
+    options = ("--backend", "pretended", "--dir", str(plugin), "--http", "none")
+    path = environ(plugin)["PYTHONPATH"]
+    line = refusal(*options, folder=plugin, code=1, PYTHONPATH=path)
+    assert "app-compose" in line
+
+
+def test_keys_are_not_given_to_tcp_clients(plugin: Path) -> None:
+    """--dev-http is for the simulator."""
+    options = ("--backend", "pretended", "--dir", str(plugin), "--dev-http", "127.0.0.1:0")
+    path = environ(plugin)["PYTHONPATH"]
+    assert "--dev-http" in refusal(*options, folder=plugin, code=1, PYTHONPATH=path)
