@@ -8,6 +8,9 @@ from attestkit.serve.rpc import App, Header, Scope, rpc_app
 
 __all__ = ["dev_app", "dstack_app", "external_app", "tappd_app"]
 
+# The older clients inherit the methods of the newer ones and call them under their own names, or
+# at the root of their own socket; both lead to the same keys.
+_OLD_CLIENTS = tappd.SERVICE._replace(methods={**agent.SERVICE.methods, **tappd.SERVICE.methods})
 _LOOPBACK = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
 
 
@@ -17,8 +20,8 @@ def dstack_app(guest: Guest) -> App:
 
 
 def tappd_app(guest: Guest) -> App:
-    """Return the application of tappd.sock: Tappd at `/prpc/`."""
-    return rpc_app(guest, [tappd.SERVICE], headers=_headers(guest))
+    """Return the application of tappd.sock: Tappd at `/prpc/`, and DstackGuest there and at `/`."""
+    return rpc_app(guest, [agent.SERVICE, _OLD_CLIENTS], headers=_headers(guest))
 
 
 def external_app(guest: Guest) -> App:
@@ -34,7 +37,7 @@ def dev_app(guest: Guest) -> App:
 
     It hands out keys, so it must listen on loopback only and refuses what a web page could send.
     """
-    services = [agent.SERVICE, tappd.SERVICE]
+    services = [agent.SERVICE, _OLD_CLIENTS]
     return rpc_app(guest, services, headers=_headers(guest), guard=refuse_web_pages)
 
 

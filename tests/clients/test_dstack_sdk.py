@@ -274,6 +274,24 @@ def test_tappd_info_and_version(tappd: Run) -> None:
     tappd(scenario)
 
 
+def test_tappd_has_what_it_inherits(tappd: Run) -> None:
+    """The old client's other methods, which the new client gave it, work too."""
+
+    async def scenario(client: Caller) -> None:
+        assert len((await client.get_key("a", "b")).decode_key()) == 32
+        assert len((await client.get_tls_key(subject="example.com")).certificate_chain) == 2
+        quote = await client.get_quote(b"nonce")
+        assert Quote.parse(quote.decode_quote()).report_data == b"nonce".ljust(64, b"\0")
+        assert (await client.attest(b"nonce")).attestation
+        await client.emit_event("inherited", b"payload")
+        assert "inherited" in (await client.get_quote(b"nonce")).event_log
+        answer = await client.sign("ed25519", b"text")
+        signature, key = answer.decode_signature(), answer.decode_public_key()
+        assert (await client.verify("ed25519", b"text", signature, key)).valid is True
+
+    tappd(scenario)
+
+
 APP_KEYS = SHARED / "data/dstack/simulator/appkeys.json"
 
 

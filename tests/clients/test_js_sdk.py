@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from attestkit import Attestation, EventLog, Quote
+from attestkit._crypto.ecdsa import P256Key
 from tests.serve.server import Server, environment, running_server
 from tests.vectors import HAVE_SHARED, SHARED, load, needs_shared
 
@@ -144,3 +145,6 @@ def test_tappd(answers: Any) -> None:  # noqa: ANN401 - JSON
     assert check_quote(found["hashed"]).report_data == sha256
     assert check_quote(found["plain"]).report_data == hashlib.sha512(tagged).digest()
     assert found["reachable"] is True
+    assert found["info"] == answers["dstack"]["info"]["tcb_info"]["mrtd"]
+    # One path gives one secret, whatever the curve.
+    assert found["inherited"] == P256Key.from_pem(found["key"]).scalar.hex()

@@ -55,9 +55,17 @@ def test_both_spellings(tappd: Client, name: str, path: str) -> None:
     assert tappd.post(path.format(name), VALID.get(name)).status == 200
 
 
-@pytest.mark.parametrize("path", ["/Info", "/prpc/Nope", "/prpc/DstackGuest.Info", "/prpc/GetKey"])
+@pytest.mark.parametrize("path", ["/GetKey", "/prpc/GetKey", "/prpc/Tappd.GetKey"])
+def test_what_old_clients_inherited_is_there(tappd: Client, path: str) -> None:
+    """The methods of the newer clients answer where the older ones, their heirs, call them."""
+    body = {"path": "a", "purpose": "b"}
+    assert tappd.post(path, body).body == tappd.post("/prpc/GetKey", body).body
+    assert tappd.post(path, body).status == 200
+
+
+@pytest.mark.parametrize("path", ["/prpc/Nope", "/prpc/DstackGuest.Info", "/DeriveKey"])
 def test_nothing_else_is_there(tappd: Client, path: str) -> None:
-    """Methods of the other services, and any other mount, are not found."""
+    """Unknown methods, other prefixes, and the old methods at the root are not found."""
     assert tappd.get(path).status == 404
 
 

@@ -66,6 +66,8 @@ async function tappd(client) {
     hashed: quoteOf(await client.tdxQuote('hello', 'sha256')),
     plain: quoteOf(await client.tdxQuote('hello')),
     reachable: await client.isReachable(),
+    info: (await client.info()).tcb_info.mrtd,
+    inherited: hex((await client.getKey('my/path', 'signing')).key),
   };
 }
 
