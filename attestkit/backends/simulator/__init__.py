@@ -88,12 +88,7 @@ class Simulator:
         _refuse_what_is_not_there(quote_version, platform, scenario, faults)
         if seed is not None:
             check_bytes("a seed", seed, 32)
-        if vm_config is not None and not isinstance(vm_config, str):
-            raise UsageError("vm_config is JSON text")
-        if app_keys is not None and not isinstance(app_keys, AppKeys):
-            raise UsageError("app_keys are AppKeys, for a file see AppKeys.load")
-        if state_dir is not None and not isinstance(state_dir, (str, os.PathLike)):
-            raise UsageError("state_dir is a path")
+        _refuse_other_types(vm_config, app_keys, state_dir)
         self._now = now
         self._quote_version = quote_version
         self.app_compose = AppCompose.parse(OWN_APP if app_compose is None else app_compose)
@@ -202,6 +197,15 @@ class Simulator:
             self._folder.close()
         if self._keys_are_ours:
             self.app_keys.close()
+
+
+def _refuse_other_types(vm_config: object, app_keys: object, state_dir: object) -> None:
+    if vm_config is not None and not isinstance(vm_config, str):
+        raise UsageError("vm_config is JSON text")
+    if app_keys is not None and not isinstance(app_keys, AppKeys):
+        raise UsageError("app_keys are AppKeys, for a file see AppKeys.load")
+    if state_dir is not None and not isinstance(state_dir, (str, os.PathLike)):
+        raise UsageError("state_dir is a path")
 
 
 def _refuse_what_is_not_there(
