@@ -22,6 +22,7 @@ __all__ = [
     "CORE_REASON",
     "LOG_RECORD",
     "ccel_walk",
+    "cpuid",
     "quote_layout",
     "quote_padding",
     "replay",
@@ -54,6 +55,7 @@ offset of its digests, number of digests, offset of the event data, their size."
 
 Banks = tuple[tuple[int, int], ...]
 Registers = tuple[bytes, bytes, bytes, bytes]
+CpuRegisters = tuple[int, int, int, int]  # EAX, EBX, ECX, EDX, 32 bits each
 
 
 def _compiled_quote_layout(data: bytes) -> QuoteLayout:
@@ -134,6 +136,13 @@ def _compiled_sha384(data: bytes) -> bytes:
     return bytes(ffi.buffer(digest))
 
 
+def _compiled_cpuid(leaf: int, subleaf: int) -> CpuRegisters:
+    registers: Any = ffi.new("uint32_t[4]")
+    lib.ak_cpuid(leaf, subleaf, registers)
+    eax, ebx, ecx, edx = registers
+    return eax, ebx, ecx, edx
+
+
 quote_padding: "Callable[[bytes, int], int]"
 quote_layout: "Callable[[bytes], QuoteLayout]"
 ccel_walk: "Callable[[bytes], tuple[bytes, bytes, bytes, int]]"
@@ -141,6 +150,7 @@ tpm_walk: "Callable[[bytes], tuple[Banks, bytes]]"
 replay: "Callable[[bytes, bytes], Registers]"
 replay_many: "Callable[[list[tuple[bytes, bytes]]], list[Registers]]"
 sha384: "Callable[[bytes], bytes]"
+cpuid: "Callable[[int, int], CpuRegisters | None]"  # by leaf and subleaf; None: plain core
 
 if CORE == "compiled":
     if os.environ.get("ATTESTKIT_CPU") == "portable":
@@ -153,6 +163,7 @@ if CORE == "compiled":
     replay = _compiled_replay
     replay_many = _compiled_replay_many
     sha384 = _compiled_sha384
+    cpuid = _compiled_cpuid
 else:
     # Late, so that the compiled core does not pay for its twin.
     from attestkit._native import _python
@@ -164,3 +175,4 @@ else:
     replay = _python.replay
     replay_many = _python.replay_many
     sha384 = _python.sha384
+    cpuid = _python.cpuid

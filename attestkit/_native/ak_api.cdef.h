@@ -77,6 +77,9 @@ int64_t ak_quote_padding(const uint8_t *data, size_t size);
 uint32_t ak_cpu_features(void);
 void ak_cpu_limit(uint32_t features);
 
+/* EAX, EBX, ECX, EDX of a CPUID leaf; zeros where the CPU has none of that number, or no CPUID. */
+void ak_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t *registers);
+
 /* Bounds of a log: algorithms in a header, bytes of one event, records, bytes in all. */
 enum {
     AK_LOG_MAX_BANKS = 16,

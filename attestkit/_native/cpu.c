@@ -1,4 +1,7 @@
-/* CPU features, asked once when the library is loaded; a limit that tests may lower. */
+/* CPU features, asked once when the library is loaded; a limit that tests may lower. And the CPUID
+ * instruction as such, by which a guest tells what it runs on. */
+#include <string.h>
+
 #include "ak_cpu.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -15,10 +18,38 @@ static uint32_t detect(void)
         return 0;
     return sse && (b & 1U << 29) ? AK_CPU_SHA_NI : 0;
 }
+
+/* Tell whether the CPU has a leaf: one that has it not answers another question. */
+static bool has_leaf(uint32_t leaf)
+{
+    const uint32_t range = leaf & 0xC0000000U;
+    unsigned max, b, c, d;
+    if (range == 0x40000000U) { /* the hypervisor's, and none of them on bare metal */
+        __cpuid(1, max, b, c, d);
+        if (!(c & 1U << 31))
+            return false;
+    }
+    __cpuid(range, max, b, c, d);
+    return leaf == 0x40000000U || (range <= max && leaf <= max); /* old KVM: max is 0 there */
+}
+
+void ak_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t *registers)
+{
+    memset(registers, 0, 4 * sizeof *registers);
+    if (has_leaf(leaf))
+        __cpuid_count(leaf, subleaf, registers[0], registers[1], registers[2], registers[3]);
+}
 #else
 static uint32_t detect(void)
 {
     return 0;
+}
+
+void ak_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t *registers)
+{
+    (void)leaf;
+    (void)subleaf;
+    memset(registers, 0, 4 * sizeof *registers);
 }
 #endif
 
