@@ -1,9 +1,10 @@
 """Runtime events of this boot: each is in RTMR3 and in the log, or in neither, also across a crash.
 
 The log is the dstack guest agent's: a folder with `runtime_events.log` (one JSON object a line),
-`runtime_event_version` and `runtime_event.lock`. Two files are attestkit's own:
+`runtime_event_version` and `runtime_event.lock`. Three files are attestkit's own:
 `runtime_event.pending` holds the one event on its way, `runtime_event.boot_id` the boot that the
-log belongs to. To emit, under the lock:
+log belongs to, and in `runtime_event.queue` attestkit's programs line up for the lock. To emit,
+under the lock:
 
 1. a leftover pending event is decided first;
 2. the register must equal the replay of the log;
@@ -19,148 +20,74 @@ put aside while the register is zero; with a register that is not zero, nothing 
 """
 
 import contextlib
-import hashlib
-import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import Final
 
-from attestkit.errors import BackendError, FormatError, JournalError, UsageError
-from attestkit.event_log import Event
-from attestkit.event_log.journal_files import Folder, Stamp
+from attestkit._turns import SteppedTurns
+from attestkit.errors import AttestKitError, BackendError, FormatError, JournalError
+from attestkit.event_log.event import Event
+from attestkit.event_log.journal_files import Folder, Stamp, WatchedFolder
 from attestkit.event_log.runtime import parse_runtime_lines, runtime_line
+from attestkit.event_log.runtime_log import (
+    ZERO,
+    MemoryJournal,
+    RegisterAccess,
+    RuntimeLog,
+    check_version,
+    disagree,
+    replay_from,
+)
 
-__all__ = ["Journal", "MemoryJournal", "RegisterAccess", "RuntimeLog", "replay_from"]
+__all__ = [
+    "BOOT_ID",
+    "LOCK",
+    "LOG",
+    "PENDING",
+    "VERSION",
+    "ZERO",
+    "Journal",
+    "MemoryJournal",
+    "RegisterAccess",
+    "RuntimeLog",
+    "replay_from",
+]
 
-LOG = "runtime_events.log"
-PENDING = "runtime_event.pending"
-VERSION = "runtime_event_version"
-LOCK = "runtime_event.lock"
-BOOT_ID = "runtime_event.boot_id"
-ZERO = bytes(48)
-
-
-class RegisterAccess(NamedTuple):
-    """How to reach RTMR3: both fresh from the hardware, nothing cached."""
-
-    read: Callable[[], bytes]
-    extend: Callable[[bytes], None]  # by a digest of 48 bytes
-
-
-class RuntimeLog(Protocol):
-    """The runtime events of one boot, and the only way to add one."""
-
-    @property
-    def version(self) -> int:
-        """Digest version of this boot's events, 1 or 2."""
-
-    def locked(self) -> AbstractContextManager[None]:
-        """Keep everybody else from emitting, as a context manager; re-entrant within a thread."""
-
-    def events(self) -> tuple[Event, ...]:
-        """Return the events so far; the same tuple as long as nothing was added."""
-
-    def emit(self, event: Event) -> None:
-        """Extend RTMR3 by the event and log it, or neither."""
-
-    def close(self) -> None:
-        """Let go of what is held open."""
+LOG: Final = "runtime_events.log"
+PENDING: Final = "runtime_event.pending"
+VERSION: Final = "runtime_event_version"
+LOCK: Final = "runtime_event.lock"
+BOOT_ID: Final = "runtime_event.boot_id"
+LONGEST: Final = 16 << 20  # bytes of a log that is read
 
 
-def replay_from(start: bytes, events: Iterable[Event]) -> bytes:
-    """Return the register after `events`, from the 48 bytes of `start`."""
-    value = start
-    for event in events:
-        value = hashlib.sha384(value + event.digest).digest()
-    return value
+class _SharedTurns:
+    """A journal's turns where other programs take turns as well: first in their queue, then ours.
 
+    The queue comes first, so that whoever waits in it has none of the other locks.
+    """
 
-def _disagree(register: bytes, replay: bytes) -> JournalError:
-    return JournalError(
-        f"RTMR3 and the runtime log disagree: the register is {register.hex()}, "
-        f"the log replays to {replay.hex()}"
-    )
-
-
-class _Turn:
-    """A re-entrant lock that does something at the outermost entry and exit."""
-
-    def __init__(self, enter: Callable[[], None], leave: Callable[[], None]) -> None:
-        self._mutex = threading.RLock()
-        self._enter = enter
-        self._leave = leave
-        self._depth = 0
+    def __init__(self, folder: Folder, turns: SteppedTurns) -> None:
+        self._folder = folder
+        self._turns = turns
 
     def __enter__(self) -> None:
-        self._mutex.acquire()
+        if self._turns.mine:
+            self._turns.__enter__()
+            return
         try:
-            if not self._depth:
-                self._enter()
-            self._depth += 1
+            self._folder.enter_queue()
+            self._turns.__enter__()
         except BaseException:
-            self._mutex.release()
+            self._folder.leave_queue()
             raise
 
     def __exit__(self, *_: object) -> None:
         try:
-            self._depth -= 1
-            if not self._depth:
-                self._leave()
+            self._turns.__exit__()
         finally:
-            self._mutex.release()
-
-
-def _nothing() -> None:
-    pass
-
-
-class MemoryJournal:
-    """The runtime log of a TD that ends with this process: nothing on disk."""
-
-    def __init__(self, register: RegisterAccess, *, version: int = 1) -> None:
-        self.version = version
-        self._register = register
-        self._turn = _Turn(_nothing, _nothing)
-        self._events: tuple[Event, ...] = ()
-        self._replay = ZERO
-
-    def locked(self) -> _Turn:
-        """Keep other threads from emitting, as a context manager; re-entrant within a thread."""
-        return self._turn
-
-    def events(self) -> tuple[Event, ...]:
-        """Return the events so far; the same tuple as long as nothing was added."""
-        return self._events
-
-    def emit(self, event: Event) -> None:
-        """Extend RTMR3 by the event and log it, or neither.
-
-        Raises:
-            UsageError: The event is of another digest version.
-            JournalError: The register was not what the log replays to.
-        """
-        with self._turn:
-            _check_version(event, self.version)
-            if (register := self._register.read()) != self._replay:
-                raise _disagree(register, self._replay)
-            self._register.extend(event.digest)
-            self._replay = replay_from(self._replay, (event,))
-            self._events = (*self._events, event)
-
-    def begin(self, boot_id: str, events: Iterable[Event] = ()) -> None:
-        """Forget everything and start with `events`, which the register already holds."""
-        del boot_id  # nothing here outlives a boot
-        with self._turn:
-            self._events = tuple(events)
-            self._replay = replay_from(ZERO, self._events)
-
-    def close(self) -> None:
-        """Nothing is held open."""
-
-
-def _check_version(event: Event, version: int) -> None:
-    if event.version != version:
-        raise UsageError(f"this boot's events are of version {version}, not {event.version}")
+            if not self._turns.mine:
+                self._folder.leave_queue()
 
 
 class Journal:
@@ -187,10 +114,11 @@ class Journal:
         self._register = register
         self._boot_id = boot_id
         self._wanted_version = version
-        self._turn = _Turn(self._enter, self._leave)
+        turns = SteppedTurns(self._enter, self._leave)
+        self._turn = turns if exclusive else _SharedTurns(folder, turns)
         self._exclusive = exclusive
         self._closed = False
-        self._locked = False  # False inside the turn only while the folder does not exist
+        self._locked = False  # False inside the turn only while the folder cannot be made
         self._fresh = False  # nothing can have changed since the events were read
         self._ours = False  # the boot id beside the log is this boot's
         self._forget()
@@ -209,19 +137,31 @@ class Journal:
             raise JournalError("the runtime log is closed")
         if not self._locked:
             try:
-                self._locked = self._folder.lock()
+                self._locked = self._folder.lock() or self._make_and_lock()
             except OSError as error:
                 raise JournalError(f"cannot lock the runtime log: {error}") from error
+            except BaseException:  # an interrupt, before or after it was ours
+                self._folder.unlock()
+                raise
+
+    def _make_and_lock(self) -> bool:
+        """Make the folder, without which nobody could be kept from emitting the first event."""
+        try:
+            self._folder.make()
+        except OSError:
+            return False  # where nothing can be written nothing is emitted; who tries is told why
+        return self._folder.lock()
 
     def _leave(self) -> None:
         if self._locked and not self._exclusive:
             self._locked = self._fresh = False
             self._folder.unlock()
 
-    def locked(self) -> _Turn:
+    def locked(self) -> AbstractContextManager[None]:
         """Keep every other thread and process from emitting; re-entrant within a thread.
 
-        A context manager. Raises JournalError if the lock's file cannot be used.
+        A context manager; those who want it get it in the order they came. Raises JournalError if
+        the lock's file cannot be used.
         """
         return self._turn
 
@@ -235,6 +175,7 @@ class Journal:
 
         Raises:
             JournalError: The log cannot be read.
+            BackendError: An event is pending, and the register cannot be read.
         """
         with self._turn:
             if self._fresh:
@@ -245,9 +186,11 @@ class Journal:
                     return ()
             except OSError as error:
                 raise JournalError(f"cannot read the runtime log: {error}") from error
-            with contextlib.suppress(JournalError, OSError):
-                self._settle()
-                self._fresh = self._locked
+            # Without the lock, as there was no folder, what is pending is another program's to end.
+            if self._locked:
+                with contextlib.suppress(JournalError, OSError):
+                    self._settle()
+                    self._fresh = True
             return self._events
 
     def _is_ours(self) -> bool:
@@ -263,15 +206,18 @@ class Journal:
         stamp = self._folder.stamp(LOG)
         if stamp == self._stamp:
             return
+        if stamp is not None and stamp.size > LONGEST:
+            raise JournalError(f"the runtime log has {stamp.size} bytes, more than {LONGEST}")
         data = self._folder.read(LOG) or b""
         size = data.rfind(b"\n") + 1
         try:
             events = parse_runtime_lines(data[:size])
         except FormatError as error:
             raise JournalError(f"the runtime log is damaged: {error}") from error
+        replay = replay_from(ZERO, events)
         self._forget()
-        self._stamp, self._events, self._size, self._tail = stamp, events, size, data[size:]
-        self._replay = replay_from(ZERO, events)
+        self._events, self._replay, self._size, self._tail = events, replay, size, data[size:]
+        self._stamp = stamp  # last: an interrupt before has it read again
 
     @property
     def version(self) -> int:
@@ -282,8 +228,9 @@ class Journal:
             raise JournalError(f"cannot read the event version: {error}") from error
 
     def _stored_version(self) -> int | None:
+        """Return what this boot's first event has decided; None if nothing has yet."""
         text = self._folder.read(VERSION)
-        if text is None:
+        if text is None or not self._is_ours():
             return None
         if text.strip() not in (b"1", b"2"):
             raise JournalError(f"{VERSION} holds {text[:16]!r}, neither 1 nor 2")
@@ -324,7 +271,7 @@ class Journal:
         elif event is not None and register == replay_from(self._replay, (event,)):
             self._append(event, line)
         else:
-            raise _disagree(register, self._replay)
+            raise disagree(register, self._replay)
         self._folder.remove(PENDING)
 
     def _cut_tail(self) -> None:
@@ -365,6 +312,7 @@ class Journal:
                 extended already, the event is pending and the next use of the log completes it.
             BackendError: The register refused; nothing was changed.
         """
+        fate = "nothing was changed"
         with self._turn:
             try:
                 self._fresh = False
@@ -372,29 +320,32 @@ class Journal:
                 line = runtime_line(event)
                 self._announce(line)
                 self._extend(event)
+                fate = "RTMR3 was extended, and the next use of the log completes it: do not repeat"
                 self._append(event, line)
                 self._folder.remove(PENDING)
                 self._fresh = True
             except OSError as error:
-                raise JournalError(f"cannot write the runtime log: {error}") from error
+                raise JournalError(f"cannot write the runtime log: {error}; {fate}") from error
 
     def _ready(self, event: Event) -> None:
         """Do all that can be refused before something is changed."""
         if not self._locked:
             self._folder.make()
             self._locked = self._folder.lock()
+            if not self._locked:
+                raise JournalError("the runtime log's folder was removed while it was locked")
         self._load()
-        if not self._is_ours():
-            if (register := self._register.read()) != ZERO:
-                raise _disagree(register, ZERO)
-            self._archive(self._stored_boot() or "")
-        self._settle()
         stored, wanted = self._stored_version(), self._wanted_version
         if stored and wanted and stored != wanted:
             raise JournalError(f"this boot's events are of version {stored}, the app asks {wanted}")
-        _check_version(event, stored or wanted or 1)
+        check_version(event, stored or wanted or 1)
+        if not self._is_ours():
+            if (register := self._register.read()) != ZERO:
+                raise disagree(register, ZERO)
+            self._archive(self._stored_boot() or "")
+        self._settle()
         if (register := self._register.read()) != self._replay:
-            raise _disagree(register, self._replay)
+            raise disagree(register, self._replay)
         if not self._ours:
             self._put(BOOT_ID, self._boot_id.encode() + b"\n")
             self._ours = True
@@ -419,12 +370,18 @@ class Journal:
             self._register.extend(event.digest)
         except Exception as error:  # noqa: BLE001 - raised below, once the register has been asked
             failure = error
-        register = self._register.read()
+        try:
+            register = self._register.read()
+        except AttestKitError as error:
+            raise JournalError(
+                f"whether RTMR3 was extended is not known, for it cannot be read: {error}; "
+                "the event is pending, and the next use of the log decides"
+            ) from (failure or error)
         if register == self._replay:
             self._folder.remove(PENDING)
             raise failure or BackendError("RTMR3 did not change when it was extended")
         if register != after:
-            raise _disagree(register, after) from failure
+            raise disagree(register, after) from failure
 
     def begin(self, boot_id: str, events: Iterable[Event] = ()) -> None:
         """Start the log of a new boot with `events`, which its register already holds.
@@ -445,6 +402,21 @@ class Journal:
                 self._load()
             except OSError as error:
                 raise JournalError(f"cannot start the runtime log: {error}") from error
+
+    def watch(self, step: Callable[[str], None]) -> None:
+        """Call `step` between each two steps, with the name of what was done or comes next.
+
+        For tests that end the program there. A file is written in two halves then.
+        """
+        self._folder = WatchedFolder(self._folder, step)
+        read, extend = self._register
+
+        def watched(digest: bytes) -> None:
+            step("before extend")
+            extend(digest)
+            step("after extend")
+
+        self._register = RegisterAccess(read, watched)
 
     def close(self) -> None:
         """Close the lock's file, which lets the lock go."""

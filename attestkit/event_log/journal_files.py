@@ -3,12 +3,18 @@
 They are a protocol so that a test can stop the world after any of them.
 """
 
+import contextlib
 import fcntl
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
-__all__ = ["Folder", "OsFolder", "Stamp"]
+from attestkit.event_log.journal_queue import FileQueue
+
+__all__ = ["QUEUE", "Folder", "OsFolder", "Stamp", "WatchedFolder"]
+
+QUEUE: Final = "runtime_event.queue"
 
 
 class Stamp(NamedTuple):
@@ -22,11 +28,17 @@ class Stamp(NamedTuple):
 class Folder(Protocol):
     """File operations of a journal; every failure is an OSError."""
 
+    def enter_queue(self) -> None:
+        """Wait until every thread that came before has left the queue; never a failure."""
+
+    def leave_queue(self) -> None:
+        """Let the next one have its turn; nothing happens to a thread that is not in the queue."""
+
     def lock(self) -> bool:
         """Wait for the exclusive lock; False, and no lock, if the folder does not exist."""
 
     def unlock(self) -> None:
-        """Give the lock back."""
+        """Give the lock back; nothing happens without it."""
 
     def make(self) -> None:
         """Create the folder, private to its owner, where it is missing."""
@@ -63,29 +75,55 @@ class Folder(Protocol):
 
 
 class OsFolder:
-    """A real folder; the lock is `flock` on one file in it, shared with other programs."""
+    """A real folder; the lock is `flock` on one file in it, shared with other programs.
+
+    One lock is one OsFolder's: whoever uses it takes turns on it.
+    """
 
     def __init__(self, path: str | os.PathLike[str], lock_name: str) -> None:
         self._path = str(Path(path))
         self._lock_name = lock_name
         self._lock_fd: int | None = None
+        self._queue = FileQueue(self._name(QUEUE))
 
     def _name(self, name: str) -> str:
         return f"{self._path}/{name}"
 
+    def enter_queue(self) -> None:
+        """Wait until every thread of attestkit's programs that came before has left the queue."""
+        self._queue.enter()
+
+    def leave_queue(self) -> None:
+        """Let the next one have its turn; nothing happens to a thread that is not in the queue."""
+        self._queue.leave()
+
     def lock(self) -> bool:
         """Wait for the exclusive lock; False, and no lock, if the folder does not exist."""
-        if self._lock_fd is None:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            try:
-                self._lock_fd = os.open(self._name(self._lock_name), flags, 0o600)
-            except FileNotFoundError:
-                return False
-        fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
-        return True
+        path = self._name(self._lock_name)
+        while True:
+            if self._lock_fd is None:
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+                try:
+                    self._lock_fd = os.open(path, flags, 0o600)
+                except FileNotFoundError:
+                    return False
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+            # Somebody may have removed the file: a lock on what has no name keeps nobody out.
+            if self._lock_has_its_name(path):
+                return True
+            self._close_lock()
+
+    def _lock_has_its_name(self, path: str) -> bool:
+        assert self._lock_fd is not None
+        try:
+            named = os.stat(path)  # noqa: PTH116 - as below
+        except FileNotFoundError:
+            return False
+        mine = os.fstat(self._lock_fd)
+        return (mine.st_ino, mine.st_dev) == (named.st_ino, named.st_dev)
 
     def unlock(self) -> None:
-        """Give the lock back."""
+        """Give the lock back; nothing happens without it."""
         if self._lock_fd is not None:
             fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
 
@@ -153,6 +191,80 @@ class OsFolder:
 
     def close(self) -> None:
         """Close the lock's file, which lets the lock go."""
+        self._queue.close()
+        self._close_lock()
+
+    def _close_lock(self) -> None:
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
+
+
+class WatchedFolder:
+    """A folder that calls `step` before and after each change, with the change's name.
+
+    For tests that end a program there, so it writes in two halves. The names are `before write
+    runtime_event.pending`, `half write ...`, `after write ...`, and so on for append, cut, sync,
+    rename, remove, `sync folder` and `make folder`.
+    """
+
+    def __init__(self, folder: Folder, step: Callable[[str], None]) -> None:
+        self._step = step
+        self._folder = folder
+        self.enter_queue = folder.enter_queue
+        self.leave_queue = folder.leave_queue
+        self.lock = folder.lock
+        self.unlock = folder.unlock
+        self.stamp = folder.stamp
+        self.read = folder.read
+        self.close = folder.close
+
+    @contextlib.contextmanager
+    def _around(self, what: str) -> Iterator[None]:
+        self._step(f"before {what}")
+        yield
+        self._step(f"after {what}")
+
+    def make(self) -> None:
+        """Create the folder."""
+        with self._around("make folder"):
+            self._folder.make()
+
+    def write(self, name: str, data: bytes) -> None:
+        """Create or empty a file, and write."""
+        with self._around(f"write {name}"):
+            self._folder.write(name, data[: len(data) // 2])
+            self._step(f"half write {name}")
+            self._folder.append(name, data[len(data) // 2 :])
+
+    def append(self, name: str, data: bytes) -> None:
+        """Write behind what a file holds."""
+        with self._around(f"append {name}"):
+            self._folder.append(name, data[: len(data) // 2])
+            self._step(f"half append {name}")
+            self._folder.append(name, data[len(data) // 2 :])
+
+    def cut(self, name: str, size: int) -> None:
+        """Shorten a file."""
+        with self._around(f"cut {name}"):
+            self._folder.cut(name, size)
+
+    def sync(self, name: str) -> None:
+        """Wait for the disk."""
+        with self._around(f"sync {name}"):
+            self._folder.sync(name)
+
+    def sync_folder(self) -> None:
+        """Wait for the disk."""
+        with self._around("sync folder"):
+            self._folder.sync_folder()
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a file another name."""
+        with self._around(f"rename {old}"):
+            self._folder.rename(old, new)
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+        with self._around(f"remove {name}"):
+            self._folder.remove(name)

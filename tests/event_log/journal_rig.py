@@ -85,6 +85,12 @@ class World:
 
     # -- the folder ----------------------------------------------------------------------------
 
+    def enter_queue(self) -> None:
+        """Nobody else is there."""
+
+    def leave_queue(self) -> None:
+        """Nobody else is there."""
+
     def lock(self) -> bool:
         """Lock; the rig has one program at a time."""
         assert not self.locked
@@ -92,8 +98,7 @@ class World:
         return self.exists
 
     def unlock(self) -> None:
-        """Unlock."""
-        assert self.locked
+        """Unlock, locked or not."""
         self.locked = False
 
     def make(self) -> None:

@@ -219,6 +219,14 @@ def test_a_damaged_log_is_not_read_in_part(log: bytes) -> None:
             call()
 
 
+def test_a_log_without_end_is_not_read() -> None:
+    """Whatever grew so large is not taken into memory."""
+    world = damaged(LINE1, None, after(FIRST))
+    world.names[LOG].content = bytes((16 << 20) + 1)
+    with pytest.raises(JournalError, match="16777217 bytes"):
+        world.journal().events()
+
+
 # -- boots -------------------------------------------------------------------------------------
 
 
@@ -356,6 +364,32 @@ def test_an_unknown_outcome_is_decided_later() -> None:
         world.journal().emit(NEXT)
 
 
+def test_a_register_that_cannot_be_read_afterwards_leaves_it_pending() -> None:
+    """Whether it was extended is not known: that is what is said, and the next use decides."""
+    world = used_world()
+    broken = False
+
+    def read() -> bytes:
+        if broken:
+            raise BackendError("the device is gone")
+        return world.register
+
+    def extend(digest: bytes) -> None:
+        nonlocal broken
+        world.extend(digest)
+        broken = True
+
+    journal = Journal(world, RegisterAccess(read, extend), boot_id="boot-1")
+    with pytest.raises(JournalError, match=r"not known.*device is gone.*pending"):
+        journal.emit(SECOND)
+    assert world.read(PENDING) == LINE2
+    with pytest.raises(BackendError, match="the device is gone"):
+        journal.events()
+    broken = False
+    assert journal.events() == (FIRST, SECOND)
+    check_agreement(world, [(FIRST, SECOND)])
+
+
 # -- alone -------------------------------------------------------------------------------------
 
 
@@ -399,6 +433,27 @@ def test_the_version_is_written_once() -> None:
         world.journal().emit(SECOND)
     with pytest.raises(JournalError, match="version 2, the app asks 1"):
         world.journal(version=1).emit(SECOND)
+
+
+def test_the_version_of_an_earlier_boot_does_not_count() -> None:
+    """Every boot's first event decides anew."""
+    world = World()
+    world.journal(version=2).emit(runtime_event("a:b", b"", 2))
+    world.register = ZERO
+    journal = world.journal("boot-2")
+    assert journal.version == 1
+    journal.emit(FIRST)
+    assert journal.events() == (FIRST,)
+    assert world.read(VERSION) == b"1"
+
+
+def test_a_wrong_version_is_refused_before_anything_is_put_aside() -> None:
+    """The log of the earlier boot is where it was."""
+    world = used_world()
+    world.register = ZERO
+    with pytest.raises(UsageError, match="version 2"):
+        world.journal("boot-2", version=2).emit(SECOND)
+    assert world.read(LOG) == LINE1
 
 
 def test_a_version_that_is_none_is_an_error() -> None:

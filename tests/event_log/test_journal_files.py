@@ -1,6 +1,7 @@
 """The journal's real files: the agent's names and modes, its lock; and the journal without any."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,12 +14,13 @@ from attestkit.event_log.journal import (
     BOOT_ID,
     LOCK,
     LOG,
+    PENDING,
     VERSION,
     Journal,
     MemoryJournal,
     replay_from,
 )
-from attestkit.event_log.journal_files import OsFolder
+from attestkit.event_log.journal_files import QUEUE, OsFolder
 from attestkit.event_log.runtime import runtime_event, runtime_line
 from tests.event_log.journal_rig import ZERO, Register
 from tests.vectors import load, needs_shared
@@ -42,7 +44,7 @@ def test_files_are_the_agents(tmp_path: Path) -> None:
     journal.emit(FIRST)
     journal.emit(SECOND)
     found = {path.name: path for path in folder.iterdir()}
-    assert sorted(found) == sorted([LOG, VERSION, BOOT_ID, LOCK])
+    assert sorted(found) == sorted([LOG, VERSION, BOOT_ID, LOCK, QUEUE])
     assert {oct(path.stat().st_mode & 0o777) for path in found.values()} == {"0o600"}
     assert found[LOG].read_bytes() == LINE1 + LINE2
     assert found[VERSION].read_bytes() == b"1"
@@ -68,14 +70,38 @@ def test_the_agents_lines_are_read(tmp_path: Path) -> None:
         journal.close()
 
 
-def test_reading_makes_nothing(tmp_path: Path) -> None:
-    """A machine without runtime events does not get a folder by being asked."""
-    journal = journal_in(tmp_path / "none", Register())
-    with journal.locked():
-        assert journal.events() == ()
-    assert journal.version == 1
-    assert not (tmp_path / "none").exists()
-    journal.close()
+def test_the_first_event_waits_like_any_other(tmp_path: Path) -> None:
+    """Before there is any event, whoever takes the lock keeps all others out, too."""
+    register = Register()
+    one, two = journal_in(tmp_path / "none", register), journal_in(tmp_path / "none", register)
+    emitting = threading.Thread(target=two.emit, args=(FIRST,))
+    with one.locked():
+        assert one.events() == ()
+        emitting.start()
+        emitting.join(0.05)
+        assert one.events() == ()
+        assert register.value == ZERO
+    emitting.join(30)
+    assert one.events() == (FIRST,)
+    assert one.version == 1
+    one.close()
+    two.close()
+
+
+def test_reading_needs_no_folder(tmp_path: Path) -> None:
+    """Where none can be made there are no events, and reading is no error."""
+    (tmp_path / "file").write_bytes(b"")
+    for place in (tmp_path / "file" / "log", Path("/proc/none/log")):
+        journal = journal_in(place, Register())
+        if place.parts[1] == "proc":
+            with journal.locked():
+                assert journal.events() == ()
+            with pytest.raises(JournalError, match="cannot write"):
+                journal.emit(FIRST)
+        else:
+            with pytest.raises(JournalError, match="Not a directory"):
+                journal.events()
+        journal.close()
 
 
 def test_two_programs_see_each_others_events(tmp_path: Path) -> None:
@@ -104,7 +130,7 @@ def test_a_folder_that_cannot_be_used_is_a_journal_error(tmp_path: Path) -> None
 
 HOLDER = """
 import sys
-from attestkit.event_log.journal_files import OsFolder
+from attestkit.event_log.journal_files import QUEUE, OsFolder
 folder = OsFolder(sys.argv[1], sys.argv[2])
 assert folder.lock()
 print("locked", flush=True)
@@ -134,6 +160,56 @@ def test_the_lock_keeps_other_programs_out(tmp_path: Path) -> None:
         holder.stdin.close()
         emitting.join(30)
     assert register.value == replay_from(ZERO, (FIRST,))
+    journal.close()
+
+
+def test_a_lock_without_a_name_keeps_nobody_out(tmp_path: Path) -> None:
+    """Removing the files does not part those who had them open from those who had not."""
+    register = Register()
+    old, new = journal_in(tmp_path, register), journal_in(tmp_path, register)
+    old.emit(FIRST)
+    (tmp_path / LOCK).unlink()
+    (tmp_path / QUEUE).unlink()
+    emitting = threading.Thread(target=old.emit, args=(THIRD,))
+    with new.locked():
+        emitting.start()
+        emitting.join(0.05)
+        new.emit(SECOND)
+    emitting.join(30)
+    assert new.events() == old.events() == (FIRST, SECOND, THIRD)
+    assert register.value == replay_from(ZERO, (FIRST, SECOND, THIRD))
+    old.close()
+    new.close()
+
+
+def test_a_folder_that_is_gone_is_made_again(tmp_path: Path) -> None:
+    """With the log its events are gone, and the register still has them."""
+    register = Register()
+    journal = journal_in(tmp_path / "log", register)
+    journal.emit(FIRST)
+    shutil.rmtree(tmp_path / "log")
+    assert journal.events() == ()
+    with pytest.raises(JournalError, match="disagree"):
+        journal.emit(SECOND)
+    register.value = ZERO
+    journal.emit(SECOND)
+    assert journal.events() == (SECOND,)
+    journal.close()
+
+
+def test_a_watched_journal_does_the_same(tmp_path: Path) -> None:
+    """Every step is told before and after, and the files are what they are without."""
+    register = Register()
+    journal = journal_in(tmp_path / "log", register)
+    steps: list[str] = []
+    journal.watch(steps.append)
+    journal.emit(FIRST)
+    journal.emit(THIRD)
+    assert journal_in(tmp_path / "log", register).events() == (FIRST, THIRD)
+    assert steps[:2] == ["before make folder", "after make folder"]
+    assert steps[-1] == f"after remove {PENDING}"
+    assert steps.count("before extend") == steps.count("after extend") == 2
+    assert steps.count(f"half append {LOG}") == 2
     journal.close()
 
 

@@ -1,0 +1,59 @@
+"""SIGKILL between each two steps of an emit costs at most the event on its way."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from attestkit.event_log.journal import BOOT_ID, LOG, PENDING, VERSION
+from tests.serve.server import environment
+
+RIG = Path(__file__).with_name("journal_kill_rig.py")
+STEPS = {
+    f"half write {PENDING}",
+    f"after write {PENDING}",
+    f"after sync {PENDING}",
+    "after sync folder",
+    "before extend",
+    "after extend",
+    f"half append {LOG}",
+    f"after append {LOG}",
+    f"after sync {LOG}",
+    f"before remove {PENDING}",
+    f"after remove {PENDING}",
+}
+MORE = {
+    "fresh": {"before make folder", f"after rename {BOOT_ID}.new", f"after rename {VERSION}.new"},
+    "used": set[str](),
+    "rebooted": {f"after rename {LOG}", f"after remove {VERSION}", f"half write {BOOT_ID}.new"},
+    "torn": {f"after cut {LOG}", f"before append {LOG}"},
+}
+
+
+def test_a_kill_at_any_step_is_survived(tmp_path: Path) -> None:
+    """The next program's log replays to the register, has what was acknowledged, and goes on."""
+    folder = tmp_path / "machine"
+    folder.mkdir()
+    done = subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, str(RIG), str(folder)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [row for row in found if row[3]] == []
+    for situation, more in MORE.items():
+        steps = {where for name, where, _, _ in found if name == situation}
+        assert steps >= STEPS | more
+        assert "" in steps
+    # What was extended is there, and what was not is not, but for a death in between the two.
+    for situation, where, new, _ in found:
+        if situation == "torn":  # it has these steps twice, first for the event of before
+            continue
+        if where in {f"before write {PENDING}", "before extend"}:
+            assert new == 0
+        if where in {"after extend", f"half append {LOG}", f"after remove {PENDING}", ""}:
+            assert new == 1
