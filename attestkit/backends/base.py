@@ -1,16 +1,17 @@
 """What a backend is: one door to a TEE. Bytes in, bytes out; it never parses.
 
 An ability that some backends lack is a protocol of its own: `RegisterExtender` for a TEE whose
-registers a program may extend, `AppHost` for one that knows the app it runs.
+registers a program may extend, `SnpReporter` for one whose evidence is an SNP report, `GuestAgent`
+for one behind somebody else's agent, `AppHost` for one that knows the app it runs.
 """
 
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from attestkit.app_compose import AppCompose
 from attestkit.event_log.journal import RuntimeLog
-from attestkit.keys import AppKeys
+from attestkit.keys import AppKeys, KeyDeriver
 
-__all__ = ["AppHost", "Backend", "RegisterExtender"]
+__all__ = ["AppHost", "Backend", "GuestAgent", "RegisterExtender", "SnpEvidence", "SnpReporter"]
 
 
 @runtime_checkable
@@ -26,16 +27,20 @@ class Backend(Protocol):
         """Raise BackendUnavailableError, saying what is missing, if it cannot run here."""
 
     def get_quote(self, report_data: bytes) -> bytes:
-        """Return a raw quote over `report_data`, exactly 64 bytes.
+        """Return a raw quote over `report_data`, exactly 64 bytes; from an SnpReporter its report.
 
         Raises:
+            UsageError: `report_data` is not 64 bytes.
             QuoteUnavailableError: The platform is here and gave no quote.
             BackendBusyError: Somebody else has the device.
             BackendError: Anything else that went wrong.
         """
 
     def read_event_log(self) -> bytes:
-        """Return the firmware's log, the whole area with its fill; empty if there is none."""
+        """Return the log as `EventLog.parse` takes it; empty if there is none.
+
+        It is the firmware's, the whole area with its fill; a GuestAgent's has all events.
+        """
 
     def close(self) -> None:
         """Let go of the device. A second call does nothing."""
@@ -51,8 +56,48 @@ class RegisterExtender(Protocol):
     def extend_rtmr(self, register: int, digest: bytes) -> None:
         """Extend a register by a digest of 48 bytes; programs may extend RTMR2 and RTMR3."""
 
-    def open_journal(self) -> RuntimeLog:
-        """Return the runtime events of this TEE; every call the same object."""
+    def open_journal(self, version: int | None = None) -> RuntimeLog:
+        """Return the runtime events of this TEE; every call the same object.
+
+        `version` is the digest version that the app asks for, None if it asks for none; the first
+        call's counts.
+        """
+
+
+class SnpEvidence(NamedTuple):
+    """What AMD SEV-SNP says: both of one request."""
+
+    report: bytes  # 1184 bytes
+    certificates: bytes  # the host's table of certificates; empty where it has none
+
+
+@runtime_checkable
+class SnpReporter(Protocol):
+    """An SEV-SNP guest: it has reports in place of quotes, and no registers to extend."""
+
+    def get_snp_report(self, report_data: bytes) -> SnpEvidence:
+        """Return a report over `report_data`, exactly 64 bytes; errors as `Backend.get_quote`."""
+
+
+@runtime_checkable
+class GuestAgent(Protocol):
+    """A TEE behind a guest agent, which keeps the log and the keys, and extends the register."""
+
+    def get_quote_response(self, report_data: bytes) -> str:
+        """Return the agent's whole answer, JSON as `Attestation.from_agent_response` takes it.
+
+        `report_data` is exactly 64 bytes; errors are those of `Backend.get_quote`.
+        """
+
+    def emit_event(self, name: str, payload: bytes) -> None:
+        """Have RTMR3 extended by an event; errors are those of `Attester.emit_event`."""
+
+    def read_app_compose(self) -> bytes:
+        """Return what the app was deployed from; UnsupportedError if the agent hides it."""
+
+    @property
+    def keys(self) -> KeyDeriver:
+        """The app's keys, which stay with the agent; nothing is asked yet."""
 
 
 @runtime_checkable
