@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from attestkit.collateral import Collateral
     from attestkit.event_log import Event, EventLog, TpmEventLog
     from attestkit.keys import (
+        AgentKeys,
         AppKeys,
         DerivedKey,
         KeyDeriver,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from attestkit.td_report import TdReport
 
 __all__ = [
+    "AgentKeys",
     "AppCompose",
     "AppInfo",
     "AppKeys",
@@ -58,6 +60,7 @@ __all__ = [
 
 # Name: the module that has it, or that it is.
 _HOME = {
+    "AgentKeys": "keys",
     "AppCompose": "app_compose",
     "AppInfo": "attestation",
     "AppKeys": "keys",

@@ -17,6 +17,7 @@ from tests.vectors import SHARED, needs_shared
 
 ROOT = Path(__file__).parents[1]
 CONTRACT = [  # names that documentation and outside checks are written against
+    "AgentKeys",
     "AppKeys",
     "AsyncAttester",
     "Attestation",
