@@ -174,7 +174,7 @@ class AsyncAttester:
         """Return who the app is."""
         return await self._call(lambda attester: attester.info())
 
-    # -- what it is: no device is asked --------------------------------------------------------
+    # -- what it is: no device is asked, but an agent is, once, for what describes the app --------
 
     @property
     def _opened(self) -> Attester:
@@ -199,17 +199,17 @@ class AsyncAttester:
 
     @property
     def app_compose(self) -> AppCompose:
-        """What the app was deployed from; UnsupportedError if the backend does not know."""
+        """What the app was deployed from; UnsupportedError if nobody knows, see `Attester`."""
         return self._opened.app_compose
 
     @property
     def vm_config(self) -> str:
-        """The machine's configuration, JSON text; empty if the backend does not know."""
+        """The machine's configuration, JSON text; empty if nobody knows it."""
         return self._opened.vm_config
 
     @property
     def keys(self) -> KeyDeriver:
-        """The app's keys; UnsupportedError if the backend has none."""
+        """The app's keys; UnsupportedError if there are none."""
         return self._opened.keys
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:

@@ -3,7 +3,8 @@
 import asyncio
 import pickle
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -12,6 +13,7 @@ import attestkit
 from attestkit.aio import AsyncAttester, aopen
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendUnavailableError, UnsupportedError, UsageError
+from tests.tees import FakeAgent, FakeSnp, FakeTd, Machine
 
 SEED = bytes(32)
 T = TypeVar("T")
@@ -133,6 +135,39 @@ def test_a_device_has_one_thread_and_the_loop_goes_on() -> None:
     run(main())
     assert device.closed.is_set()
     assert not any("attestkit-device" in thread.name for thread in threading.enumerate())
+
+
+def td_on_files(folder: Path) -> FakeTd:
+    """Return a TD that takes its time."""
+    return FakeTd(Machine(folder), seconds=0.2)
+
+
+@pytest.mark.parametrize(
+    "make", [td_on_files, lambda _: FakeSnp(), lambda _: FakeAgent()], ids=["td", "snp", "agent"]
+)
+def test_every_kind_of_backend_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], Any]
+) -> None:
+    """Whatever kind it is, it is asked in its thread, and the loop goes on meanwhile."""
+    monkeypatch.setenv("DSTACK_HOST_SHARED_DIR", str(tmp_path))
+    backend = make(tmp_path)
+
+    async def main() -> int:
+        async with aopen(backend) as tee:
+            evidence = asyncio.ensure_future(tee.attest(b"nonce"))
+            turns = 0
+            while not evidence.done():
+                await asyncio.sleep(0.001)
+                turns += 1
+            assert (await evidence).report_data.startswith(b"nonce")
+            await tee.event_log()
+            return turns
+
+    turns = run(main())
+    if isinstance(backend, FakeTd):
+        assert turns > 20  # it slept for 0.2 s
+        assert backend.threads
+        assert threading.get_ident() not in backend.threads
 
 
 def test_cancelling_what_waits_means_that_it_never_happens() -> None:

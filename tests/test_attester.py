@@ -4,6 +4,7 @@ import copy
 import os
 import pickle
 import threading
+import time
 from collections.abc import Callable
 from hashlib import sha384
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attestkit import backends
 from attestkit.attestation import Attestation
 from attestkit.attester import Attester
 from attestkit.attester import open as open_attester
@@ -19,6 +21,7 @@ from attestkit.backends.simulator import Simulator
 from attestkit.errors import (
     AttestKitError,
     BackendError,
+    BackendUnavailableError,
     JournalError,
     QuoteUnavailableError,
     ReplayError,
@@ -75,9 +78,9 @@ class WithRegisters(Wrapped):
         """Extend."""
         self.inner.extend_rtmr(register, digest)
 
-    def open_journal(self) -> Any:  # noqa: ANN401 - whatever the simulator has
+    def open_journal(self, version: int | None = None) -> Any:  # noqa: ANN401 - the simulator's
         """Return the simulator's."""
-        return self.inner.open_journal()
+        return self.inner.open_journal(version)
 
 
 # -- evidence ----------------------------------------------------------------------------------
@@ -348,6 +351,72 @@ def test_a_backend_can_be_an_object() -> None:
     for wrong in (7, Simulator, object()):
         with pytest.raises(UsageError, match="no backend"):
             open_attester(wrong)  # type: ignore[arg-type]  # on purpose
+
+
+class Elsewhere(Wrapped):
+    """A backend that is not where its class looks, and is where it is told to be."""
+
+    name = "elsewhere"
+
+    def __init__(self, *, root: str = "/") -> None:
+        super().__init__()
+        if root != "/there":
+            raise BackendUnavailableError(f"nothing below {root}")
+
+    @classmethod
+    def probe(cls) -> None:
+        """Look at the usual place."""
+        raise BackendUnavailableError("nothing at the usual place")
+
+
+def test_options_say_where_a_backend_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class that looks elsewhere has no say then; the constructor complains."""
+    monkeypatch.setattr(backends, "load", lambda _: Elsewhere)
+    with open_attester("elsewhere", root="/there") as tee:
+        assert tee.backend.name == "elsewhere"
+    with pytest.raises(BackendUnavailableError, match="below /nowhere"):
+        open_attester("elsewhere", root="/nowhere")
+    with pytest.raises(BackendUnavailableError, match="usual place"):
+        open_attester("elsewhere")
+    with pytest.raises(UsageError, match=r"elsewhere: .*depth"):
+        open_attester("elsewhere", depth=1)
+
+
+def test_a_call_on_its_way_is_done_before_closing() -> None:
+    """Whoever came before is served, whoever comes behind is told."""
+    backend = WithRegisters()
+    entered, go_on = threading.Event(), threading.Event()
+    quote = backend.inner.get_quote
+
+    def slow(report_data: bytes) -> bytes:
+        entered.set()
+        assert go_on.wait(30)
+        assert not backend.closed
+        return quote(report_data)
+
+    backend.quote = slow
+    tee = Attester(backend)
+    outcome: list[object] = []
+
+    def run(call: Callable[[], object]) -> None:
+        try:
+            outcome.append(call())
+        except UsageError as error:
+            outcome.append(str(error))
+
+    threads = [threading.Thread(target=run, args=(lambda: tee.get_quote(b""),))]
+    threads[0].start()
+    assert entered.wait(30)
+    threads += [threading.Thread(target=tee.close), threading.Thread(target=tee.close)]
+    for number, thread in enumerate(threads[1:]):
+        thread.start()
+        while tee._device.waiting < number + 1 and thread.is_alive():
+            time.sleep(0.001)
+    go_on.set()
+    for thread in threads:
+        thread.join(30)
+    run(lambda: tee.get_quote(b""))
+    assert (type(outcome[0]), outcome[1]) == (Quote, "this Attester is closed")
 
 
 def test_closing() -> None:

@@ -8,11 +8,13 @@ and cannot take a built-in's.
 import os
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from attestkit.backends.kernel_paths import KernelPaths
 from attestkit.errors import AttestKitError, BackendError, BackendUnavailableError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Container
     from importlib.metadata import EntryPoint
 
     from attestkit.backends.base import Backend
@@ -20,8 +22,12 @@ if TYPE_CHECKING:
 __all__ = [
     "AUTO_ORDER",
     "BUILTIN",
+    "HARDWARE",
     "Sign",
+    "agent_endpoint",
     "detect",
+    "find_kernel_paths",
+    "host_shared_folder",
     "load",
     "look_for_hardware",
     "named_by_environment",
@@ -30,15 +36,96 @@ __all__ = [
     "signs_of_hardware",
 ]
 
-BUILTIN: Final = {"simulator": "Simulator"}
+BUILTIN: Final = {
+    "configfs_tsm": "ConfigfsTsm",
+    "tdx_ioctl": "TdxIoctl",
+    "dstack_agent": "DstackAgent",
+    "simulator": "Simulator",
+}
 # Who is asked when nobody was named. Not the simulator: evidence is never made up by itself.
 AUTO_ORDER: Final = ("dstack_agent", "configfs_tsm", "tdx_ioctl")
+# Whose probe takes the kernel's paths, so that they can be asked below another root.
+HARDWARE: Final = ("configfs_tsm", "tdx_ioctl")
 GROUP: Final = "attestkit.backends"
+# Where a guest agent listens, in the order in which its clients look.
+AGENT_SOCKETS: Final = (
+    "/var/run/dstack.sock",
+    "/run/dstack.sock",
+    "/var/run/dstack/dstack.sock",
+    "/run/dstack/dstack.sock",
+)
 
 
 def named_by_environment() -> str | None:
     """Return the backend that `$ATTESTKIT_BACKEND` names, None if it is unset or empty."""
     return os.environ.get("ATTESTKIT_BACKEND") or None
+
+
+def find_kernel_paths(root: str | os.PathLike[str] | None = None) -> KernelPaths:
+    """Return where the kernel's interfaces are: below `root`, or as the environment says.
+
+    Without a `root` these variables count, each an absolute path: `$DCAP_TDX_QUOTE_CONFIGFS_PATH`
+    (a ready-made report entry), `$DCAP_TDX_RTMR_SYSFS_PATH` (the folder of measurement files) and
+    `$DSTACK_CCEL_FILE` (a copy of the firmware's log).
+
+    Raises:
+        UsageError: One of them is not absolute, or too long.
+    """
+    if root is not None:
+        return KernelPaths.below(root)
+    paths = KernelPaths()
+    if (entry := _path_from("DCAP_TDX_QUOTE_CONFIGFS_PATH", longest=239)) is not None:
+        paths = paths._replace(tsm_entry=entry)
+    if (folder := _path_from("DCAP_TDX_RTMR_SYSFS_PATH")) is not None:
+        paths = paths._replace(measurements=folder, measurements_named=True)
+    if (file := _path_from("DSTACK_CCEL_FILE")) is not None:
+        paths = paths._replace(ccel_file=file)
+    return paths
+
+
+def _path_from(variable: str, longest: int = 4095) -> Path | None:
+    text = os.environ.get(variable)
+    if not text:
+        return None
+    if not text.startswith("/"):
+        raise UsageError(f"${variable} is {text!r}: want an absolute path")
+    if len(os.fsencode(text)) > longest:
+        raise UsageError(f"${variable} is longer than {longest} bytes")
+    return Path(text)
+
+
+def host_shared_folder() -> Path:
+    """Return where the host put the app's files: `$DSTACK_HOST_SHARED_DIR`, or the agent's place.
+
+    Raises:
+        UsageError: The variable is not an absolute path.
+    """
+    return _path_from("DSTACK_HOST_SHARED_DIR") or Path("/dstack/.host-shared")
+
+
+def agent_endpoint() -> tuple[str, bool]:
+    """Return where a guest agent is, and whether the environment named it.
+
+    It is `$DSTACK_SIMULATOR_ENDPOINT`, a URL or the path of a socket, whatever is there; without it
+    the first of the usual sockets that exists.
+
+    Raises:
+        BackendUnavailableError: There is none; the text says where it was looked for.
+    """
+    if named := os.environ.get("DSTACK_SIMULATOR_ENDPOINT"):
+        return named, True
+    for path in AGENT_SOCKETS:
+        try:
+            Path(path).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            pass  # it is there, or may be: what is wrong shows when it is used
+        return path, False
+    raise BackendUnavailableError(
+        f"no guest agent: $DSTACK_SIMULATOR_ENDPOINT is not set, and there is no socket at "
+        f"{', '.join(AGENT_SOCKETS)}; in a container, mount the host's"
+    )
 
 
 def names() -> tuple[str, ...]:
@@ -76,44 +163,68 @@ def _plugins() -> "list[EntryPoint]":
     return list(entry_points(group=GROUP))
 
 
-def detect() -> "type[Backend]":
+def detect(*, leave_out: "Container[str]" = ()) -> "type[Backend]":
     """Return the class of the first backend that can run here; never the simulator.
+
+    In the order of `AUTO_ORDER`. A backend that is found but was not named may want more than one
+    that was: a class with `probe_unnamed` is asked by that, else by `probe`. Whatever else goes
+    wrong than that a backend is not here is raised, and is no reason to take the next.
+
+    Args:
+        leave_out: Names of backends not to be asked.
 
     Raises:
         BackendUnavailableError: None can. The text says what each one saw, and what to do.
+        BackendError: One is here, and answers wrongly.
+        UsageError: A variable of the environment is wrong.
     """
     reports = []
     for name in AUTO_ORDER:
-        if name in BUILTIN:
-            backend = load(name)
-            try:
-                backend.probe()
-            except BackendUnavailableError as error:
-                reports.append(f"{name}: {error}")
-            else:
-                return backend
-    raise BackendUnavailableError(_nothing_found(reports, look_for_hardware()))
+        if name in leave_out:
+            continue
+        backend = load(name)
+        try:
+            getattr(backend, "probe_unnamed", backend.probe)()
+        except BackendUnavailableError as error:
+            reports.append(f"{name}: {error}")
+        else:
+            return backend
+    raise BackendUnavailableError(_nothing_found(reports))
 
 
-def _nothing_found(reports: list[str], signs: "tuple[Sign, ...]") -> str:
+def _nothing_found(reports: list[str]) -> str:
+    from attestkit.backends.surroundings import platforms  # only whoever finds nothing pays
+
+    signs = look_for_hardware()
     lines = ["no TEE can be used here"]
     lines += reports
     lines += [f"{sign.what}: {sign.saw}" for sign in signs]
+    lines += [f"{found.name} ({found.saw}): {found.advice}" for found in platforms()]
     if any(sign.positive for sign in signs):
-        lines.append("this looks like a TEE, which this release of attestkit has no backend for")
+        lines.append(
+            "there are signs of a TEE: attestkit doctor says what keeps it from being used"
+        )
     lines.append('for development name the simulator: attestkit.open("simulator")')
     lines.append("or ATTESTKIT_BACKEND=simulator")
     return "; ".join(lines)
 
 
-def probe_all() -> dict[str, str | None]:
-    """Return for each backend, plugins too, why it cannot run here; None if it can."""
+def probe_all(paths: KernelPaths | None = None) -> dict[str, str | None]:
+    """Return for each backend, plugins too, why it cannot run here; None if it can.
+
+    Args:
+        paths: Where those of `HARDWARE` are to look, if not where the environment says.
+    """
     found: dict[str, str | None] = {}
     for name in names():
+        arguments = () if paths is None or name not in HARDWARE else (paths,)
         try:
-            load(name).probe()
+            probe: Any = load(name).probe
+            probe(*arguments)
         except AttestKitError as error:
             found[name] = str(error)
+        except Exception as error:  # noqa: BLE001 - a plugin's mistake must not hide the others
+            found[name] = f"its probe failed: {type(error).__name__}: {error}"
         else:
             found[name] = None
     return found
@@ -131,6 +242,7 @@ class Sign(NamedTuple):
     saw: str
 
 
+CPUINFO_READ: Final = 65536  # bytes; the first CPU, whose flags all have, takes about 2 KiB
 PATHS: Final = (
     ("CCEL table", "sys/firmware/acpi/tables/CCEL"),
     ("/dev/tdx_guest", "dev/tdx_guest"),
@@ -152,7 +264,8 @@ def signs_of_hardware(root: str | os.PathLike[str] = "/") -> tuple[str, ...]:
 def _cpu_flags(root: Path) -> Sign:
     """Look for the kernel's own word; an SNP host has the flag too, but is no guest."""
     try:
-        text = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        with (root / "proc/cpuinfo").open("rb") as file:
+            text = file.read(CPUINFO_READ).decode("utf-8", errors="replace")
     except OSError as error:
         return Sign("CPU flags", positive=False, saw=_why(error))
     line = next((line for line in text.splitlines() if line.startswith("flags")), "")

@@ -5,7 +5,7 @@ Attester. HTTP is a coat: everything below works without this package.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -68,14 +68,15 @@ def serve(  # noqa: PLR0913 - everything by name
         attester: Makes the evidence; it stays open.
         places: Where to listen. `dev_http` needs a simulated TEE and a loopback address.
         on_ready: Called once, when every listener accepts.
-        app_compose: What the app was deployed from; default what the backend says.
-        app_keys: The app's keys; default the backend's, without which key methods say so.
-        vm_config: JSON text that is given back unchanged; default the backend's.
+        app_compose: What the app was deployed from; default what `attester` knows.
+        app_keys: The app's keys; default those that `attester` has; without any the key methods say
+            so.
+        vm_config: JSON text that is given back unchanged; default what `attester` knows.
 
     Raises:
         UsageError: A place cannot be, there is none, or nobody says what the app is.
         BackendBusyError: Somebody else listens at one of the places.
-        ConfigError: A socket cannot be made.
+        ConfigError: A socket cannot be made, or a file of the host is wrong.
     """
     from attestkit.errors import UsageError
     from attestkit.serve import listeners  # uvicorn: for those who serve, not for all who import
@@ -101,22 +102,22 @@ def _guest(
     import os
     import time
 
-    from attestkit.backends.base import AppHost
-    from attestkit.errors import UsageError
+    from attestkit.errors import UnsupportedError, UsageError
     from attestkit.serve.guest import Guest
 
-    host = attester.backend
-    if isinstance(host, AppHost):
-        app_compose = app_compose or host.app_compose
-        app_keys = app_keys or host.app_keys
-        vm_config = host.vm_config if vm_config is None else vm_config
-    if app_compose is None:
-        raise UsageError("this backend does not know its app: an app-compose file is needed")
+    try:
+        app_compose = app_compose or attester.app_compose
+    except UnsupportedError as error:
+        raise UsageError(f"a server must know its app, by an app-compose file: {error}") from error
+    if app_keys is None and attester.host is not None:
+        with suppress(UnsupportedError):  # the methods that need them say so
+            app_keys = attester.host.app_keys
+    vm_config = attester.vm_config if vm_config is None else vm_config
     return Guest(
         attester,
         app_compose=app_compose,
         app_keys=app_keys,
-        vm_config=vm_config or "",
+        vm_config=vm_config,
         now=time.time,  # noqa: TID251 - here the clock is handed in
         random=os.urandom,
     )

@@ -88,7 +88,13 @@ def _parse(arguments: list[str]) -> "Options":
     add("--app-keys", metavar="FILE", help="the agent's .appkeys.json")
     add("--app-compose", metavar="FILE", help="the agent's app-compose.json")
     add("--sys-config", metavar="FILE", help="the agent's .sys-config.json")
-    add("--app-id", metavar="HEX", help="simulator: 20 bytes; default: from the compose hash")
+    add("--app-id", metavar="HEX", help="20 bytes to measure; default: from the compose hash")
+    add(
+        "--measure-app",
+        action="store_true",
+        help="hardware without a boot sequence: measure the app into RTMR3, before anything else "
+        "is; the simulator always does",
+    )
     add("--seed", metavar="HEX", help="simulator: 32 bytes that everything follows from")
     add("--seed-file", metavar="FILE", help="simulator: a file with the seed, raw or in hex")
     add("--reset", action="store_true", help="simulator: reboot the TD, forgetting its events")
@@ -102,20 +108,43 @@ def _serve(options: "Options") -> None:
 
     settings = decide(options, os.environ, signs_of_hardware)
     make_folder(settings.folder, private=settings.private, ignored=settings.private)
-    with contextlib.closing(Lock(settings.folder)), _open(settings) as attester:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(Lock(settings.folder)))
+        attester = _open_simulator(settings) if settings.simulated else _open_tee(settings, stack)
+        stack.enter_context(attester)
+        if settings.measure_app and not settings.simulated:
+            attester.measure_app(settings.app_id)
         _raise_file_limit()
         _listen(settings, attester)
 
 
-def _open(settings: "Settings") -> "Attester":
-    """Open the backend; the simulator gets its seed, its state and the app's files."""
-    import attestkit
+def _open_tee(settings: "Settings", stack: contextlib.ExitStack) -> "Attester":
+    """Open the hardware, or somebody's backend; the app's files are the host's, or were named."""
+    from attestkit import backends
+    from attestkit.attester import Attester, make_backend
+    from attestkit.backends.base import AppHost
+    from attestkit.backends.host_shared import HostShared
+    from attestkit.serve.settings import AGENT
 
-    if not settings.simulated:
-        return attestkit.open(settings.backend)
+    if settings.backend is None:
+        backend = backends.detect(leave_out=(AGENT,))()
+    else:
+        backend = make_backend(settings.backend, {})
+    if isinstance(backend, AppHost) and not any(settings.files):
+        return Attester(backend)
+    named = settings.files._asdict()
+    host = stack.enter_context(
+        contextlib.closing(HostShared(backends.host_shared_folder(), **named))
+    )
+    return Attester(backend, host)
+
+
+def _open_simulator(settings: "Settings") -> "Attester":
+    """Open the simulator, with its seed, its state and the app's files."""
+    import attestkit
+    from attestkit.backends.host_shared import read_app_compose, read_sys_config
     from attestkit.backends.simulator import Simulator
     from attestkit.keys import AppKeys
-    from attestkit.serve import config
     from attestkit.serve.sockets import make_folder
 
     make_folder(settings.state_folder, private=settings.private)
@@ -124,9 +153,9 @@ def _open(settings: "Settings") -> "Attester":
         "simulator",
         seed=_seed(settings),
         state_dir=settings.state_folder,
-        app_compose=config.read_app_compose(app_compose).raw if app_compose else None,
+        app_compose=read_app_compose(app_compose).raw if app_compose else None,
         app_keys=AppKeys.load(app_keys) if app_keys else None,
-        vm_config=config.read_sys_config(sys_config).vm_config if sys_config else None,
+        vm_config=read_sys_config(sys_config).vm_config if sys_config else None,
         app_id=settings.app_id,
     )
     if settings.reset:
@@ -146,12 +175,8 @@ def _seed(settings: "Settings") -> bytes | None:
 
 
 def _listen(settings: "Settings", attester: "Attester") -> None:
-    from attestkit.keys import AppKeys
-    from attestkit.serve import Places, config, serve
-    from attestkit.serve.settings import Files
+    from attestkit.serve import Places, serve
 
-    # The simulator has had the files; other backends know no app.
-    app_keys, app_compose, sys_config = Files() if settings.simulated else settings.files
     serve(
         attester,
         Places(
@@ -163,9 +188,6 @@ def _listen(settings: "Settings", attester: "Attester") -> None:
             settings.socket_group,
         ),
         on_ready=lambda ready: _announce(ready, simulated=attester.simulated),
-        app_compose=config.read_app_compose(app_compose) if app_compose else None,
-        app_keys=AppKeys.load(app_keys) if app_keys else None,
-        vm_config=config.read_sys_config(sys_config).vm_config if sys_config else None,
     )
 
 

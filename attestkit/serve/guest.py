@@ -12,7 +12,7 @@ from attestkit._crypto.ecdsa import P256Key
 from attestkit.app_compose import AppCompose
 from attestkit.attestation import Attestation
 from attestkit.attestation import app_info as attested
-from attestkit.attester import Attester
+from attestkit.attester import Attester, app_info
 from attestkit.errors import (
     AttestKitError,
     BackendError,
@@ -31,7 +31,15 @@ __all__ = ["Guest", "Machine", "QuoteAndLog", "Release"]
 
 T = TypeVar("T")
 
-_NO_KEYS = "this server has no app keys: start it with --app-keys FILE"
+_NO_KEYS = (
+    "this server has no app keys: start it with --app-keys FILE, or have the host share "
+    ".appkeys.json in the folder that $DSTACK_HOST_SHARED_DIR names"
+)
+_NO_QUOTE = (
+    "Failed to get quote: this platform has no TDX quote; its evidence is what Attest answers, and "
+    "GetQuote under attestation"
+)
+_RETRY_AFTER = 5.0  # seconds for which a failure is repeated without asking the device
 _logger = logging.getLogger("attestkit.serve")
 
 
@@ -115,6 +123,7 @@ class Guest:
         self._log: tuple[Rtmrs, JsonText] | None = None
         self._app_cert: str | None = None
         self._kept: dict[str, tuple[Rtmrs | None, Any]] = {}
+        self._failed: dict[str, tuple[float, BackendError]] = {}
         # One thread, because a device takes one caller at a time anyway.
         self.executor: Executor | None = (
             ThreadPoolExecutor(1, thread_name_prefix="attestkit-device")
@@ -136,6 +145,8 @@ class Guest:
 
     def quote(self, report_data: bytes) -> QuoteAndLog:
         """Return a quote over the 64 bytes of `report_data`, and the log that belongs to it."""
+        if not self.attester.has_quotes:
+            raise UnsupportedError(_NO_QUOTE)
         try:
             quote, log = self.attester.quote_and_log(report_data)
         except AttestKitError as error:
@@ -148,6 +159,9 @@ class Guest:
     def quote_response(self, report_data: bytes) -> GetQuoteResponse:
         """Return the answer of GetQuote for up to 64 bytes; UsageError if there are more."""
         report_data = _pad(report_data)
+        if not self.attester.has_quotes:
+            evidence = self.attest(report_data, "Failed to get quote").to_bytes()
+            return GetQuoteResponse(b"", "", report_data, self.vm_config, evidence)
         quote, event_log = self.quote(report_data)
         return GetQuoteResponse(quote, event_log, report_data, self.vm_config)
 
@@ -160,16 +174,32 @@ class Guest:
             raise BackendError(f"{failure}: {error}") from error
 
     def kept(self, name: str, make: Callable[[], T]) -> T:
-        """Return what `make` made last time, as long as no register has changed since."""
+        """Return what `make` made last time, as long as no register has changed since.
+
+        What the platform refused is refused again for five seconds, without asking it: strangers
+        may come here, and a device that fails can take half a minute to do so.
+        """
         try:
             registers = self.attester.registers()
         except UnsupportedError:
             registers = None  # where there are none, nothing changes
         known = self._kept.get(name)
         if known is None or known[0] != registers:
-            known = self._kept[name] = registers, make()
+            known = self._kept[name] = registers, self._make(name, make)
         made: T = known[1]
         return made
+
+    def _make(self, name: str, make: Callable[[], T]) -> T:
+        at, error = self._failed.pop(name, (0.0, None))
+        now = self.now()
+        if error is not None and 0 <= now - at < _RETRY_AFTER:
+            self._failed[name] = at, error
+            raise error.with_traceback(None)
+        try:
+            return make()
+        except BackendError as failure:
+            self._failed[name] = now, failure
+            raise
 
     def certificate(self, args: GetTlsKeyArgs, key: P256Key | None) -> GetTlsKeyResponse:
         """Return a key (None: a new one) and its certificate under the app's authority.
@@ -222,7 +252,7 @@ class Guest:
     def _make_info(self, *, hidden: bool) -> AppInfo:
         attestation = self.attest(b"")
         try:
-            app = attestation.app_info()
+            app = app_info(attestation)
         except AttestKitError as error:
             raise BackendError(f"Failed to decode app info: {error}") from error
         return AppInfo(

@@ -13,6 +13,7 @@ from attestkit.errors import UsageError
 __all__ = ["Address", "Files", "Options", "Settings", "decide", "parse_address"]
 
 SIMULATOR = "simulator"
+AGENT = "dstack_agent"
 HTTP_PORT = 8090
 OFF = "none"
 _RUN = ("/run", "/var/run")
@@ -36,6 +37,7 @@ class Options(NamedTuple):
     app_compose: str | None = None
     sys_config: str | None = None
     app_id: str | None = None
+    measure_app: bool = False
     seed: str | None = None
     seed_file: str | None = None
     reset: bool = False
@@ -52,7 +54,7 @@ class Address(NamedTuple):
 
 
 class Files(NamedTuple):
-    """The files of an agent; None where there is none."""
+    """The files of an agent that were named; None for the one in the host's folder, if any."""
 
     app_keys: Path | None = None
     app_compose: Path | None = None
@@ -79,6 +81,7 @@ class Settings(NamedTuple):
     dev_http: Address | None
     files: Files
     app_id: bytes | None
+    measure_app: bool
     seed_hex: str | None
     seed_file: Path | None
     reset: bool
@@ -117,8 +120,9 @@ def decide(
         socket_group=options.socket_group,
         http=_address("--http", options.http, Address(default_host, HTTP_PORT)),
         dev_http=_dev_address(options.dev_http),
-        files=_files(options, environ, simulated=simulated),
+        files=Files(*map(_path, (options.app_keys, options.app_compose, options.sys_config))),
         app_id=_app_id(options.app_id),
+        measure_app=options.measure_app,
         seed_hex=options.seed,
         seed_file=_path(options.seed_file),
         reset=options.reset,
@@ -156,6 +160,11 @@ def _backend(
     The simulator is picked only where nothing at all looks like a TEE or like a deployment.
     """
     name = options.backend or environ.get("ATTESTKIT_BACKEND") or "auto"
+    if name == AGENT:
+        raise UsageError(
+            f"the server is an agent itself and does not stand before another: {AGENT} is for "
+            "clients; name the hardware's backend, or auto"
+        )
     if name != "auto":
         return name
     if signs_of_hardware():
@@ -174,9 +183,14 @@ def _backend(
 
 
 def _refuse_simulator_options(options: Options) -> None:
-    for name in ("seed", "seed_file", "reset", "dev_http", "app_id", "state_dir"):
+    for name in ("seed", "seed_file", "reset", "dev_http", "state_dir"):
         if getattr(options, name):
             raise UsageError(f"--{name.replace('_', '-')} is for the simulator only")
+    if options.app_id is not None and not options.measure_app:
+        raise UsageError(
+            "--app-id is for the simulator, and on hardware for --measure-app: an id that is not "
+            "measured means nothing"
+        )
 
 
 def _folders(
@@ -250,18 +264,3 @@ def _app_id(text: str | None) -> bytes | None:
     if len(app_id) != 20:
         raise UsageError(f"--app-id {text}: want 40 hex digits")
     return app_id
-
-
-def _files(options: Options, environ: Mapping[str, str], *, simulated: bool) -> Files:
-    """Return the files named, on hardware completed from the folder that the host shares."""
-    named = Files(*map(_path, (options.app_keys, options.app_compose, options.sys_config)))
-    if simulated:
-        return named
-    shared = Path(environ.get("DSTACK_HOST_SHARED_DIR") or "/dstack/.host-shared")
-    usual = (".appkeys.json", "app-compose.json", ".sys-config.json")
-    return Files(
-        *(
-            given or (shared / name if (shared / name).exists() else None)
-            for given, name in zip(named, usual, strict=True)
-        )
-    )

@@ -8,8 +8,10 @@ import pytest
 
 from attestkit import backends
 from attestkit.attester import open as open_attester
+from attestkit.backends.kernel_paths import KernelPaths
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendError, BackendUnavailableError, UsageError
+from tests.backends.machines import hyper_v, make
 
 
 class Plugin:
@@ -42,7 +44,7 @@ def guest(root: Path, *, cpu_flags: str = "fpu hypervisor", paths: tuple[str, ..
 def test_the_simulator_is_found_by_its_name() -> None:
     """Names lead to classes, without asking installed packages."""
     assert backends.load("simulator") is Simulator
-    assert backends.names()[0] == "simulator"
+    assert backends.names()[: len(backends.BUILTIN)] == tuple(backends.BUILTIN)
     assert backends.probe_all()["simulator"] is None
 
 
@@ -102,15 +104,143 @@ def test_nobody_named_is_never_the_simulator(monkeypatch: pytest.MonkeyPatch) ->
     assert "ATTESTKIT_BACKEND=simulator" in text
 
 
-def test_detection_takes_the_first_that_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the order of AUTO_ORDER; what the others saw is in the error if none can."""
-    found = {"configfs_tsm": Simulator, "tdx_ioctl": Plugin}
-    monkeypatch.setattr(backends, "BUILTIN", dict.fromkeys(found, "X"))
-    monkeypatch.setattr(backends, "load", found.__getitem__)
-    assert backends.detect() is Simulator
-    found["configfs_tsm"] = Plugin
-    with pytest.raises(BackendUnavailableError, match="configfs_tsm: no such device; tdx_ioctl"):
+class Here:
+    """A backend that can run, and looks where it is told to."""
+
+    asked: tuple[object, ...] = ()
+
+    @classmethod
+    def probe(cls, *paths: object) -> None:
+        """Find everything that is needed."""
+        cls.asked = paths
+
+
+class Choosy(Here):
+    """A backend that wants more where nobody named it."""
+
+    @classmethod
+    def probe_unnamed(cls) -> None:
+        """Refuse."""
+        raise BackendUnavailableError("name me to have me")
+
+
+class Broken:
+    """A backend that is here, and answers wrongly."""
+
+    @classmethod
+    def probe(cls) -> None:
+        """Say what is wrong."""
+        raise BackendError("the device says nonsense")
+
+
+class Mistaken:
+    """A backend whose own code is wrong."""
+
+    @classmethod
+    def probe(cls) -> None:
+        """Fail in a way that no caller expects."""
+        raise ZeroDivisionError("by zero")
+
+
+def detected(*leave_out: str) -> object:
+    """Return the class that is detected."""
+    return backends.detect(leave_out=leave_out)
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, type]:
+    """Return the classes that the built-in names lead to: none of them can run."""
+    classes: dict[str, type] = dict.fromkeys(backends.BUILTIN, Plugin)
+    monkeypatch.setattr(backends, "load", classes.__getitem__)
+    return classes
+
+
+@pytest.mark.parametrize("name", backends.AUTO_ORDER)
+def test_detection_takes_whichever_can_run(found: dict[str, type], name: str) -> None:
+    """Each of AUTO_ORDER, if it is the only one, and never the simulator."""
+    found[name] = Here
+    found["simulator"] = Choosy
+    assert detected() is Here
+
+
+def test_detection_takes_the_first_that_can_run(found: dict[str, type]) -> None:
+    """In the order of AUTO_ORDER."""
+    assert backends.AUTO_ORDER == ("dstack_agent", "configfs_tsm", "tdx_ioctl")
+    found["configfs_tsm"], found["tdx_ioctl"] = Here, Choosy
+    assert detected() is Here
+
+
+def test_what_each_one_saw_is_in_the_error(found: dict[str, type]) -> None:
+    """And so is what to do next."""
+    found["dstack_agent"] = Choosy
+    saw = "dstack_agent: name me to have me; configfs_tsm: no such device; tdx_ioctl: no such"
+    with pytest.raises(BackendUnavailableError, match=saw) as caught:
         backends.detect()
+    assert "ATTESTKIT_BACKEND=simulator" in str(caught.value)
+
+
+def test_unnamed_backends_may_want_more(found: dict[str, type]) -> None:
+    """An agent that turns out to be simulated is used by its name alone."""
+    found["dstack_agent"], found["tdx_ioctl"] = Choosy, Here
+    assert detected() is Here
+    assert backends.probe_all()["dstack_agent"] is None
+
+
+def test_some_can_be_left_out(found: dict[str, type]) -> None:
+    """The server does not pick an agent: it would ask itself. What is left out is not asked."""
+    found["dstack_agent"], found["configfs_tsm"] = Mistaken, Here
+    assert detected("dstack_agent") is Here
+    with pytest.raises(BackendUnavailableError) as caught:
+        backends.detect(leave_out={"dstack_agent", "configfs_tsm"})
+    assert "configfs_tsm" not in str(caught.value)
+    assert "tdx_ioctl: no such device" in str(caught.value)
+
+
+def test_a_platform_that_answers_wrongly_is_not_passed_over(found: dict[str, type]) -> None:
+    """Taking the next one would hide what is wrong with the first."""
+    found["configfs_tsm"], found["tdx_ioctl"] = Broken, Here
+    with pytest.raises(BackendError, match="nonsense") as caught:
+        backends.detect()
+    assert not isinstance(caught.value, BackendUnavailableError)
+
+
+def test_probes_of_hardware_can_be_pointed_elsewhere(found: dict[str, type]) -> None:
+    """Those of HARDWARE get the paths, others are asked as ever."""
+    assert set(backends.HARDWARE) <= set(backends.AUTO_ORDER)
+    paths = KernelPaths.below("/somewhere")
+    found.update({name: type(name, (Here,), {}) for name in backends.BUILTIN})
+    assert set(backends.probe_all(paths).values()) == {None}
+    given = {name: vars(cls).get("asked") for name, cls in found.items()}
+    assert given == {
+        "configfs_tsm": (paths,),
+        "tdx_ioctl": (paths,),
+        "dstack_agent": (),
+        "simulator": (),
+    }
+
+
+def test_a_probe_s_own_mistake_hides_no_other(found: dict[str, type]) -> None:
+    """It is told with its kind."""
+    found["dstack_agent"] = Mistaken
+    told = backends.probe_all()
+    assert told["dstack_agent"] == "its probe failed: ZeroDivisionError: by zero"
+    assert told["tdx_ioctl"] == "no such device"
+
+
+def test_a_platform_that_is_not_supported_is_named(
+    monkeypatch: pytest.MonkeyPatch, found: dict[str, type], tmp_path: Path
+) -> None:
+    """Behind the paravisor every probe says no, and the error says why."""
+    from attestkit.backends import surroundings
+
+    del found
+    make(tmp_path, {"dev/nsm": ""})
+    seen = surroundings.platforms(tmp_path, hyper_v(3))
+    monkeypatch.setattr(surroundings, "platforms", lambda: seen)
+    with pytest.raises(BackendUnavailableError) as caught:
+        backends.detect()
+    assert "Azure TDX guest behind the paravisor (CPUID: Hyper-V" in str(caught.value)
+    assert "AWS Nitro enclave (/dev/nsm is there): not supported yet" in str(caught.value)
 
 
 def test_the_environment_names_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,12 +294,27 @@ def test_each_sign_of_a_tee_is_seen(
     assert backends.signs_of_hardware(guest(tmp_path, cpu_flags=flags, paths=paths)) == signs
 
 
-def test_hardware_without_a_backend_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Signs of a TEE, and nothing to use it with: the error says that it is not the machine."""
+def test_signs_of_a_tee_lead_to_the_doctor(
+    monkeypatch: pytest.MonkeyPatch, found: dict[str, type]
+) -> None:
+    """Signs of a TEE, and nothing that can use it: the error says who explains that."""
+    del found
     sign = backends.Sign("/dev/tdx_guest", positive=True, saw="present")
     monkeypatch.setattr(backends, "look_for_hardware", lambda: (sign,))
-    with pytest.raises(BackendUnavailableError, match="no backend for"):
+    with pytest.raises(BackendUnavailableError, match="signs of a TEE: attestkit doctor says"):
         backends.detect()
+    monkeypatch.setattr(backends, "look_for_hardware", lambda: (sign._replace(positive=False),))
+    with pytest.raises(BackendUnavailableError) as caught:
+        backends.detect()
+    assert "signs of a TEE" not in str(caught.value)
+
+
+def test_of_many_cpus_the_first_is_read(tmp_path: Path) -> None:
+    """A list of hundreds of CPUs is not read to its end."""
+    machine = guest(tmp_path, cpu_flags="fpu tdx_guest")
+    with (machine / "proc/cpuinfo").open("ab") as file:
+        file.truncate(1 << 40)  # a hole: reading it whole would fill the memory
+    assert backends.signs_of_hardware(machine) == ("CPU flag tdx_guest",)
 
 
 def test_a_hidden_place_is_no_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

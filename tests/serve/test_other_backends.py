@@ -28,7 +28,6 @@ class Device:
         self._tee = Simulator(seed=bytes(32))
         self.main = threading.get_ident()
         self.close = self._tee.close
-        self.read_rtmr = self._tee.read_rtmr
         self.extend_rtmr = self._tee.extend_rtmr
         self.open_journal = self._tee.open_journal
 
@@ -36,11 +35,19 @@ class Device:
     def probe(cls):
         pass
 
-    def get_quote(self, report_data):
+    def check_thread(self):
         assert threading.get_ident() != self.main, "the event loop waits for the device"
+
+    def get_quote(self, report_data):
+        self.check_thread()
         return self._tee.get_quote(report_data)
 
+    def read_rtmr(self, register):
+        self.check_thread()
+        return self._tee.read_rtmr(register)
+
     def read_event_log(self):
+        self.check_thread()
         return self._tee.read_event_log()
 '''
 
@@ -113,8 +120,10 @@ def test_without_an_app_it_refuses(plugin: Path) -> None:
     """A server must know its app."""
     options = ("--backend", "pretended", "--dir", str(plugin), "--http", "none")
     path = environ(plugin)["PYTHONPATH"]
-    line = refusal(*options, folder=plugin, code=1, PYTHONPATH=path)
-    assert "app-compose" in line
+    shared = {"DSTACK_HOST_SHARED_DIR": str(plugin / "nowhere")}
+    line = refusal(*options, folder=plugin, code=1, PYTHONPATH=path, **shared)
+    assert f"{plugin}/nowhere/app-compose.json" in line
+    assert "--app-compose" in line
 
 
 def test_keys_are_not_given_to_tcp_clients(plugin: Path) -> None:

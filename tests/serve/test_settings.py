@@ -203,7 +203,7 @@ def test_app_id() -> None:
             simulator(app_id=text)
 
 
-@pytest.mark.parametrize("option", [name for name in Options._fields if name != "reset"])
+@pytest.mark.parametrize("option", sorted(set(Options._fields) - {"reset", "measure_app"}))
 def test_an_empty_value_is_refused(option: str) -> None:
     """An unset variable of a shell must not put seed and sockets into the current folder."""
     with pytest.raises(UsageError, match=f"--{option.replace('_', '-')}: the value is empty"):
@@ -216,11 +216,34 @@ def test_one_seed_is_enough() -> None:
         simulator(seed="00" * 32, seed_file="seed")
 
 
-def test_files_of_the_host_are_found_on_hardware(tmp_path: Path) -> None:
-    """On hardware the shared folder's files are taken, unless others are named."""
-    (tmp_path / ".appkeys.json").touch()
-    (tmp_path / "app-compose.json").touch()
-    environ = {"DSTACK_HOST_SHARED_DIR": str(tmp_path)}
+def test_only_named_files_are_settings() -> None:
+    """What the host shares is looked for where it is read."""
+    environ = {"DSTACK_HOST_SHARED_DIR": "/somewhere"}
     found = hardware(environ, app_compose="mine.json").files
-    assert found == (tmp_path / ".appkeys.json", Path("mine.json").absolute(), None)
+    assert found == (None, Path("mine.json").absolute(), None)
     assert simulator(environ).files == (None, None, None)
+
+
+def test_measuring_the_app() -> None:
+    """On hardware an app id is something to measure; the simulator measures in any case."""
+    app_id = "ab" * 20
+    found = decide(Options(measure_app=True, app_id=app_id), HOME, signs)
+    assert (found.measure_app, found.app_id) == (True, b"\xab" * 20)
+    assert not hardware().measure_app
+    found = decide(Options(backend="simulator", measure_app=True), HOME, signs)
+    assert found.simulated
+    with pytest.raises(UsageError, match=r"--app-id .*--measure-app"):
+        hardware(app_id=app_id)
+
+
+@pytest.mark.parametrize(
+    ("options", "environ"),
+    [
+        (Options(backend="dstack_agent"), HOME),
+        (Options(), {**HOME, "ATTESTKIT_BACKEND": "dstack_agent"}),
+    ],
+)
+def test_an_agent_does_not_stand_before_an_agent(options: Options, environ: dict[str, str]) -> None:
+    """A server of somebody else's keys would only hide whose they are."""
+    with pytest.raises(UsageError, match="dstack_agent is for clients"):
+        decide(options, environ, signs)

@@ -177,8 +177,9 @@ class Simulator:
         """
         self._td.extend(register, digest)
 
-    def open_journal(self) -> RuntimeLog:
-        """Return the runtime events of this TD."""
+    def open_journal(self, version: int | None = None) -> RuntimeLog:
+        """Return the runtime events of this TD, whose version its own boot has decided."""
+        del version
         return self._td.journal
 
     def reset(self) -> None:

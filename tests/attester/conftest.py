@@ -1,0 +1,35 @@
+"""Fixtures of the Attester's tests: a machine, and the folder that its host shares."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from attestkit.attester import Attester
+from tests.tees import FakeTd, Machine
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    """A TD's hardware, just booted."""
+    folder = tmp_path / "machine"
+    folder.mkdir()
+    return Machine(folder)
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that the host shares; it has no files yet."""
+    folder = tmp_path / "host-shared"
+    folder.mkdir()
+    monkeypatch.setenv("DSTACK_HOST_SHARED_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture
+def start(machine: Machine, shared: Path) -> Iterator[Callable[[], Attester]]:
+    """Start a program on the machine, as often as it is called; all end with the test."""
+    assert shared.is_dir()
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(Attester(FakeTd(machine)))

@@ -1,0 +1,252 @@
+"""TEEs without a kernel below: a TD on two files, an SNP guest, and somebody else's agent.
+
+They say of themselves that they are hardware and that they block, as the real ones do.
+"""
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from attestkit.backends.base import SnpEvidence
+from attestkit.backends.simulator import Simulator
+from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay_records
+from attestkit.backends.simulator.image import simulated_image
+from attestkit.backends.simulator.pki import SimulatedPki
+from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
+from attestkit.backends.simulator.snp_driver import certificate_table, snp_report
+from attestkit.errors import BackendError, UnsupportedError, UsageError
+from attestkit.event_log import Event, EventLog
+from attestkit.event_log.journal import LOCK, Journal, RegisterAccess, RuntimeLog
+from attestkit.event_log.journal_files import OsFolder
+from attestkit.event_log.runtime import runtime_event
+from attestkit.keys import AppKeys, KeyDeriver, LocalKeys
+from attestkit.quote import Quote
+
+Change: TypeAlias = Callable[[bytes], bytes]
+ChangeAnswer: TypeAlias = Callable[[dict[str, str]], dict[str, str]]
+
+SEED: Final = bytes(range(32))
+PKI: Final = SimulatedPki(SEED)
+ENCLAVE: Final = QuotingEnclave(PKI)
+FIRMWARE_LOG: Final = boot_log(simulated_image())
+FIRMWARE: Final = replay_records(boot_records(simulated_image()))  # RTMR0 to RTMR2
+
+
+class Machine:
+    """The hardware of a TD below `folder`: its RTMR3 and its boot id outlive every program."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "log"
+        self._register = folder / "rtmr3"
+        self._boot_id = folder / "boot_id"
+        if not self._boot_id.exists():
+            self.boot("boot-1")
+
+    def boot(self, boot_id: str, register: bytes = bytes(48)) -> None:
+        """Boot; a kexec leaves the register as it was."""
+        self._put(self._register, register)
+        self._put(self._boot_id, boot_id.encode())
+
+    @property
+    def boot_id(self) -> str:
+        """What changes with every boot."""
+        return self._boot_id.read_text()
+
+    def read(self) -> bytes:
+        """Return RTMR3."""
+        return self._register.read_bytes()
+
+    def extend(self, digest: bytes) -> None:
+        """Extend RTMR3."""
+        self._put(self._register, hashlib.sha384(self.read() + digest).digest())
+
+    def _put(self, path: Path, data: bytes) -> None:
+        new = path.with_suffix(".new")
+        new.write_bytes(data)
+        new.replace(path)
+
+
+class FakeTd:
+    """A TD on a machine, with the journal that hardware has; every call may take its time."""
+
+    name = "fake_td"
+    simulated = False
+    blocking = True
+
+    def __init__(self, machine: Machine, *, seconds: float = 0) -> None:
+        self.machine = machine
+        self.seconds = seconds  # that a quote takes
+        self.firmware_log = FIRMWARE_LOG
+        self.threads: set[int] = set()  # that asked it anything
+        self.closed = 0
+        self._journal: Journal | None = None
+
+    @classmethod
+    def probe(cls) -> None:
+        """It runs."""
+
+    def _asked(self) -> None:
+        self.threads.add(threading.get_ident())
+
+    def get_quote(self, report_data: bytes) -> bytes:
+        """Sign the registers."""
+        self._asked()
+        if len(report_data) != 64:
+            raise UsageError("report_data is 64 bytes")
+        time.sleep(self.seconds)
+        zero, one, two = FIRMWARE
+        body = TdBody(
+            mr_td=simulated_image().mrtd,
+            rtmr0=zero,
+            rtmr1=one,
+            rtmr2=two,
+            rtmr3=self.machine.read(),
+            report_data=report_data,
+        )
+        return ENCLAVE.quote(body.td10())
+
+    def read_event_log(self) -> bytes:
+        """Return the firmware's log."""
+        self._asked()
+        return self.firmware_log
+
+    def read_rtmr(self, register: int) -> bytes:
+        """Read a register."""
+        self._asked()
+        if register not in (0, 1, 2, 3):
+            raise UsageError(f"there is no RTMR{register}")
+        return (*FIRMWARE, self.machine.read())[register]
+
+    def extend_rtmr(self, register: int, digest: bytes) -> None:
+        """Extend RTMR3."""
+        self._asked()
+        if register != 3 or len(digest) != 48:
+            raise UsageError("RTMR3 is extended by 48 bytes")
+        self.machine.extend(digest)
+
+    def open_journal(self, version: int | None = None) -> RuntimeLog:
+        """Return the log of runtime events beside the machine."""
+        self._asked()
+        if self._journal is None:
+            access = RegisterAccess(self.machine.read, self.machine.extend)
+            folder = OsFolder(self.machine.log, LOCK)
+            boot_id = self.machine.boot_id
+            self._journal = Journal(folder, access, boot_id=boot_id, version=version)
+        return self._journal
+
+    def close(self) -> None:
+        """Close the journal."""
+        self.closed += 1
+        if self._journal is not None:
+            self._journal.close()
+
+
+class FakeSnp:
+    """An SNP guest whose report is of the right shape; nobody signed it."""
+
+    name = "fake_snp"
+    simulated = False
+    blocking = True
+
+    def __init__(self, *, host_data: bytes = bytes(32), table: bytes | None = None) -> None:
+        self.host_data = host_data
+        self.table = certificate_table(PKI) if table is None else table
+        self.asked = 0
+        self.change: Change = bytes  # what a test does to a report
+        self.refusal: BackendError | None = None
+
+    @classmethod
+    def probe(cls) -> None:
+        """It runs."""
+
+    def get_snp_report(self, report_data: bytes) -> SnpEvidence:
+        """Return a report, and the host's certificates."""
+        if len(report_data) != 64:
+            raise UsageError("report_data is 64 bytes")
+        self.asked += 1
+        if self.refusal is not None:
+            raise self.refusal
+        report = snp_report(PKI, report_data, vmpl=0, host_data=self.host_data)
+        return SnpEvidence(self.change(report), self.table)
+
+    def get_quote(self, report_data: bytes) -> bytes:
+        """Return a report."""
+        return self.get_snp_report(report_data).report
+
+    def read_event_log(self) -> bytes:
+        """There is none."""
+        return b""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class FakeAgent:
+    """A guest agent in front of a simulated TD, as a client sees it."""
+
+    name = "fake_agent"
+    simulated = True
+    blocking = True
+
+    def __init__(self) -> None:
+        self.td = Simulator(seed=SEED)
+        self.hidden = False
+        self.deaf = False  # takes events and throws them away
+        self.change: ChangeAnswer = dict
+        self.asked = 0
+
+    @classmethod
+    def probe(cls) -> None:
+        """It runs."""
+
+    @property
+    def keys(self) -> KeyDeriver:
+        """The agent's keys."""
+        return LocalKeys(AppKeys.from_seed(SEED))
+
+    def _log(self) -> str:
+        events = self.td.open_journal().events()
+        return EventLog.from_ccel(FIRMWARE_LOG).with_runtime(events).trimmed().to_json()
+
+    def get_quote_response(self, report_data: bytes) -> str:
+        """Answer as GetQuote does."""
+        self.asked += 1
+        quote = self.td.get_quote(report_data)
+        answer = {
+            "quote": quote.hex(),
+            "event_log": self._log(),
+            "report_data": report_data.hex(),
+            "vm_config": self.td.vm_config,
+        }
+        return json.dumps(self.change(answer))
+
+    def get_quote(self, report_data: bytes) -> bytes:
+        """Return the quote alone."""
+        return Quote.parse(self.td.get_quote(report_data)).raw
+
+    def read_event_log(self) -> bytes:
+        """Return the log as it is in answers."""
+        return self._log().encode()
+
+    def emit_event(self, name: str, payload: bytes) -> None:
+        """Emit, as far as the TD knows."""
+        if not self.deaf:
+            self.td.open_journal().emit(self.event(name, payload))
+
+    def event(self, name: str, payload: bytes) -> Event:
+        """Return an event of the TD's version."""
+        return runtime_event(name, payload, self.td.open_journal().version)
+
+    def read_app_compose(self) -> bytes:
+        """Return what the app was deployed from."""
+        if self.hidden:
+            raise UnsupportedError("the agent hides it")
+        return self.td.app_compose.raw
+
+    def close(self) -> None:
+        """Close the TD."""
+        self.td.close()
