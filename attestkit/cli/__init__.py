@@ -11,6 +11,7 @@ from typing import Any, Final
 import click
 
 from attestkit.cli.doctor import doctor
+from attestkit.cli.mount import mount
 from attestkit.cli.show import show
 from attestkit.errors import (
     AttestKitError,
@@ -75,6 +76,7 @@ def serve(options: tuple[str, ...]) -> int:
 
 
 commands.add_command(doctor)
+commands.add_command(mount)
 commands.add_command(show)
 
 

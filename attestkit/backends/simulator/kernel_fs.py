@@ -1,0 +1,221 @@
+"""The simulator behind the kernel's own files, by FUSE: any program gets simulated evidence there.
+
+`serve` mounts the tree of a `Machine` and answers until it is told to stop. It needs a process of
+its own: a client in the same process would wait for an answer with Python's lock in its hands.
+Where FUSE cannot do as the kernel does:
+
+* a write of no bytes gives 0, not EFAULT: it never gets here;
+* a blob can neither be sought, as in the kernel, nor read or written at a position, which it can;
+* what was written to inblob counts when any copy of the descriptor is closed, not the last;
+* `/dev/tdx_guest` is a regular file, which answers the device's ioctls;
+* files belong to whoever mounted them, and nobody else may see them;
+* one request is answered at a time, so while the host is slow the other files wait too.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime, timezone
+from errno import ENOTCONN
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+from attestkit.backends.simulator.faults import Faults
+from attestkit.backends.simulator.fuse_operations import FuseOperations, wait_unless_signalled
+from attestkit.backends.simulator.machine import Machine, Setup
+from attestkit.backends.simulator.pki import SimulatedPki
+from attestkit.backends.simulator.quote_service import QuoteService, listen
+from attestkit.backends.simulator.state import StateFolder
+from attestkit.errors import BackendError, BackendUnavailableError, UsageError
+
+__all__ = ["serve"]
+
+_DEVICE: Final = Path("/dev/fuse")
+# Seconds that the kernel may remember that there is a name: to ask at every step of a path makes a
+# report take three times as long. In a reboot entries go without its doing, but it asks all the
+# same before it opens, stats or makes one.
+_REMEMBERED: Final = 3600
+_INSTALL: Final = "install fuse3 (Debian: apt install fuse3)"
+
+
+def _clock() -> float:
+    return datetime.now(timezone.utc).timestamp()
+
+
+def serve(  # noqa: PLR0913 - everything that is handed in, by name
+    folder: str | os.PathLike[str],
+    *,
+    setup: Setup | None = None,
+    seed: bytes | None = None,
+    faults: Faults | None = None,
+    state_dir: str | os.PathLike[str] | None = None,
+    qgs: str | None = None,
+    ready: Callable[[], None] = lambda: None,
+    now: Callable[[], float] = _clock,
+    random: Callable[[int], bytes] = os.urandom,
+) -> None:
+    """Mount an emulated machine's files on `folder` until SIGTERM, SIGINT or an unmount.
+
+    To be called in a process's main thread.
+
+    Args:
+        folder: An empty folder.
+        setup: What kind of machine it is.
+        seed: 32 bytes from which all keys follow. None: random ones, kept in `state_dir` if there
+            is one.
+        faults: What goes wrong.
+        state_dir: A folder that keeps the seed and the content of `/run/log/dstack`, used by one
+            program at a time. None: a temporary one.
+        qgs: Where a quote generation service listens: the path of a unix socket, or `vsock:PORT`.
+            None: there is none.
+        ready: Called once the files are there.
+        now: Seconds since 1970, for the collateral.
+        random: Returns that many random bytes.
+
+    Raises:
+        UsageError: An argument is not one of the above, or `folder` is no empty folder.
+        BackendUnavailableError: FUSE is not here; the text says what to install.
+        BackendBusyError: Another program uses `state_dir`.
+        BackendError: It could not be mounted, or `state_dir` or `qgs` cannot be had.
+    """
+    if seed is not None and len(seed) != 32:
+        raise UsageError(f"a seed is 32 bytes, not {len(seed)}")
+    place = _empty_folder(folder)
+    fuse = _load_fuse()
+    faults = faults or Faults()
+    with contextlib.ExitStack() as stack:
+        seed, log = _state(state_dir, seed, random, stack)
+        machine = Machine(
+            replace(setup or Setup(), runtime_log=str(log)),
+            SimulatedPki(seed),
+            faults=faults,
+            now=now,
+            clock=time.monotonic,
+            wait=lambda seconds: wait_unless_signalled(seconds, fuse.fuse_get_context()[2]),
+            random=random,
+        )
+        if qgs is not None:
+            service = QuoteService(listen(qgs), machine.quoter, faults)
+            stack.callback(service.close)
+            service.start()
+        _mount(fuse, place, machine, ready)
+
+
+def _empty_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return its absolute path; UsageError unless it is an empty folder."""
+    place = Path(folder)
+    try:
+        if any(place.iterdir()):
+            raise UsageError(f"{place} is not empty: the emulator wants an empty folder")
+        return place.resolve(strict=True)
+    except OSError as error:
+        hint = f": run fusermount3 -u {place} first" if error.errno == ENOTCONN else ""
+        raise UsageError(f"{place} is no folder to mount on: {error.strerror}{hint}") from error
+
+
+def _load_fuse() -> ModuleType:
+    """Return mfusepy, loaded late because only this needs it; or say what to install."""
+    if not _DEVICE.exists():
+        raise BackendUnavailableError(
+            f"{_DEVICE} is not here: load the kernel module fuse, or let the container have it "
+            "(docker run --device /dev/fuse --cap-add SYS_ADMIN)"
+        )
+    if os.geteuid() and not shutil.which("fusermount3"):
+        raise BackendUnavailableError(f"fusermount3 is not here: {_INSTALL}")
+    try:
+        import mfusepy
+    except ModuleNotFoundError as error:
+        raise BackendUnavailableError(
+            "the emulator needs mfusepy: pip install 'attestkit[fuse]'"
+        ) from error
+    except OSError as error:  # it looks for libfuse when it is imported
+        raise BackendUnavailableError(f"libfuse is not here: {_INSTALL}") from error
+    module: ModuleType = mfusepy
+    return module
+
+
+def _state(
+    state_dir: str | os.PathLike[str] | None,
+    seed: bytes | None,
+    random: Callable[[int], bytes],
+    stack: contextlib.ExitStack,
+) -> tuple[bytes, Path]:
+    """Return the seed, and the folder that stands for /run/log/dstack."""
+    if state_dir is None:
+        log = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="attestkit-")))
+        return (random(32) if seed is None else seed), log
+    state = StateFolder(Path(state_dir).absolute())
+    stack.callback(state.close)
+    log = state.path / "run-log-dstack"
+    try:
+        log.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise BackendError(f"cannot make {log}: {error.strerror}") from error
+    return (state.seed(random) if seed is None else seed), log
+
+
+def _mount(fuse: ModuleType, place: Path, machine: Machine, ready: Callable[[], None]) -> None:
+    with _stderr_aside() as said:
+
+        def mounted() -> None:
+            said.give_back()
+            ready()
+
+        operations = FuseOperations(machine, fuse.fuse_get_context, mounted)
+        try:
+            fuse.FUSE(
+                operations,
+                str(place),
+                raw_fi=True,
+                foreground=True,
+                nothreads=True,
+                fsname="attestkit",
+                attr_timeout=0,
+                entry_timeout=_REMEMBERED,
+                negative_timeout=0,
+            )
+        except RuntimeError as error:  # also when a signal ended it
+            if not said.given_back:
+                why = said.text() or f"libfuse says {error}"
+                raise BackendError(f"cannot mount on {place}: {why}") from error
+
+
+class _Aside:
+    """Standard error, kept in a file until it is given back."""
+
+    def __init__(self) -> None:
+        self.given_back = False
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        self._real = os.dup(2)
+        os.dup2(self._file.fileno(), 2)
+
+    def give_back(self) -> None:
+        """Let messages go where they went before."""
+        self.given_back = True
+        os.dup2(self._real, 2)
+
+    def text(self) -> str:
+        """Return what was said meanwhile, in one line."""
+        self._file.seek(0)
+        return "; ".join(self._file.read().decode(errors="replace").split("\n")).strip("; ")
+
+    def close(self) -> None:
+        """Give back, and forget."""
+        os.dup2(self._real, 2)
+        os.close(self._real)
+        self._file.close()
+
+
+@contextlib.contextmanager
+def _stderr_aside() -> Iterator[_Aside]:
+    """Catch what libfuse and fusermount3 say of a failed mount: an error is one line of ours."""
+    aside = _Aside()
+    try:
+        yield aside
+    finally:
+        aside.close()

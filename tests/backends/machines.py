@@ -1,0 +1,87 @@
+"""Machines to look at: trees of plain files below a folder, and a CPU that answers as told."""
+
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+Leaves = tuple[int, int, int, int]
+
+TDX = "fpu hypervisor tdx_guest"
+SNP = "fpu hypervisor sev_snp"
+BOOT_ID = "11111111-2222-3333-4444-555555555555"
+REPORT = "sys/kernel/config/tsm/report"
+MEASUREMENTS = "sys/devices/virtual/misc/tdx_guest/measurements"
+TABLES = "sys/firmware/acpi/tables"
+MOUNTS = """\
+22 27 0:21 / /proc rw,relatime - proc proc rw
+23 27 0:22 / /sys rw,nosuid,relatime shared:7 - sysfs sysfs rw
+27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
+40 23 0:33 / /sys/kernel/config rw,relatime shared:9 - configfs configfs rw
+"""
+# What a Linux 6.16 TDX guest shows, but for what its log and its registers hold.
+TDX_GUEST: Mapping[str, str | bytes] = {
+    "proc/cpuinfo": f"processor\t: 0\nflags\t\t: {TDX}\n",
+    "proc/self/mountinfo": MOUNTS,
+    "proc/sys/kernel/osrelease": "7.1.2\n",
+    "proc/sys/kernel/random/boot_id": f"{BOOT_ID}\n",
+    f"{REPORT}/": "",
+    "dev/tdx_guest": "",
+    "dev/vsock": "",
+    "sys/module/vmw_vsock_virtio_transport/": "",
+    **{f"{MEASUREMENTS}/rtmr{n}:sha384": bytes(48) for n in range(4)},
+    "dstack/.host-shared/.appkeys.json": "{}",
+    "dstack/.host-shared/app-compose.json": "{}",
+    "dstack/.host-shared/.sys-config.json": "{}",
+}
+
+
+def make(root: Path, files: Mapping[str, str | bytes]) -> Path:
+    """Make a tree: a name that ends with a slash is a folder, any other a file."""
+    for name, content in files.items():
+        path = root / name
+        if name.endswith("/"):
+            path.mkdir(parents=True, exist_ok=True)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return root
+
+
+def ccel_table(kind: int = 2, size: int = 65536) -> bytes:
+    """Return an ACPI table that tells of a log of `size` bytes; kind 2 is TDX."""
+    table = bytearray(struct.pack("<4sIBB6s8sIII", b"CCEL", 56, 1, 0, b"X", b"X", 1, 0, 1))
+    table += struct.pack("<BBHQQ", kind, 0, 0, size, 0x7F000000)
+    table[9] = -sum(table) & 0xFF
+    return bytes(table)
+
+
+def spelled(text: bytes) -> Leaves:
+    """Return a leaf in which EBX, ECX and EDX spell 12 bytes, and EAX is 0x40000010."""
+    ebx, ecx, edx = struct.unpack("<3I", text)
+    return 0x40000010, ebx, ecx, edx
+
+
+def cpu(leaves: Mapping[int, Leaves]) -> Callable[[int, int], Leaves]:
+    """Return a CPUID with these leaves, and zeros for all others."""
+    return lambda leaf, subleaf: leaves.get(leaf, (0, 0, 0, 0)) if not subleaf else (0, 0, 0, 0)
+
+
+def hyper_v(isolation: int, *, privileges: int = 1 << 22) -> Callable[[int, int], Leaves]:
+    """Return the CPUID of a guest of Hyper-V, with this type of isolation."""
+    return cpu(
+        {
+            0x40000000: spelled(b"Microsoft Hv"),
+            0x40000003: (0, privileges, 0, 0),
+            0x4000000C: (1, 0xBC0 | isolation, 0, 0),
+        }
+    )
+
+
+def plain_core(leaf: int, subleaf: int) -> None:
+    """Answer as plain Python does: nobody knows."""
+
+
+def ordinary(leaf: int, subleaf: int) -> Leaves:
+    """Answer as a CPU that has nothing of this."""
+    del leaf, subleaf
+    return 0, 0, 0, 0

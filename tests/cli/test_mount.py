@@ -1,0 +1,169 @@
+"""`attestkit mount`: it says that it is ready, ends cleanly, and refuses in one line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from attestkit.backends.simulator import kernel_fs
+from attestkit.errors import BackendUnavailableError
+from tests.rigs.emulator import PATIENCE, command, emulator, environment, requires_fuse
+from tests.rigs.file_calls import MEASUREMENTS, put
+
+pytestmark = [pytest.mark.rig, requires_fuse]
+
+
+def test_ready_line_and_end() -> None:
+    """It says once that it is ready; a signal ends it, with its mount gone and nothing said."""
+    with emulator() as machine:
+        assert (
+            machine.line
+            == f"ready {machine.root} trust-anchor={machine.root}/attestkit/trust-anchor.der\n"
+        )
+        log = (machine.root / "run/log/dstack").resolve()
+        assert log.is_dir()
+        machine.process.terminate()
+        assert machine.process.wait(PATIENCE) == 0
+        assert not os.path.ismount(machine.root)
+        assert list(machine.root.iterdir()) == []
+        assert not log.exists()
+        assert machine.errors.read_text() == ""
+
+
+def test_killed() -> None:
+    """The fixture leaves no mount behind, also of an emulator that was killed."""
+    with emulator() as machine:
+        machine.process.kill()
+        machine.process.wait(PATIENCE)
+        assert str(machine.root) in Path("/proc/self/mounts").read_text()
+    assert str(machine.root) not in Path("/proc/self/mounts").read_text()
+    assert not machine.root.parent.exists()
+
+
+def test_same_seed_same_root() -> None:
+    """The root follows from the seed; without one it is random."""
+    with emulator() as one, emulator() as two, emulator(seed=None) as other:
+        assert one.trust_anchor == two.trust_anchor
+        assert one.trust_anchor != other.trust_anchor
+        assert one.boot_id != two.boot_id
+
+
+def test_state_dir_keeps_seed_and_log(tmp_path: Path) -> None:
+    """With a folder of its own the machine comes back, switched on anew; two cannot share it."""
+    state = str(tmp_path / "state")
+    with emulator(state_dir=state, seed=None) as machine:
+        root, boot_id = machine.trust_anchor, machine.boot_id
+        (machine.root / "run/log/dstack/kept").touch()
+        put(machine.root / MEASUREMENTS / "rtmr3:sha384", bytes(48))
+        assert refusal(tmp_path, f"--state-dir={state}", code=3).startswith("another program runs")
+    with emulator(state_dir=state, seed=None) as machine:
+        assert machine.trust_anchor == root
+        assert machine.boot_id != boot_id
+        assert machine.rtmr(3) == bytes(48)
+        assert (machine.root / "run/log/dstack/kept").exists()
+
+
+def refusal(tmp_path: Path, *options: str, code: int = 1, folder: Path | None = None) -> str:
+    """Run an emulator that must refuse; return its one line."""
+    if folder is None:
+        folder = tmp_path / "mount"
+        folder.mkdir(exist_ok=True)
+    done = subprocess.run(  # noqa: S603 - our own program
+        command(folder, *options),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (code, "")
+    [line] = done.stderr.splitlines()
+    return line.removeprefix("attestkit: ")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--seed=11", "--seed is 32 bytes in hex"),
+        ("--mr-config-id=00", "--mr-config-id is 48 bytes in hex"),
+        ("--provider=tdx", "no provider is called 'tdx': tdx_guest, sev_guest, none"),
+        ("--kernel=six", "a kernel release is like 6.12 or 6.12.80, not 'six'"),
+        ("--driver=E", "no driver is called 'E'"),
+        ("--quote-version=3", "quotes of version 4 and 5, not 3"),
+        ("--fault=bad", "no fault is called 'bad'; there are ebusy, eintr,"),
+        ("--vmpl=4", "vmpl is 0 to 3"),
+        ("--qgs=vsock:x", "want vsock:PORT"),
+    ],
+)
+def test_wrong_options(tmp_path: Path, option: str, words: str) -> None:
+    """A wrong option is one line that says what is wanted."""
+    assert words in refusal(tmp_path, option)
+
+
+def test_wrong_folder(tmp_path: Path) -> None:
+    """The folder must be there, and empty; the rest of the machine is not for hiding."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    assert "is not empty" in refusal(tmp_path, folder=tmp_path / "full")
+    assert "is no folder to mount on" in refusal(tmp_path, folder=tmp_path / "none")
+    assert "is no folder to mount on" in refusal(tmp_path, folder=tmp_path / "full/file")
+    with emulator() as machine:
+        assert "is not empty" in refusal(tmp_path, folder=machine.root)
+
+
+def test_qgs_that_cannot_listen(tmp_path: Path) -> None:
+    """A quote generation service that cannot listen is an error, not a machine without one."""
+    said = refusal(tmp_path, f"--qgs={tmp_path}/none/socket", code=3)
+    assert "cannot listen on" in said
+
+
+def test_refused_mount(tmp_path: Path) -> None:
+    """What libfuse says of a mount that it cannot make is one line of ours."""
+    if os.geteuid():
+        pytest.skip("only root can take the right to mount away")
+    (tmp_path / "mount").mkdir()
+    done = subprocess.run(  # noqa: S603 - our own program
+        ["unshare", "--user", *command(tmp_path / "mount")],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"attestkit: cannot mount on {tmp_path}/mount: fuse")
+
+
+def test_list_of_faults() -> None:
+    """The command line lists what can go wrong, without a folder."""
+    words = [sys.executable, "-m", "attestkit", "mount", "--list-faults"]
+    done = subprocess.run(  # noqa: S603 - our own program
+        words, env=environment(), check=True, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert [line.split()[0] for line in done.stdout.splitlines()][:2] == ["ebusy", "eintr"]
+    assert done.stdout.splitlines()[-1].startswith("OPERATION=ERRNO")
+    done = subprocess.run(  # noqa: S603 - our own program
+        words[:-1], env=environment(), check=False, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (done.returncode, done.stderr) == (1, "attestkit: which folder? attestkit mount DIR\n")
+
+
+def test_fuse_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thing that FUSE needs is named when it is missing, with what to do."""
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "mfusepy", None)
+        with pytest.raises(BackendUnavailableError, match=r"mfusepy: pip install .*\[fuse\]"):
+            kernel_fs.serve(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel_fs, "_DEVICE", tmp_path / "none")
+        with pytest.raises(BackendUnavailableError, match="is not here: load the kernel module"):
+            kernel_fs.serve(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel_fs, "os", SimpleNamespace(**{**vars(os), "geteuid": lambda: 1000}))
+        patch.setenv("PATH", str(tmp_path))
+        with pytest.raises(BackendUnavailableError, match="fusermount3 is not here: install fuse3"):
+            kernel_fs.serve(tmp_path)

@@ -1,0 +1,100 @@
+"""Run a program where the emulator's files have the kernel's own paths: in a mount namespace.
+
+Everything happens to mounts that nobody else sees and that end with the program. `/run` is empty,
+so that the runtime log starts anew.
+"""
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.rigs.emulator import PATIENCE, Emulator, environment, missing
+
+# $1 is the emulator's root, $2 an empty folder; the rest is the program. A path that is missing
+# there, as in older kernels, is missing here.
+SCRIPT = """
+root=$1; scratch=$2; shift 2
+cover() { # hide a folder of the real machine behind an empty one
+    mount -t tmpfs attestkit "$1"
+}
+show() { # let a file or folder of the emulator appear at its own path
+    if [ -d "$root$1" ]; then mkdir -p "$1"
+    elif [ -e "$root$1" ]; then mkdir -p "$(dirname "$1")"; [ -e "$1" ] || : > "$1"
+    else return 0
+    fi
+    mount --bind "$root$1" "$1"
+}
+cover "$scratch"
+mkdir "$scratch/dev" "$scratch/etc"
+for name in null zero full random urandom tty fuse; do
+    [ -e "/dev/$name" ] || continue
+    : > "$scratch/dev/$name"
+    mount --bind "/dev/$name" "$scratch/dev/$name"
+done
+for name in shm pts mqueue; do
+    [ -d "/dev/$name" ] || continue
+    mkdir "$scratch/dev/$name"
+    mount --rbind "/dev/$name" "$scratch/dev/$name"
+done
+ln -s /proc/self/fd "$scratch/dev/fd"
+mount --rbind "$scratch/dev" /dev
+cp -a /etc/. "$scratch/etc"
+mount --bind "$scratch/etc" /etc
+for folder in /sys/kernel /sys/devices/virtual/misc /sys/firmware /run; do cover "$folder"; done
+show /sys/kernel/config
+show /sys/devices/virtual/misc/tdx_guest
+show /sys/firmware/acpi/tables
+show /dev/tdx_guest
+show /dev/sev-guest
+show /proc/sys/kernel/random/boot_id
+show /etc/tdx-attest.conf
+rm -rf /run/mount # which mount itself leaves
+exec "$@"
+"""
+
+
+def _works() -> bool:
+    try:
+        words = ["unshare", "--mount", "mount", "-t", "tmpfs", "attestkit", "/sys/kernel"]
+        return not subprocess.run(words, check=False, capture_output=True).returncode  # noqa: S603 - the system's own
+    except OSError:
+        return False
+
+
+requires_namespace = pytest.mark.skipif(
+    bool(missing()) or not _works(), reason=missing() or "no mount namespace can be made here"
+)
+
+
+def run_at_kernel_paths(
+    machine: Emulator,
+    words: Sequence[str],
+    *,
+    environ: Mapping[str, str] | None = None,
+    timeout: float = PATIENCE,
+) -> "subprocess.CompletedProcess[str]":
+    """Run a program to its end with the emulator's files at the kernel's own paths.
+
+    Args:
+        machine: Whose files they are.
+        words: The program and its arguments.
+        environ: Its environment; None: this one without what changes a backend's mind.
+        timeout: Seconds.
+    """
+    scratch = machine.root.parent / "scratch"
+    scratch.mkdir(exist_ok=True)
+    return subprocess.run(  # noqa: S603 - a test's own program
+        [
+            *("unshare", "--mount", "--propagation", "private", "--"),
+            *("sh", "-eu", "-c", SCRIPT, "sh", str(machine.root), str(scratch), *words),
+        ],
+        env=dict(environ or environment()),
+        cwd=Path(__file__).resolve().parents[2],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
