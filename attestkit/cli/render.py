@@ -3,13 +3,26 @@
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["as_json", "fields", "lines", "rows"]
+__all__ = ["Check", "as_json", "checks", "fields", "lines", "rows", "steps"]
+
+# A mark that reads without colour, and the colour that it has on a terminal.
+MARKS: Final = {"ok": "green", "!!": "bold red", "--": "dim", "  ": ""}
+NARROW: Final = 76  # columns, below which two columns of text do not fit side by side
+
+
+class Check(NamedTuple):
+    """One thing that was looked at."""
+
+    mark: str  # of MARKS: in order, broken, not there, neither
+    name: str
+    text: str
 
 
 def _console() -> Console:
@@ -57,3 +70,48 @@ def lines(texts: Iterable[str]) -> None:
     console = _console()
     for text in texts:
         console.print(_plain(text))
+
+
+def checks(title: str, found: Iterable[Check]) -> None:
+    """Print a title and a line a thing: mark, name, text; the text below the name where narrow."""
+    console = _console()
+    console.print()
+    console.print(_plain(title), style="bold cyan")
+    found = list(found)
+    if not console.is_terminal:
+        column = max((len(check.name) for check in found), default=0)
+        for check in found:  # nothing folds, and nothing is filled up with spaces
+            flat = f"[{check.mark}] {check.name:<{column}}  {check.text}"
+            console.print(_plain(flat.rstrip()), soft_wrap=True)
+        return
+    if console.width < NARROW:
+        for check in found:
+            line = Text.assemble((f"[{check.mark}]", MARKS[check.mark]), " ", _plain(check.name))
+            console.print(line)
+            console.print(Padding(_plain(check.text), (0, 0, 0, 5)))
+        return
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for check in found:
+        mark = Text(f"[{check.mark}]", style=MARKS[check.mark])
+        table.add_row(mark, _plain(check.name), _plain(check.text))
+    console.print(table)
+
+
+def steps(title: str, sentences: Iterable[str]) -> None:
+    """Print a title and numbered sentences, which wrap behind their number."""
+    console = _console()
+    console.print()
+    console.print(_plain(title), style="bold cyan")
+    if not console.is_terminal:
+        for number, sentence in enumerate(sentences, 1):
+            console.print(_plain(f"{number}. {sentence}"), soft_wrap=True)
+        return
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    for number, sentence in enumerate(sentences, 1):
+        table.add_row(f"{number}.", _plain(sentence))
+    console.print(table)
