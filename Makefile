@@ -8,14 +8,15 @@ C_FILES := $(filter-out attestkit/_native/_lib.c,$(NATIVE))
 CORE_TESTS := tests/native tests/test_quote.py tests/event_log
 ARGS ?=
 
-.PHONY: serve test lint bench sanitize clean help
+.PHONY: serve test lint bench sanitize flake clean help
 
 help:
 	@echo "make serve   start the server (options in ARGS='...')"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests; ARGS='-m slow' those that take over ten seconds each"
 	@echo "make lint    run every check that is not a test"
 	@echo "make bench   run the benchmarks, each beside a named peer"
 	@echo "make sanitize  run the tests of the C core under ASan and UBSan"
+	@echo "make flake   run the tests 20 times; the record is docs/records/flake.json"
 
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
@@ -39,7 +40,7 @@ serve: $(VENV)/.serve
 	@exec $(BIN)/python -m attestkit.serve $(ARGS)
 
 test: $(VENV)/.dev $(JS)/node_modules/.made
-	$(BIN)/python -m pytest -n auto -p no:benchmark $(ARGS)
+	$(BIN)/python -m pytest -n auto -p no:benchmark -m 'not slow' $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
@@ -47,7 +48,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
-	$(BIN)/codespell attestkit tests benchmarks README.md CHANGELOG.md Makefile
+	$(BIN)/codespell attestkit tests benchmarks docs README.md CHANGELOG.md Makefile
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks $(ARGS)
@@ -59,6 +60,9 @@ sanitize: $(VENV)/.dev
 	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
 	$(BIN)/python -m pytest -n auto -q -p no:benchmark $(CORE_TESTS); \
 	status=$$?; $(BIN)/python build_cffi.py && exit $$status
+
+flake: $(VENV)/.dev $(JS)/node_modules/.made
+	$(BIN)/python -m tests.flake $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist attestkit/_native/_lib.c attestkit/_native/_lib.*so attestkit/_native/*.o

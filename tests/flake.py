@@ -1,0 +1,79 @@
+"""Run the tests again and again, and write down how many runs failed: `make flake`.
+
+The record, docs/records/flake.json, holds commit, machine, command, and for each run its seconds
+and pytest's closing line. With --seconds it stops after the run that passes that many, and then
+writes nothing: the form that continuous integration runs.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORD = ROOT / "docs" / "records" / "flake.json"
+
+
+def main() -> int:
+    """Return 0 if every run passed."""
+    parser = argparse.ArgumentParser(description="Run the tests again and again.")
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--seconds", type=float, help="stop after so many, and record nothing")
+    parser.add_argument("pytest", nargs="*", help="what pytest is told; after --")
+    options = parser.parse_args()
+    command = ["-m", "pytest", "-q", "-p", "no:benchmark", *(options.pytest or ["-n", "auto"])]
+    runs: list[dict[str, Any]] = []
+    start = time.monotonic()
+    while len(runs) < options.runs:
+        runs.append(_run(command))
+        print(f"run {len(runs)}: {runs[-1]['result']}", flush=True)  # noqa: T201 - a program
+        if options.seconds is not None and time.monotonic() - start > options.seconds:
+            break
+    failed = sum(run["exit"] != 0 for run in runs)
+    if options.seconds is None:
+        _record(command, runs, failed)
+    return 1 if failed else 0
+
+
+def _run(command: list[str]) -> dict[str, Any]:
+    start = time.monotonic()
+    done = subprocess.run(  # noqa: S603 - our own tests
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.stdout.write(done.stdout)
+    lines = done.stdout.strip().splitlines()
+    return {
+        "exit": done.returncode,
+        "seconds": round(time.monotonic() - start, 1),
+        "result": lines[-1] if lines else done.stderr.strip()[-200:],
+    }
+
+
+def _record(command: list[str], runs: list[dict[str, Any]], failed: int) -> None:
+    commit = subprocess.run(  # noqa: S603 - git, on this checkout
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    system = f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
+    record = {
+        "commit": commit,
+        "machine": f"{system}, Python {platform.python_version()}",
+        "command": " ".join(["python", *command]),
+        "runs": len(runs),
+        "failed": failed,
+        "each": runs,
+    }
+    RECORD.parent.mkdir(parents=True, exist_ok=True)
+    RECORD.write_text(json.dumps(record, indent=2) + "\n", encoding="ascii")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
