@@ -1,0 +1,136 @@
+"""One boot of the guest: a pytest run inside it, and its outcomes.
+
+The processor is emulated (TCG), because a machine for tests often is a virtual one whose own KVM
+cannot run a stock kernel.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.rigs.kernel.image import DRIVER, HERE, Modules, build_shims, initramfs
+from tests.rigs.kernel.packages import Kernel, MissingError
+
+ROOT = HERE.parents[2]
+QEMU = "qemu-system-x86_64"
+SHARE = Path("/run/attestkit-rig")  # in the guest
+DEADLINE = 300  # seconds for a boot with everything in it
+
+# What a kernel says when something of ours, or of its own, has gone wrong; but the driver of Linux
+# 7 warns in these functions of every TDCALL that fails, as it does where the tests want it to.
+COMPLAINTS = ("BUG:", "WARNING:", "Oops", "general protection fault")
+WANTED = ("tdx_do_report", "tdx_mr_extend")
+
+
+class Outcome(NamedTuple):
+    """What became of one test in the guest."""
+
+    name: str
+    outcome: str  # passed, failed or skipped
+    text: str  # traceback or reason
+    seconds: float
+
+
+class Run(NamedTuple):
+    """A boot that has ended."""
+
+    outcomes: list[Outcome]
+    status: int | None  # of pytest; None: it never ended
+    console: str
+    complaints: list[str]  # lines of the kernel's log
+
+
+def check_programs() -> None:
+    """Raise MissingError unless everything but the kernel is here."""
+    packages = {QEMU: "qemu-system-x86", "make": "make", "busybox": "busybox-static"}
+    for program, package in packages.items():
+        if shutil.which(program) is None:
+            raise MissingError(f"{program} is not here (Debian: apt install {package})")
+
+
+def boot(kernel: Kernel, folder: Path) -> Run:
+    """Boot a kernel, run the guest's tests in it, and return what they said.
+
+    Args:
+        kernel: What to boot.
+        folder: An empty folder, for what the boot needs and leaves.
+    """
+    share = folder / "share"
+    share.mkdir()
+    modules = Modules(kernel)
+    for module in build_shims(kernel, folder / "shims"):
+        shutil.copy(module, share)
+    (share / f"{DRIVER}.ko").write_bytes(modules.content(DRIVER))
+    (share / "run").write_text(_command())
+    archive = folder / "initramfs"
+    archive.write_bytes(initramfs(modules))
+    console = _emulate(kernel, archive, share, folder / "console")
+    return Run(
+        _outcomes(share / "outcomes"),
+        _status(share / "status"),
+        console,
+        _complaints(share / "dmesg"),
+    )
+
+
+def _command() -> str:
+    """Return the shell script that is run in the guest."""
+    guest = HERE / "guest"
+    pytest = [sys.executable, "-m", "pytest", "-c", str(guest / "pytest.ini")]
+    pytest += [f"--rootdir={ROOT}", "--basetemp=/run/pytest", str(guest)]
+    environment = {
+        "ATTESTKIT_KERNEL_RIG": str(SHARE),
+        "HOME": "/root",
+        "PATH": os.environ["PATH"],
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # each costs seconds there
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "LANG": "C.UTF-8",
+        "NO_COLOR": "1",
+    }
+    settings = [f"{name}={value}" for name, value in environment.items()]
+    words = shlex.join(["env", "-i", *settings, *pytest])
+    return f"cd {shlex.quote(str(ROOT))} && exec {words}\n"
+
+
+def _emulate(kernel: Kernel, archive: Path, share: Path, console: Path) -> str:
+    """Run the machine until it ends or the deadline is over; return what it printed."""
+    host = "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"
+    shared = f"local,path={share},mount_tag=share,security_model=none"
+    command = [QEMU, "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"]
+    command += ["-nodefaults", "-display", "none", "-monitor", "none", "-no-reboot"]
+    command += ["-serial", f"file:{console}", "-virtfs", host, "-virtfs", shared]
+    command += ["-kernel", str(kernel.image), "-initrd", str(archive)]
+    command += ["-append", "console=ttyS0 panic=-1 quiet"]
+    try:
+        # When the time is over the machine is killed, and its console is all there is.
+        done = subprocess.run(  # noqa: S603 - our own words
+            command, timeout=DEADLINE, stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
+        said = done.stderr.decode(errors="replace")
+    except subprocess.TimeoutExpired:
+        said = f"the machine was killed after {DEADLINE} s\n"
+    printed = console.read_text(errors="replace") if console.exists() else ""
+    return printed.replace("\r\n", "\n") + said
+
+
+def _outcomes(path: Path) -> list[Outcome]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [Outcome(**json.loads(line)) for line in lines]
+
+
+def _status(path: Path) -> int | None:
+    return int(path.read_text()) if path.exists() else None
+
+
+def _complaints(path: Path) -> list[str]:
+    text = path.read_text(errors="replace") if path.exists() else ""
+    return [
+        line
+        for line in text.splitlines()
+        if any(word in line for word in COMPLAINTS) and not any(name in line for name in WANTED)
+    ]

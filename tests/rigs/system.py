@@ -1,0 +1,197 @@
+"""A guest's system on an emulated kernel: programs that come and go in one mount namespace.
+
+Unlike that of `namespace.run_at_kernel_paths` the namespace outlives each program, so that `/run`
+keeps what one of them leaves there: a server can be restarted, and the machine booted.
+"""
+
+import contextlib
+import hashlib
+import json
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from attestkit.keys import AppKeys
+from tests.rigs import emulator as rig
+from tests.rigs.emulator import PATIENCE, Emulator, emulator
+from tests.rigs.namespace import SCRIPT
+from tests.serve.server import Server, _wait, command
+
+NAME = "app on a guest"
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment without what changes a backend's or a server's mind."""
+    services = ("NOTIFY_SOCKET", "LISTEN_", "XDG_")
+    found = rig.environment()
+    return {name: value for name, value in found.items() if not name.startswith(services)}
+
+
+class System(NamedTuple):
+    """A running system.
+
+    Attributes:
+        machine: Its kernel's emulator.
+        holder: The process that keeps its namespace.
+        folder: An empty one, at the same path outside and inside.
+    """
+
+    machine: Emulator
+    holder: "subprocess.Popen[str]"
+    folder: Path
+
+    def words(self, *words: str) -> list[str]:
+        """Return the command line that runs a program in there."""
+        enter = f'cd "{self.folder}" && exec "$@"'
+        return [
+            "nsenter",
+            f"--mount=/proc/{self.holder.pid}/ns/mnt",
+            "sh",
+            "-c",
+            enter,
+            "sh",
+            *words,
+        ]
+
+    def elsewhere(self, name: str) -> "System":
+        """Return the same one for another server, with a folder of its own."""
+        folder = self.folder / name
+        folder.mkdir()
+        return self._replace(folder=folder)
+
+    def inside(self, path: str) -> Path:
+        """Return where a path of the system is seen from outside."""
+        return Path(f"/proc/{self.holder.pid}/root{path}")
+
+    def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """Run a program to its end."""
+        return subprocess.run(  # noqa: S603 - a test's own program
+            self.words(*words),
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+
+    def refusal(self, *options: str, code: int) -> str:
+        """Run a server that must refuse to start; return its one line."""
+        done = self.run(*command("--dir", str(self.folder), "--http", "none", *options))
+        assert done.returncode == code, done.stdout + done.stderr
+        assert done.stdout == ""
+        [line] = done.stderr.splitlines()
+        assert line.startswith("attestkit serve: ")
+        return line
+
+    @contextlib.contextmanager
+    def serving(
+        self, *options: str, usual: bool = True, extra: Mapping[str, str] | None = None
+    ) -> Iterator[Server]:
+        """Run a server until the end of the block, `extra` in its environment.
+
+        Its sockets are in `folder`, its TCP port any free one; not if `usual` is False.
+        """
+        places = ("--dir", str(self.folder), "--http", "127.0.0.1:0") if usual else ()
+        with (
+            (self.folder / "stderr").open("w") as errors,
+            subprocess.Popen(  # noqa: S603 - our own program
+                self.words(*command(*places, *options)),
+                env={**environment(), **(extra or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            ) as process,
+        ):
+            try:
+                yield _wait(process, self.folder)
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                    try:
+                        process.wait(PATIENCE)
+                    except subprocess.TimeoutExpired:
+                        process.kill()
+
+
+@contextlib.contextmanager
+def system(**options: Any) -> Iterator[System]:  # noqa: ANN401 - the emulator's
+    """Run a system on a machine with these options, until the end of the block."""
+    with emulator(**options) as machine:
+        top = machine.root.parent
+        for name in ("scratch", "system"):
+            (top / name).mkdir()
+        holder = subprocess.Popen(  # noqa: S603 - our own script
+            [
+                *("unshare", "--mount", "--propagation", "private", "--", "sh", "-euc", SCRIPT),
+                *("sh", str(machine.root), str(top / "scratch")),
+                *("sh", "-c", "echo ready; exec cat"),  # until its input ends
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "ready\n"
+            yield System(machine, holder, top / "system")
+        assert machine.errors.read_text() == ""
+
+
+class AppFiles(NamedTuple):
+    """The files of an app, as its host hands them to the guest."""
+
+    folder: Path
+
+    @classmethod
+    def make(cls, folder: Path, name: str = NAME, **fields: object) -> "AppFiles":
+        """Write them, with more fields in the app-compose."""
+        folder.mkdir(exist_ok=True)
+        files = cls(folder)
+        text = {"manifest_version": 2, "name": name, "runner": "docker-compose", **fields}
+        files.compose.write_text(json.dumps(text))
+        keys = AppKeys.from_seed(hashlib.sha256(name.encode()).digest())
+        assert keys.ca_key is not None
+        text = {
+            "k256_key": keys.k256_key.hex(),
+            "ca_cert": keys.ca_cert,
+            "key_provider": {"None": {"key": keys.ca_key.pkcs8_pem}},
+        }
+        files.keys.write_text(json.dumps(text))
+        files.write_sys_config()
+        return files
+
+    def write_sys_config(self, **fields: object) -> None:
+        """Write what the host says of the machine, with more fields."""
+        vm_config = json.dumps({"os_image_hash": "ab" * 32, "cpu_count": 1})
+        self.sys_config.write_text(json.dumps({"vm_config": vm_config, **fields}))
+
+    @property
+    def compose(self) -> Path:
+        """What the app was deployed from."""
+        return self.folder / "app-compose.json"
+
+    @property
+    def keys(self) -> Path:
+        """The app's keys."""
+        return self.folder / ".appkeys.json"
+
+    @property
+    def sys_config(self) -> Path:
+        """The configuration of the machine."""
+        return self.folder / ".sys-config.json"
+
+    @property
+    def compose_hash(self) -> str:
+        """The hash that names the app."""
+        return hashlib.sha256(self.compose.read_bytes()).hexdigest()
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The server's options that name them."""
+        return (
+            *("--app-compose", str(self.compose), "--app-keys", str(self.keys)),
+            *("--sys-config", str(self.sys_config)),
+        )

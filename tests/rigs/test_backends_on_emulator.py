@@ -1,0 +1,207 @@
+"""The suite again where the kernel's files are at their own paths, and as an ordinary user.
+
+In the normal test process `tests/rigs/suite` runs by itself, on guests below a folder. Here other
+processes run the same tests, by name: none may be missing, skipped or left out.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rigs.emulator import PATIENCE, ROOT, emulator, environment, requires_fuse
+from tests.rigs.file_calls import MEASUREMENTS
+from tests.rigs.namespace import requires_namespace
+from tests.rigs.ordinary_user import NOBODY, requires_nobody, run_python_as_nobody
+from tests.rigs.suite.guests import OUTER_NAMESPACE, mount_namespace
+
+pytestmark = [pytest.mark.rig, requires_fuse]
+
+SUITE = "tests/rigs/suite"
+# Without plugins that these tests have no use for; pyproject.toml names an option of asyncio's.
+PYTEST = (
+    *("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:benchmark"),
+    *("-p", "no:hypothesispytest", f"--rootdir={ROOT}", f"--config-file={ROOT}/pyproject.toml"),
+)
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Return the names of all tests in the suite."""
+    done = subprocess.run(  # noqa: S603 - our own tests
+        [sys.executable, *PYTEST, "--collect-only", SUITE],
+        env=environment(),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    found = tuple(line for line in done.stdout.splitlines() if line.startswith(f"{SUITE}/"))
+    assert found, done.stdout + done.stderr
+    return found
+
+
+def check_passed(done: "subprocess.CompletedProcess[str]") -> None:
+    """Check that every test of the suite passed, and there were no others."""
+    wanted, text = names(), f"{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, text
+    passed = re.findall(rf"^PASSED (?:\S*/)?({SUITE}/.+)$", done.stdout, re.MULTILINE)
+    assert sorted(passed) == sorted(wanted), text
+    assert re.search(rf"^{len(wanted)} passed in ", done.stdout, re.MULTILINE), text
+
+
+@requires_namespace
+@pytest.mark.slow
+def test_at_the_kernels_paths() -> None:
+    """In a mount namespace, where no program is told where to look."""
+    unshare = ("unshare", "--mount", "--propagation", "private", "--")
+    done = subprocess.run(  # noqa: S603 - our own tests
+        [*unshare, sys.executable, *PYTEST, "-rA", "--show-capture=no", SUITE],
+        env={**environment(), OUTER_NAMESPACE: mount_namespace()},
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=3 * PATIENCE,
+        check=False,
+    )
+    check_passed(done)
+
+
+@requires_nobody
+@pytest.mark.slow
+def test_as_an_ordinary_user() -> None:
+    """On guests whose files that user mounted, and owns."""
+    who = run_python_as_nobody("-c", "import os; print(os.getresuid(), os.getgroups())")
+    assert who.stdout == f"{(NOBODY,) * 3} []\n"
+    done = run_python_as_nobody(
+        *PYTEST, "-rA", "--show-capture=no", str(ROOT / SUITE), timeout=3 * PATIENCE
+    )
+    check_passed(done)
+
+
+# -- what is somebody else's -----------------------------------------------------------------------
+
+# Prints what each thing says that a program may try below the folder $1, as JSON.
+TRY = """
+import json, sys
+from attestkit.backends import probe_all
+from attestkit.backends.configfs_tsm import ConfigfsTsm
+from attestkit.backends.kernel_paths import KernelPaths
+from attestkit.backends.td_guest import TdGuest
+from attestkit.backends.tdx_ioctl import TdxIoctl
+from attestkit.errors import AttestKitError
+
+root = sys.argv[1]
+paths = KernelPaths.below(root)
+guest = TdGuest(paths)
+tries = {
+    "configfs_tsm": lambda: ConfigfsTsm(root=root),
+    "tdx_ioctl": lambda: TdxIoctl(root=root, generation="D"),
+    "qgs": lambda: TdxIoctl(root=root),
+    "register": lambda: guest.read_rtmr(3),
+    "extend": lambda: guest.extend_rtmr(3, bytes(48)),
+    "log": guest.read_event_log,
+}
+found = {}
+for name, attempt in tries.items():
+    try:
+        attempt()
+    except AttestKitError as error:
+        found[name] = type(error).__name__, str(error)
+    else:
+        found[name] = "", ""
+found["probes"] = {name: ["", text] for name, text in probe_all(paths).items()}
+print(json.dumps(found))
+"""
+WE = f"we are uid {NOBODY}, groups {NOBODY}"
+
+
+def what_nobody_sees(root: Path) -> dict[str, Any]:
+    """Return class and text of the error that each thing gives an ordinary user; "" for none."""
+    done = run_python_as_nobody("-c", TRY, str(root))
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture
+def roots_guest() -> Iterator[Path]:
+    """Make a guest of plain files, with owner and modes as Linux has them: the owner is root."""
+    with tempfile.TemporaryDirectory(prefix="ak") as name:
+        root = Path(name)
+        root.chmod(0o755)
+        for path, mode in MODES.items():
+            file = root / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if mode == 0o755:
+                file.mkdir()
+            else:
+                file.write_bytes(bytes(48))
+                file.chmod(mode)
+        for folder in root.rglob("*/"):
+            if folder.is_dir():
+                folder.chmod(0o755)
+        yield root
+
+
+MODES = {
+    "sys/kernel/config/tsm/report": 0o755,
+    "dev/tdx_guest": 0o600,
+    f"{MEASUREMENTS}/rtmr3:sha384": 0o644,
+    "sys/firmware/acpi/tables/CCEL": 0o400,
+    "etc/tdx-attest.conf": 0o600,
+}
+
+
+@requires_nobody
+def test_a_device_that_is_roots(roots_guest: Path) -> None:
+    """Each text names mode and owner of the file, and who we are; what anybody may do works."""
+    found = what_nobody_sees(roots_guest)
+
+    def check(name: str, path: str, kind: str = "BackendUnavailableError") -> None:
+        said, text = found[name]
+        assert said == kind
+        assert "EACCES" in text
+        mode = f"{roots_guest / path} has mode {MODES[path]:04o}, owner uid 0, group 0; {WE}"
+        assert mode in text
+
+    check("configfs_tsm", "sys/kernel/config/tsm/report")
+    check("tdx_ioctl", "dev/tdx_guest")
+    check("qgs", "dev/tdx_guest")
+    check("extend", f"{MEASUREMENTS}/rtmr3:sha384")
+    check("log", "sys/firmware/acpi/tables/CCEL")
+    assert found["register"] == ["", ""]
+    assert found["probes"]["configfs_tsm"][1] == found["configfs_tsm"][1]
+    assert found["probes"]["tdx_ioctl"][1] == found["tdx_ioctl"][1]
+
+
+@requires_nobody
+def test_a_device_that_was_opened_up(roots_guest: Path) -> None:
+    """A rule gave the device to everybody; the configuration beside it is still root's."""
+    (roots_guest / "dev/tdx_guest").chmod(0o666)
+    kind, text = what_nobody_sees(roots_guest)["qgs"]
+    assert kind == "BackendUnavailableError"
+    assert f"{roots_guest}/etc/tdx-attest.conf has mode 0600, owner uid 0, group 0; {WE}" in text
+
+
+@requires_nobody
+def test_a_machine_of_which_nothing_can_be_seen() -> None:
+    """Root's emulator: not even owner and mode can be looked at, which the texts say."""
+    with emulator() as machine:
+        machine.root.parent.chmod(0o755)
+        found = what_nobody_sees(machine.root)
+    for name in ("configfs_tsm", "tdx_ioctl", "qgs", "register", "extend", "log"):
+        kind, text = found[name]
+        assert kind == "BackendUnavailableError", text
+        assert str(machine.root) in text
+        assert "EACCES" in text
+        assert f"cannot be looked at (EACCES, permission denied); {WE}" in text

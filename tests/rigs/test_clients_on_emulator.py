@@ -1,0 +1,247 @@
+"""The official clients on the server of an emulated guest, and its evidence before a verifier.
+
+The tests of the clients are those that the simulator's server passes in `tests/clients`; here the
+server has the kernel's files at their own paths, and says nothing of being simulated.
+"""
+
+import hashlib
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from attestkit import Attestation, EventLog, Quote, ra_tls
+from tests import dcap
+from tests.clients import test_dstack_sdk as python
+from tests.clients import test_js_sdk as javascript
+from tests.rigs.emulator import environment, requires_fuse
+from tests.rigs.namespace import requires_namespace
+from tests.rigs.system import NAME, AppFiles, System, system
+from tests.serve.client import call
+from tests.serve.server import Server
+from tests.vectors import HAVE_SHARED
+
+pytestmark = [pytest.mark.rig, requires_fuse, requires_namespace]
+
+BOOT = ("system-preparing", "app-id", "compose-hash", "instance-id", "boot-mr-done")
+HELLO = b"hello".ljust(64, b"\0")
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[System]:
+    """Run a TDX guest of Linux 6.18."""
+    with system() as guest:
+        yield guest
+
+
+@pytest.fixture(scope="module")
+def app(guest: System) -> AppFiles:
+    """The files of its app; the published keys of the upstream simulator where they are here."""
+    files = AppFiles.make(guest.folder / "app")
+    if HAVE_SHARED:
+        files.keys.write_bytes(javascript.APP_KEYS.read_bytes())
+    return files
+
+
+@pytest.fixture(scope="module")
+def server(guest: System, app: AppFiles) -> Iterator[Server]:
+    """Run the server, which measures the app."""
+    options = ("--backend", "configfs_tsm", "--measure-app", *app.options)
+    with guest.serving(*options) as server:
+        yield server
+        assert server.stop() == 0
+        assert "Traceback" not in server.log()
+        assert "simulated" not in server.log().lower()
+    assert guest.machine.entries() == []
+
+
+# -- Python ----------------------------------------------------------------------------------------
+
+
+# Hardware has no URL for these clients.
+@pytest.fixture(params=["socket", "environment"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """How a client finds the server."""
+    return str(request.param)
+
+
+@pytest.fixture(params=["DstackClient", "AsyncDstackClient"])
+def dstack(
+    request: pytest.FixtureRequest,
+    server: Server,
+    transport: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> python.Run:
+    """Runs a scenario on a client of DstackGuest."""
+    monkeypatch.setenv("DSTACK_SIMULATOR_ENDPOINT", server.dstack)
+    endpoint = server.dstack if transport == "socket" else None
+    return python._runner(getattr(python.sdk, request.param), endpoint)
+
+
+@pytest.fixture(params=["TappdClient", "AsyncTappdClient"])
+def tappd(
+    request: pytest.FixtureRequest,
+    server: Server,
+    transport: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> python.Run:
+    """Runs a scenario on a client of Tappd, which says that it is deprecated."""
+    monkeypatch.setenv("TAPPD_SIMULATOR_ENDPOINT", server.tappd)
+
+    def make(*args: str) -> Any:  # noqa: ANN401 - the client ships no types
+        with pytest.deprecated_call():
+            return getattr(python.sdk, request.param)(*args)
+
+    return python._runner(make, server.tappd if transport == "socket" else None)
+
+
+test_python_keys = python.test_keys_of_both_algorithms
+test_python_quotes = python.test_quotes_replay
+test_python_attest = python.test_attest
+test_python_events = python.test_events
+test_python_tls_keys = python.test_tls_keys
+test_python_signatures = python.test_sign_and_verify
+test_python_version = python.test_version_and_health
+test_python_tappd_keys = python.test_tappd_derives_keys
+test_python_tappd_quotes = python.test_tappd_quotes
+test_python_tappd_info = python.test_tappd_info_and_version
+test_python_tappd_inherited = python.test_tappd_has_what_it_inherits
+
+
+def test_python_info(dstack: python.Run, app: AppFiles) -> None:
+    """Who the app is was measured when the server started, and is read from the log."""
+
+    async def scenario(client: python.Caller) -> None:
+        info = await client.info()
+        assert (info.app_name, info.compose_hash) == (NAME, app.compose_hash)
+        assert info.app_id == app.compose_hash[:40]
+        assert info.tcb_info.app_compose.encode() == app.compose.read_bytes()
+        assert info.tcb_info.compose_hash == app.compose_hash
+        assert "simulat" not in info.cloud_vendor
+        names = [event.event for event in info.tcb_info.event_log if event.imr == 3]
+        assert [name for name in names if name in BOOT] == list(BOOT)
+
+    dstack(scenario)
+
+
+# -- JavaScript ------------------------------------------------------------------------------------
+
+node = javascript.node
+
+
+@pytest.fixture(scope="module")
+def answers(node: str, server: Server) -> Any:  # noqa: ANN401 - JSON
+    """What the client got for all its calls."""
+    done = subprocess.run(  # noqa: S603 - our own script
+        [node, "sdk.mjs", server.dstack, server.tappd],
+        cwd=javascript.FOLDER,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+test_javascript_quotes = javascript.test_quotes_and_evidence
+test_javascript_events = javascript.test_events
+test_javascript_tls_key = javascript.test_tls_key
+test_javascript_signatures = javascript.test_signatures
+test_javascript_keys = javascript.test_known_keys_and_accounts
+test_javascript_tappd = javascript.test_tappd
+
+
+def test_javascript_info(answers: Any, app: AppFiles) -> None:  # noqa: ANN401 - JSON
+    """Info's parts belong together; the version is new enough for every option."""
+    info = answers["dstack"]["info"]
+    assert info["compose_hash"] == info["tcb_info"]["compose_hash"] == app.compose_hash
+    assert info["app_id"] == app.compose_hash[:40]
+    assert "simulat" not in info["cloud_vendor"]
+    assert tuple(map(int, answers["dstack"]["version"]["version"].split("."))) >= (0, 5, 8)
+    assert answers["dstack"]["reachable"] is True
+
+
+# -- a verifier ------------------------------------------------------------------------------------
+
+
+def check_believed(guest: System, quote: Quote) -> None:
+    """Check that dcap-qvl accepts the quote with the emulator's root, and not with Intel's."""
+    collateral, root = guest.machine.collateral(), guest.machine.trust_anchor
+    now = int(time.time())
+    accepted = dcap.judge(quote.raw, collateral, root, now)
+    assert (accepted.status, accepted.text) == ("UpToDate", "")
+    assert dcap.judge(quote.raw, collateral, None, now).status == dcap.REJECT
+
+
+def check_evidence(evidence: Attestation, guest: System, app: AppFiles) -> Quote:
+    """Check that evidence is believed, agrees with itself and says who the app is."""
+    assert evidence.platform == "dstack-tdx"
+    assert evidence.quote is not None
+    check_believed(guest, evidence.quote)
+    info = evidence.app_info()
+    assert info.compose_hash.hex() == app.compose_hash
+    assert info.app_id.hex() == app.compose_hash[:40]
+    assert json.loads(info.key_provider_info) == {"name": "none", "id": ""}
+    return evidence.quote
+
+
+@pytest.mark.parametrize("transport", ["socket"], indirect=True)
+def test_evidence_is_believed(dstack: python.Run, guest: System, app: AppFiles) -> None:
+    """What a client gets and hands on is verified to its end, and says who the app is."""
+
+    async def scenario(client: python.Caller) -> None:
+        answer = await client.get_quote(b"hello")
+        evidence = Attestation.from_agent_response(answer.model_dump())
+        quote = check_evidence(evidence, guest, app)
+        assert quote.report_data == HELLO
+        evidence.event_log.check(quote)
+        answer = await client.attest(b"hello")
+        evidence = Attestation.from_bytes(answer.decode_attestation())
+        quote = check_evidence(evidence, guest, app)
+        assert evidence.report_data == quote.report_data == HELLO
+        evidence.event_log.check(quote)
+        answer = await client.get_tls_key(usage_ra_tls=True)
+        evidence = ra_tls.read(answer.certificate_chain[0])  # which is about the certificate's key
+        evidence.event_log.check(check_evidence(evidence, guest, app), (3,))  # it is stripped
+
+    dstack(scenario)
+
+
+def test_evidence_for_strangers_is_believed(guest: System, server: Server) -> None:
+    """What the open TCP port gives about the app's keys; identity cannot be claimed there."""
+    answer = call(server.url, "prpc/GetAttestationForAppKey", {"algorithm": "ed25519"})
+    assert answer.status == 200
+    assert answer.headers["server"] == "attestkit"
+    evidence = Attestation.from_agent_response(answer.body)
+    assert evidence.quote is not None
+    check_believed(guest, evidence.quote)
+    assert call(server.url, "prpc/EmitEvent", {"event": "x", "payload": ""}).status == 404
+
+
+def test_identity_cannot_be_claimed(server: Server, app: AppFiles) -> None:
+    """What only a boot measures no client can emit, and what comes later counts for nothing."""
+    before = call(server.dstack, "GetQuote").json()["event_log"]
+    for name in (*BOOT, "system-ready"):
+        answer = call(server.dstack, "EmitEvent", {"event": name, "payload": "00" * 20})
+        assert answer.status == 400
+        assert f"{name!r} is reserved" in answer.json()["error"]
+    answer = call(server.dstack, "GetQuote").json()
+    assert answer["event_log"] == before
+    assert Attestation.from_agent_response(answer).app_info().app_id.hex() == app.compose_hash[:40]
+
+
+def test_the_register_is_the_guests(guest: System, server: Server) -> None:
+    """An event of a client is in the kernel's own register."""
+    before = guest.machine.rtmr(3)
+    emit = {"event": "of a client", "payload": "c0ffee"}
+    assert call(server.dstack, "EmitEvent", emit).status == 200
+    answer = call(server.dstack, "GetQuote").json()
+    *_, last = EventLog.from_json(answer["event_log"]).events
+    assert (last.name, last.payload) == ("of a client", b"\xc0\xff\xee")
+    after = hashlib.sha384(before + last.digest).digest()
+    assert guest.machine.rtmr(3) == Quote.parse(bytes.fromhex(answer["quote"])).rtmrs[3] == after
