@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 JS := tests/clients/js
 NATIVE := $(wildcard attestkit/_native/*.c attestkit/_native/*.h attestkit/_native/*.inc)
 C_FILES := $(filter-out attestkit/_native/_lib.c,$(NATIVE))
-CORE_TESTS := tests/native tests/test_quote.py tests/event_log
+OTHER_C := $(wildcard benchmarks/*.c tests/rigs/kernel/shim/*.[ch])
+CORE_TESTS := tests/native tests/test_quote.py $(addprefix tests/event_log/,test_agent_json.py test_event_log.py test_runtime.py test_tcg.py)
 ARGS ?=
 
 .PHONY: serve test lint bench sanitize flake clean help
@@ -47,7 +48,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
+	$(BIN)/clang-format --dry-run -Werror $(C_FILES) $(OTHER_C)
 	$(BIN)/codespell attestkit tests benchmarks docs README.md CHANGELOG.md Makefile
 
 bench: $(VENV)/.dev

@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 from pathlib import Path
+from select import select
 from typing import Final
 
 from attestkit.backends.simulator.emulated_td import ReportQuoter
@@ -128,26 +129,33 @@ class QuoteService:
         self._listener = listener
         self._quoter = quoter
         self._faults = faults or Faults()
+        # Closing one end wakes the thread that accepts: on vsock a shutdown does not.
+        self._end, self._ended = socket.socketpair()
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Answer in the background."""
-        threading.Thread(target=self._accept, name="quote service", daemon=True).start()
+        self._thread = threading.Thread(target=self._accept, name="quote service", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         """Take no more clients; the path of a unix socket is removed."""
         with contextlib.suppress(OSError):
             if self._listener.family == socket.AF_UNIX:
                 Path(self._listener.getsockname()).unlink(missing_ok=True)
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+        self._end.close()
+        if self._thread is not None:
+            self._thread.join()
+        self._ended.close()
         self._listener.close()
 
     def _accept(self) -> None:
-        while True:
-            try:
+        self._listener.settimeout(0)
+        while self._ended not in select([self._listener, self._ended], [], [])[0]:
+            with contextlib.suppress(OSError):  # a client that is gone already
                 client, _ = self._listener.accept()
-            except OSError:  # closed
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+                client.settimeout(None)
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
         """Answer one request, then hang up."""

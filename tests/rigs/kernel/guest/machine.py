@@ -264,9 +264,6 @@ def service_on_vsock(quoter: ReportQuoter, port: int) -> Iterator[None]:
         yield
     finally:
         service.close()
-        # Nothing wakes a thread that accepts on vsock but a client.
-        with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as client:
-            errno_of(lambda: client.connect((LOOPBACK_CID, port)))
 
 
 # -- SEV-SNP ---------------------------------------------------------------------------------------
