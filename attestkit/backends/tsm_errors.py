@@ -53,7 +53,7 @@ _NO_ENTRY: Final[_Row] = (
     BackendUnavailableError,
     f"it is there, but no permission to make an entry in it, as root has: {{permissions}}; {_LSM}",
 )
-_BIND: Final = "in a container bind-mount the machine's /sys/kernel/config/tsm read-write"
+_BIND: Final = "in a container bind-mount the machine's /sys/kernel/config read-write"
 _READ_ONLY: Final[_Row] = (BackendUnavailableError, f"configfs is mounted read-only; {_BIND}")
 _LOG: Final = "the kernel's log (dmesg) may say why"
 _TOO_MANY_FILES: Final[_Row] = (

@@ -73,8 +73,10 @@ def mount(  # noqa: PLR0913 - one per option
     if list_faults:
         click.echo("\n".join(named.named_faults()))
         return
-    if folder is None:
+    if not folder:  # an empty path would be this very folder
         raise UsageError("which folder? attestkit mount DIR")
+    if state_dir == "":
+        raise UsageError("--state-dir: the value is empty")
 
     def ready() -> None:
         sys.stdout.write(f"ready {folder} trust-anchor={folder}/attestkit/trust-anchor.der\n")

@@ -4,6 +4,7 @@ Nothing is made or opened; the caller does that with what this module says.
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -147,7 +148,7 @@ def parse_address(option: str, text: str) -> Address:
         host = host[1:-1]
     elif ":" in host:
         raise UsageError(f"{option} {text}: an IPv6 address goes in square brackets")
-    if not (host and colon and port.isascii() and port.isdigit() and int(port) < 1 << 16):
+    if not (host and colon and re.fullmatch(r"[0-9]{1,5}", port) and int(port) < 1 << 16):
         raise UsageError(f"{option} {text}: want HOST:PORT with a port of 0 to 65535, or {OFF}")
     return Address(host, int(port))
 
@@ -250,7 +251,7 @@ def _dev_address(text: str | None) -> Address | None:
 
 
 def _is_ipv4_loopback(host: str) -> bool:
-    parts = host.split(".")
+    parts = host.split(".") if host.isascii() else []
     return len(parts) == 4 and parts[0] == "127" and all(part.isdigit() for part in parts)
 
 

@@ -197,15 +197,21 @@ def test_faults(tmp_path: Path) -> None:
 
 
 def test_places(tmp_path: Path) -> None:
-    """A leftover socket is replaced; what cannot be listened on is an error that names it."""
+    """A leftover socket is replaced, any other file kept; what cannot be had is an error."""
     place = str(tmp_path / "qgs")
     listen(place).close()
     listen(place).close()
     with pytest.raises(BackendError, match=f"cannot listen on {tmp_path}/none/qgs: No such file"):
         listen(str(tmp_path / "none/qgs"))
-    with pytest.raises(UsageError, match="at most 107 bytes"):
-        listen("x" * 108)
-    for port in ("", "0", "x", "-1", str((1 << 32) - 1)):
+    kept = tmp_path / "kept"
+    kept.write_text("precious")
+    with pytest.raises(BackendError, match=f"cannot listen on {kept}: Address already in use"):
+        listen(str(kept))
+    assert kept.read_text() == "precious"
+    for path in ("", "x" * 108, "\udcff" * 108):
+        with pytest.raises(UsageError, match="1 to 107 bytes"):
+            listen(path)
+    for port in ("", "0", "x", "-1", str((1 << 32) - 1), "9" * 5000):
         with pytest.raises(UsageError, match="want vsock:PORT"):
             listen(f"vsock:{port}")
 

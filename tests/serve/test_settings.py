@@ -152,8 +152,12 @@ def test_addresses(text: str, expected: tuple[str, int]) -> None:
     assert str(found) == text
 
 
+_LONG = "h:" + "9" * 5000
+
+
 @pytest.mark.parametrize(
-    "text", ["", ":", "8090", ":8090", "host", "host:", "host:x", "host:65536", "::1:80", "h:-1"]
+    "text",
+    ["", ":", "8090", ":8090", "host", "host:", "host:x", "host:65536", "::1:80", "h:-1", _LONG],
 )
 def test_wrong_addresses(text: str) -> None:
     """Anything else is refused, by the option's name."""

@@ -5,6 +5,8 @@ bare report of 1024 bytes is taken too, and answered by the bare quote, as from 
 """
 
 import contextlib
+import os
+import re
 import socket
 import struct
 import threading
@@ -87,22 +89,23 @@ def listen(place: str) -> socket.socket:
     """Return a listening socket: `vsock:PORT` on any CID, else the path of a unix socket.
 
     Raises:
-        UsageError: The port is no number from 1 to 2^32 - 2, or the path is too long.
+        UsageError: The port is no number from 1 to 2^32 - 2, or the path is empty or too long.
         BackendError: The place cannot be had.
     """
     kind, _, port = place.partition(":")
     vsock = kind == "vsock"
-    if vsock and not (port.isascii() and port.isdigit() and 0 < int(port) < (1 << 32) - 1):
+    if vsock and not (re.fullmatch(r"[0-9]{1,10}", port) and 0 < int(port) < (1 << 32) - 1):
         raise UsageError(f"{place!r}: want vsock:PORT")
-    if not vsock and len(place.encode()) > 107:
-        raise UsageError(f"the path of a unix socket has at most 107 bytes: {place}")
+    if not vsock and not 0 < len(os.fsencode(place)) <= 107:
+        raise UsageError(f"the path of a unix socket has 1 to 107 bytes, unlike {place!r}")
     listener: socket.socket | None = None
     try:
         if vsock:
             listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
             listener.bind((socket.VMADDR_CID_ANY, int(port)))
         else:
-            Path(place).unlink(missing_ok=True)
+            if Path(place).is_socket():  # a leftover; whatever else is there stays
+                Path(place).unlink(missing_ok=True)
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             listener.bind(place)
         listener.listen()
