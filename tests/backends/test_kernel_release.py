@@ -3,6 +3,7 @@
 import pytest
 
 from attestkit.backends.kernel_release import FEATURES, KernelRelease
+from attestkit.backends.simulator.emulated_kernel import EmulatedKernel
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,36 @@ def test_features_come_with_their_release(text: str, features: set[str]) -> None
 def test_the_repair_of_the_quote_s_length_is_known(text: str, repaired: bool) -> None:  # noqa: FBT001 - a table's column
     """CVE-2026-31470: by series and patch level; from 7.0 on all have it."""
     assert KernelRelease.parse(text).repaired is repaired
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "6.1",
+        "6.2",
+        "6.3",
+        "6.4",
+        "6.6",
+        "6.7",
+        "6.12.79",
+        "6.12.80",
+        "6.15",
+        "6.16",
+        "6.18.20",
+        "6.18.21",
+        "6.19.11",
+        "7.0",
+        "7.1",
+        "7.3.4",
+    ],
+)
+def test_the_emulator_behaves_as_the_doctor_expects(text: str) -> None:
+    """What a release should have is said twice, for two purposes: both say the same."""
+    release, emulated = KernelRelease.parse(text), EmulatedKernel.parse(text)
+    assert release.has("tdx_guest") == emulated.has_device
+    assert release.has("ccel") == emulated.has_ccel_data
+    assert release.has("configfs_tsm") == emulated.has_reports
+    assert release.has("rtmr_files") == emulated.has_measurements
+    assert release.has("quote_errors") == emulated.tells_failure
+    if emulated.has_reports:
+        assert release.repaired == emulated.checks_length
