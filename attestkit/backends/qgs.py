@@ -203,17 +203,7 @@ def parse_quote_response(message: bytes, said_by: str) -> bytes:
         QuoteUnavailableError: The service says that it failed, or gave less than a quote.
         BackendError: The answer breaks its format; the text names the byte.
     """
-    if len(message) < _HEADER.size:
-        raise BackendError(f"{said_by} sent {len(message)} bytes, its header has {_HEADER.size}")
-    major, _, kind, size, code = _HEADER.unpack_from(message)
-    if major != _MAJOR:
-        raise BackendError(f"{said_by} speaks version {major} (byte 0), not {_MAJOR}")
-    if kind != _GET_QUOTE_RESP:
-        raise BackendError(f"{said_by} sent a message of type {kind} (byte 4), not 1")
-    if size != len(message):
-        raise BackendError(
-            f"{said_by} sent {len(message)} bytes, their header says {size} (byte 8)"
-        )
+    size, code = _read_header(message, said_by)
     failure = f"{said_by} refused: {_code(code)}"
     if size < _RESPONSE.size:
         said = f"; {failure}" if code else ""
@@ -235,6 +225,22 @@ def parse_quote_response(message: bytes, said_by: str) -> bytes:
             f"{said_by} gave {quote_size} bytes, the shortest quote has {SHORTEST_QUOTE}"
         )
     return message[_RESPONSE.size + id_size :]
+
+
+def _read_header(message: bytes, said_by: str) -> tuple[int, int]:
+    """Return size and error code of an answer to GET_QUOTE; BackendError if it is none."""
+    if len(message) < _HEADER.size:
+        raise BackendError(f"{said_by} sent {len(message)} bytes, its header has {_HEADER.size}")
+    major, _, kind, size, code = _HEADER.unpack_from(message)
+    if major != _MAJOR:
+        raise BackendError(f"{said_by} speaks version {major} (byte 0), not {_MAJOR}")
+    if kind != _GET_QUOTE_RESP:
+        raise BackendError(f"{said_by} sent a message of type {kind} (byte 4), not 1")
+    if size != len(message):
+        raise BackendError(
+            f"{said_by} sent {len(message)} bytes, their header says {size} (byte 8)"
+        )
+    return size, code
 
 
 def _code(code: int) -> str:

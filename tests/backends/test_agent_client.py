@@ -357,10 +357,16 @@ def test_a_client_survives_fork_and_pickle() -> None:
 # -- TLS -------------------------------------------------------------------------------------------
 
 
-def test_https_wants_a_certificate_that_the_system_trusts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Keys go over it: a certificate of nobody is refused before anything is sent."""
+def _request(connection: socket.socket) -> bytes:
+    """Read a request without arguments to its end: what is left unread would be a reset."""
+    request = b""
+    while not request.endswith(b"\r\n\r\n{}") and (piece := connection.recv(1000)):
+        request += piece
+    return request
+
+
+def _chain(folder: Path) -> Path:
+    """Write a CA, ca.pem, and return the file of a server's key and certificate under it."""
     ca_key, key = P256Key.from_scalar(bytes(31) + b"\1"), P256Key.from_scalar(bytes(31) + b"\2")
     ca = issue_ca(key=ca_key, subject="a CA", path_length=0, not_before=0, not_after=1 << 32)
     leaf = issue_leaf(
@@ -373,10 +379,17 @@ def test_https_wants_a_certificate_that_the_system_trusts(
         not_before=0,
         not_after=1 << 32,
     )
-    (tmp_path / "ca.pem").write_text(certificate_pem(ca))
-    (tmp_path / "chain.pem").write_text(key.pkcs8_pem + certificate_pem(leaf))
+    (folder / "ca.pem").write_text(certificate_pem(ca))
+    (folder / "chain.pem").write_text(key.pkcs8_pem + certificate_pem(leaf))
+    return folder / "chain.pem"
+
+
+def test_https_wants_a_certificate_that_the_system_trusts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys go over it: a certificate of nobody is refused before anything is sent."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "chain.pem")
+    context.load_cert_chain(_chain(tmp_path))
     seen = []
 
     def serve(listener: socket.socket) -> None:
@@ -387,12 +400,7 @@ def test_https_wants_a_certificate_that_the_system_trusts(
                 connection,
                 context.wrap_socket(connection, server_side=True) as encrypted,
             ):
-                request = b""
-                while not request.endswith(b"\r\n\r\n{}"):  # unread, the rest would be a reset
-                    if not (piece := encrypted.recv(1000)):
-                        break
-                    request += piece
-                seen.append(request)
+                seen.append(_request(encrypted))
                 encrypted.sendall(response({"a": 1}))
 
     with socket.create_server(("127.0.0.1", 0)) as listener:

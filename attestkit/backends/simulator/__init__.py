@@ -86,9 +86,7 @@ class Simulator:
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
         _refuse_what_is_not_there(quote_version, platform, scenario, faults)
-        if seed is not None:
-            check_bytes("a seed", seed, 32)
-        _refuse_other_types(vm_config, app_keys, state_dir)
+        _refuse_other_types(seed, vm_config, app_keys, state_dir)
         self._now = now
         self._quote_version = quote_version
         self.app_compose = AppCompose.parse(OWN_APP if app_compose is None else app_compose)
@@ -200,7 +198,11 @@ class Simulator:
             self.app_keys.close()
 
 
-def _refuse_other_types(vm_config: object, app_keys: object, state_dir: object) -> None:
+def _refuse_other_types(
+    seed: object, vm_config: object, app_keys: object, state_dir: object
+) -> None:
+    if seed is not None:
+        check_bytes("a seed", seed, 32)
     if vm_config is not None and not isinstance(vm_config, str):
         raise UsageError("vm_config is JSON text")
     if app_keys is not None and not isinstance(app_keys, AppKeys):
