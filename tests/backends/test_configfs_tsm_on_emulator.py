@@ -196,6 +196,9 @@ def ask_in_a_loop(machine: Emulator) -> "subprocess.Popen[str]":
     """Start a program that asks for quotes, and says so when it has its first."""
     return run_program(
         machine,
+        # A shell that runs the tests in the background has them ignore Ctrl-C, and so has this.
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "try:\n"
         "    while True:\n"
         "        backend.get_quote(bytes(64))\n"

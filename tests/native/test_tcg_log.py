@@ -129,6 +129,7 @@ def changed(log: bytes, dice: Random) -> bytes:
     return log[:at] + number.to_bytes(8, "little")[:size] + log[at + size :]
 
 
+@pytest.mark.slow
 @two_cores
 @needs_shared
 @settings(max_examples=30000, database=None, deadline=None)
