@@ -43,7 +43,7 @@ _ENCODE: Final = {"v0": v0_scale.encode, "v1": v1_msgpack.encode, "cbor": cbor.e
 class Attestation:
     """One parcel of evidence. Immutable; equal to another that says the same in any encoding."""
 
-    __slots__ = ("_encoding", "_event_log", "_evidence", "_quote")
+    __slots__ = ("_encoding", "_event_log", "_evidence", "_quote", "_runtime_events")
 
     def __init__(self, evidence: Evidence, encoding: Encoding | None = None) -> None:
         """Wrap `evidence`; `encoding` is the one it came in, None for evidence made here."""
@@ -51,6 +51,7 @@ class Attestation:
         self._encoding: Encoding | None = encoding
         self._quote: Quote | None = None
         self._event_log: EventLog | None = None
+        self._runtime_events: tuple[Event, ...] | None = None
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Attestation":
@@ -201,8 +202,14 @@ class Attestation:
     @property
     def runtime_events(self) -> tuple[Event, ...]:
         """The runtime events from which the app's identity is read, also on platforms but TDX."""
-        events = self._evidence.stack.runtime_events
-        return tuple([_runtime_event(event, index) for index, event in enumerate(events)])
+        if self._runtime_events is None:
+            told = self._evidence.stack.runtime_events
+            measured = self._event_log.runtime if self._event_log is not None else ()
+            # Most often they are those of the log, whose digests need not be computed again.
+            if tuple([(event.name, event.payload, event.version) for event in measured]) != told:
+                measured = tuple([_runtime_event(event, at) for at, event in enumerate(told)])
+            self._runtime_events = measured
+        return self._runtime_events
 
     @property
     def report_data(self) -> bytes:
@@ -227,7 +234,12 @@ class Attestation:
             FormatError: Quote, report, events or configuration are malformed.
             ReplayError: The sealed configuration or a register contradicts what the evidence says.
         """
-        return _app_info.decode(self._evidence, config=config, boottime=boottime, device=device)
+        told = self._runtime_events
+        digests = None if told is None else [event.digest for event in told]
+        known = _app_info.Known(self._quote, digests)
+        return _app_info.decode(
+            self._evidence, config=config, boottime=boottime, device=device, known=known
+        )
 
     def stripped(self) -> "Attestation":
         """Return the smaller form that certificates carry, in the same encoding.

@@ -8,7 +8,8 @@ nobody. Nothing here verifies a signature.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from attestkit._crypto.hashes import sha256, sha384
+from attestkit import _native
+from attestkit._crypto.hashes import sha256
 from attestkit.attestation import cose, json_text
 from attestkit.attestation.mr_config import MAX_INIT_SCRIPTS, MrConfig, host_data
 from attestkit.attestation.platforms import (
@@ -25,9 +26,10 @@ from attestkit.attestation.v1_msgpack import MsgpackReader
 from attestkit.attestation.vm_config import VmConfig
 from attestkit.errors import FormatError, ReplayError
 from attestkit.event_log.runtime import runtime_digest, runtime_preimage
+from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 
-__all__ = ["AppInfo", "decode"]
+__all__ = ["AppInfo", "Known", "decode"]
 
 _BOOT_END = "system-ready"
 _BOOTTIME_END = "boot-mr-done"
@@ -130,8 +132,23 @@ class _Identity(NamedTuple):
         )
 
 
+class Known(NamedTuple):
+    """Parts of a TD's evidence that have been read before; it must be the same evidence."""
+
+    quote: Quote | None = None
+    digests: Sequence[bytes] | None = None  # of all runtime events beside the log
+
+
+_NOTHING = Known()
+
+
 def decode(
-    evidence: Evidence, *, config: str = "", boottime: bool = False, device: bytes = b""
+    evidence: Evidence,
+    *,
+    config: str = "",
+    boottime: bool = False,
+    device: bytes = b"",
+    known: Known = _NOTHING,
 ) -> AppInfo:
     """Read the identity of the app.
 
@@ -142,6 +159,7 @@ def decode(
             no key provider. Changes nothing on SEV-SNP.
         device: What names the device, once verified: the PPID of the PCK certificate or the module
             id; nothing as long as the evidence is not verified. SEV-SNP has its chip id.
+        known: What the caller has read of the evidence already, and need not be read again.
 
     Raises:
         FormatError: The evidence, or a document inside it, is malformed.
@@ -158,7 +176,7 @@ def decode(
         return _nitro_enclave(platform, events, os_image_hash, device_id)
     who = _identity(stack.runtime_events, boottime=boottime)
     if isinstance(platform, Tdx):
-        system, aggregated = _tdx_registers(platform, who, events)
+        system, aggregated = _tdx_registers(platform, who, events, known)
     elif isinstance(platform, GcpTdx):
         system, aggregated = _gcp_registers(platform, who, events, os_image_hash)
     else:
@@ -169,24 +187,21 @@ def decode(
 def _identity(events: Sequence[RuntimeEvent], *, boottime: bool) -> _Identity:
     """Read events before the one that ends the boot; without that one, nobody booted here."""
     ends = {_BOOT_END, _BOOTTIME_END} if boottime else {_BOOT_END}
-    end = next((at for at, event in enumerate(events) if event.event in ends), None)
-    found = _read(events[:end] if end is not None else ())
+    end = next((at for at, event in enumerate(events) if event.event in ends), 0)
+    found = _read(events[:end])
     return found._replace(key_provider_info=b"") if boottime else found
 
 
 def _read(events: Sequence[RuntimeEvent]) -> _Identity:
     """Read what events say; of several that have one name, the first counts."""
+    first = {event.event: event.payload for event in reversed(events)}
     return _Identity(
-        _payload(events, "app-id"),
-        _payload(events, "compose-hash"),
-        _payload(events, "instance-id"),
-        _payload(events, "key-provider"),
+        first.get("app-id", b""),
+        first.get("compose-hash", b""),
+        first.get("instance-id", b""),
+        first.get("key-provider", b""),
         tuple([event.payload for event in events if event.event == "init-script-hash"]),
     )
-
-
-def _payload(events: Sequence[RuntimeEvent], name: str) -> bytes:
-    return next((event.payload for event in events if event.event == name), b"")
 
 
 def _until(events: Sequence[RuntimeEvent], name: str) -> Sequence[RuntimeEvent]:
@@ -197,11 +212,10 @@ def _until(events: Sequence[RuntimeEvent], name: str) -> Sequence[RuntimeEvent]:
     return events
 
 
-def _replay_sha384(events: Sequence[RuntimeEvent]) -> bytes:
-    register = bytes(48)
-    for event in events:
-        register = sha384(register + runtime_digest(*event))
-    return register
+def _replay_sha384(events: Sequence[RuntimeEvent], digests: Sequence[bytes] | None = None) -> bytes:
+    if digests is None:
+        digests = [runtime_digest(*event) for event in events]
+    return _native.replay(bytes(len(digests)), b"".join(digests))[0]
 
 
 def _replay_sha256(events: Sequence[RuntimeEvent]) -> bytes:
@@ -212,12 +226,17 @@ def _replay_sha256(events: Sequence[RuntimeEvent]) -> bytes:
 
 
 def _tdx_registers(
-    platform: Tdx, who: _Identity, events: Sequence[RuntimeEvent]
+    platform: Tdx,
+    who: _Identity,
+    events: Sequence[RuntimeEvent],
+    known: Known,
 ) -> tuple[bytes, bytes]:
-    body = td_body(platform.quote)
+    body = td_body(platform.quote if known.quote is None else known.quote)
     launch = body.mr_td + body.rtmr0 + body.rtmr1 + body.rtmr2
     owner = body.mr_config_id + body.mr_owner + body.mr_owner_config
-    aggregated = launch + _replay_sha384(events) + (owner if any(owner) else b"")
+    digests = None if known.digests is None else known.digests[: len(events)]
+    replayed = _replay_sha384(events, digests)
+    aggregated = launch + replayed + (owner if any(owner) else b"")
     return launch + who.mr_key_provider, aggregated
 
 

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from attestkit.attestation import document
 from attestkit.attestation.platforms import Evidence
-from attestkit.attestation.scale import MAX_ITEMS
+from attestkit.attestation.scale import MAX_ITEMS, MAX_SKIPPED
 from attestkit.errors import FormatError, UsageError
 
 __all__ = ["FIRST_BYTES", "CborReader", "decode", "encode", "read_value"]
@@ -29,6 +29,7 @@ _CONSTANTS = {20: False, 21: True, 22: None}
 # First bytes that are a value by themselves: small numbers, constants, and whatever is empty.
 _WHOLE = frozenset([*range(0x18), *range(0x20, 0x38), 0x40, 0x60, 0x80, 0xA0, *range(0xE0, 0xF8)])
 _MAX_DEPTH = 16
+_LEAST = {2: 24, 3: 1 << 8, 5: 1 << 16, 9: 1 << 32}  # by bytes of a head, the least it may say
 
 Value: TypeAlias = bool | int | bytes | str | list["Value"] | dict["Value", "Value"] | None
 
@@ -87,11 +88,12 @@ class CborReader:
     Whatever cannot be is a FormatError with its offset.
     """
 
-    __slots__ = ("_data", "_values_left", "at")
+    __slots__ = ("_data", "_skipped", "_values_left", "at")
 
     def __init__(self, data: bytes, at: int = 0) -> None:
         self._data = data
         self._values_left = MAX_ITEMS
+        self._skipped = 0
         self.at = at
 
     def header(self) -> tuple[bool, int]:
@@ -143,10 +145,13 @@ class CborReader:
         return found
 
     def skip(self) -> None:
-        """Read any one value, however deep, and forget it."""
+        """Read any one value, however deep, and forget it; at most 1,048,576 in all."""
         data, left = self._data, 1
         while left:
             left -= 1
+            self._skipped += 1
+            if self._skipped > MAX_SKIPPED:
+                raise FormatError(f"over {MAX_SKIPPED} unknown values", offset=self.at)
             if self.at < len(data) and data[self.at] in _WHOLE:
                 self.at += 1
                 continue
@@ -237,15 +242,17 @@ class CborReader:
         major, value = self._head()
         if value is None:
             raise FormatError("CBOR of indefinite length", offset=start)
-        least = {2: 24, 3: 1 << 8, 5: 1 << 16, 9: 1 << 32}.get(self.at - start, 0)
-        if value < least and major != _OTHER:
+        if (size := self.at - start) > 1 and value < _LEAST[size] and major != _OTHER:
             raise FormatError("CBOR head not in its shortest form", offset=start)
         return major, value
 
     def _head(self) -> tuple[int, int | None]:
         """Read a head: the major type, and its number, None for an indefinite length."""
         start = self.at
-        first = self._take(1)[0]
+        if start >= len(self._data):
+            raise FormatError("1 bytes wanted, 0 left", offset=start)
+        first = self._data[start]
+        self.at = start + 1
         major, low = first >> 5, first & 0x1F
         if low < 24:
             return major, low

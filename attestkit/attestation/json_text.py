@@ -2,6 +2,7 @@
 
 import binascii
 import json
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from attestkit._json import check_depth
@@ -66,7 +67,7 @@ def from_base64(value: object, what: str) -> bytes:
     return found
 
 
-def string(fields: dict[str, Any], name: str, default: str | None = None) -> str:
+def string(fields: Mapping[str, Any], name: str, default: str | None = None) -> str:
     """Return the text under `name`; where it is missing or null, `default` if that is given."""
     value = fields.get(name)
     if value is None and default is not None:
@@ -76,12 +77,14 @@ def string(fields: dict[str, Any], name: str, default: str | None = None) -> str
     return value
 
 
-def hex_field(fields: dict[str, Any], name: str) -> bytes:
+def hex_field(fields: Mapping[str, Any], name: str) -> bytes:
     """Return the bytes of the hex text under `name`; none where it is missing or null."""
     return from_hex(string(fields, name, ""), name)
 
 
-def number_field(fields: dict[str, Any], name: str, bits: int, default: int | None = None) -> int:
+def number_field(
+    fields: Mapping[str, Any], name: str, bits: int, default: int | None = None
+) -> int:
     """Return the number under `name`, not negative and below 2**`bits`."""
     value = fields.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << bits:

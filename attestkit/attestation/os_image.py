@@ -6,6 +6,7 @@ compares them with those in the evidence; whether the evidence is signed is anot
 """
 
 import string
+from functools import lru_cache
 from typing import NamedTuple
 
 from attestkit._crypto.hashes import sha256
@@ -17,11 +18,13 @@ from attestkit.attestation.snp_launch import SnpImage, SnpLaunch
 from attestkit.attestation.tdx_launch import TdxImage, TdxRegisters
 from attestkit.attestation.vm_config import VmConfig
 from attestkit.errors import FormatError, UnsupportedError, VerificationError
+from attestkit.quote import Quote, TdQuoteBody
 from attestkit.snp_report import SnpReport
 
 __all__ = ["expected_snp_measurement", "expected_tdx_registers", "verified_hash"]
 
 _SNP_KEYS = {"checksum_file", "measurement", "vcpus", "vcpu_type", "guest_features"}
+_KEPT_SIZE = 16_384  # characters of the texts of an image that is remembered
 
 
 class _Snp(NamedTuple):
@@ -30,12 +33,13 @@ class _Snp(NamedTuple):
     os_image_hash: bytes
 
 
-def verified_hash(evidence: Evidence, config: str = "") -> bytes:
+def verified_hash(evidence: Evidence, config: str = "", *, quote: Quote | None = None) -> bytes:
     """Return the hash of the OS image, 32 bytes, after checking that it is the one that runs.
 
     Args:
         evidence: TDX (measured in the "lite" way), SEV-SNP or a Nitro Enclave.
         config: The VM's configuration, if not the one inside the evidence.
+        quote: The quote inside a TD's evidence, if the caller has parsed it already.
 
     Raises:
         FormatError: The configuration or a document in it is malformed.
@@ -47,7 +51,7 @@ def verified_hash(evidence: Evidence, config: str = "") -> bytes:
     found = VmConfig.parse(config or evidence.stack.config)
     if isinstance(platform, Tdx):
         expected = expected_tdx_registers(found, platform)
-        _compare(expected, platform)
+        _compare(expected, td_body(platform.quote if quote is None else quote))
         return found.os_image_hash
     if isinstance(platform, SevSnp):
         return _check_snp(platform, found)
@@ -70,8 +74,8 @@ def expected_tdx_registers(config: VmConfig, platform: Tdx) -> TdxRegisters:
     measurement = fields.get("tdx_measurement")
     if not isinstance(measurement, dict):
         raise FormatError("vm_config has no tdx_measurement")
-    document = _document(measurement, config.os_image_hash, "measurement.tdx.cbor")
-    return tdx_launch.registers(TdxImage.read(document), fields, platform.event_log)
+    image = _tdx_image(measurement, config.os_image_hash)
+    return tdx_launch.registers(image, fields, platform.event_log)
 
 
 def expected_snp_measurement(config: VmConfig) -> bytes:
@@ -85,8 +89,7 @@ def expected_snp_measurement(config: VmConfig) -> bytes:
     return snp_launch.measurement(found.image, found.launch)
 
 
-def _compare(expected: TdxRegisters, platform: Tdx) -> None:
-    body = td_body(platform.quote)
+def _compare(expected: TdxRegisters, body: TdQuoteBody) -> None:
     actual = TdxRegisters(body.mr_td, body.rtmr0, body.rtmr1, body.rtmr2)
     for name, want, have in zip(("MRTD", "RTMR0", "RTMR1", "RTMR2"), expected, actual, strict=True):
         if want != have:
@@ -135,14 +138,36 @@ def _snp(config: VmConfig) -> _Snp:
         guest_features=json_text.number_field(fields, "guest_features", 64),
     )
     os_image_hash = json_text.from_hex(image_hash, "os_image_hash", 32)
-    document = _document(fields, os_image_hash, "measurement.snp.cbor")
+    texts = fields.get("checksum_file"), fields.get("measurement")
+    document = _document(*texts, os_image_hash, "measurement.snp.cbor")
     return _Snp(SnpImage.read(document), launch, os_image_hash)
 
 
-def _document(fields: dict[str, object], os_image_hash: bytes, name: str) -> dict[Value, Value]:
+def _tdx_image(fields: dict[str, object], os_image_hash: bytes) -> TdxImage:
+    checksums, measurement = fields.get("checksum_file"), fields.get("measurement")
+    # Every machine of an image comes with the same two texts; real ones have a few hundred bytes.
+    if (
+        isinstance(checksums, str)
+        and isinstance(measurement, str)
+        and len(checksums) + len(measurement) <= _KEPT_SIZE
+    ):
+        return _known_tdx_image(checksums, measurement, os_image_hash)
+    return _read_tdx_image(checksums, measurement, os_image_hash)
+
+
+def _read_tdx_image(checksums: object, measurement: object, os_image_hash: bytes) -> TdxImage:
+    return TdxImage.read(_document(checksums, measurement, os_image_hash, "measurement.tdx.cbor"))
+
+
+_known_tdx_image = lru_cache(64)(_read_tdx_image)
+
+
+def _document(
+    checksum_file: object, measurement_text: object, os_image_hash: bytes, name: str
+) -> dict[Value, Value]:
     """Return the measurement document, once checksums lead to it from the image's hash."""
-    checksums = json_text.from_base64(fields.get("checksum_file"), "checksum_file")
-    measurement = json_text.from_base64(fields.get("measurement"), "measurement")
+    checksums = json_text.from_base64(checksum_file, "checksum_file")
+    measurement = json_text.from_base64(measurement_text, "measurement")
     if (actual := sha256(checksums)) != os_image_hash:
         raise VerificationError(
             f"os_image_hash mismatch: expected sha256(sha256sum.txt)={os_image_hash.hex()}, "

@@ -182,13 +182,13 @@ class Evidence(NamedTuple):
         return any(version != 1 for version in (*versions, *(event.version for event in events)))
 
 
-def td_body(quote: bytes) -> TdQuoteBody:
-    """Return what a raw quote says of its TD.
+def td_body(quote: bytes | Quote) -> TdQuoteBody:
+    """Return what a quote, raw or parsed, says of its TD.
 
     Raises:
         FormatError: It is malformed, or an SGX enclave's.
     """
-    body = Quote.parse(quote).body
+    body = (quote if isinstance(quote, Quote) else Quote.parse(quote)).body
     if not isinstance(body, TdQuoteBody):
         raise FormatError("the quote is not a TD's")
     return body

@@ -12,6 +12,7 @@ from attestkit.errors import FormatError, UsageError
 
 __all__ = [
     "MAX_ITEMS",
+    "MAX_SKIPPED",
     "ScaleReader",
     "blob",
     "boolean",
@@ -26,29 +27,31 @@ __all__ = [
 T = TypeVar("T")
 
 MAX_ITEMS = 65_536
+MAX_SKIPPED = 1 << 20
+"""Values that may be passed over in one parcel: those of unknown keys, and what comes too early."""
 """Items that a vector of evidence may have: events of a log, first of all."""
 
 
 class ScaleReader:
     """A cursor over `data`; every method reads one value and moves behind it."""
 
-    __slots__ = ("_data", "at")
+    __slots__ = ("at", "data")
 
     def __init__(self, data: bytes, at: int = 0) -> None:
-        self._data = data
+        self.data = data
         self.at = at
 
     @property
     def remaining(self) -> int:
         """Count the bytes not read yet."""
-        return len(self._data) - self.at
+        return len(self.data) - self.at
 
     def fixed(self, size: int) -> bytes:
         """Read exactly `size` bytes."""
         end = self.at + size
-        if end > len(self._data):
+        if end > len(self.data):
             raise FormatError(f"{size} bytes wanted, {self.remaining} left", offset=self.at)
-        found = self._data[self.at : end]
+        found = self.data[self.at : end]
         self.at = end
         return found
 
@@ -96,11 +99,20 @@ class ScaleReader:
 
     def blob(self) -> bytes:
         """Read a compact length and that many bytes."""
+        data, start = self.data, self.at + 1
+        # Most are below 64 bytes, where the length is one byte; the rest, and errors, take longer.
+        if start <= len(data) and not (first := data[start - 1]) & 3:
+            end = start + (first >> 2)
+            if end <= len(data):
+                self.at = end
+                return data[start:end]
         return self.fixed(self.compact())
 
     def text(self) -> str:
         """Read a compact length and that many bytes of UTF-8."""
         raw = self.blob()
+        if not raw:
+            return ""
         try:
             return raw.decode()
         except UnicodeDecodeError as error:

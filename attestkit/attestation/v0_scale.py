@@ -1,5 +1,7 @@
 """Evidence in SCALE, wire version 0: what agents write while no event has version 2."""
 
+import struct
+
 from attestkit.attestation import scale
 from attestkit.attestation.platforms import (
     TPM_PLATFORMS,
@@ -23,6 +25,9 @@ from attestkit.event_log.event import WireEvent
 __all__ = ["FIRST_BYTES", "decode", "encode"]
 
 FIRST_BYTES = frozenset([0])
+# How nearly every event of a TD starts: register, type, 48 bytes of digest behind their length, and
+# the first byte of the name's length.
+_EVENT_HEAD = struct.Struct("<IIB48sB")
 _FAILED = "Failed to decode legacy VersionedAttestation"
 
 
@@ -93,7 +98,23 @@ def _stack(reader: ScaleReader) -> Stack:
 
 
 def _event_log(reader: ScaleReader) -> tuple[WireEvent, ...]:
+    data, last = reader.data, len(reader.data) - _EVENT_HEAD.size
+    unpack, make = _EVENT_HEAD.unpack_from, tuple.__new__
+
     def event() -> WireEvent:
+        if reader.at > last:
+            return field_by_field()
+        imr, event_type, digest_size, digest, name_size = unpack(data, reader.at)
+        if digest_size != len(digest) << 2:
+            return field_by_field()
+        reader.at += _EVENT_HEAD.size
+        name = ""
+        if name_size:
+            reader.at -= 1
+            name = reader.text()
+        return make(WireEvent, (imr, event_type, digest, name, reader.blob(), 1, None))
+
+    def field_by_field() -> WireEvent:
         return WireEvent(reader.u32(), reader.u32(), reader.blob(), reader.text(), reader.blob())
 
     return reader.vector(event)

@@ -7,13 +7,21 @@ report data are arrays of numbers, digests and payloads are the bin type. Readin
 from attestkit.attestation import document
 from attestkit.attestation.document import Ints
 from attestkit.attestation.platforms import Evidence
+from attestkit.attestation.scale import MAX_SKIPPED
 from attestkit.errors import FormatError, UsageError
 
 __all__ = ["FIRST_BYTES", "MsgpackReader", "decode", "encode"]
 
 FIRST_BYTES = frozenset([*range(0x80, 0x90), 0xDE, 0xDF])
 
+# Evidence of a TD starts with these bytes, as agents write it, up to the quote.
+_TDX_START = b"\x83\xa7version\1\xa8platform\x82\xa4kind\xa3tdx\xa4data\x82\xa5quote"
+
+# Every byte of an array of numbers by what it is: 0 a number, 1 the mark cc, 2 any other.
+_KINDS = bytes([byte >> 7 << (byte != 0xCC) for byte in range(256)])
+
 # What follows these first bytes: a length or count of so many bytes.
+_MOST_ODD = 1 << 17  # bytes as numbers that are not all in shortest form; a large quote
 _BIN = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 _STR = {0xD9: 1, 0xDA: 2, 0xDB: 4}
 _ARRAY = {0xDC: 2, 0xDD: 4}
@@ -31,7 +39,21 @@ def decode(data: bytes) -> Evidence:
     Raises:
         FormatError: `data` breaks the format, is of another version, or goes on behind it.
     """
+    if data.startswith(_TDX_START) and (found := _tdx(data)) is not None:
+        return found
     return document.decode(MsgpackReader(data), len(data), "msgpack")
+
+
+def _tdx(data: bytes) -> Evidence | None:
+    """Read evidence of a TD that is written as agents write it; None if anything is otherwise."""
+    from attestkit.attestation import v1_tdx  # late: it loads msgspec
+
+    reader = MsgpackReader(data, len(_TDX_START))
+    try:
+        quote = reader.blob()
+    except FormatError:
+        return None
+    return v1_tdx.decode(quote, data[reader.at :])
 
 
 def encode(evidence: Evidence) -> bytes:
@@ -60,10 +82,11 @@ class MsgpackReader:
     Whatever cannot be is a FormatError with its offset. Nothing recurses.
     """
 
-    __slots__ = ("_data", "at")
+    __slots__ = ("_data", "_skipped", "at")
 
     def __init__(self, data: bytes, at: int = 0) -> None:
         self._data = data
+        self._skipped = 0
         self.at = at
 
     def header(self) -> tuple[bool, int]:
@@ -132,9 +155,12 @@ class MsgpackReader:
         return found
 
     def skip(self) -> None:
-        """Read any one value, however deep, and forget it."""
+        """Read any one value, however deep, and forget it; at most 1,048,576 in all."""
         data, left = self._data, 1
         while left:
+            self._skipped += 1
+            if self._skipped > MAX_SKIPPED:
+                raise FormatError(f"over {MAX_SKIPPED} unknown values", offset=self.at)
             if self.at < len(data) and data[self.at] <= 0x80:  # a number or an empty map: a byte
                 self.at += 1
                 left -= 1
@@ -170,6 +196,10 @@ class MsgpackReader:
 
     def _int_array(self) -> bytes:
         count = self.count()
+        if (plain := self._plain_ints(count)) is not None:
+            return plain
+        if count > _MOST_ODD:
+            raise FormatError(f"{count} numbers, not each in its shortest form", offset=self.at)
         data, at = self._data, self.at
         found = bytearray(count)
         try:
@@ -193,8 +223,30 @@ class MsgpackReader:
         self.at = at
         return bytes(found)
 
+    def _plain_ints(self, count: int) -> bytes | None:
+        """Read numbers of which each has its shortest form, without a step per number.
+
+        Returns None where one is otherwise, and has read nothing then.
+        """
+        start = self.at
+        # With cc as a number out of the way, every cc left is a mark.
+        marked = self._data[start : start + 2 * count].replace(b"\xcc\xcc", b"\xcc\xff")
+        end, longer = 0, count  # each mark among the bytes so far makes the array one byte longer
+        while longer > end:
+            end, longer = longer, longer + marked.count(0xCC, end, longer)
+        kinds = marked[:end].translate(_KINDS)
+        if len(kinds) < end or kinds.replace(b"\1\2", b"").strip(b"\0"):
+            return None
+        self.at += end
+        pieces = self._data[start : self.at].split(b"\xcc\xcc")
+        return b"\xcc".join([piece.replace(b"\xcc", b"") for piece in pieces])
+
     def _first(self) -> int:
-        return self._take(1)[0]
+        at = self.at
+        if at >= len(self._data):
+            raise FormatError("1 bytes wanted, 0 left", offset=at)
+        self.at = at + 1
+        return self._data[at]
 
     def _big_endian(self, size: int) -> int:
         return int.from_bytes(self._take(size), "big")

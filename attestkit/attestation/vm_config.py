@@ -1,17 +1,28 @@
 """The VM's configuration as evidence carries it: JSON text, sometimes wrapped in a larger one."""
 
+from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from attestkit.attestation import json_text
+from attestkit.errors import FormatError
 
 __all__ = ["VmConfig"]
 
+_LARGEST = 1 << 20  # characters; a real one has one or two thousand
+_KEPT = 32  # configurations that are remembered
+_KEPT_SIZE = 16_384  # characters that one of them may have; a real one has one or two thousand
+
 
 class VmConfig(NamedTuple):
-    """A parsed configuration: the VM's own fields, and the object they were wrapped in."""
+    """A parsed configuration: the VM's own fields, and the object they were wrapped in.
 
-    fields: dict[str, Any]
-    outer: dict[str, Any]
+    It is for reading only: whoever parses the same text may get the same object.
+    """
+
+    fields: Mapping[str, Any]
+    outer: Mapping[str, Any]
 
     @classmethod
     def parse(cls, text: str) -> "VmConfig":
@@ -21,13 +32,12 @@ class VmConfig(NamedTuple):
         VM's is the text of that member.
 
         Raises:
-            FormatError: One of the two is no JSON object.
+            FormatError: One of the two is no JSON object, or it has over 1,048,576 characters.
         """
-        outer = json_text.read_object(text, "vm_config") if text else {}
-        inner = outer.get("vm_config")
-        if not isinstance(inner, str):
-            return cls(outer, outer)
-        return cls(json_text.read_object(inner, "vm_config") if inner else {}, outer)
+        if len(text) > _LARGEST:
+            raise FormatError(f"vm_config has {len(text)} characters, over {_LARGEST}")
+        # Several steps of one verification need it, and many machines have the same.
+        return _parse_again(text) if len(text) <= _KEPT_SIZE else _parse(text)
 
     @property
     def os_image_hash(self) -> bytes:
@@ -38,3 +48,16 @@ class VmConfig(NamedTuple):
         """Return what is under `name`, looked up in the outer object first, or None."""
         found = self.outer.get(name)
         return self.fields.get(name) if found is None else found
+
+
+def _parse(text: str) -> VmConfig:
+    outer = _object(text)
+    inner = outer.get("vm_config")
+    return VmConfig(_object(inner) if isinstance(inner, str) else outer, outer)
+
+
+def _object(text: str) -> Mapping[str, Any]:
+    return MappingProxyType(json_text.read_object(text, "vm_config") if text else {})
+
+
+_parse_again = lru_cache(_KEPT)(_parse)

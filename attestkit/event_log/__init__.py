@@ -45,7 +45,7 @@ class Measured(Protocol):
 class EventLog:
     """The log of a TD: what firmware and boot loader measured, then the runtime events."""
 
-    __slots__ = ("_ccel", "_columns", "_events", "_fault", "_warnings")
+    __slots__ = ("_ccel", "_columns", "_events", "_fault", "_runtime", "_warnings")
 
     # Register numbers and digests of all that extends, as the native core replays them.
     _columns: tuple[bytes, bytes]
@@ -53,6 +53,8 @@ class EventLog:
     _events: tuple[Event, ...] | None
     # Area, rows and end of the records of a CCEL.
     _ccel: tuple[bytes, bytes, int] | None
+    # None as long as nobody has asked.
+    _runtime: tuple[Event, ...] | None
     # Why the log must not be believed although it parses.
     _fault: str | None
     _warnings: tuple[str, ...]
@@ -72,6 +74,7 @@ class EventLog:
             _check_event(event, index)
         self._columns = _columns(events)
         self._events = events
+        self._runtime = None
         self._ccel = None
         self._fault = None
         self._warnings = ()
@@ -90,6 +93,7 @@ class EventLog:
         self = cls.__new__(cls)
         self._columns = _columns(events or ()) if columns is None else columns
         self._events = events
+        self._runtime = None
         self._ccel = ccel
         self._fault = fault
         self._warnings = warnings
@@ -201,7 +205,9 @@ class EventLog:
     @property
     def runtime(self) -> tuple[Event, ...]:
         """The runtime events: what the guest measured into RTMR3."""
-        return tuple([event for event in self.events if _is_runtime(event)])
+        if self._runtime is None:
+            self._runtime = tuple([event for event in self.events if _is_runtime(event)])
+        return self._runtime
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -245,6 +251,18 @@ class EventLog:
         ]
         if wrong:
             raise ReplayError("; ".join([*wrong, *self.warnings]))
+
+    def explained_registers(self) -> tuple[int, ...]:
+        """Return the registers whose values this log can explain: all four, or RTMR3 alone.
+
+        In the form that certificates carry, RTMR 0 to 2 have at most their ACPI tables' events
+        left, which replay to nothing a quote has (attestation-format.md, section 5). One other
+        event of theirs, and the log is taken for whole: then it must explain them all.
+        """
+        for event in self.events:
+            if event.register != RUNTIME_REGISTER and not event.is_acpi_data:
+                return (0, 1, 2, RUNTIME_REGISTER)
+        return (RUNTIME_REGISTER,)
 
     def check_events(self) -> None:
         """Hold the runtime events to their own rules, for which no quote is needed.

@@ -128,20 +128,20 @@ def received(wire: WireEvent, index: int) -> Event:
     Raises:
         FormatError: Register, type, version, name or digest cannot be; names the event by `index`.
     """
-    if not 0 <= wire.imr <= 3:
-        raise FormatError(f"event {index}: there is no RTMR{wire.imr}", reason="imr")
-    if not 0 <= wire.event_type <= 0xFFFFFFFF:
+    imr, event_type, digest, name, payload, version, _ = wire
+    if not 0 <= imr <= 3:
+        raise FormatError(f"event {index}: there is no RTMR{imr}", reason="imr")
+    if not 0 <= event_type <= 0xFFFFFFFF:
         raise FormatError(f"event {index}: an event type has 32 bits", reason="event_type")
-    if wire.version not in (1, 2):
-        raise FormatError(f"event {index}: version is {wire.version}, not 1 or 2", reason="version")
-    digest = wire.digest
-    runtime = wire.event_type == RUNTIME_EVENT_TYPE
+    if version not in (1, 2):
+        raise FormatError(f"event {index}: version is {version}, not 1 or 2", reason="version")
+    runtime = event_type == RUNTIME_EVENT_TYPE
     if len(digest) != DIGEST_SIZE and (digest or not runtime):
         raise FormatError(f"event {index}: the digest has {len(digest)} bytes", reason="digest")
     if not runtime:
-        return Event(wire.imr, wire.event_type, digest, wire.event, wire.event_payload)
+        return tuple.__new__(Event, (imr, event_type, digest, name, payload, 1))
     try:
-        digest = runtime_digest(wire.event, wire.event_payload, wire.version)
+        digest = runtime_digest(name, payload, version)
     except UsageError as error:
         raise FormatError(f"event {index}: {error}", reason="event") from error
-    return Event(wire.imr, RUNTIME_EVENT_TYPE, digest, wire.event, wire.event_payload, wire.version)
+    return Event(imr, RUNTIME_EVENT_TYPE, digest, name, payload, version)

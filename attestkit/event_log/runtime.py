@@ -22,7 +22,7 @@ from attestkit.event_log.event import (
     runtime_digest,
     runtime_preimage,
 )
-from attestkit.event_log.event_types import RUNTIME_EVENT_TYPE
+from attestkit.event_log.event_types import NO_ACTION, RUNTIME_EVENT_TYPE
 
 __all__ = [
     "RESERVED_NAMES",
@@ -84,13 +84,21 @@ def check_runtime_events(events: Sequence[Event]) -> None:
     """Refuse a log whose runtime events could mean something other than what was measured.
 
     They are in RTMR3: the digests in the other registers are of firmware's making, some over
-    contents that the host chooses, and could be passed off as an event of any name.
+    contents that the host chooses, and could be passed off as an event of any name. And nothing
+    else is there: of an event of another type only the digest counts, so that whoever relays a log
+    could hide any runtime event behind such a type, the boot's own `app-id` for one.
 
     Raises:
-        VerificationError: A runtime event of another register, or a version 1 name with a colon.
+        VerificationError: A runtime event of another register, an event of RTMR3 that is none, or a
+            version 1 name with a colon.
     """
     for index, event in enumerate(events):
         if event.event_type != RUNTIME_EVENT_TYPE:
+            if event.register == RUNTIME_REGISTER and event.event_type != NO_ACTION:
+                raise VerificationError(
+                    f"event {index} of RTMR3 is {event.type_name}, not a runtime event: its digest "
+                    "alone does not tell what was measured"
+                )
             continue
         if event.register != RUNTIME_REGISTER:
             raise VerificationError(

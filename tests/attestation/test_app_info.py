@@ -359,3 +359,29 @@ def test_a_malformed_configuration_is_refused(config: str) -> None:
 def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
     """Whatever comes, only FormatError comes out."""
     refused(AppInfo.from_msgpack, raw)
+
+
+@needs_shared
+def test_runtime_events_and_identity_do_not_depend_on_what_was_asked_first() -> None:
+    """Digests that the log has computed are used again, and only for the same events."""
+    fixture = Attestation.from_bytes(FIXTURE)
+    runtime = fixture.evidence.stack.runtime_events
+    others = (
+        runtime,
+        runtime[:-1],
+        runtime[::-1],
+        (*runtime[:-1], runtime[-1]._replace(payload=b"other")),
+        (*runtime[:-1], runtime[-1]._replace(version=2)),
+        (),
+    )
+    for events in others:
+        evidence = fixture.evidence._replace(
+            stack=fixture.evidence.stack._replace(runtime_events=events)
+        )
+        first, later = Attestation(evidence), Attestation(evidence)
+        assert later.event_log.runtime == fixture.event_log.runtime
+        assert later.runtime_events == first.runtime_events
+        assert [event[3:] for event in later.runtime_events] == list(events)
+        for boottime in (False, True):
+            told = Attestation(evidence).app_info(boottime=boottime)
+            assert later.app_info(boottime=boottime) == told

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,10 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestkit.attestation import MAX_SIZE, Attestation, Encoding, v1_msgpack
-from attestkit.attestation.platforms import Evidence, GcpTdx, NitroEnclave, SevSnp, Tdx
+from attestkit.attestation.platforms import (
+    Evidence,
+    GcpTdx,
+    NitroEnclave,
+    RuntimeEvent,
+    SevSnp,
+    Tdx,
+)
 from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.event_log import Event, EventLog, WireEvent
-from attestkit.event_log.runtime import runtime_event
+from attestkit.event_log.runtime import check_runtime_events, runtime_event
 from attestkit.report_data import ReportData
 from tests.attestation.samples import (
     ENCODINGS,
@@ -475,3 +483,13 @@ def test_events_are_typed() -> None:
     """Runtime events come as the Event of the event log."""
     (event,) = Attestation(KINDS[2]).runtime_events
     assert event == Event(3, 0x08000001, event.digest, "app-id", b"\xde\xad")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_events_beside_the_log_are_held_to_the_same_names(version: int) -> None:
+    """A colon is refused in a version 1 name, also where no log measures the events."""
+    stack = STACK._replace(runtime_events=(RuntimeEvent("a:b", b"c", version),))
+    found = Attestation(Evidence(NitroEnclave(b""), stack)).runtime_events
+    refusal = pytest.raises(VerificationError, match="colon") if version == 1 else nullcontext()
+    with refusal:
+        check_runtime_events(found)

@@ -111,6 +111,13 @@ def test_deep_nesting_is_no_danger(nest: bytes) -> None:
         read_value(deep)
 
 
+def test_what_is_unknown_is_limited() -> None:
+    """A million values are passed over, and not ten."""
+    deep = b"\x81" * 1_100_000 + b"\0"
+    with pytest.raises(FormatError, match="over 1048576 unknown values"):
+        cbor.decode(MARK + b"\xa4\x67unknown" + deep + ENCODED[2][4:])
+
+
 def test_half_a_surrogate_pair_cannot_be_written() -> None:
     """Text without a UTF-8 form is the caller's mistake."""
     evidence = Evidence(KINDS[2].platform, STACK._replace(config="\ud800"))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestkit.attestation import Attestation
-from attestkit.attestation.cose import read_nitro_document
+from attestkit.attestation.cose import NitroDocument, read_nitro_document
 from attestkit.attestation.platforms import NitroEnclave
 from attestkit.errors import FormatError
 from tests.attestation.samples import cuts, mutations, refused
@@ -34,6 +34,22 @@ def test_the_capture_shows_its_registers() -> None:
 
 
 @needs_shared
+def test_the_capture_shows_what_vouches_for_it() -> None:
+    """Time, digest, certificates and the signed bytes are those of the envelope."""
+    found = read_nitro_document(RAW)
+    protected, unprotected, payload, signature = cbor2.loads(RAW)
+    fields = cbor2.loads(payload)
+    assert (found.protected, found.payload, found.signature) == (protected, payload, signature)
+    assert found.unprotected == set(unprotected) == set()
+    assert found.timestamp_ms == 1766678659346
+    assert found.digest == "SHA384"
+    assert found.certificate == fields["certificate"]
+    assert found.cabundle == tuple(fields["cabundle"])
+    assert (found.public_key, found.nonce, found.tpm) == (b"", b"", False)
+    assert cbor2.loads(found.signed_region) == ["Signature1", protected, b"", payload]
+
+
+@needs_shared
 def test_the_capture_cut_anywhere_is_refused() -> None:
     """No prefix of the document is one."""
     for cut in cuts(RAW, every=7):
@@ -45,9 +61,30 @@ def test_the_registers_of_a_tpm_have_their_own_key() -> None:
     """A NitroTPM's are under `nitrotpm_pcrs`; the tag of COSE_Sign1 may stand in front."""
     raw = document(module_id="m", nitrotpm_pcrs={14: b"\1" * 48})
     assert read_nitro_document(b"\xd2" + raw).pcr(14) == b"\1" * 48
+    assert read_nitro_document(raw).tpm
+    assert not read_nitro_document(GOOD).tpm
     assert read_nitro_document(GOOD).user_data == b"u"
     with pytest.raises(FormatError, match="no PCR 0"):
         read_nitro_document(raw).pcr(0)
+
+
+def test_fields_that_are_not_there() -> None:
+    """What a document does not say is empty, or has no time; a null is not there either."""
+    bare = read_nitro_document(document(module_id="m", pcrs={}))
+    names = ("user_data", "digest", "timestamp", "certificate", "cabundle", "public_key", "nonce")
+    nulls: dict[str, object] = dict.fromkeys(names)
+    null = read_nitro_document(document(module_id="m", pcrs={}, **nulls))
+    for found in (bare, null):
+        assert found._replace(payload=b"") == NitroDocument("m", {}, b"")
+
+
+def test_fields_come_out_as_they_went_in() -> None:
+    """The caller's three, and the headers' labels."""
+    payload = cbor2.dumps({"module_id": "m", "pcrs": {}, "public_key": b"p", "nonce": b"n"})
+    found = read_nitro_document(cbor2.dumps([b"\xa0", {4: b"k", "x": 1}, payload, b"s"]))
+    assert (found.public_key, found.nonce, found.protected) == (b"p", b"n", b"\xa0")
+    assert (found.payload, found.signature) == (payload, b"s")
+    assert found.unprotected == {4, "x"}
 
 
 @pytest.mark.parametrize(
@@ -66,6 +103,18 @@ def test_the_registers_of_a_tpm_have_their_own_key() -> None:
         (document(module_id="m", pcrs={True: b""}), "no number"),
         (document(module_id="m", pcrs={0: b"\0" * 47}), "48 bytes"),
         (document(module_id="m", pcrs={}, user_data="text"), "user_data"),
+        (document(module_id="m", pcrs={}, nonce=1), "nonce"),
+        (document(module_id="m", pcrs={}, public_key="text"), "public_key"),
+        (document(module_id="m", pcrs={}, digest=b"SHA384"), "digest"),
+        (document(module_id="m", pcrs={}, certificate="text"), "certificate"),
+        (document(module_id="m", pcrs={}, timestamp=True), "timestamp"),
+        (document(module_id="m", pcrs={}, timestamp=b"1"), "timestamp"),
+        (document(module_id="m", pcrs={}, cabundle=b""), "cabundle"),
+        (document(module_id="m", pcrs={}, cabundle=[b"", "text"]), "cabundle"),
+        (cbor2.dumps([b"", [], GOOD, b""]), "no COSE_Sign1"),
+        (cbor2.dumps([{}, {}, GOOD, b""]), "no COSE_Sign1"),
+        (cbor2.dumps([b"", {}, GOOD, None]), "no COSE_Sign1"),
+        (cbor2.dumps([b"", {True: 1}, cbor2.dumps({"module_id": "m", "pcrs": {}}), b""]), "label"),
     ],
 )
 def test_other_shapes_are_refused(raw: bytes, text: str) -> None:

@@ -33,7 +33,7 @@ def evidence(text: bytes) -> Evidence:
 
 def config_of(found: Evidence, **changes: object) -> str:
     """Return the VM's configuration with fields replaced; None takes one out."""
-    fields = VmConfig.parse(found.stack.config).fields | changes
+    fields = dict(VmConfig.parse(found.stack.config).fields) | changes
     return json.dumps({name: value for name, value in fields.items() if value is not None})
 
 
@@ -194,6 +194,16 @@ def test_checksums_must_lead_to_the_measurement(
     image_hash = hashlib.sha256(listed).hexdigest()
     with pytest.raises(error, match=text):
         verified_hash(found, config_of(found, tdx_measurement=fields, os_image_hash=image_hash))
+
+
+@needs_shared
+def test_a_remembered_measurement_stands_for_its_own_image_alone() -> None:
+    """What was read once for one hash of an image is not taken for another hash."""
+    found = evidence(LITE)
+    verified_hash(found)
+    with pytest.raises(VerificationError, match="os_image_hash mismatch"):
+        verified_hash(found, config_of(found, os_image_hash="11" * 32))
+    assert verified_hash(found) == verified_hash(evidence(LITE))
 
 
 @needs_shared

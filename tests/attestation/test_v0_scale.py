@@ -1,5 +1,7 @@
 """V0 evidence: byte for byte what agents write, and nothing else is read."""
 
+import struct
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import WireEvent
 from tests.attestation.samples import (
     ENCODINGS,
+    EVENTS,
     FIXTURE,
     KINDS,
     POD,
@@ -130,3 +133,25 @@ def test_what_is_read_is_written_again(data: bytes) -> None:
     data = b"\0" + data[1:]
     if not refused(v0_scale.decode, data):
         assert v0_scale.encode(v0_scale.decode(data)) == data
+
+
+LONG_NAME = WireEvent(3, 0xFFFFFFFF, bytes(48), "n" * 70, b"")
+TD = v0_scale.encode(Evidence(Tdx(b"Q", (*EVENTS, LONG_NAME)), STACK))
+
+
+def read(data: bytes) -> object:
+    """Return the evidence in `data`, or what the error says and where."""
+    try:
+        return v0_scale.decode(data)
+    except FormatError as error:
+        return error.message, error.offset
+
+
+@settings(deadline=None)  # machines are busy
+@given(mutations(TD, *ENCODED[:2]))
+def test_events_are_read_alike_in_one_step_and_field_by_field(data: bytes) -> None:
+    """The short way that most events take gives what the long one gives, errors included."""
+    found = read(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(v0_scale, "_EVENT_HEAD", struct.Struct(f"{len(data) + 1}x"))  # never fits
+        assert read(data) == found

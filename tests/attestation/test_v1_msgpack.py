@@ -1,5 +1,6 @@
 """V1 evidence: byte for byte what agents write; reading takes what other writers may do as well."""
 
+import sys
 from typing import Any
 
 import msgspec.msgpack
@@ -7,11 +8,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestkit.attestation import document, v1_msgpack
-from attestkit.attestation.platforms import Evidence
+from attestkit.attestation import document, v1_msgpack, v1_tdx
+from attestkit.attestation.platforms import Evidence, Tdx
 from attestkit.attestation.v1_msgpack import MsgpackReader
 from attestkit.errors import FormatError, UsageError
-from tests.attestation.samples import ENCODINGS, KINDS, POD, STACK, V2, cuts, mutations, refused
+from tests.attestation.samples import (
+    ENCODINGS,
+    KINDS,
+    POD,
+    STACK,
+    V2,
+    cuts,
+    mutations,
+    refused,
+    v2_event,
+)
 from tests.vectors import needs_shared
 
 EVIDENCE = [*KINDS, V2, POD]
@@ -178,6 +189,19 @@ def test_deep_nesting_is_no_danger(nest: bytes) -> None:
         assert refused(v1_msgpack.decode, data) == (tail == b"")
 
 
+def test_what_is_unknown_is_limited() -> None:
+    """A million values are passed over, and not ten; nor bytes as numbers in longer forms."""
+    deep = b"\x91" * 1_100_000 + b"\xc0"
+    with pytest.raises(FormatError, match="over 1048576 unknown values"):
+        v1_msgpack.decode(b"\x84\xa7unknown" + deep + ENCODED[0][1:])
+    longer = b"\xdd" + (140_000).to_bytes(4, "big") + b"\xcd\0\1" * 140_000
+    with pytest.raises(FormatError, match="shortest form"):
+        v1_msgpack.MsgpackReader(longer).blob()
+    assert (
+        len(v1_msgpack.MsgpackReader(b"\xdc\xff\xff" + longer[5 : 5 + 3 * 65_535]).blob()) == 65_535
+    )
+
+
 def test_a_huge_count_costs_nothing() -> None:
     """A count that the rest cannot hold is refused before anything is made."""
     for head in (b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff"):
@@ -263,3 +287,93 @@ def test_mutated_evidence_is_read_or_refused(data: bytes) -> None:
     if not refused(v1_msgpack.decode, data):
         evidence = v1_msgpack.decode(data)
         assert v1_msgpack.decode(v1_msgpack.encode(evidence)) == evidence
+
+
+def read(data: bytes) -> object:
+    """Return the evidence in `data`, or what the error says and where."""
+    try:
+        return v1_msgpack.decode(data)
+    except FormatError as error:
+        return error.message, error.offset
+
+
+def read_step_by_step(data: bytes) -> object:
+    """Like `read`, but without the short ways of what agents write."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(v1_msgpack, "_TDX_START", b"no evidence starts so")
+        patch.setattr(MsgpackReader, "_plain_ints", lambda _self, _count: None)
+        return read(data)
+
+
+MARKS = bytes([*range(200, 210), 0xCC, 0xCC, 0xCC, 5, 0xCC])
+TD = v1_msgpack.encode(Evidence(Tdx(MARKS, (v2_event("a:b", b"c"),)), STACK))
+
+
+@settings(deadline=None)  # machines are busy
+@given(mutations(TD, ENCODED[0]))
+def test_evidence_is_read_alike_at_once_and_step_by_step(data: bytes) -> None:
+    """The short way gives what the long one gives, errors included."""
+    assert read(data) == read_step_by_step(data)
+
+
+def test_the_short_way_is_taken() -> None:
+    """Evidence of a TD as agents write it is read without the walk from field to field."""
+    for encoded in (TD, ENCODED[0], ENCODED[5]):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delattr(document, "decode")
+            assert v1_msgpack.encode(v1_msgpack.decode(encoded)) == encoded
+
+
+UNUSUAL = [
+    (b"\xa3imr\x00", b"\xa3imr\xcc\x00"),  # a number in a longer form
+    (b"\xa5event\xa9acpi-rsdp", b"\xa5event\xd9\x09acpi-rsdp"),  # a text in a longer form
+    (b"\x85\xa3imr\x00", b"\x86\xa3imr\x01\xa3imr\x00"),  # a key twice
+    (b"\x85\xa3imr\x00", b"\x86\xa7version\x01\xa3imr\x00"),  # what is left out, written
+    (b"\x85\xa3imr\x00", b"\x86\xa7unknown\x90\xa3imr\x00"),  # an unknown key
+    (b"\xa3imr\x00", b"\xa3imr\xcf\0\0\0\1\0\0\0\0"),  # 33 bits
+    (b"\xa3imr\x00", b"\xa3imr\xff"),  # -1
+    (b"acpi-rsdp", b"\xed\xa0\x80i-rsdp"),  # half a surrogate pair
+    (b"\xa4kind\xa6dstack", b"\xa4kind\xa6Dstack"),
+    (b"\xabreport_data\xdc\x00\x40\x00", b"\xabreport_data\xdc\x00\x40\xcd\x01\x00"),
+    (b"\xabreport_data\xdc\x00\x40\x00", b"\xabreport_data\xdc\x00\x41\xcc\x07\x00"),
+]
+
+
+@pytest.mark.parametrize(("usual", "unusual"), UNUSUAL)
+def test_what_agents_do_not_write_takes_the_long_way(usual: bytes, unusual: bytes) -> None:
+    """Longer forms, other keys, keys that occur twice: it is the strict reader that decides."""
+    assert ENCODED[0].count(usual) > 0
+    data = ENCODED[0].replace(usual, unusual, 1)
+    rest = data[data.index(b"\xa9event_log") :]
+    assert v1_tdx.decode(b"", rest) is None
+    assert read(data) == read_step_by_step(data)
+
+
+@pytest.mark.parametrize("nest", [b"\x91", b"\x81\xa1x", b"\xdd\0\0\0\1"])
+def test_deep_nesting_behind_a_quote_is_no_danger(nest: bytes) -> None:
+    """A value nested a million times, in any place, is refused under any recursion limit."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(1_000_000)  # as libraries do
+    try:
+        for name in (b"\xa9event_log", b"\xa3imr", b"\xa5event", b"\xa5stack", b"\xabreport_data"):
+            at = ENCODED[0].index(name)
+            for end, key in ((at, b""), (at + len(name), b""), (at, b"\xa7unknown")):
+                deep = key + nest * (1_000_000 // len(nest))
+                assert refused(v1_msgpack.decode, ENCODED[0][:end] + deep + ENCODED[0][end:])
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+@settings(deadline=None)  # machines are busy
+@given(
+    st.lists(st.sampled_from([*range(0, 256, 5), 0xCC, 0xCC, 0xCC]), max_size=60).map(bytes),
+    st.binary(max_size=4),
+)
+def test_numbers_of_bytes_are_read_at_once(values: bytes, behind: bytes) -> None:
+    """An array of numbers ends where it ends, whatever follows, marks as numbers included."""
+    encoded = msgspec.msgpack.encode(list(values))
+    reader = MsgpackReader(encoded + behind)
+    assert reader.blob() == values
+    assert reader.at == len(encoded)
+    reader.at = 0
+    assert reader._plain_ints(reader.count()) == values

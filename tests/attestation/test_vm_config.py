@@ -45,3 +45,27 @@ def test_a_malformed_image_hash_is_refused(value: str) -> None:
     """The hash is hex text if it is there."""
     with pytest.raises(FormatError, match="os_image_hash"):
         _ = VmConfig.parse(f'{{"os_image_hash":{value}}}').os_image_hash
+
+
+def test_what_is_shared_cannot_be_changed() -> None:
+    """Whoever parses a text again may get the same object, so its fields are for reading only."""
+    text = json.dumps({"vm_config": '{"memory_size": 1}', "os_image_hash": "aa"})
+    found = VmConfig.parse(text)
+    for fields in found:
+        with pytest.raises(TypeError):
+            fields["memory_size"] = 2  # type: ignore[index]  # as it should be
+    assert VmConfig.parse(text) == found
+    assert VmConfig.parse(text + " ") == found
+
+
+def test_long_configurations_are_not_kept() -> None:
+    """What is longer than any real one is read anew each time, so nobody fills the memory."""
+    text = json.dumps({"padding": " " * 20_000})
+    assert VmConfig.parse(text).fields is not VmConfig.parse(text).fields
+    assert VmConfig.parse("{}").fields is VmConfig.parse("{}").fields
+
+
+def test_a_huge_configuration_is_refused() -> None:
+    """What a stranger sends costs time: a real one has a kilobyte or two."""
+    with pytest.raises(FormatError, match="over 1048576"):
+        VmConfig.parse('{"x":"' + "y" * (1 << 20) + '"}')

@@ -313,6 +313,34 @@ def test_a_check_of_no_register_is_refused(registers: Any) -> None:  # noqa: ANN
         EventLog([]).check(Registers((bytes(48),) * 4), registers=registers)
 
 
+ACPI = Event(0, 0x0A, bytes(48), "acpi-rsdp", b"ACPI DATA")
+
+
+def test_a_log_explains_the_registers_whose_events_it_has() -> None:
+    """RTMR3 always; the others together, by one event that shortening would have taken out."""
+    runtime = runtime_event("app-id", b"\1")
+    measured = Event(3, 0x80000001, bytes(48), "", b"by firmware")
+    for events in ((), (runtime,), (measured,), (ACPI,), (ACPI, ACPI, runtime, measured)):
+        assert EventLog(events).explained_registers() == (3,), events
+    for event in (
+        *(Event(register, 4, bytes(48), "", b"") for register in (0, 1, 2)),
+        ACPI._replace(register=1),
+        ACPI._replace(event_type=4),
+        ACPI._replace(payload=b""),
+        Event(0, 3, bytes(48), "", b"does not even extend"),
+    ):
+        assert EventLog([ACPI, runtime, event]).explained_registers() == (0, 1, 2, 3), event
+
+
+@needs_shared
+def test_shortening_a_log_leaves_rtmr3() -> None:
+    """A CCEL explains all registers and what certificates carry of it RTMR3 alone."""
+    log = EventLog.from_ccel(data(COS)).with_runtime([runtime_event("app-id", b"\1")])
+    assert log.explained_registers() == (0, 1, 2, 3)
+    assert log.trimmed().explained_registers() == (0, 1, 2, 3)
+    assert log.stripped().explained_registers() == (3,)
+
+
 def test_a_colon_in_a_version_1_name_is_not_believed() -> None:
     """`a:b` with `c` and `a` with `b:c` have one digest: such a log parses and fails its check."""
     good = EventLog([runtime_event("a", b"b:c")])

@@ -14,6 +14,7 @@ from attestkit.event_log import Event, EventLog, WireEvent
 from attestkit.event_log.runtime import (
     RESERVED_NAMES,
     RUNTIME_EVENT_TYPE,
+    check_runtime_events,
     check_v2,
     parse_runtime_lines,
     runtime_digest,
@@ -212,3 +213,12 @@ def test_the_digest_is_that_of_the_preimage() -> None:
     for version in (1, 2):
         expected = hashlib.sha384(runtime_preimage("n", b"p", version)).digest()
         assert runtime_digest("n", b"p", version) == expected
+
+
+@pytest.mark.parametrize("event_type", [0, 4, 0x0D, 0x80000007, 0xFFFFFFFF])
+def test_rtmr3_has_runtime_events_alone(event_type: int) -> None:
+    """Of an event of another type only the digest counts: it could be any runtime event, hidden."""
+    hidden = Event(3, event_type, bytes(48), "", b"")
+    with pytest.raises(VerificationError, match=r"event 0 of RTMR3 is .*, not a runtime event"):
+        check_runtime_events([hidden])
+    check_runtime_events([hidden._replace(event_type=3), hidden._replace(register=2)])
