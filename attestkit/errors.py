@@ -14,7 +14,8 @@ AttestKitError
 +-- JournalError                  the runtime log on disk and the register disagree
 +-- CollateralError               endorsements are missing or cannot be fetched
 |   +-- CollateralExpiredError    they are too old for `now`; also a VerificationError
-+-- VerificationError             well formed, must not be believed; `.steps` says how far it got
++-- VerificationError             well formed, must not be believed; `.steps` says how far it got,
+    |                             `.reason` what is wrong, in one stable word
     +-- SignatureError            a signature or a chain does not hold
     +-- ReplayError               log and registers disagree
     +-- PolicyError               true, but not what we accept
@@ -105,18 +106,48 @@ class JournalError(AttestKitError):
 
 
 class CollateralError(AttestKitError):
-    """Endorsements are missing, malformed, or cannot be fetched."""
+    """Endorsements are missing, malformed, or cannot be fetched.
+
+    `reason` is a short stable name of what is wrong, where there is one, else an empty string.
+    """
+
+    def __init__(self, message: str, *, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with the keyword, which Exception's own way would lose."""
+        return _collateral_error, (str(self), self.reason)
+
+
+def _collateral_error(message: str, reason: str) -> CollateralError:
+    return CollateralError(message, reason=reason)
 
 
 class VerificationError(AttestKitError):
-    """Evidence is well formed and must not be believed; `steps` lists what had passed before."""
+    """Evidence is well formed and must not be believed.
 
-    def __init__(self, message: str, *, steps: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
+    `steps` lists what had passed before. `reason` is a short stable name of what is wrong
+    (`untrusted_root`, `tcb_revoked`, `rtmr_mismatch`, ...), else an empty string.
+    """
+
+    def __init__(self, message: str, *, steps: tuple[str, ...] = (), reason: str = "") -> None:
+        Exception.__init__(self, message)  # not its sibling's, in the class that is both
         self.steps = steps
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with the keywords, which Exception's own way would lose."""
+        return _verification_error, (type(self), str(self), self.steps, self.reason)
 
 
-class CollateralExpiredError(CollateralError, VerificationError):
+def _verification_error(
+    kind: type[VerificationError], message: str, steps: tuple[str, ...], reason: str
+) -> VerificationError:
+    return kind(message, steps=steps, reason=reason)
+
+
+class CollateralExpiredError(VerificationError, CollateralError):
     """Endorsements are too old, or too new, for the time of the verification."""
 
 

@@ -159,7 +159,10 @@ class SnpReport(NamedTuple):
 
     @property
     def chip_key_masked(self) -> bool:
-        """Whether the host hides chip_id."""
+        """Whether the chip's key is masked (MASK_CHIP_KEY), so that it signs no reports.
+
+        That the host hides chip_id is another setting of its, and shows there: it is zero.
+        """
         return bool(self.key_info >> 1 & 1)
 
     @property

@@ -19,8 +19,10 @@ ROOT = Path(__file__).parents[1]
 CONTRACT = [  # names that documentation and outside checks are written against
     "AgentKeys",
     "AppKeys",
+    "AppraisalPolicy",
     "AsyncAttester",
     "Attestation",
+    "AttestationResult",
     "Attester",
     "Collateral",
     "Event",
@@ -30,11 +32,13 @@ CONTRACT = [  # names that documentation and outside checks are written against
     "Quote",
     "ReportData",
     "TpmEventLog",
+    "Verifier",
     "aopen",
     "backends",
     "errors",
     "open",
     "ra_tls",
+    "verify",
     "verify_signature",
 ]
 HEAVY = [
@@ -57,6 +61,8 @@ HEAVY = [
     "attestkit.serve",
     "attestkit.cli",
     "attestkit.backends",
+    "attestkit.verifier",
+    "dcap_qvl",
     "attestkit.attester",
 ]
 

@@ -1,10 +1,6 @@
 """The JavaScript verifier agrees: the simulator's quotes hold under its root and no other."""
 
-import json
-import shutil
-import subprocess
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 
@@ -12,9 +8,9 @@ from attestkit.backends.simulator.pki import SimulatedPki
 from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
 from attestkit.collateral import Collateral
 from tests.backends.simulated_cases import CASES, VECTORS
+from tests.clients.js_dcap_qvl import case, judge, node_program
 from tests.vectors import needs_shared
 
-FOLDER: Final = Path(__file__).parent / "js"
 NOW: Final = 1790000000
 SEED: Final = bytes.fromhex("6b" * 32)
 LAYOUTS: Final = ((4, False), (5, False), (5, True))  # version, TD 1.5
@@ -23,38 +19,7 @@ LAYOUTS: Final = ((4, False), (5, False), (5, True))  # version, TD 1.5
 @pytest.fixture(scope="module")
 def node() -> str:
     """Return the path of node, where it and the verifier are installed."""
-    program = shutil.which("node")
-    if program is None:
-        pytest.skip("node is not installed")
-    if not (FOLDER / "node_modules" / "@phala" / "dcap-qvl").is_dir():
-        pytest.skip("tests/clients/js/node_modules is missing: run `npm install` there")
-    return program
-
-
-def judge(node: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the verdict of @phala/dcap-qvl on each case."""
-    done = subprocess.run(  # noqa: S603 - our own script
-        [node, "verify.mjs"],
-        cwd=FOLDER,
-        input=json.dumps(cases),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    verdicts: list[dict[str, Any]] = json.loads(done.stdout)
-    return verdicts
-
-
-def case(quote: bytes, collateral: Collateral, now: int, root: bytes | None) -> dict[str, Any]:
-    """Return one case as verify.mjs reads it."""
-    return {
-        "quote": quote.hex(),
-        "collateral": json.loads(collateral.to_json()),
-        "now": now,
-        "root": None if root is None else root.hex(),
-    }
+    return node_program()
 
 
 def quotes(pki: SimulatedPki) -> list[bytes]:

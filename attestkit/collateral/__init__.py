@@ -6,17 +6,20 @@ checks its signatures. Its JSON is the nine-field form that DCAP verification li
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass, fields
-from datetime import datetime, timezone
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from attestkit._json import check_depth
-from attestkit.errors import CollateralError, FormatError
+from attestkit.collateral.atomic_file import replace_file
+from attestkit.collateral.parts import json_object, part_window
+from attestkit.errors import CollateralError
 
 if TYPE_CHECKING:
     from attestkit._crypto.x509 import Window
+    from attestkit.collateral.cache import CollateralCache
+    from attestkit.collateral.pccs_client import Getter
+    from attestkit.quote import Quote
 
 __all__ = ["Collateral"]
 
@@ -60,7 +63,7 @@ class Collateral:
         """
         if len(text) > _JSON_LIMIT:
             raise CollateralError(f"collateral is over {_JSON_LIMIT} bytes")
-        values = _json_object("collateral", text)
+        values = json_object("collateral", text)
         missing = [name for name in _FIELDS if name not in values]
         if missing:
             raise CollateralError(f"collateral lacks {', '.join(missing)}")
@@ -102,9 +105,47 @@ class Collateral:
             CollateralError: the file cannot be written.
         """
         try:
-            _replace(Path(path), self.to_json().encode())
+            # Public words, so readable by all.
+            replace_file(Path(path), self.to_json().encode(), mode=0o644)
         except (OSError, ValueError) as error:
             raise CollateralError(f"cannot write {os.fspath(path)}: {error}") from error
+
+    @classmethod
+    def fetch(
+        cls,
+        quote: "Quote",
+        pccs_url: str,
+        *,
+        getter: "Getter | None" = None,
+        cache: "CollateralCache | None" = None,
+        max_age: timedelta | None = None,
+    ) -> "Collateral":
+        """Return the collateral for `quote` from a PCCS or Intel's service.
+
+        Nothing fetched is believed: parts are looked at for their shape and dates alone.
+
+        Args:
+            quote: Of a TD or an SGX enclave; nobody need have verified it.
+            pccs_url: The service's base URL, `https://api.trustedservices.intel.com` for Intel's.
+                Behind it there may be `/`, `/sgx/certification/v4` or `/tdx/certification/v4`. Over
+                plain http others can read and withhold the answers, and replace them by older ones
+                that still hold; all of them are signed.
+            getter: What gets a URL; None is `http_getter.HttpGetter`, which takes no proxy from the
+                environment.
+            cache: Where answers are kept until their next update, and looked for first.
+            max_age: Fetch again what the cache has had for longer.
+
+        Raises:
+            CollateralError: The service cannot be reached, or answers something else; the text
+                names the URL. An expired answer in the cache does not take its place.
+            FormatError: The quote's certificates are malformed.
+            UsageError: `pccs_url` is no http or https URL, or holds a password.
+        """
+        # Late: only who fetches pays for it.
+        from attestkit.collateral.source import CollateralSource
+
+        source = CollateralSource(pccs_url, getter=getter, cache=cache, max_age=max_age)
+        return source.find(quote).collateral
 
     def __repr__(self) -> str:
         sizes = (f"{name}: {len(getattr(self, name))}" for name in _FIELDS)
@@ -130,7 +171,9 @@ class Collateral:
         return min(window.end for window in self._windows())
 
     def _windows(self) -> "list[Window]":
-        return [_window(name, getattr(self, name)) for name in _FIELDS if name not in _SIGNATURES]
+        return [
+            part_window(name, getattr(self, name)) for name in _FIELDS if name not in _SIGNATURES
+        ]
 
 
 _OPTIONAL: Final = "pck_certificate_chain"
@@ -149,67 +192,8 @@ def _check(name: str, value: object) -> None:
         raise CollateralError(f"{name} has {len(value)} bytes, not {_SIGNATURE}")
 
 
-def _json_object(name: str, text: str | bytes) -> dict[str, Any]:
-    try:
-        # Decoded here: json would take UTF-16 as well, whose depth nobody has checked.
-        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-        check_depth(text)
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CollateralError(f"{name} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CollateralError(f"{name} is not a JSON object")
-    return value
-
-
 def _from_hex(name: str, value: str) -> bytes:
     try:
         return bytes.fromhex(value)
     except (TypeError, ValueError) as error:  # TypeError: JSON had something else than a string
         raise CollateralError(f"{name} is not hex") from error
-
-
-def _window(name: str, value: str | bytes) -> "Window":
-    """Return when the field `name` is valid."""
-    from attestkit._crypto.x509 import Window, chain_window, crl_window  # late: loads X.509
-
-    try:
-        if isinstance(value, bytes):
-            return crl_window(value)
-        if name.endswith("_chain"):
-            return chain_window(value)
-    except FormatError as error:
-        raise CollateralError(f"{name}: {error}") from error
-    dates = _json_object(name, value)
-    return Window(*(_date(name, key, dates.get(key)) for key in ("issueDate", "nextUpdate")))
-
-
-def _date(name: str, key: str, value: object) -> datetime:
-    try:
-        # datetime of Python 3.10 does not know the Z.
-        moment = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
-        if moment.tzinfo is not None:
-            return moment.astimezone(timezone.utc)
-    except (ValueError, OverflowError) as error:
-        raise CollateralError(f"{name}: {key} is not a date") from error
-    raise CollateralError(f"{name}: {key} has no time zone")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write `content` beside `path`, flush it to the disk, and put it in its place."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)  # public words; mkstemp makes files for one user
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

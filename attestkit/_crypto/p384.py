@@ -1,0 +1,51 @@
+"""ECDSA on P-384 with SHA-384, verified: reports of AMD's chips and documents of AWS's enclaves."""
+
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA384
+
+from attestkit.errors import SignatureError
+
+__all__ = ["P384_SIGNATURE_SIZE", "P384_SPKI_HEAD", "p384_verify", "p384_verify_der"]
+
+P384_SIGNATURE_SIZE: Final = 96
+# RFC 5480, up to and with the 04 of the point.
+P384_SPKI_HEAD: Final = bytes.fromhex("3076301006072a8648ce3d020106052b8104002203620004")
+
+
+def p384_verify(spki: bytes, signature: bytes, data: bytes) -> None:
+    """Check r and s (96 bytes, big-endian) over the SHA-384 of `data`.
+
+    Args:
+        spki: the key as SubjectPublicKeyInfo in DER, its point not compressed.
+        signature: r and s, 48 bytes each.
+        data: what was signed.
+
+    Raises:
+        SignatureError: the signature does not hold, or it or the key is malformed.
+    """
+    if len(signature) != P384_SIGNATURE_SIZE:
+        raise SignatureError(
+            f"a P-384 signature is {P384_SIGNATURE_SIZE} bytes, not {len(signature)}"
+        )
+    r, s = int.from_bytes(signature[:48], "big"), int.from_bytes(signature[48:], "big")
+    p384_verify_der(spki, encode_dss_signature(r, s), data)
+
+
+def p384_verify_der(spki: bytes, signature: bytes, data: bytes) -> None:
+    """Check a signature in DER over the SHA-384 of `data`; otherwise as `p384_verify`."""
+    size = len(P384_SPKI_HEAD) + 96
+    if len(spki) != size or not spki.startswith(P384_SPKI_HEAD):
+        raise SignatureError("the key is not P-384")
+    try:
+        point = spki[len(P384_SPKI_HEAD) - 1 :]
+        key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), point)
+    except ValueError as error:
+        raise SignatureError("the P-384 key is not on the curve") from error
+    try:
+        key.verify(signature, data, ec.ECDSA(SHA384()))
+    except InvalidSignature as error:
+        raise SignatureError("the P-384 signature does not hold") from error

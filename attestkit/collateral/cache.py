@@ -1,0 +1,239 @@
+"""Collateral that was fetched, kept until its next update: in memory, and in a folder if wanted.
+
+What is kept is public and believed by nobody: a Verifier checks its signatures at every use. Still
+the folder is its owner's alone, for whoever writes there can hold a verifier back to older words of
+Intel's that are valid, or keep it from work.
+
+A file has the SHA-256 of what follows in its first line, then JSON: version, key, when it was
+fetched, and the nine fields. Anything that is not such a file for the key it is looked up by counts
+as not there, and is replaced.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import stat
+import threading
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from attestkit.collateral import Collateral
+from attestkit.collateral.atomic_file import replace_file
+from attestkit.collateral.parts import json_object
+from attestkit.errors import CollateralError, ConfigError, UsageError
+
+__all__ = ["CollateralCache", "Key"]
+
+Key: TypeAlias = tuple[str, ...]
+"""Whose collateral: the service's URL, the TEE, and what names the platform to the service."""
+
+_VERSION: Final = 1
+_FILE_LIMIT: Final = 16 << 20  # bytes; real ones are about 40 kB
+_STRAYS: Final = 16  # files of writers that were killed, or are at work
+_ENTRY: Final = re.compile(r"[0-9a-f]{64}\.json")
+_STRAY: Final = re.compile(r"\.[0-9a-f]{64}\.json\..+")
+# Neither what a link leads to, nor waiting for the other end of a pipe.
+_READ_PLAINLY: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_logger = logging.getLogger("attestkit.collateral")
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+class _Entry(NamedTuple):
+    collateral: Collateral
+    fetched_at: datetime
+    valid_from: datetime
+    valid_until: datetime
+
+    def holds(self, now: datetime, max_age: timedelta | None) -> bool:
+        """Tell whether it can still be used; one from the future cannot, the clock was wrong."""
+        if not (max(self.fetched_at, self.valid_from) <= now < self.valid_until):
+            return False
+        return max_age is None or now - self.fetched_at <= max_age
+
+
+class CollateralCache:
+    """Collateral by whose it is; used by any number of threads, and processes on one folder.
+
+    It pickles without what it holds in memory, if its clock does.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | None,
+        *,
+        max_age: timedelta | None = None,
+        limit: int = 256,
+        clock: Callable[[], datetime] = _now,
+    ) -> None:
+        """Open a cache.
+
+        Args:
+            folder: Where it is kept. It is made, with its parents, or closed to others if it is
+                there already. None is memory alone.
+            max_age: How old an answer may get before its next update; None leaves it at that.
+            limit: The number of entries, in memory as in the folder; the oldest go first. An entry
+                takes about 40 kB.
+            clock: The time, aware.
+
+        Raises:
+            ConfigError: The folder cannot be used, or is somebody else's.
+            UsageError: `max_age` is negative, or `limit` below 1.
+        """
+        _check_age(max_age)
+        if limit < 1:
+            raise UsageError(f"a cache has room for one entry at least, not {limit}")
+        self._folder = None if folder is None else Path(folder).absolute()
+        self._max_age = max_age
+        self._limit = limit
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._entries: dict[Key, _Entry] = {}  # the oldest first
+        if self._folder is not None:
+            _make_private(self._folder)
+
+    def get(self, key: Key, *, max_age: timedelta | None = None) -> Collateral | None:
+        """Return what was put under `key`, unless it has ended or is older than `max_age`.
+
+        The cache's own `max_age` holds as well.
+        """
+        _check_age(max_age)
+        ages = [age for age in (max_age, self._max_age) if age is not None]
+        limit = min(ages) if ages else None
+        now = self._clock()
+        with self._lock:
+            entry = self._entries.get(key)
+        if entry is not None and entry.holds(now, limit):
+            return entry.collateral
+        # Another process may have fetched it since.
+        entry = self._read(key)
+        if entry is None or not entry.holds(now, limit):
+            return None
+        self._remember(key, entry)
+        return entry.collateral
+
+    def put(self, key: Key, collateral: Collateral) -> None:
+        """Keep `collateral`, which has just been fetched, under `key`.
+
+        A folder that cannot be written any more is a warning in the log `attestkit.collateral`, for
+        the collateral is good without it.
+
+        Raises:
+            CollateralError: A part of it has no dates.
+        """
+        entry = _Entry(collateral, self._clock(), collateral.valid_from, collateral.valid_until)
+        self._remember(key, entry)
+        if self._folder is None:
+            return
+        path = self._path(self._folder, key)
+        try:
+            replace_file(path, _encode(key, entry), mode=0o600)
+            self._prune(self._folder)
+        except OSError as error:
+            _logger.warning("cannot keep collateral in %s: %s", self._folder, error)
+
+    def _remember(self, key: Key, entry: _Entry) -> None:
+        with self._lock:
+            self._entries.pop(key, None)  # so that it goes to the end
+            self._entries[key] = entry
+            while len(self._entries) > self._limit:
+                del self._entries[next(iter(self._entries))]
+
+    def _read(self, key: Key) -> _Entry | None:
+        if self._folder is None:
+            return None
+        try:
+            handle = os.open(self._path(self._folder, key), _READ_PLAINLY)
+            with os.fdopen(handle, "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    return None
+                return _decode(key, file.read(_FILE_LIMIT + 1))
+        except (OSError, CollateralError, ValueError, KeyError, TypeError):
+            return None  # not there, or not ours: what is fetched next takes its place
+
+    @staticmethod
+    def _path(folder: Path, key: Key) -> Path:
+        # Parts of a key are chosen by strangers, and must not become parts of a path.
+        return folder / f"{hashlib.sha256(_key_text(key)).hexdigest()}.json"
+
+    def _prune(self, folder: Path) -> None:
+        """Remove the oldest entries over the limit, and what killed writers have left."""
+        kinds = ((_ENTRY, self._limit), (_STRAY, _STRAYS))
+        with os.scandir(folder) as found:
+            names = [entry.name for entry in found]
+        for pattern, limit in kinds:
+            ours = [folder / name for name in names if pattern.fullmatch(name)]
+            if len(ours) <= limit:
+                continue
+            for path in sorted(ours, key=_age_order)[:-limit]:
+                with contextlib.suppress(OSError):  # another process was quicker
+                    path.unlink()
+
+    def __getstate__(self) -> tuple[object, ...]:
+        return self._folder, self._max_age, self._limit, self._clock
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._folder, self._max_age, self._limit, self._clock = state
+        self._lock = threading.Lock()
+        self._entries = {}
+
+
+def _check_age(max_age: timedelta | None) -> None:
+    if max_age is not None and max_age < timedelta():
+        raise UsageError(f"max_age is a time span that is not negative, not {max_age}")
+
+
+def _make_private(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+        if found.st_uid != os.geteuid():
+            raise ConfigError(f"{folder}: belongs to user {found.st_uid}, not to us")
+        if stat.S_IMODE(found.st_mode) & 0o077:
+            folder.chmod(0o700)
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror or error}") from error
+
+
+def _age_order(path: Path) -> int:
+    try:
+        return path.lstat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _key_text(key: Key) -> bytes:
+    return json.dumps(key).encode("ascii")
+
+
+def _encode(key: Key, entry: _Entry) -> bytes:
+    values = {
+        "version": _VERSION,
+        "key": key,
+        "fetched_at": entry.fetched_at.isoformat(),
+        "collateral": json.loads(entry.collateral.to_json()),
+    }
+    text = json.dumps(values).encode("ascii")
+    return hashlib.sha256(text).hexdigest().encode("ascii") + b"\n" + text
+
+
+def _decode(key: Key, content: bytes) -> _Entry:
+    """Read a file; CollateralError, ValueError, KeyError or TypeError if it is none for `key`."""
+    checksum, _, text = content.partition(b"\n")
+    if len(content) > _FILE_LIMIT or checksum.decode("ascii") != hashlib.sha256(text).hexdigest():
+        raise CollateralError("the file is damaged")
+    values = json_object("the file", text)
+    if values["version"] != _VERSION or values["key"] != list(key):
+        raise CollateralError("the file is another's")
+    fetched_at = datetime.fromisoformat(values["fetched_at"])
+    if fetched_at.tzinfo is None:
+        raise CollateralError("the file has a time without zone")
+    collateral = Collateral.from_json(json.dumps(values["collateral"]))
+    return _Entry(collateral, fetched_at, collateral.valid_from, collateral.valid_until)

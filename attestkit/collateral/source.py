@@ -1,0 +1,214 @@
+"""Collateral for a verifier: a service, a cache before it, and a second try where that is doubtful.
+
+Nothing fetched is believed, so a cache may hold an answer that somebody altered on its way, with
+a next update that is years off. It stays until a verification has refused evidence over it: then
+the service is asked once more, unless the same collateral has passed before, for then the evidence
+is to blame. Who sends bad evidence can so neither displace what has passed, nor have a service
+asked more than once a minute for a platform that it knows.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from copy import copy
+from dataclasses import replace
+from datetime import timedelta
+from threading import Lock
+from time import monotonic
+from typing import Final, NamedTuple, TypeVar
+
+from attestkit.collateral import Collateral
+from attestkit.collateral.cache import CollateralCache, Key
+from attestkit.collateral.pccs_client import (
+    Getter,
+    HiddenPlatform,
+    Platform,
+    Service,
+    base_url,
+    platform_of,
+)
+from attestkit.errors import AttestKitError, CollateralError, UsageError
+from attestkit.quote import TEE_SGX, Quote
+
+__all__ = ["CollateralSource", "Found"]
+
+_PAUSE: Final = 60.0  # seconds between two second tries for one platform
+_REMEMBERED: Final = 256  # platforms, of each kind of memory
+_Name = TypeVar("_Name")
+_Value = TypeVar("_Value")
+
+
+class Found(NamedTuple):
+    """Collateral for a quote, and where it was."""
+
+    collateral: Collateral
+    key: Key  # of `shared` in the cache
+    cached: bool  # whether it was in the cache, perhaps for long
+    shared: Collateral  # the same without the certificate of one platform
+    hidden: HiddenPlatform | None  # whose certificate that is
+
+
+class CollateralSource:
+    """A PCCS or Intel's service with a cache before it; any number of threads may share it.
+
+    Threads that want the same at once wait for one fetch.
+    """
+
+    def __init__(
+        self,
+        pccs_url: str,
+        *,
+        getter: Getter | None = None,
+        cache: CollateralCache | None = None,
+        max_age: timedelta | None = None,
+        timer: Callable[[], float] = monotonic,
+    ) -> None:
+        """Set up for a service; nothing is asked yet.
+
+        Args:
+            pccs_url: The service, as for `Collateral.fetch`; also the next three.
+            getter: What gets a URL; None is HTTP.
+            cache: Where answers are kept; None keeps none.
+            max_age: How old an answer from the cache may be.
+            timer: Seconds that pass, for the pause between second tries.
+
+        Raises:
+            UsageError: `pccs_url` is no http or https URL, or holds a password.
+        """
+        self._base = base_url(pccs_url)
+        self._getter, self._cache, self._max_age = getter, cache, max_age
+        self._timer = timer
+        self._lock = Lock()
+        self._running: dict[Key, Future[Collateral | None]] = {}
+        # What has passed a verification, by platform; the oldest first, as in all of these.
+        self._passed: dict[Key, Collateral] = {}
+        self._certificates: dict[HiddenPlatform, tuple[Platform, str]] = {}
+        self._tried_again: dict[Key, float] = {}
+
+    def find(self, quote: Quote) -> Found:
+        """Return the collateral for `quote`, from the cache if it is there; see `fetch` for errors.
+
+        A quote with an encrypted PPID has one request more, for the platform's certificate, until
+        that has passed a verification: strangers can invent such names without end.
+        """
+        if not isinstance(quote, Quote):
+            raise UsageError(f"quote is a Quote, not {type(quote).__name__}: see Quote.parse")
+        tee = "sgx" if quote.tee_type == TEE_SGX else "tdx"
+        platform, hidden, chain = platform_of(quote), None, None
+        if isinstance(platform, HiddenPlatform):
+            hidden = platform
+            known = self._certificates.get(hidden)
+            platform, chain = known or self._service().find(hidden)
+        key = (self._base, tee, *platform)
+        shared, cached = self._held(key), True
+        if shared is None:
+            shared, cached = self._once(
+                key, lambda: self._held(key), lambda: self._ask(key, tee, platform)
+            )
+            assert shared is not None
+        return _found(shared, key, hidden, chain, cached=cached)
+
+    def find_again(self, doubted: Found) -> Found | None:
+        """Return other collateral in place of some over which evidence was refused.
+
+        None if there is none: it was fetched just now, or has passed a verification before, or the
+        service has been asked lately, has the same, or cannot be reached.
+        """
+        key, old = doubted.key, doubted.shared
+        if doubted.hidden is not None:
+            self._certificates.pop(doubted.hidden, None)
+        if not doubted.cached or self._passed.get(key) == old:
+            return None
+        _, tee, *names = key
+
+        def newer() -> Collateral | None:
+            held = self._held(key)
+            return None if held == old else held
+
+        def ask() -> Collateral | None:
+            now = self._timer()
+            last = self._tried_again.get(key)
+            if last is not None and now - last < _PAUSE:
+                return None
+            self._remember(self._tried_again, key, now)
+            return self._ask(key, tee, Platform(*names))
+
+        try:
+            shared, _ = self._once(key, newer, ask)
+        except AttestKitError:  # that the evidence was refused says more
+            return None
+        if shared is None or shared == old:
+            return None
+        chain = doubted.collateral.pck_certificate_chain
+        return _found(shared, key, doubted.hidden, chain, cached=False)
+
+    def passed(self, found: Found) -> None:
+        """Remember collateral with which a verification has passed."""
+        if self._passed.get(found.key) is not found.shared:
+            self._remember(self._passed, found.key, found.shared)
+        chain = found.collateral.pck_certificate_chain
+        if found.hidden is not None and found.hidden not in self._certificates and chain:
+            self._remember(self._certificates, found.hidden, (Platform(*found.key[2:]), chain))
+
+    def _held(self, key: Key) -> Collateral | None:
+        return None if self._cache is None else self._cache.get(key, max_age=self._max_age)
+
+    def _ask(self, key: Key, tee: str, platform: Platform) -> Collateral:
+        collateral = self._service().collateral(tee, platform)
+        if self._cache is not None:
+            self._cache.put(key, collateral)
+        return collateral
+
+    def _service(self) -> Service:
+        getter = self._getter
+        if getter is None:
+            from attestkit.collateral.http_getter import HttpGetter  # late: loads http and ssl
+
+            getter = HttpGetter()
+        return Service(self._base, getter)
+
+    def _once(
+        self,
+        key: Key,
+        held: Callable[[], Collateral | None],
+        ask: Callable[[], Collateral | None],
+    ) -> tuple[Collateral | None, bool]:
+        """Return what is held, or asked for by one thread for all that want it; and which."""
+        with self._lock:
+            running = self._running.get(key)
+            if running is None:
+                mine = self._running[key] = Future[Collateral | None]()
+        if running is not None:
+            try:
+                return running.result(), False
+            except AttestKitError as error:
+                raise copy(error) from error  # each thread's own
+        try:
+            value = held()  # another thread may have been quicker
+            cached = value is not None
+            if value is None:
+                value = ask()
+            mine.set_result(value)
+        except AttestKitError as error:
+            mine.set_exception(error)
+            raise
+        except BaseException:
+            mine.set_exception(CollateralError("the fetch of the collateral was broken off"))
+            raise
+        finally:
+            with self._lock:
+                del self._running[key]
+        return value, cached
+
+    def _remember(self, memory: dict[_Name, _Value], name: _Name, value: _Value) -> None:
+        with self._lock:
+            memory.pop(name, None)  # so that it goes to the end
+            memory[name] = value
+            while len(memory) > _REMEMBERED:
+                del memory[next(iter(memory))]
+
+
+def _found(
+    shared: Collateral, key: Key, hidden: HiddenPlatform | None, chain: str | None, *, cached: bool
+) -> Found:
+    whole = shared if chain is None else replace(shared, pck_certificate_chain=chain)
+    return Found(whole, key, cached, shared, hidden)

@@ -1,0 +1,225 @@
+"""Refusals of dcap-qvl that take a look at the evidence to say what is wrong with it, and where.
+
+Each function is given dcap-qvl's text and what it judged, and returns the error to raise.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from typing import Final, NamedTuple
+
+from attestkit._crypto.certificates import Certificate
+from attestkit.collateral import Collateral
+from attestkit.errors import AttestKitError
+from attestkit.quote import Quote, TdQuoteBody
+from attestkit.verifier.dcap_refusals import moment, refuse
+from attestkit.verifier.endorsements import Endorsements
+from attestkit.verifier.pck_chain import PckChain, read_chain
+from attestkit.verifier.tcb_levels import shortfall, unsupported
+
+__all__ = ["EXPLAINED", "Judged"]
+
+_TIME: Final = re.compile(r"next_update: UnixTime\((\d{1,11})\)")
+_FRESH: Final = "fetch fresh collateral"
+
+
+class Judged(NamedTuple):
+    """What dcap-qvl was asked about."""
+
+    quote: Quote
+    endorsed: Endorsements
+    chain: PckChain
+    root: Certificate  # the trust anchor
+    now: int  # Unix seconds
+
+
+def _moment(seconds: float) -> str:
+    return moment(datetime.fromtimestamp(seconds, timezone.utc))
+
+
+def _span(judged: Judged) -> str:
+    """Return until when all of the collateral was valid, for the end of a sentence."""
+    return (
+        f"all of the collateral was valid until {_moment(judged.endorsed.end)}, and the "
+        f"verification is at {_moment(judged.now)}: {_FRESH}"
+    )
+
+
+def _info_expired(_: str, judged: Judged) -> AttestKitError:
+    until = moment(judged.endorsed.tcb_info.next_update)
+    return refuse("tcb_info_expired", f"TCB info was valid until {until}; {_span(judged)}")
+
+
+def _qe_expired(_: str, judged: Judged) -> AttestKitError:
+    until = moment(judged.endorsed.qe_identity.next_update)
+    return refuse("qe_identity_expired", f"QE identity was valid until {until}; {_span(judged)}")
+
+
+def _info_early(_: str, judged: Judged) -> AttestKitError:
+    start = moment(judged.endorsed.tcb_info.issue_date)
+    message = f"TCB info is valid from {start}, {_too_early(judged)}"
+    return refuse("tcb_info_not_yet_valid", message)
+
+
+def _qe_early(_: str, judged: Judged) -> AttestKitError:
+    start = moment(judged.endorsed.qe_identity.issue_date)
+    message = f"QE identity is valid from {start}, {_too_early(judged)}"
+    return refuse("qe_identity_not_yet_valid", message)
+
+
+def _too_early(judged: Judged) -> str:
+    return (
+        f"and the verification is at {_moment(judged.now)}: set the clock, or use older collateral"
+    )
+
+
+def _crl_expired(text: str, judged: Judged) -> AttestKitError:
+    # The root's CRL is looked at alone, and first; in a chain it must be the other one.
+    name = "the root CA's CRL" if text.startswith("CrlExpired") else "the PCK CA's CRL"
+    found = _TIME.search(text)
+    until = f"was valid until {_moment(int(found[1]))}" if found else "has expired"
+    return refuse("crl_expired", f"{name} {until}; {_span(judged)}")
+
+
+def _certificate_expired(_: str, judged: Judged) -> AttestKitError:
+    now = datetime.fromtimestamp(judged.now, timezone.utc)
+    at = f"and the verification is at {moment(now)}"
+    for name, certificate in _certificates(judged):
+        if now < certificate.valid_from:
+            message = f"{name} is valid from {moment(certificate.valid_from)}, {at}"
+            return refuse("cert_expired", message)
+        if now > certificate.valid_until:
+            until = moment(certificate.valid_until)
+            return refuse("cert_expired", f"{name} was valid until {until}, {at}: {_FRESH}")
+    return refuse("cert_expired", f"a certificate is not valid at {moment(now)}: {_FRESH}")
+
+
+def _certificates(judged: Judged) -> Iterator[tuple[str, Certificate]]:
+    """Return the certificates that dcap-qvl goes through, in its order, with their names."""
+    given = judged.endorsed.collateral
+    yield "the certificate that signs TCB info", read_chain(given.tcb_info_issuer_chain.encode())[0]
+    yield (
+        "the certificate that signs QE identity",
+        read_chain(given.qe_identity_issuer_chain.encode())[0],
+    )
+    yield "the platform's PCK certificate", judged.chain.leaf
+    yield "the PCK CA's certificate", judged.chain.authority
+
+
+def _certificate_revoked(text: str, judged: Judged) -> AttestKitError:
+    if text.startswith("CertRevoked"):
+        return refuse("cert_revoked", "the root CA's CRL revokes the root itself")
+    given = judged.endorsed.collateral
+    for name, certificate in _certificates(judged):
+        serial = abs(certificate.serial_number)
+        octets = serial.to_bytes(serial.bit_length() // 8 + 1, "big")
+        # Where it stands in a CRL does not matter: dcap-qvl found that one of them revokes.
+        if octets in given.root_ca_crl or octets in given.pck_crl:
+            return refuse("cert_revoked", f"{name} is on the CRL of who issued it")
+    return refuse("cert_revoked", "a certificate of the quote or the collateral is on a CRL")
+
+
+def _root_crl(text: str, judged: Judged) -> AttestKitError:
+    if "InvalidCrlSignatureForPublicKey" not in text:
+        return refuse("crl_malformed", f"the root CA's CRL is malformed: {_FRESH}")
+    message = "the root CA's CRL is not signed by the trust anchor"
+    if judged.endorsed.roots[0] == judged.root.spki_der:
+        return refuse("crl_bad_signature", f"{message}: {_FRESH}")
+    return refuse(
+        "crl_bad_signature",
+        f"{message}, and the collateral names another root: evidence of a simulator needs the "
+        "simulator's root as trust anchor, evidence of hardware needs none",
+    )
+
+
+def _unsigned_certificate(_: str, judged: Judged) -> AttestKitError:
+    ends = [
+        ("the issuer chain of TCB info", judged.endorsed.roots[0]),
+        ("the issuer chain of QE identity", judged.endorsed.roots[1]),
+    ]
+    if judged.chain.root is not None:
+        ends.append(("the quote's PCK certificate chain", judged.chain.root.spki_der))
+    for name, key in ends:
+        if key != judged.root.spki_der:
+            message = f"{name} leads to another root than the trust anchor"
+            return refuse("untrusted_root", message)
+    return refuse(
+        "cert_bad_signature",
+        "a certificate is not signed by the one behind it in its chain, or by the trust anchor",
+    )
+
+
+def _not_supported(_: str, judged: Judged) -> AttestKitError:
+    why = _why(unsupported, judged)
+    return refuse("tcb_not_supported", f"the platform is below every TCB level: {why}")
+
+
+def _component_not_supported(_: str, judged: Judged) -> AttestKitError:
+    why = _why(shortfall, judged)
+    return refuse("tcb_not_supported", f"a component is below every level it has: {why}")
+
+
+def _tcb_revoked(_: str, judged: Judged) -> AttestKitError:
+    why = _why(shortfall, judged)
+    message = f"Intel has revoked the TCB of this platform, and no policy accepts it: {why}"
+    return refuse("tcb_revoked", message)
+
+
+def _why(tell: Callable[[Collateral, Quote], str], judged: Judged) -> str:
+    try:
+        return tell(judged.endorsed.collateral, judged.quote)
+    except AttestKitError:
+        return "which of them cannot be told"
+
+
+def _debug(_: str, judged: Judged) -> AttestKitError:
+    reason, what = ("td_debug", "TD") if judged.quote.tee_type else ("enclave_debug", "enclave")
+    return refuse(
+        reason,
+        f"the {what} runs in debug mode{_attributes(judged)}: its host can read and change all of "
+        "it; start it without",
+    )
+
+
+def _td_attributes(text: str, judged: Judged) -> AttestKitError:
+    for said, meant in (
+        ("SEPT_VE_DISABLE", "SEPT_VE_DISABLE is not set: the host can inject exceptions"),
+        ("TD profiling", "a profiling bit is set: the host can watch the TD"),
+        ("TD migration", "MIGRATABLE is set"),
+        ("SERVTD_EXT", "SERVTD_EXT is set"),
+    ):
+        if said in text:
+            return refuse("td_attributes", f"TD attributes{_attributes(judged)}: {meant}")
+    return refuse("td_attributes", f"TD attributes{_attributes(judged)}: a reserved bit is set")
+
+
+def _attributes(judged: Judged) -> str:
+    body = judged.quote.body
+    value = body.td_attributes if isinstance(body, TdQuoteBody) else body.attributes
+    return f" ({value.hex()})"
+
+
+EXPLAINED: Final[dict[str, Callable[[str, Judged], AttestKitError]]] = {
+    "CrlExpired": _crl_expired,
+    "CertExpired": _certificate_expired,
+    "CertNotValidYet": _certificate_expired,
+    "CertRevoked": _certificate_revoked,
+    "Failed to parse root CA CRL": _root_crl,
+    "InvalidSignatureForPublicKey": _unsigned_certificate,
+    "UnknownIssuer": _unsigned_certificate,
+    "TCBInfo expired": _info_expired,
+    "TCBInfo issue date is in the future": _info_early,
+    "QE Identity expired": _qe_expired,
+    "QE Identity issue date is in the future": _qe_early,
+    "No matching TCB level found": _not_supported,
+    "TDX module ISVSVN": _component_not_supported,
+    "QE ISVSVN": _component_not_supported,
+    "TCB status is invalid: Revoked": _tcb_revoked,
+    "Debug mode is enabled": _debug,
+    "TD profiling is enabled": _td_attributes,
+    "SERVTD_EXT is enabled": _td_attributes,
+    "SEPT_VE_DISABLE is not enabled": _td_attributes,
+    "TD migration is enabled": _td_attributes,
+    "Reserved bits in TD attributes are set": _td_attributes,
+}
+"""By how dcap-qvl's text, or one of its causes, begins."""

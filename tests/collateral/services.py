@@ -1,0 +1,47 @@
+"""A PCCS without a network, whose answers a test can change."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import urlsplit
+
+from attestkit.backends.simulator.pccs import ServedPlatform, SimulatedPccs
+from attestkit.backends.simulator.pki import SimulatedPki
+from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
+from attestkit.collateral import Collateral
+from attestkit.collateral.pccs_client import Response
+from attestkit.quote import Quote
+
+NOW: Final = 1790000000
+BASE: Final = "http://pccs.test:8081"
+PKI: Final = SimulatedPki(bytes(range(32)))
+PLATFORM: Final = PKI.platform("0")
+QUOTE: Final = Quote.parse(QuotingEnclave(PKI).quote(TdBody().td10(), version=4))
+PCCS: Final = SimulatedPccs(
+    lambda: PKI.collateral(NOW), [ServedPlatform(PLATFORM.qe_id, PLATFORM.pck_der)]
+)
+COLLATERAL: Final = PKI.collateral(NOW)
+CRL, ROOT_CRL = "/sgx/certification/v4/pckcrl", "/sgx/certification/v4/rootcacrl"
+TCB, QE = "/tdx/certification/v4/tcb", "/tdx/certification/v4/qe/identity"
+PCKCERT: Final = "/sgx/certification/v4/pckcert"
+
+
+@dataclass
+class Service:
+    """A getter; `changes` are what becomes of the answers to some paths."""
+
+    changes: dict[str, Callable[[Response], Response]] = field(default_factory=dict)
+    urls: list[str] = field(default_factory=list)
+
+    def __call__(self, url: str) -> Response:
+        """Answer a GET of `url`, whatever its host is."""
+        self.urls.append(url)
+        parts = urlsplit(url)
+        status, headers, body = PCCS.answer(parts.path, parts.query)
+        response = Response(status, dict(headers), body)
+        change = self.changes.get(parts.path)
+        return response if change is None else change(response)
+
+    def fetch(self, quote: Quote = QUOTE, base: str = BASE) -> Collateral:
+        """Fetch from this service."""
+        return Collateral.fetch(quote, base, getter=self)

@@ -1,0 +1,129 @@
+"""A stand-in for AWS: a root, two authorities, an enclave's certificate, and its documents."""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
+from functools import cache
+from typing import Any, Final
+
+import cbor2
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+NOW: Final = datetime(2026, 8, 1, 12, 0, 0, tzinfo=timezone.utc)
+DAY: Final = timedelta(days=1)
+MODULE: Final = "i-0123456789abcdef0-enc0123456789abcdef"
+PROTECTED: Final = cbor2.dumps({1: -35})
+
+_USAGE: Final = dict.fromkeys(
+    (
+        "digital_signature",
+        "content_commitment",
+        "key_encipherment",
+        "data_encipherment",
+        "key_agreement",
+        "key_cert_sign",
+        "crl_sign",
+        "encipher_only",
+        "decipher_only",
+    ),
+    False,
+)
+
+
+def key(name: str, curve: type[ec.EllipticCurve] = ec.SECP384R1) -> ec.EllipticCurvePrivateKey:
+    """Return somebody's key."""
+    return _made(name, curve)
+
+
+@cache
+def _made(name: str, curve: type[ec.EllipticCurve]) -> ec.EllipticCurvePrivateKey:
+    del name  # tells keys apart
+    return ec.generate_private_key(curve())
+
+
+def certificate(  # noqa: PLR0913 - what a certificate may be wrong in
+    name: str,
+    issuer: str,
+    *,
+    path_length: int | None = None,
+    authority: bool = True,
+    usage: str | None = None,
+    valid_until: datetime = NOW + DAY,
+    extension: x509.ExtensionType | None = None,
+    curve: type[ec.EllipticCurve] = ec.SECP384R1,
+    algorithm: type[SHA256 | SHA384] = SHA384,
+    signed_by: str = "",
+) -> bytes:
+    """Return a certificate; `usage` is the one key usage, else what fits."""
+    own = {**_USAGE, usage or ("key_cert_sign" if authority else "digital_signature"): True}
+    length = path_length if authority else None
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
+        .public_key(key(name, curve).public_key())
+        .serial_number(5)
+        .not_valid_before(NOW - DAY)
+        .not_valid_after(valid_until)
+        .add_extension(x509.BasicConstraints(ca=authority, path_length=length), critical=True)
+        .add_extension(x509.KeyUsage(**own), critical=True)
+    )
+    if extension is not None:
+        builder = builder.add_extension(extension, critical=True)
+    signed = builder.sign(key(signed_by or issuer), algorithm())
+    return signed.public_bytes(Encoding.DER)
+
+
+@cache
+def root() -> bytes:
+    """Return the root."""
+    return certificate("root", "root")
+
+
+@cache
+def chain() -> tuple[bytes, ...]:
+    """Return root, region, zone."""
+    region = certificate("region", "root", path_length=1)
+    return root(), region, certificate("zone", "region", path_length=0)
+
+
+@cache
+def leaf() -> bytes:
+    """Return the enclave's certificate."""
+    return certificate("enclave", "zone", authority=False)
+
+
+def payload(**changes: object) -> dict[str, Any]:
+    """Return the fields of a document; a change to `...` takes one out."""
+    fields: dict[str, Any] = {
+        "module_id": MODULE,
+        "digest": "SHA384",
+        "timestamp": int(NOW.timestamp() * 1000),
+        "pcrs": {index: bytes([index + 1]) * 48 for index in range(16)},
+        "certificate": leaf(),
+        "cabundle": list(chain()),
+        "public_key": None,
+        "user_data": bytes(range(64)),
+        "nonce": None,
+    }
+    return {name: value for name, value in {**fields, **changes}.items() if value is not ...}
+
+
+def document(
+    fields: Mapping[str, object] | None = None,
+    *,
+    protected: bytes = PROTECTED,
+    unprotected: Mapping[object, object] | None = None,
+    signer: ec.EllipticCurvePrivateKey | None = None,
+    algorithm: type[SHA256 | SHA384] = SHA384,
+) -> bytes:
+    """Return a document, signed with the enclave's key or another."""
+    content = cbor2.dumps(payload() if fields is None else fields)
+    whole = cbor2.dumps(["Signature1", protected, b"", content])
+    r, s = decode_dss_signature((signer or key("enclave")).sign(whole, ec.ECDSA(algorithm())))
+    signature = r.to_bytes(48, "big") + s.to_bytes(48, "big")
+    return cbor2.dumps([protected, dict(unprotected or {}), content, signature])

@@ -1,0 +1,128 @@
+"""Evidence of a simulated TD, genuine or made for a purpose, and the verifier that believes it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from attestkit.attestation import Attestation
+from attestkit.attestation.mr_config import config_id_v1
+from attestkit.attester import Attester
+from attestkit.backends.simulator import Simulator
+from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay_records
+from attestkit.backends.simulator.image import simulated_image
+from attestkit.backends.simulator.pccs import ServedPlatform, SimulatedPccs
+from attestkit.backends.simulator.pki import SimulatedPki
+from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
+from attestkit.collateral import Collateral
+from attestkit.collateral.pccs_client import Getter, Response
+from attestkit.event_log import EventLog
+from attestkit.event_log.runtime import runtime_event
+from attestkit.quote import Quote
+from attestkit.verifier import Verifier
+
+NOW: Final = datetime(2026, 9, 21, 14, 13, 20, tzinfo=timezone.utc)
+SEED: Final = bytes(range(32))
+PKI: Final = SimulatedPki(SEED)
+ENCLAVE: Final = QuotingEnclave(PKI)
+IMAGE: Final = simulated_image()
+NONCE: Final = b"nonce"
+APP_ID: Final = bytes(range(100, 120))
+COMPOSE_HASH: Final = bytes(range(200, 232))
+BOOT: Final = (
+    ("system-preparing", b""),
+    ("app-id", APP_ID),
+    ("compose-hash", COMPOSE_HASH),
+    ("instance-id", bytes(20)),
+    ("boot-mr-done", b""),
+    ("key-provider", b'{"name":"none","id":""}'),
+    ("system-ready", b""),
+)
+
+
+def collateral() -> Collateral:
+    """Return what the stand-in for Intel says at NOW."""
+    return PKI.collateral(NOW.timestamp())
+
+
+def attester(**options: Any) -> Attester:  # noqa: ANN401 - the simulator's own options
+    """Return a simulated TEE of the one seed."""
+    return Attester(Simulator(seed=SEED, **options))
+
+
+def verifier(**options: Any) -> Verifier:  # noqa: ANN401 - the verifier's own options
+    """Return a verifier that trusts the simulator's root, at NOW."""
+    given = {"trust_anchor": PKI.root_der, "collateral": collateral(), "clock": lambda: NOW}
+    return Verifier(**{**given, **options})
+
+
+def log_of(events: Sequence[tuple[str, bytes]], version: int = 1) -> EventLog:
+    """Return the simulated firmware's log with these runtime events behind it."""
+    made = [runtime_event(name, payload, version) for name, payload in events]
+    return EventLog.from_ccel(boot_log(IMAGE)).with_runtime(made)
+
+
+def quote_of(log: EventLog, report_data: bytes = NONCE, **fields: bytes) -> Quote:
+    """Return a quote, well signed, whose RTMR3 is the log's; `fields` are of the TD's body."""
+    rtmr0, rtmr1, rtmr2 = replay_records(boot_records(IMAGE))
+    given = {
+        "mr_td": IMAGE.mrtd,
+        "mr_config_id": config_id_v1(COMPOSE_HASH),
+        "rtmr0": rtmr0,
+        "rtmr1": rtmr1,
+        "rtmr2": rtmr2,
+        "rtmr3": log.replay()[3],
+        "report_data": report_data.ljust(64, b"\0"),
+    }
+    return Quote.parse(ENCLAVE.quote(TdBody(**{**given, **fields}).td10()))
+
+
+def evidence(
+    events: Sequence[tuple[str, bytes]] = BOOT, *, version: int = 1, **fields: bytes
+) -> Attestation:
+    """Return evidence, well signed, of a TD in which these events were measured."""
+    log = log_of(events, version)
+    return Attestation.for_tdx(quote_of(log, **fields), log, IMAGE.vm_config)
+
+
+def tell_now() -> datetime:
+    """Tell the time, as a clock that pickles."""
+    return NOW
+
+
+def no_network(url: str) -> Response:
+    """Fail, as a getter that nobody should call."""
+    raise AssertionError(url)
+
+
+@dataclass(frozen=True)
+class CountingWay:
+    """A getter that pickles, and writes down what it is asked in one file for all processes."""
+
+    record: Path
+
+    def __call__(self, url: str) -> Response:
+        """Get a URL."""
+        with self.record.open("a") as file:  # one write, and so whole
+            file.write(f"{url}\n")
+        return pccs()(url)
+
+    def urls(self) -> list[str]:
+        """Return what was asked."""
+        return self.record.read_text().splitlines()
+
+
+def pccs() -> Getter:
+    """Return a getter that asks the simulator's PCCS, without a network."""
+    quote = Quote.parse(ENCLAVE.quote(TdBody().td10()))
+    platform = ServedPlatform(quote.header.user_data[:16], quote.pck_chain[0])
+    served = SimulatedPccs(collateral, [platform])
+
+    def get(url: str) -> Response:
+        parts = urlsplit(url)
+        answer = served.answer(parts.path, parts.query)
+        return Response(answer.status, dict(answer.headers), answer.body)
+
+    return get
