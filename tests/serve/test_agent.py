@@ -332,7 +332,7 @@ def test_info_without_a_certificate_asks_again(
     guest = make_guest()
     client = Client(apps.dstack_app(guest), loop)
     with monkeypatch.context() as patch:
-        patch.setattr("attestkit.ra_tls.issue_leaf", _refuse)
+        patch.setattr("attestkit.ra_tls.certificate.issue_leaf", _refuse)
         assert client.get("/Info").json()["app_cert"] == ""
     assert "CERTIFICATE" in client.get("/Info").json()["app_cert"]
 

@@ -1,8 +1,4 @@
-"""Certificates that carry evidence: whoever speaks TLS with their key speaks with the TD.
-
-The evidence's report data is a hash over the certificate's public key (content type `ratls-cert` of
-the dstack guest agent). It proves the key and nothing else: names, validity and the other
-extensions are words of the issuer, to be trusted through the chain alone.
+"""Issuing, reading and judging certificates that carry evidence about their own key.
 
 Arguments of `issue`:
 
@@ -19,9 +15,13 @@ Arguments of `issue`:
 * `now`: tells the time in seconds since 1970. `random`: makes so many random bytes.
 """
 
+import hmac
+import os
+import re
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._crypto.certificates import (
     Certificate,
@@ -35,6 +35,9 @@ from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.keys.derivation import derive_p256
 from attestkit.report_data import ReportData
 
+if TYPE_CHECKING:
+    from attestkit.verifier import AttestationResult, Verifier
+
 __all__ = [
     "OID_APP_ID",
     "OID_APP_INFO",
@@ -45,6 +48,7 @@ __all__ = [
     "Issued",
     "issue",
     "read",
+    "verify",
 ]
 
 _ARC: Final = "1.3.6.1.4.1.62397.1"
@@ -61,12 +65,16 @@ OID_ATTESTATION: Final = f"{_ARC}.8"
 OID_APP_INFO: Final = f"{_ARC}.9"
 """`AppInfo` in msgpack."""
 
+_KEY_PEM: Final = re.compile(r"-----BEGIN ([A-Z]+ )?PRIVATE KEY-----")
+_MAX_CHAIN: Final = 16  # certificates from an agent; there are two or three
 _USAGE: Final = b"app:custom"
 _NOT_BEFORE: Final = 157_766_400  # 1975-01-01T00:00:00Z
 _LIFETIME: Final = 3650 * 86_400
 _COMPRESSED: Final = b"ELGZv1"
 _MAX_EVENT_LOG: Final = 16_384  # bytes of a compressed log, once decompressed
 _GZIP: Final = 16 + zlib.MAX_WBITS
+_KEY_USAGE: Final = "2.5.29.15"  # RFC 5280, 4.2.1.3: a BIT STRING
+_BASIC_CONSTRAINTS: Final = "2.5.29.19"  # RFC 5280, 4.2.1.9: a SEQUENCE, cA its first BOOLEAN
 
 
 class Issued(NamedTuple):
@@ -77,6 +85,37 @@ class Issued(NamedTuple):
 
     def __repr__(self) -> str:
         return f"Issued(key_pem=<secret>, certificate_chain=<{len(self.certificate_chain)}>)"
+
+    @classmethod
+    def from_agent_response(cls, fields: Mapping[str, object]) -> "Issued":
+        """Return what a dstack guest agent answers to GetTlsKey.
+
+        Args:
+            fields: The answer's JSON object: `key` and `certificate_chain`; others are ignored.
+
+        Raises:
+            FormatError: One of the two is missing or malformed. Whether they belong together is
+                seen when a context is made of them.
+        """
+        if not isinstance(fields, Mapping):
+            raise FormatError("the answer to GetTlsKey is no JSON object")
+        key, chain = fields.get("key"), fields.get("certificate_chain")
+        if not isinstance(key, str) or not _KEY_PEM.search(key):
+            raise FormatError("key: not a private key in PEM")
+        if not isinstance(chain, list | tuple) or not 1 <= len(chain) <= _MAX_CHAIN:
+            raise FormatError(f"certificate_chain: not a list of 1 to {_MAX_CHAIN} certificates")
+        for at, one in enumerate(chain):
+            if not isinstance(one, str):
+                raise FormatError(f"certificate_chain[{at}]: not text")
+            try:
+                read_certificate(one)
+            except FormatError as error:
+                raise FormatError(f"certificate_chain[{at}]: {error}") from error
+        return cls(key, tuple(chain))
+
+
+def _now() -> float:
+    return datetime.now(timezone.utc).timestamp()
 
 
 def issue(  # noqa: PLR0913 - the fields of a request for a certificate
@@ -93,8 +132,8 @@ def issue(  # noqa: PLR0913 - the fields of a request for a certificate
     not_before: int | None = None,
     not_after: int | None = None,
     with_app_info: bool = False,
-    now: Callable[[], float],
-    random: Callable[[int], bytes],
+    now: Callable[[], float] = _now,
+    random: Callable[[int], bytes] = os.urandom,
 ) -> Issued:
     """Issue a certificate as GetTlsKey of the dstack guest agent does; the module tells how.
 
@@ -144,12 +183,77 @@ def read(certificate: bytes | str) -> Attestation:
         FormatError: It is no certificate, has an extension twice, or its evidence is malformed.
         VerificationError: It has no evidence, or evidence about another key.
     """
+    return _bound_evidence(read_certificate(certificate))[0]
+
+
+def verify(
+    certificate: bytes | str, verifier: "Verifier", *, now: datetime | float | None = None
+) -> "AttestationResult":
+    """Return the result for the evidence in a certificate whose key it is about.
+
+    The result says with whom one speaks: whoever holds the certificate's key, which a TLS handshake
+    proves, is the attested TD. Names, issuer and every other extension are the issuer's words, and
+    neither the certificate's signature nor a chain is looked at: where they matter, check them by a
+    certificate authority besides. The evidence was made when the certificate was, so that it is as
+    old; how current its platform is, is judged at `now`.
+
+    Args:
+        certificate: As for `read`.
+        verifier: Judges the evidence, and tells the time where `now` is None.
+        now: The instant of the verification, aware, or in seconds since 1970.
+
+    Raises:
+        FormatError: It is no certificate, has an extension twice, or its evidence is malformed.
+        VerificationError: It has no evidence (reason `no_evidence`) or evidence about another key
+            (`report_data`), is not valid at `now` (`cert_expired`), or is no leaf that may speak
+            TLS (`cert_usage`); or the evidence must not be believed, see `Verifier.verify`.
+        CollateralError: Collateral is missing, malformed, or cannot be fetched.
+        UnsupportedError: The platform of the evidence is not verified here.
+        UsageError: `now` is of the wrong kind.
+    """
     found = read_certificate(certificate)
-    evidence = _evidence(found)
-    bound = ReportData.bind(ReportData.RATLS_CERT, found.spki_der)
-    if any(report_data != bound for report_data in _report_data(evidence)):
-        raise VerificationError("report data mismatch")
-    return evidence
+    evidence, bound = _bound_evidence(found)
+    _check_usage(found)
+    result = verifier.verify(evidence, report_data=bound, now=now)
+    # Last, because this is the one instant that both judgements are about.
+    _check_validity(found, result.verified_at, result.steps)
+    return result
+
+
+def _check_usage(certificate: Certificate) -> None:
+    """Refuse a certificate that is not for TLS by its own account; silence is no refusal."""
+    # 30 size, then 01 01 FF is cA TRUE: in DER the default FALSE is left out.
+    if certificate.extensions.get(_BASIC_CONSTRAINTS, b"")[2:5] == b"\x01\x01\xff":
+        raise VerificationError(
+            "the certificate is an authority's, which does not speak TLS itself",
+            reason="cert_usage",
+        )
+    # 03 size, how many bits are unused, then digitalSignature is the highest bit.
+    usage = certificate.extensions.get(_KEY_USAGE)
+    if usage is not None and usage[3:4] < b"\x80":
+        raise VerificationError(
+            "the certificate's key usage does not allow signatures, which TLS 1.3 needs",
+            reason="cert_usage",
+        )
+
+
+def _check_validity(certificate: Certificate, at: datetime, steps: tuple[str, ...]) -> None:
+    first, last = certificate.valid_from, certificate.valid_until
+    if first <= at <= last:
+        return
+    when = f"not valid before {first:%Y-%m-%dT%H:%M:%SZ}"
+    if at > last:
+        when = f"expired since {last:%Y-%m-%dT%H:%M:%SZ}; have a new one issued"
+    raise VerificationError(f"the certificate is {when}", steps=steps, reason="cert_expired")
+
+
+def _bound_evidence(certificate: Certificate) -> tuple[Attestation, bytes]:
+    """Return the evidence in a certificate, and the report data that binds it to the key."""
+    evidence = _evidence(certificate)
+    bound = ReportData.bind(ReportData.RATLS_CERT, certificate.spki_der)
+    if not all(hmac.compare_digest(shown, bound) for shown in _report_data(evidence)):
+        raise VerificationError("report data mismatch", reason="report_data")
+    return evidence, bound
 
 
 def _evidence(certificate: Certificate) -> Attestation:
@@ -158,10 +262,10 @@ def _evidence(certificate: Certificate) -> Attestation:
         return Attestation.from_bytes(content)
     quote = certificate.content(OID_TDX_QUOTE)
     if quote is None:
-        raise VerificationError("RA-TLS attestation extension missing")
+        raise VerificationError("RA-TLS attestation extension missing", reason="no_evidence")
     event_log = certificate.content(OID_EVENT_LOG)
     if event_log is None:
-        raise VerificationError("TDX event log missing")
+        raise VerificationError("TDX event log missing", reason="no_evidence")
     return Attestation.from_quote_and_log(quote, _event_log_text(event_log))
 
 

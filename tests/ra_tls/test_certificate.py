@@ -22,6 +22,7 @@ from attestkit.attestation import AppInfo, Attestation
 from attestkit.attestation.platforms import Evidence, NitroEnclave, NitroTpm, SevSnp, Tdx
 from attestkit.errors import AttestKitError, FormatError, UsageError, VerificationError
 from attestkit.keys import AppKeys
+from attestkit.ra_tls.certificate import _event_log_text
 from attestkit.report_data import ReportData
 from tests.attestation.samples import FIXTURE, STACK, mutations, refused
 from tests.vectors import data, load, needs_shared
@@ -294,17 +295,17 @@ def test_the_compressed_log_of_the_vectors() -> None:
     row = VECTORS["gzip_event_log"]
     assert bytes.fromhex(row["magic"]) == b"ELGZv1"
     plain = bytes.fromhex(row["plain"]).decode()
-    assert ra_tls._event_log_text(bytes.fromhex(row["example"])) == plain
-    assert ra_tls._event_log_text(compressed(plain.encode())) == plain
+    assert _event_log_text(bytes.fromhex(row["example"])) == plain
+    assert _event_log_text(compressed(plain.encode())) == plain
     assert row["max_decompressed"] == 16_384
 
 
 def test_compressed_logs_are_limited() -> None:
     """16 KiB are taken and a byte more is not, however small it is compressed."""
-    assert len(ra_tls._event_log_text(compressed(b" " * 16_384))) == 16_384
+    assert len(_event_log_text(compressed(b" " * 16_384))) == 16_384
     for size in (16_385, 50_000_000):
         with pytest.raises(FormatError) as caught:
-            ra_tls._event_log_text(compressed(b" " * size))
+            _event_log_text(compressed(b" " * size))
         assert str(caught.value) == "event log extension too large (>16384 bytes)"
 
 
@@ -324,7 +325,7 @@ def test_compressed_logs_are_limited() -> None:
 def test_other_logs_are_refused(content: bytes) -> None:
     """One whole gzip stream of UTF-8, or plain UTF-8; anything else is a FormatError."""
     with pytest.raises(FormatError):
-        ra_tls._event_log_text(content)
+        _event_log_text(content)
 
 
 @needs_shared
@@ -451,6 +452,19 @@ def test_a_certificate_cut_anywhere_is_refused() -> None:
 
 
 @needs_shared
+def test_the_clock_and_chance_are_the_systems() -> None:
+    """Unless they are handed in: the certificate ends ten years from now, each key is another."""
+    assert KEYS.ca_key is not None
+    ours = [
+        ra_tls.issue(subject="app", attest=attest, ca_cert=KEYS.ca_cert, ca_key=KEYS.ca_key)
+        for _ in range(2)
+    ]
+    assert ours[0].key_pem != ours[1].key_pem
+    last = x509.load_pem_x509_certificate(ours[0].certificate_chain[0].encode())
+    until = last.not_valid_after_utc - datetime.now(timezone.utc)
+    assert timedelta(3649) < until < timedelta(3651)
+
+
 def test_issued_pickles() -> None:
     """Key and chain go through pickle, for worker processes; so does the JSON of app info."""
     issued = issue(key=KEY)
