@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from attestkit.keys import AppKeys
     from attestkit.serve.guest import Guest
     from attestkit.serve.rpc import App
+    from attestkit.verifier.pipeline import Verifier
 
 __all__ = ["Places", "Ready", "serve"]
 
@@ -30,6 +31,8 @@ class Places(NamedTuple):
     dev_http: tuple[str, int] | None = None
     socket_mode: int = 0o600
     socket_group: str | None = None
+    verifier: tuple[str, int] | None = None
+    pccs: tuple[str, int] | None = None
 
 
 class Ready:
@@ -37,7 +40,7 @@ class Ready:
 
     Attributes:
         places: The path, or the URL with the real port, of each listener that is on, by its name:
-            dstack, tappd, http, dev_http.
+            dstack, tappd, http, dev_http, verifier, pccs.
     """
 
     __slots__ = ("places",)
@@ -54,43 +57,61 @@ class Ready:
 
 
 def serve(  # noqa: PLR0913 - everything by name
-    attester: "Attester",
+    attester: "Attester | None",
     places: Places,
     *,
     on_ready: Callable[[Ready], None] = lambda _: None,
     app_compose: "AppCompose | None" = None,
     app_keys: "AppKeys | None" = None,
     vm_config: str | None = None,
+    verifier: "Verifier | None" = None,
 ) -> None:
-    """Serve the guest agent API until SIGTERM or SIGINT, then finish what is in flight.
+    """Serve the guest agent API, or the verifier service, or both, until SIGTERM or SIGINT.
 
     Args:
-        attester: Makes the evidence; it stays open.
-        places: Where to listen. `dev_http` needs a simulated TEE and a loopback address.
+        attester: Makes the evidence; it stays open. None: only `places.verifier` is served.
+        places: Where to listen. `dev_http` needs a simulated TEE and a loopback address, `pccs` the
+            simulator.
         on_ready: Called once, when every listener accepts.
         app_compose: What the app was deployed from; default what `attester` knows.
         app_keys: The app's keys; default those that `attester` has; without any the key methods say
             so.
         vm_config: JSON text that is given back unchanged; default what `attester` knows.
+        verifier: Judges what comes to `places.verifier`, by its policy too.
 
     Raises:
         UsageError: A place cannot be, there is none, or nobody says what the app is.
         BackendBusyError: Somebody else listens at one of the places.
         ConfigError: A socket cannot be made, or a file of the host is wrong.
     """
-    from attestkit.errors import UsageError
     from attestkit.serve import listeners  # uvicorn: for those who serve, not for all who import
 
-    if not (places.dstack or places.tappd or places.http or places.dev_http):
-        raise UsageError("every listener is off: there is nothing to serve")
-    if places.dev_http and not attester.simulated:
-        raise UsageError("keys are given out over TCP by the simulator only")
+    _refuse_what_cannot_be(attester, places, verifier)
     with ExitStack() as stack:
-        guest = _guest(attester, app_compose, app_keys, vm_config)
-        stack.callback(guest.close)
+        apps = {} if verifier is None else {"verifier": _verifier_app(verifier, stack)}
+        if attester is not None:
+            guest = _guest(attester, app_compose, app_keys, vm_config)
+            stack.callback(guest.close)
+            apps.update(_agent_apps(guest, places))
         ready, sockets = _listen(places, stack)
-        served = [listeners.Listener(_app(name, guest), sock) for name, sock in sockets.items()]
+        served = [listeners.Listener(apps[name], sock) for name, sock in sockets.items()]
         listeners.run(served, lambda: on_ready(ready))
+
+
+def _refuse_what_cannot_be(
+    attester: "Attester | None", places: Places, verifier: "Verifier | None"
+) -> None:
+    from attestkit.errors import UsageError
+
+    agent = places.dstack or places.tappd or places.http or places.dev_http or places.pccs
+    if not (agent or places.verifier):
+        raise UsageError("every listener is off: there is nothing to serve")
+    if agent and attester is None:
+        raise UsageError("an agent's listeners need an attester")
+    if places.verifier and verifier is None:
+        raise UsageError("the verifier service needs a Verifier")
+    if places.dev_http and not (attester and attester.simulated):
+        raise UsageError("keys are given out over TCP by the simulator only")
 
 
 def _guest(
@@ -135,7 +156,13 @@ def _listen(places: Places, stack: ExitStack) -> "tuple[Ready, dict[str, socket]
             listener = UnixListener(path.absolute(), places.socket_mode, places.socket_group)
             stack.callback(listener.close)
             sockets[name], where[name] = listener.socket, listener.path
-    for name, address in (("http", places.http), ("dev_http", places.dev_http)):
+    addresses = (
+        ("http", places.http),
+        ("dev_http", places.dev_http),
+        ("verifier", places.verifier),
+        ("pccs", places.pccs),
+    )
+    for name, address in addresses:
         if address is not None:
             option = f"--{name.replace('_', '-')}"
             sockets[name] = stack.enter_context(bind_tcp(option, Address(*address)))
@@ -143,13 +170,25 @@ def _listen(places: Places, stack: ExitStack) -> "tuple[Ready, dict[str, socket]
     return Ready(where), sockets
 
 
-def _app(name: str, guest: "Guest") -> "App":
+def _agent_apps(guest: "Guest", places: Places) -> "dict[str, App]":
     from attestkit.serve import apps
 
-    make = {
-        "dstack": apps.dstack_app,
-        "tappd": apps.tappd_app,
-        "http": apps.external_app,
-        "dev_http": apps.dev_app,
+    of_simulator = {"pccs": apps.collateral_app(guest)} if places.pccs else {}
+    return {
+        **of_simulator,
+        "dstack": apps.dstack_app(guest),
+        "tappd": apps.tappd_app(guest),
+        "http": apps.external_app(guest),
+        "dev_http": apps.dev_app(guest),
     }
-    return make[name](guest)
+
+
+def _verifier_app(verifier: "Verifier", stack: ExitStack) -> "App":
+    """Return the verifier service; its threads end with `stack`."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from attestkit.serve.verifier import WORKERS, VerifierApp
+
+    executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="verifier")
+    stack.callback(executor.shutdown, cancel_futures=True)
+    return VerifierApp(verifier, executor)

@@ -5,17 +5,21 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from attestkit.errors import AttestKitError, ConfigError, FormatError, UsageError
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester
     from attestkit.serve import Ready
-    from attestkit.serve.settings import Options, Settings
+    from attestkit.serve.settings import Options, Settings, VerifierSettings
+    from attestkit.verifier.pipeline import Verifier
 
 __all__ = ["main"]
+
+_Read = TypeVar("_Read")
 
 _EXTRA = frozenset({"httptools", "uvicorn", "uvloop"})
 _OPEN_FILES = 4096
@@ -85,6 +89,7 @@ def _parse(arguments: list[str]) -> "Options":
         "default: 127.0.0.1:8090 for the simulator, 0.0.0.0:8090 on hardware",
     )
     add("--dev-http", metavar="HOST:PORT", help="simulator: everything over TCP, loopback only")
+    add("--pccs", metavar="HOST:PORT", help="simulator: serve its collateral, as a PCCS does")
     add("--app-keys", metavar="FILE", help="the agent's .appkeys.json")
     add("--app-compose", metavar="FILE", help="the agent's app-compose.json")
     add("--sys-config", metavar="FILE", help="the agent's .sys-config.json")
@@ -98,14 +103,44 @@ def _parse(arguments: list[str]) -> "Options":
     add("--seed", metavar="HEX", help="simulator: 32 bytes that everything follows from")
     add("--seed-file", metavar="FILE", help="simulator: a file with the seed, raw or in hex")
     add("--reset", action="store_true", help="simulator: reboot the TD, forgetting its events")
+    _add_verifier_options(add)
     return Options(**vars(parser.parse_args(arguments)))
+
+
+def _add_verifier_options(add: Callable[..., object]) -> None:
+    add(
+        "--verifier",
+        metavar="HOST:PORT",
+        help="the verifier service, port 0: any free one; default: off; alone with --backend none",
+    )
+    add(
+        "--verifier-pccs",
+        metavar="URL",
+        help="verifier: where collateral is fetched; default: $PCCS_URL, else nothing is fetched",
+    )
+    add("--verifier-collateral", metavar="FILE", help="verifier: collateral in place of a PCCS")
+    add(
+        "--verifier-policy",
+        metavar="NAME|FILE",
+        help="verifier: rules that evidence must meet: strict, default or development, or a file",
+    )
+    add(
+        "--trust-anchor",
+        metavar="FILE",
+        help="verifier: one root, DER or PEM, in place of the makers'; "
+        "a simulator leaves its own in DIR/trust-anchor.pem",
+    )
 
 
 def _serve(options: "Options") -> None:
     from attestkit.backends import signs_of_hardware
-    from attestkit.serve.settings import decide
+    from attestkit.serve.settings import decide, decide_verifier
     from attestkit.serve.sockets import Lock, make_folder
 
+    judging = decide_verifier(options, os.environ)
+    if judging is not None and judging.alone:
+        _serve_verifier(judging)
+        return
     settings = decide(options, os.environ, signs_of_hardware)
     make_folder(settings.folder, private=settings.private, ignored=settings.private)
     with contextlib.ExitStack() as stack:
@@ -115,7 +150,73 @@ def _serve(options: "Options") -> None:
         if settings.measure_app and not settings.simulated:
             attester.measure_app(settings.app_id)
         _raise_file_limit()
-        _listen(settings, attester)
+        _listen(settings, attester, judging)
+
+
+def _serve_verifier(settings: "VerifierSettings") -> None:
+    """Serve the verifier alone: no agent, no TEE, nothing on disk."""
+    from attestkit.serve import Places, serve
+
+    verifier = _open_verifier(settings)
+    _raise_file_limit()
+    serve(
+        None,
+        Places(verifier=settings.address),
+        on_ready=lambda ready: _announce(ready, "a verifier"),
+        verifier=verifier,
+    )
+
+
+def _open_verifier(settings: "VerifierSettings") -> "Verifier":
+    """Return who judges. Without a policy the platform's status is told and not judged."""
+    from attestkit.collateral import Collateral
+    from attestkit.collateral.pccs_client import base_url
+    from attestkit.serve.settings import read_policy
+    from attestkit.verifier.dcap import Dcap
+    from attestkit.verifier.pipeline import Verifier
+    from attestkit.verifier.policy import AppraisalPolicy
+
+    Dcap(None)  # says that the package that verifies quotes is missing
+    if settings.pccs_url is not None:
+        try:
+            base_url(settings.pccs_url)  # else the first request would be the one to complain
+        except UsageError as error:
+            raise UsageError(f"--verifier-pccs or $PCCS_URL: {error}") from error
+    return Verifier(
+        _configured("--trust-anchor", settings.trust_anchor, _trust_anchor),
+        _configured("--verifier-collateral", settings.collateral, Collateral.from_json),
+        settings.pccs_url,
+        AppraisalPolicy.development()
+        if settings.policy is None
+        else read_policy("--verifier-policy", settings.policy),
+    )
+
+
+def _trust_anchor(data: bytes) -> bytes | None:
+    from attestkit.verifier.makers import Makers
+
+    return Makers(data).trust_anchor
+
+
+def _configured(option: str, path: Path | None, parse: Callable[[bytes], _Read]) -> _Read | None:
+    """Return what an option's file holds; what is wrong with it is told with the option.
+
+    Raises:
+        ConfigError: It cannot be read, or is no such file.
+    """
+    from attestkit.backends.host_shared import read_file
+    from attestkit.errors import CollateralError
+
+    if path is None:
+        return None
+    try:
+        data = read_file(path)
+    except ConfigError as error:  # whose text names the file
+        raise ConfigError(f"{option} {error}") from error
+    try:
+        return parse(data)
+    except (CollateralError, FormatError, UsageError) as error:
+        raise ConfigError(f"{option} {path}: {error}") from error
 
 
 def _open_tee(settings: "Settings", stack: contextlib.ExitStack) -> "Attester":
@@ -174,9 +275,15 @@ def _seed(settings: "Settings") -> bytes | None:
     return None  # then the state folder keeps one
 
 
-def _listen(settings: "Settings", attester: "Attester") -> None:
+def _listen(settings: "Settings", attester: "Attester", judging: "VerifierSettings | None") -> None:
     from attestkit.serve import Places, serve
 
+    what, lines = "a TEE, on hardware", []
+    if attester.simulated:
+        what = "a TEE, SIMULATED: its quotes prove nothing, its keys protect nothing"
+        lines = [
+            f"  its root for verifiers that are to believe it: {_leave_anchor(settings, attester)}"
+        ]
     serve(
         attester,
         Places(
@@ -186,30 +293,39 @@ def _listen(settings: "Settings", attester: "Attester") -> None:
             settings.dev_http,
             settings.socket_mode,
             settings.socket_group,
+            verifier=None if judging is None else judging.address,
+            pccs=settings.pccs,
         ),
-        on_ready=lambda ready: _announce(ready, simulated=attester.simulated),
+        on_ready=lambda ready: _announce(ready, what, lines, simulated=attester.simulated),
+        # Its files are read now, when the simulator has left its root.
+        verifier=None if judging is None else _open_verifier(judging),
     )
 
 
-def _announce(ready: "Ready", *, simulated: bool) -> None:
+def _leave_anchor(settings: "Settings", attester: "Attester") -> Path:
+    from attestkit.backends.simulator import Simulator
+    from attestkit.serve.sockets import write_trust_anchor
+
+    assert isinstance(attester.backend, Simulator)
+    return write_trust_anchor(settings.folder, attester.backend.trust_anchor)
+
+
+def _announce(
+    ready: "Ready", what: str, lines: Sequence[str] = (), *, simulated: bool = False
+) -> None:
     """Tell the people, the program that started us, and the service manager."""
     with contextlib.suppress(OSError):  # nobody reads; the sockets are what counts
-        sys.stderr.write(_banner(ready, simulated=simulated))
+        sys.stderr.write(_banner(ready, what, lines, simulated=simulated))
         sys.stdout.write(f"{ready}\n")
         sys.stdout.flush()
     if where := os.environ.get("NOTIFY_SOCKET"):
         _notify(where)
 
 
-def _banner(ready: "Ready", *, simulated: bool) -> str:
+def _banner(ready: "Ready", what: str, more: Sequence[str], *, simulated: bool) -> str:
     from shlex import quote
 
-    what = (
-        "SIMULATED: its quotes prove nothing, its keys protect nothing"
-        if simulated
-        else "on hardware"
-    )
-    lines = [f"attestkit serves a TEE, {what}"]
+    lines = [f"attestkit serves {what}", *more]
     if "dstack" in ready.places:
         path = quote(str(ready.places["dstack"]))
         lines += [
@@ -217,6 +333,10 @@ def _banner(ready: "Ready", *, simulated: bool) -> str:
             f"  curl --unix-socket {path} http://dstack/Info",
             f"""  curl --unix-socket {path} -d '{{"report_data": "1234"}}' http://dstack/GetQuote""",
         ]
+    if "pccs" in ready.places:
+        lines.append(f"  export PCCS_URL={ready.places['pccs']}")
+    if "verifier" in ready.places:
+        lines.append(f"  curl {ready.places['verifier']}/verify -d @evidence.json")
     return "\n".join(filter(None, lines)) + "\n"
 
 

@@ -6,7 +6,7 @@ from attestkit.serve.guest import Guest
 from attestkit.serve.pages import PAGES
 from attestkit.serve.rpc import App, Header, Scope, rpc_app
 
-__all__ = ["dev_app", "dstack_app", "external_app", "tappd_app"]
+__all__ = ["collateral_app", "dev_app", "dstack_app", "external_app", "tappd_app"]
 
 # The older clients inherit the methods of the newer ones and call them under their own names, or
 # at the root of their own socket; both lead to the same keys.
@@ -39,6 +39,21 @@ def dev_app(guest: Guest) -> App:
     """
     services = [agent.SERVICE, _OLD_CLIENTS]
     return rpc_app(guest, services, headers=_headers(guest), guard=refuse_web_pages)
+
+
+def collateral_app(guest: Guest) -> App:
+    """Return the application of the simulator's PCCS.
+
+    Raises:
+        UsageError: The guest is not on the simulator, whose collateral it is.
+    """
+    from attestkit.backends.simulator import Simulator  # late: servers on hardware have none
+    from attestkit.serve.pccs import pccs_app, pccs_of
+
+    simulator = guest.attester.backend
+    if not isinstance(simulator, Simulator):
+        raise UsageError("collateral is served for the simulator only")
+    return pccs_app(pccs_of(simulator), _headers(guest))
 
 
 def _headers(guest: Guest) -> list[Header]:

@@ -1,17 +1,31 @@
 """From options and environment to settings: every default of the server is decided here.
 
-Nothing is made or opened; the caller does that with what this module says.
+Nothing is made or opened; the caller does that with what this module says, and has `read_policy`
+for the one value that is a name or a file.
 """
 
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from attestkit.errors import UsageError
+from attestkit.errors import ConfigError, UsageError
 
-__all__ = ["Address", "Files", "Options", "Settings", "decide", "parse_address"]
+if TYPE_CHECKING:
+    from attestkit.verifier.policy import AppraisalPolicy
+
+__all__ = [
+    "Address",
+    "Files",
+    "Options",
+    "Settings",
+    "VerifierSettings",
+    "decide",
+    "decide_verifier",
+    "parse_address",
+    "read_policy",
+]
 
 SIMULATOR = "simulator"
 AGENT = "dstack_agent"
@@ -34,6 +48,7 @@ class Options(NamedTuple):
     socket_group: str | None = None
     http: str | None = None
     dev_http: str | None = None
+    pccs: str | None = None
     app_keys: str | None = None
     app_compose: str | None = None
     sys_config: str | None = None
@@ -42,6 +57,17 @@ class Options(NamedTuple):
     seed: str | None = None
     seed_file: str | None = None
     reset: bool = False
+    verifier: str | None = None
+    verifier_pccs: str | None = None
+    verifier_collateral: str | None = None
+    verifier_policy: str | None = None
+    trust_anchor: str | None = None
+
+
+_FOR_VERIFIER = ("verifier_pccs", "verifier_collateral", "verifier_policy", "trust_anchor")
+_FOR_AGENT = tuple(
+    name for name in Options._fields if name not in {"backend", "verifier", *_FOR_VERIFIER}
+)
 
 
 class Address(NamedTuple):
@@ -80,6 +106,7 @@ class Settings(NamedTuple):
     socket_group: str | None
     http: Address | None
     dev_http: Address | None
+    pccs: Address | None
     files: Files
     app_id: bytes | None
     measure_app: bool
@@ -91,6 +118,21 @@ class Settings(NamedTuple):
     def simulated(self) -> bool:
         """Whether the simulator was asked for, or picked."""
         return self.backend == SIMULATOR
+
+
+class VerifierSettings(NamedTuple):
+    """What the verifier service is to do; paths are absolute, None is not at all.
+
+    `alone` says that it is all there is to serve: no agent, and no TEE is opened. `policy` stands
+    as it was given, for `read_policy`.
+    """
+
+    address: Address
+    alone: bool
+    pccs_url: str | None
+    collateral: Path | None
+    policy: str | None
+    trust_anchor: Path | None
 
 
 def decide(
@@ -121,6 +163,7 @@ def decide(
         socket_group=options.socket_group,
         http=_address("--http", options.http, Address(default_host, HTTP_PORT)),
         dev_http=_dev_address(options.dev_http),
+        pccs=_address("--pccs", options.pccs, None),
         files=Files(*map(_path, (options.app_keys, options.app_compose, options.sys_config))),
         app_id=_app_id(options.app_id),
         measure_app=options.measure_app,
@@ -130,11 +173,72 @@ def decide(
     )
 
 
+def decide_verifier(options: Options, environ: Mapping[str, str]) -> VerifierSettings | None:
+    """Return what the verifier service is to do; None where there is none.
+
+    Where collateral is fetched was asked for by option, or else by `$PCCS_URL`.
+
+    Raises:
+        UsageError: Options contradict each other.
+    """
+    _refuse_empty(options)
+    backend = options.backend or environ.get("ATTESTKIT_BACKEND")
+    address = _address("--verifier", options.verifier, None)
+    if address is None:
+        if backend == OFF:
+            raise UsageError(f"--backend {OFF} serves no agent: it needs --verifier HOST:PORT")
+        if given := _given(options, _FOR_VERIFIER):
+            raise UsageError(f"{given} is for the verifier service, which needs --verifier")
+        return None
+    if backend == OFF and (given := _given(options, _FOR_AGENT)):
+        raise UsageError(f"{given} is for an agent, and with --backend {OFF} there is none")
+    if options.verifier_pccs not in {None, OFF} and options.verifier_collateral is not None:
+        raise UsageError("--verifier-pccs and --verifier-collateral: one of them is enough")
+    pccs_url = options.verifier_pccs
+    if pccs_url is None and options.verifier_collateral is None:
+        pccs_url = environ.get("PCCS_URL") or None
+    return VerifierSettings(
+        address=address,
+        alone=backend == OFF,
+        pccs_url=None if pccs_url == OFF else pccs_url,
+        collateral=_path(options.verifier_collateral),
+        policy=options.verifier_policy,
+        trust_anchor=_path(options.trust_anchor),
+    )
+
+
+def _given(options: Options, names: Sequence[str]) -> str:
+    """Return the first of some options that the command line gave a value; else nothing."""
+    given = (name for name in names if getattr(options, name) not in {None, False, OFF})
+    return next((f"--{name.replace('_', '-')}" for name in given), "")
+
+
 def _refuse_empty(options: Options) -> None:
     """Refuse what an unset variable of a shell leaves: as a path it would be this very folder."""
     for name, value in options._asdict().items():
         if value == "":
             raise UsageError(f"--{name.replace('_', '-')}: the value is empty")
+
+
+def read_policy(option: str, text: str) -> "AppraisalPolicy":
+    """Return the policy that an option names: a preset's name, else a TOML file.
+
+    A preset goes before a file of the same name, which `./strict` means.
+
+    Raises:
+        ConfigError: The file cannot be read, or is no policy; the text names `option` and file.
+    """
+    from attestkit.verifier.policy import PRESETS, AppraisalPolicy  # late: others have none
+
+    if (preset := PRESETS.get(text)) is not None:
+        return preset()
+    try:
+        return AppraisalPolicy.load(text)
+    except ConfigError as error:
+        also = ""
+        if isinstance(error.__cause__, FileNotFoundError):
+            also = f"; nor is that a preset, which are {', '.join(PRESETS)}"
+        raise ConfigError(f"{option} {error}{also}") from error
 
 
 def parse_address(option: str, text: str) -> Address:
@@ -184,7 +288,7 @@ def _backend(
 
 
 def _refuse_simulator_options(options: Options) -> None:
-    for name in ("seed", "seed_file", "reset", "dev_http", "state_dir"):
+    for name in ("seed", "seed_file", "reset", "dev_http", "pccs", "state_dir"):
         if getattr(options, name):
             raise UsageError(f"--{name.replace('_', '-')} is for the simulator only")
     if options.app_id is not None and not options.measure_app:

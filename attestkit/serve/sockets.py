@@ -13,10 +13,12 @@ import stat
 from pathlib import Path
 from typing import TypeAlias
 
+from attestkit._crypto.pem import armour
+from attestkit.collateral.atomic_file import replace_file
 from attestkit.errors import BackendBusyError, ConfigError, UsageError
 from attestkit.serve.settings import Address
 
-__all__ = ["BACKLOG", "Lock", "UnixListener", "bind_tcp", "make_folder"]
+__all__ = ["BACKLOG", "Lock", "UnixListener", "bind_tcp", "make_folder", "write_trust_anchor"]
 
 BACKLOG = 1024
 _MAX_PATH = 107  # bytes of sockaddr_un.sun_path without the final zero
@@ -54,6 +56,22 @@ def make_folder(folder: Path, *, private: bool, ignored: bool = False) -> None:
             ignore.write_text("*\n")
     except OSError as error:
         raise ConfigError(f"{folder}: {_reason(error)}") from error
+
+
+def write_trust_anchor(folder: Path, root: bytes) -> Path:
+    """Write a root certificate (DER) as `trust-anchor.pem`, for all to read; return its path.
+
+    It stays when the server ends: evidence may be verified later.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
+    path = folder / "trust-anchor.pem"
+    try:
+        replace_file(path, armour("CERTIFICATE", root).encode("ascii"), mode=0o644)
+    except OSError as error:
+        raise ConfigError(f"{path}: {_reason(error)}") from error
+    return path
 
 
 class Lock:

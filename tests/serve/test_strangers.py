@@ -114,4 +114,4 @@ def test_no_input_gets_a_traceback(server: Server, which: str) -> None:
     assert call(target, version).status == 200
     assert "Traceback" not in server.log()
     assert "internal error" not in server.log()
-    assert len(server.log().splitlines()) == 4  # the banner
+    assert len(server.log().splitlines()) == 5  # the banner

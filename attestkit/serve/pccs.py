@@ -1,0 +1,49 @@
+"""The simulator's PCCS on a listener: GET alone, every answer with its Content-Length."""
+
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from attestkit.backends.simulator import Simulator
+from attestkit.backends.simulator.pccs import Answer, ServedPlatform, SimulatedPccs
+from attestkit.quote import Quote
+from attestkit.serve.rpc import App, Header, Receive, Scope, Send
+
+__all__ = ["pccs_app", "pccs_of"]
+
+_PLAIN: Final = ("Content-Type", "text/plain")
+_NOT_ALLOWED: Final = Answer(405, (_PLAIN, ("Allow", "GET")), b"Only GET is served.")
+_FAILED: Final = Answer(500, (_PLAIN,), b"Internal error.")
+_logger = logging.getLogger("attestkit.serve")
+
+
+def pccs_of(simulator: Simulator) -> SimulatedPccs:
+    """Return the PCCS that knows the platform of this TD: the one in its quotes."""
+    quote = Quote.parse(simulator.get_quote(bytes(64)))
+    platform = ServedPlatform(quote.header.user_data[:16], quote.pck_chain[0])
+    return SimulatedPccs(simulator.collateral, [platform])
+
+
+def pccs_app(pccs: SimulatedPccs, headers: Sequence[Header] = ()) -> App:
+    """Return the ASGI application of `pccs`; `headers` go with every answer."""
+
+    async def app(scope: Scope, _: Receive, send: Send) -> None:
+        answer = _answer(pccs, scope)
+        start = [(name.encode("ascii"), value.encode("ascii")) for name, value in answer.headers]
+        start += [(b"content-length", b"%d" % len(answer.body)), *headers]
+        await send({"type": "http.response.start", "status": answer.status, "headers": start})
+        body = b"" if scope["method"] == "HEAD" else answer.body
+        await send({"type": "http.response.body", "body": body})
+
+    return app
+
+
+def _answer(pccs: SimulatedPccs, scope: Scope) -> Answer:
+    if scope["method"] != "GET":
+        return _NOT_ALLOWED
+    path, query = (scope[name].decode("latin-1") for name in ("raw_path", "query_string"))
+    try:
+        return pccs.answer(path, query)
+    except Exception:  # what it says is for the log, not for strangers
+        _logger.exception("the PCCS failed")
+        return _FAILED

@@ -1,0 +1,181 @@
+"""The verifier service over HTTP: POST /verify and GET /health (attestation-format.md section 10).
+
+It judges evidence for whoever asks and holds no secret. Every judgement is 200 with a response
+object; what cannot be judged is an error:
+
+| status | when |
+|---|---|
+| 400 | the body is not JSON |
+| 413 | it has over 1 MiB |
+| 422 | a field has the wrong type |
+| 503 | too many verifications are waiting, or this one took too long |
+
+A verification runs in a worker thread, because it may fetch, so the other listeners go on.
+"""
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from attestkit.errors import AttestKitError, FormatError
+from attestkit.serve.json_codec import encode_error
+from attestkit.serve.rpc import Header, Receive, Scope, Send
+from attestkit.serve.verification import VerifyRequest, WrongTypeError, judge
+
+if TYPE_CHECKING:
+    from attestkit.verifier.pipeline import Verifier
+
+__all__ = ["LIMIT", "MAX_BODY", "SECONDS", "WORKERS", "VerifierApp"]
+
+MAX_BODY: Final = 1024 * 1024
+"""Bytes of the largest request."""
+
+WORKERS: Final = 4
+"""Threads that verify; more than processors, because one may wait for a PCCS."""
+
+LIMIT: Final = 64
+"""Verifications in work or waiting for a thread; one more is refused with 503."""
+
+SECONDS: Final = 60.0
+"""How long one may take, its wait for a thread included."""
+
+_LONGEST: Final = 500  # characters of a stranger's evidence in a line of the log
+_HEALTH: Final = b'{"service":"dstack-verifier","status":"ok"}'
+_HEADERS: Final = ((b"server", b"attestkit"), (b"x-content-type-options", b"nosniff"))
+_READING: Final = frozenset({"GET", "HEAD"})
+_logger = logging.getLogger("attestkit.serve")
+
+
+class _Answer(NamedTuple):
+    status: int
+    body: bytes
+    headers: Sequence[Header] = ()
+
+
+class VerifierApp:
+    """The ASGI application of the verifier service.
+
+    Args:
+        verifier: Takes the steps; a rejection by its policy is one too.
+        executor: Runs the verifications; it stays the caller's to shut down.
+        seconds: How long a verification may take.
+        limit: How many may be in work or waiting.
+        random: Returns that many bytes, for ids of requests.
+    """
+
+    def __init__(
+        self,
+        verifier: "Verifier",
+        executor: Executor,
+        *,
+        seconds: float = SECONDS,
+        limit: int = LIMIT,
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self._verifier = verifier
+        self._executor = executor
+        self._seconds = seconds
+        self._free = threading.BoundedSemaphore(limit)
+        self._random = random
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            raise RuntimeError(f"cannot serve the scope {scope['type']!r}")
+        path, verb = scope["raw_path"], scope["method"]
+        if path == b"/verify" and verb == "POST":
+            answer = await self._verify(scope, receive)
+            if answer is None:
+                return  # the client went away before its request was complete
+        elif path == b"/health" and verb in _READING:
+            answer = _Answer(200, _HEALTH)
+        else:
+            answer = _error(404, "No such path: this is POST /verify and GET /health")
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(answer.body)),
+            *_HEADERS,
+            *answer.headers,
+        ]
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        body = b"" if verb == "HEAD" else answer.body
+        await send({"type": "http.response.body", "body": body})
+
+    async def _verify(self, scope: Scope, receive: Receive) -> _Answer | None:
+        for name, value in scope["headers"]:
+            if name == b"content-length" and int(value) > MAX_BODY:
+                return _too_large()
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            part: bytes = message.get("body", b"")
+            size += len(part)
+            if size > MAX_BODY:
+                return _too_large()
+            parts.append(part)
+            more = message.get("more_body", False)
+        return await self._in_thread(b"".join(parts))
+
+    async def _in_thread(self, body: bytes) -> _Answer:
+        if not self._free.acquire(blocking=False):
+            return _busy("too many verifications are waiting: try again later")
+        try:
+            future = self._executor.submit(self._answer, body)
+        except RuntimeError:  # the executor has been shut down
+            self._free.release()
+            return _busy("the server is about to stop")
+        # Its place is taken until the thread is done with it, also when nobody waits any more.
+        future.add_done_callback(lambda _: self._free.release())
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), self._seconds)
+        except asyncio.TimeoutError:
+            return _busy(f"the verification did not end within {self._seconds:g} seconds")
+
+    def _answer(self, body: bytes) -> _Answer:
+        """Judge what a body asks for; runs in a worker thread, and never raises."""
+        try:
+            outcome = judge(self._verifier, VerifyRequest.from_json(body), self._report)
+            simulated = outcome.result is not None and outcome.result.simulated
+            marks = [(b"x-attestkit-simulated", b"true")] if simulated else []
+            if outcome.cause is not None:
+                marks.append((b"x-attestkit-request", self._explain(outcome.cause).encode()))
+            return _Answer(200, outcome.to_json(), marks)
+        except WrongTypeError as error:
+            return _error(422, str(error))
+        except FormatError as error:
+            return _error(400, str(error))
+        except Exception as error:  # noqa: BLE001 - judge() lets none through; the rest is logged
+            return _error(500, f"internal error, request {self._report(error)}")
+
+    def _explain(self, cause: AttestKitError) -> str:
+        """Log what is wrong with evidence that cannot be read; return the id of its line."""
+        request_id = self._random(8).hex()
+        text = ascii(str(cause)[:_LONGEST])  # it may quote the stranger's bytes
+        _logger.warning("verification %s: unreadable evidence: %s", request_id, text)
+        return request_id
+
+    def _report(self, error: BaseException) -> str:
+        """Log an error; return the id by which it is found there."""
+        request_id = self._random(8).hex()
+        _logger.error("verification %s failed", request_id, exc_info=error)
+        return request_id
+
+
+def _error(status: int, text: str, headers: Sequence[Header] = ()) -> _Answer:
+    return _Answer(status, encode_error(text), headers)
+
+
+def _too_large() -> _Answer:
+    # What is left of the body is not read, so the connection ends.
+    return _error(413, "the request is over 1 MiB", [(b"connection", b"close")])
+
+
+def _busy(text: str) -> _Answer:
+    return _error(503, text, [(b"retry-after", b"10")])

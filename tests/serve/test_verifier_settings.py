@@ -1,0 +1,154 @@
+"""What the verifier service does follows from its options; none of them means an agent."""
+
+from pathlib import Path
+
+import pytest
+
+from attestkit.errors import ConfigError, UsageError
+from attestkit.serve.settings import (
+    Address,
+    Options,
+    VerifierSettings,
+    decide_verifier,
+    read_policy,
+)
+from attestkit.verifier.policy import PRESETS
+
+WHERE = "127.0.0.1:0"
+
+
+def alone(environ: dict[str, str] | None = None, **options: str) -> VerifierSettings:
+    """Settings of a verifier without an agent."""
+    chosen = Options(backend="none", verifier=WHERE, **options)  # type: ignore[arg-type]  # flags are no text
+    found = decide_verifier(chosen, environ or {})
+    assert found is not None
+    return found
+
+
+def with_option(options: Options, name: str) -> Options:
+    """Return options with one more."""
+    return Options._make({**options._asdict(), name: "x"}.values())
+
+
+def test_it_is_off_by_default() -> None:
+    """Nobody gets a verifier without asking; the environment alone does not ask."""
+    assert decide_verifier(Options(), {"PCCS_URL": "http://pccs"}) is None
+    assert decide_verifier(Options(backend="simulator", verifier="none"), {}) is None
+
+
+def test_defaults() -> None:
+    """The makers' roots, no policy, and nothing is fetched."""
+    found = alone()
+    assert found == (Address("127.0.0.1", 0), True, None, None, None, None)
+
+
+def test_beside_an_agent() -> None:
+    """Any other backend is an agent's, whose options then are its own."""
+    for backend in (None, "auto", "simulator", "configfs_tsm"):
+        options = Options(backend=backend, verifier=WHERE, dir="/d", http="none")
+        found = decide_verifier(options, {})
+        assert found is not None
+        assert not found.alone
+    assert decide_verifier(Options(verifier=WHERE), {"ATTESTKIT_BACKEND": "none"}) == alone()
+
+
+def test_it_binds_as_told() -> None:
+    """It judges for whoever asks, so any address will do."""
+    found = decide_verifier(Options(verifier="0.0.0.0:8080"), {})
+    assert found is not None
+    assert found.address == Address("0.0.0.0", 8080)  # noqa: S104 - not bound
+
+
+def test_files_are_absolute() -> None:
+    """What is named is found from where the server was started."""
+    found = alone(trust_anchor="root.pem", verifier_collateral="c.json", verifier_policy="p.toml")
+    assert found.trust_anchor == Path("root.pem").absolute()
+    assert found.collateral == Path("c.json").absolute()
+    assert found.policy == "p.toml"  # or a preset's name
+
+
+def test_who_is_asked_for_collateral() -> None:
+    """The option, else the environment; a file or `none` stands against the latter."""
+    environ = {"PCCS_URL": "http://environment"}
+    assert alone(environ).pccs_url == "http://environment"
+    assert alone({"PCCS_URL": ""}).pccs_url is None
+    assert alone(environ, verifier_pccs="http://option").pccs_url == "http://option"
+    assert alone(environ, verifier_pccs="none").pccs_url is None
+    assert alone(environ, verifier_collateral="c.json").pccs_url is None
+    assert alone(environ, verifier_collateral="c.json", verifier_pccs="none").pccs_url is None
+
+
+def test_two_sources_of_collateral_contradict_each_other() -> None:
+    """One is never silently taken in place of the other."""
+    with pytest.raises(UsageError, match="--verifier-pccs and --verifier-collateral"):
+        alone(verifier_pccs="http://option", verifier_collateral="c.json")
+
+
+@pytest.mark.parametrize(
+    "option", ["verifier_pccs", "verifier_collateral", "verifier_policy", "trust_anchor"]
+)
+def test_options_of_a_verifier_need_one(option: str) -> None:
+    """A verifier that was configured and never started would judge nothing."""
+    name = f"--{option.replace('_', '-')}"
+    for options in (Options(), Options(backend="simulator", verifier="none")):
+        with pytest.raises(UsageError, match=f"{name} is for the verifier service"):
+            decide_verifier(with_option(options, option), {})
+
+
+@pytest.mark.parametrize(
+    "option", ["dir", "socket", "http", "dev_http", "app_keys", "app_id", "seed", "state_dir"]
+)
+def test_options_of_an_agent_need_one(option: str) -> None:
+    """Where no agent is served, its options are a mistake; `none` is what they are anyway."""
+    with pytest.raises(UsageError, match=f"--{option.replace('_', '-')} is for an agent"):
+        alone(None, **{option: "x"})
+    assert alone(http="none") == alone()
+    with pytest.raises(UsageError, match="--reset is for an agent"):
+        decide_verifier(Options(backend="none", verifier=WHERE, reset=True), {})
+
+
+def test_nothing_at_all() -> None:
+    """Neither agent nor verifier is a mistake."""
+    with pytest.raises(UsageError, match="needs --verifier"):
+        decide_verifier(Options(backend="none"), {})
+
+
+@pytest.mark.parametrize("text", ["8080", "host", "host:65536"])
+def test_wrong_addresses(text: str) -> None:
+    """The error names the option."""
+    with pytest.raises(UsageError, match="--verifier"):
+        decide_verifier(Options(verifier=text), {})
+
+
+@pytest.mark.parametrize(
+    "option", ["verifier_pccs", "verifier_collateral", "verifier_policy", "trust_anchor"]
+)
+def test_an_empty_value_is_refused(option: str) -> None:
+    """An unset variable of a shell is no value."""
+    with pytest.raises(UsageError, match="the value is empty"):
+        alone(None, **{option: ""})
+    with pytest.raises(UsageError, match="--verifier: the value is empty"):
+        decide_verifier(Options(verifier=""), {})
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_policy_is_a_preset_or_a_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that has the name of a preset does not take its place; with ./ it is meant."""
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text('preset = "strict"\nplatforms = ["sgx"]\n')
+    assert read_policy("--policy", name) == PRESETS[name]()
+    assert read_policy("--policy", f"./{name}").platforms == {"sgx"}
+
+
+def test_a_policy_that_cannot_be_read(tmp_path: Path) -> None:
+    """The text names option and file, and where there is no file the presets too."""
+    with pytest.raises(ConfigError, match=r"^--x nosuch: .*strict, default, development$"):
+        read_policy("--x", "nosuch")
+    with pytest.raises(ConfigError, match=r"^--x .*: Is a directory$"):
+        read_policy("--x", str(tmp_path))
+    bad = tmp_path / "bad"
+    bad.write_text("colour = 1")
+    with pytest.raises(ConfigError, match=r"^--x .*bad: colour: unknown key"):
+        read_policy("--x", str(bad))
