@@ -17,16 +17,28 @@ def _blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
 
 
-def test_the_python_example_runs() -> None:
-    """The example prints the registers, the size of the evidence and the key."""
-    (example,) = _blocks("python")
-    told = subprocess.run(  # noqa: S603 - our own README
+def _run(example: str) -> str:
+    return subprocess.run(  # noqa: S603 - our own README
         [sys.executable, "-W", "error", "-c", example], capture_output=True, text=True, check=True
     ).stdout
-    mrtd, size, key = told.split()
+
+
+def test_the_python_example_runs() -> None:
+    """The example prints the registers, the size of the evidence and the key."""
+    mrtd, size, key = _run(_blocks("python")[0]).split()
     assert len(mrtd) == 96
     assert int(size) > 5000
     assert len(key) == 66
+
+
+def test_the_verifying_example_runs() -> None:
+    """It prints the verdict, and what was checked."""
+    _, verifying = _blocks("python")
+    verdict, *steps = _run(verifying).splitlines()
+    status, simulated, app_id = verdict.split()
+    assert (status, simulated, len(app_id)) == ("UpToDate", "True", 40)
+    assert len(steps) > 5
+    assert all(step.startswith("- ") for step in steps)
 
 
 def test_the_commands_are_the_makefile_s() -> None:

@@ -6,40 +6,28 @@ command gives machine output instead; errors are one line on stderr.
 
 import os
 import sys
-from typing import Any, Final
+from typing import Any
 
 import click
 
 from attestkit.cli.doctor import doctor
+from attestkit.cli.exit_codes import complain, decided, exit_code
 from attestkit.cli.mount import mount
+from attestkit.cli.policy import policy
+from attestkit.cli.replay import replay
+from attestkit.cli.report import report
 from attestkit.cli.show import show
-from attestkit.errors import (
-    AttestKitError,
-    BackendError,
-    CollateralError,
-    ConfigError,
-    FormatError,
-    PolicyError,
-    UsageError,
-    VerificationError,
-)
+from attestkit.cli.verify import verify
+from attestkit.errors import AttestKitError
 
 __all__ = ["commands", "run"]
 
-# The first that fits decides; PolicyError before the VerificationError it is.
-EXIT_CODES: Final[tuple[tuple[type[AttestKitError], int], ...]] = (
-    (PolicyError, 4),
-    (VerificationError, 2),
-    (FormatError, 5),
-    (UsageError, 1),
-    (ConfigError, 1),
-    (BackendError, 3),
-    (CollateralError, 3),
-)
-
 
 class _Commands(click.Group):
-    """A group for which a reader of its output that has seen enough is no failure."""
+    """A group for which a reader of its output that has seen enough is no failure.
+
+    A command whose exit code is a verdict has said it beforehand, with `decide`.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - whatever a command returns
         """Run the command to its last byte of output, before click has an opinion about it."""
@@ -49,10 +37,10 @@ class _Commands(click.Group):
         except BrokenPipeError:
             # The interpreter flushes once more at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+            return decided(ctx)
         except SystemExit as stop:  # rich has done the same, and ends with a failure
             if isinstance(stop.__context__, BrokenPipeError):
-                return 0
+                return decided(ctx)
             raise
         return result
 
@@ -75,13 +63,8 @@ def serve(options: tuple[str, ...]) -> int:
     return main(list(options))
 
 
-commands.add_command(doctor)
-commands.add_command(mount)
-commands.add_command(show)
-
-
-def _exit_code(error: AttestKitError) -> int:
-    return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 3)
+for command in (doctor, mount, policy, replay, report, show, verify):
+    commands.add_command(command)
 
 
 def run(words: list[str]) -> int:
@@ -91,18 +74,12 @@ def run(words: list[str]) -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.Abort:
-        sys.stderr.write("attestkit: interrupted\n")
+        complain("interrupted")
         return 1
     except click.ClickException as error:
-        sys.stderr.write(f"attestkit: {_one_line(error.format_message())}\n")
+        complain(error.format_message())
         return 1
     except AttestKitError as error:
-        sys.stderr.write(f"attestkit: {_one_line(str(error))}\n")
-        return _exit_code(error)
+        complain(str(error))
+        return exit_code(error)
     return code if isinstance(code, int) else 0
-
-
-def _one_line(text: str) -> str:
-    """Fold white space and show control characters, so that no input can draw on a terminal."""
-    folded = " ".join(text.split())
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in folded)

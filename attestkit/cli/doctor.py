@@ -21,7 +21,7 @@ __all__ = ["doctor", "findings"]
 EXTRAS: Final = {
     "serve": ("uvicorn", "httptools", "uvloop"),
     "verify": ("dcap-qvl",),
-    "cli": ("click", "rich"),
+    "cli": ("click", "rich", "jinja2"),
     "fuse": ("mfusepy",),
 }
 

@@ -1,38 +1,147 @@
 """Tell by content what a file holds, and read it."""
 
+import contextlib
 import json
 import string
-from typing import Final, NamedTuple
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, TypeAlias, Union
+
+import click
 
 from attestkit._json import check_depth
 from attestkit.attestation import Attestation
-from attestkit.errors import FormatError
+from attestkit.collateral import Collateral
+from attestkit.errors import CollateralError, FormatError, UsageError, VerificationError
 from attestkit.event_log import EventLog, TpmEventLog
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 from attestkit.td_report import TdReport
 
-__all__ = ["Recognised", "recognise"]
+if TYPE_CHECKING:
+    from attestkit.cli.certificate_text import CertificateText
+    from attestkit.verifier.bundle import EvidenceBundle
 
-Value = Quote | TdReport | SnpReport | EventLog | TpmEventLog | Attestation
+__all__ = ["Recognised", "Value", "in_file", "read_file", "recognise", "recognise_file"]
 
+Value: TypeAlias = Union[
+    Quote,
+    TdReport,
+    SnpReport,
+    EventLog,
+    TpmEventLog,
+    Attestation,
+    Collateral,
+    "CertificateText",
+    "EvidenceBundle",
+]
+
+STDIN: Final = "-"
+_STDIN_READ: Final = "attestkit.stdin_read"  # of the running command
+LARGEST: Final = 32 * 1024 * 1024  # bytes; twice the largest log that the parsers take
 INTEL_QE_VENDOR: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 HEX_DIGITS: Final = frozenset(string.hexdigits.encode())
 RESPONSE_KEYS: Final = frozenset({"attestation", "quote"})
+BUNDLE_KEYS: Final = frozenset({"evidence", "at"})
+COLLATERAL_KEYS: Final = frozenset({"tcb_info", "qe_identity"})
 
 
 class Recognised(NamedTuple):
-    """What a file holds: the kind in words, and the value."""
+    """What a file holds: the kind in words, the value, and the bytes it was read from."""
 
     kind: str
     value: Value
+    raw: bytes = b""  # as in the file; hex text decoded
+
+    @property
+    def in_certificate(self) -> bool:
+        """Whether the value is evidence that an RA-TLS certificate carries."""
+        return isinstance(self.value, Attestation) and self.kind == "RA-TLS certificate"
+
+    @property
+    def holds_evidence(self) -> bool:
+        """Whether there is evidence or a quote in it, in whatever wrapping."""
+        return isinstance(self.value, Attestation | Quote) or self.kind == "evidence bundle"
+
+
+def read_file(path: Path) -> bytes:
+    """Return the content of a file of at most 32 MiB; `-` is stdin, which can be read once.
+
+    Raises:
+        FormatError: It cannot be read, or is longer; the text names the file.
+        UsageError: Stdin has been read before.
+    """
+    opened = _stdin() if str(path) == STDIN else None
+    try:
+        if opened is not None:
+            data = opened.read(LARGEST + 1)
+        else:
+            with path.open("rb") as file:
+                data = file.read(LARGEST + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or "cannot be read"
+        raise FormatError(f"{path}: {reason}") from error
+    if len(data) > LARGEST:
+        raise FormatError(f"{path}: longer than {LARGEST} bytes")
+    return data
+
+
+def _stdin() -> BinaryIO:
+    """Return stdin, once in a command: the second reader would find it empty."""
+    meta = click.get_current_context().meta
+    if meta.get(_STDIN_READ):
+        raise UsageError(f"{STDIN} is stdin, which can be read once: name a file")
+    meta[_STDIN_READ] = True
+    return sys.stdin.buffer
+
+
+@contextlib.contextmanager
+def in_file(path: Path, option: str = "") -> Iterator[None]:
+    """Have what goes wrong with the content of a file told with its name, and with its option.
+
+    Raises:
+        FormatError: In place of one without a name, and of a UsageError, which is about a value
+            that was in the file.
+        VerificationError: In place of one without a name.
+    """
+    where = f"{option} {path}".lstrip()
+    try:
+        yield
+    except FormatError as error:
+        raise FormatError(
+            f"{where}: {error.message}", offset=error.offset, reason=error.reason
+        ) from error
+    except VerificationError as error:
+        raise VerificationError(
+            f"{where}: {error}", steps=error.steps, reason=error.reason
+        ) from error
+    except UsageError as error:
+        raise FormatError(f"{where}: {error}") from error
+
+
+def recognise_file(path: Path, option: str = "") -> Recognised:
+    """Read a file, and tell by its content what it holds; see `read_file` and `recognise`.
+
+    Raises:
+        FormatError: As those; the text names the file, and the option if one named it.
+        VerificationError: As `recognise`.
+        UsageError: As `read_file`.
+    """
+    data = read_file(path)
+    with in_file(path, option):
+        return recognise(data)
 
 
 def recognise(data: bytes) -> Recognised:
-    """Read a quote, report, event log, evidence or certificate, raw, as hex or as JSON.
+    """Read what a file of the field holds, raw, as hex or as JSON.
+
+    That is a quote, a report, an event log, evidence, a bundle of evidence, collateral, or a
+    certificate with evidence or without.
 
     Raises:
         FormatError: It looks like none of them, or like one of them that breaks its format.
+        VerificationError: It is a certificate whose evidence is about another key.
     """
     if not data:
         raise FormatError("the file is empty", offset=0)
@@ -41,10 +150,10 @@ def recognise(data: bytes) -> Recognised:
         return recognise(raw)
     text = data.lstrip()
     if text[:1] in {b"[", b"{"}:
-        return _json(data)
+        return _json(data)._replace(raw=data)
     if text.startswith(b"-----BEGIN CERTIFICATE-----") or data[:2] == b"\x30\x82":
-        return _certificate(data)
-    return _binary(data)
+        return _certificate(data)._replace(raw=data)
+    return _binary(data)._replace(raw=data)
 
 
 def _unhex(data: bytes) -> bytes | None:
@@ -58,24 +167,45 @@ def _unhex(data: bytes) -> bytes | None:
 
 
 def _json(data: bytes) -> Recognised:
-    """Read an event array, lines of a runtime log, or a response of the guest agent."""
+    """Read an object that its keys name, an event array, or lines of a runtime log."""
     try:
         check_depth(data)
         # As bytes it could be UTF-16, whose depth is not checked.
         value = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         value = None
-    if isinstance(value, dict) and RESPONSE_KEYS & value.keys():
-        return Recognised("guest agent response", Attestation.from_agent_response(value))
+    if isinstance(value, dict) and (found := _object(data, value)) is not None:
+        return found
     return Recognised("event log", EventLog.parse(data))
+
+
+def _object(data: bytes, value: dict[str, Any]) -> Recognised | None:
+    if value.keys() >= BUNDLE_KEYS:
+        from attestkit.verifier.bundle import EvidenceBundle  # late: loads all of the verifier
+
+        return Recognised("evidence bundle", EvidenceBundle.from_json(data))
+    if RESPONSE_KEYS & value.keys():
+        return Recognised("guest agent response", Attestation.from_agent_response(value))
+    if value.keys() >= COLLATERAL_KEYS:
+        try:
+            return Recognised("collateral", Collateral.from_json(data))
+        except CollateralError as error:
+            raise FormatError(str(error)) from error
+    return None
 
 
 def _certificate(data: bytes) -> Recognised:
     # X.509 is slow to import, and few files are certificates.
     from attestkit import ra_tls
+    from attestkit._crypto.pem import split_pem
+    from attestkit.cli.certificate_text import read_certificate_text
 
-    text = data.decode("ascii", errors="replace") if data.lstrip()[:1] == b"-" else data
-    return Recognised("RA-TLS certificate", ra_tls.read(text))
+    der = data if data[:1] == b"\x30" else split_pem(data.decode("ascii", errors="replace"))[0]
+    with contextlib.suppress(FormatError):  # which the other reader words better
+        plain = read_certificate_text(der)
+        if plain.extensions.keys().isdisjoint({ra_tls.OID_ATTESTATION, ra_tls.OID_TDX_QUOTE}):
+            return Recognised("certificate without evidence", plain)
+    return Recognised("RA-TLS certificate", ra_tls.read(der))
 
 
 def _binary(data: bytes) -> Recognised:

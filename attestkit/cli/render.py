@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 from rich.console import Console
@@ -10,11 +11,23 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Check", "as_json", "checks", "fields", "lines", "rows", "steps"]
+__all__ = [
+    "Check",
+    "as_json",
+    "checks",
+    "fields",
+    "lines",
+    "progress",
+    "rows",
+    "steps",
+    "verdict",
+    "warning",
+]
 
 # A mark that reads without colour, and the colour that it has on a terminal.
 MARKS: Final = {"ok": "green", "!!": "bold red", "--": "dim", "  ": ""}
 NARROW: Final = 76  # columns, below which two columns of text do not fit side by side
+MANY: Final = 10  # files, from which on people want to see that something moves
 
 
 class Check(NamedTuple):
@@ -42,7 +55,7 @@ def as_json(value: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def fields(title: str, values: Mapping[str, object]) -> None:
+def fields(title: str | None, values: Mapping[str, object]) -> None:
     """Print a title and a table of two columns, name and value; rows of None are left out."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
@@ -51,8 +64,10 @@ def fields(title: str, values: Mapping[str, object]) -> None:
         if value is not None:
             table.add_row(_plain(name), _plain(value))
     console = _console()
-    console.print(_plain(title), style="bold cyan")
-    console.print(table)
+    if title is not None:
+        console.print(_plain(title), style="bold cyan")
+    if table.row_count:
+        console.print(table)
 
 
 def rows(columns: Sequence[str], records: Iterable[Sequence[object]]) -> None:
@@ -115,3 +130,40 @@ def steps(title: str, sentences: Iterable[str]) -> None:
     for number, sentence in enumerate(sentences, 1):
         table.add_row(f"{number}.", _plain(sentence))
     console.print(table)
+
+
+def verdict(text: str, *, good: bool) -> None:
+    """Print a verdict: a mark that reads without colour, and the text."""
+    mark = "ok" if good else "!!"
+    line = Text.assemble((f"[{mark}]", MARKS[mark]), " ", _plain(text))
+    _console().print(line, style="bold", soft_wrap=True)
+
+
+def warning(text: str) -> None:
+    """Print what nobody should overlook."""
+    _console().print(_plain(f"[!!] {text}"), style="bold yellow")
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show how many of `total` are done, on stderr; from ten on, and on a terminal only.
+
+    Yields a function to be called after each. The bar is gone when all are done.
+    """
+    # Late: one command has a bar.
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True, markup=False, highlight=False, emoji=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    hidden = total < MANY or not console.is_terminal
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden
+    ) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)

@@ -1,27 +1,33 @@
-"""`attestkit show FILE`: any quote, report, event log, evidence or certificate, in readable form.
+"""`attestkit show FILE`: any quote, log, evidence, bundle, collateral or certificate, to be read.
 
 Showing is parsing: nothing here says that a signature holds.
 """
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from attestkit._json import check_depth
 from attestkit.attestation import Attestation
 from attestkit.cli import render
-from attestkit.cli.recognise import Recognised, recognise
-from attestkit.errors import AttestKitError, FormatError, UsageError
+from attestkit.cli.recognise import Recognised, in_file, recognise, recognise_file
+from attestkit.collateral import Collateral
+from attestkit.errors import AttestKitError, UsageError
 from attestkit.event_log import EventLog, TpmEventLog
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 from attestkit.td_report import TdReport
 
-__all__ = ["describe", "show"]
+if TYPE_CHECKING:
+    from attestkit.cli.certificate_text import CertificateText
+    from attestkit.verifier.bundle import EvidenceBundle
 
-LARGEST: Final = 32 * 1024 * 1024  # bytes; twice the largest log that the parsers take
+__all__ = ["describe", "show", "tpm_replay"]
+
 UNVERIFIED: Final = "Read, not verified: no signature was checked."
 
 
@@ -53,10 +59,11 @@ def _tpm_log(log: TpmEventLog) -> dict[str, Any]:
         }
         for event in log.events
     ]
-    return {"events": events, "replay": {bank: _tpm_replay(log, bank) for bank in log.banks}}
+    return {"events": events, "replay": {bank: tpm_replay(log, bank) for bank in log.banks}}
 
 
-def _tpm_replay(log: TpmEventLog, bank: str) -> dict[str, str]:
+def tpm_replay(log: TpmEventLog, bank: str) -> dict[str, str]:
+    """Return the PCRs of a bank in hex, or under `error` why they cannot be had."""
     try:
         return {f"pcr{pcr}": value.hex() for pcr, value in log.replay(bank).items()}
     except AttestKitError as error:  # a bank without a hash here, or with records it lacks
@@ -80,6 +87,62 @@ def _attestation(evidence: Attestation) -> dict[str, Any]:
     }
 
 
+def _collateral(collateral: Collateral) -> dict[str, Any]:
+    span: dict[str, Any]
+    try:
+        span = {
+            "valid_from": collateral.valid_from.isoformat(),
+            "valid_until": collateral.valid_until.isoformat(),
+        }
+    except AttestKitError as error:  # a part without dates; the others can still be looked at
+        span = {"error": str(error)}
+    return {
+        **span,
+        "tcb_info": _summary(collateral.tcb_info),
+        "qe_identity": _summary(collateral.qe_identity),
+    }
+
+
+def _summary(text: str) -> dict[str, Any]:
+    """Return the short values of a signed JSON, and how many entries its lists have."""
+    try:
+        check_depth(text)
+        body = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return {"error": f"not JSON: {error}"}
+    if not isinstance(body, dict):
+        return {"error": "not a JSON object"}
+    return {
+        key: f"{len(value)} entries" if isinstance(value, list) else value
+        for key, value in body.items()
+        if not isinstance(value, dict)
+    }
+
+
+def _certificate(certificate: "CertificateText") -> dict[str, Any]:
+    from attestkit.cli.certificate_text import name_text
+
+    return {
+        "subject": name_text(certificate.subject),
+        "issuer": name_text(certificate.issuer),
+        "serial_number": certificate.serial_number,
+        "valid_from": certificate.valid_from.isoformat(),
+        "valid_until": certificate.valid_until.isoformat(),
+        "key_id": certificate.key_id,
+        "extensions": list(certificate.extensions),
+    }
+
+
+def _bundle(bundle: "EvidenceBundle") -> dict[str, Any]:
+    asked = bundle.report_data
+    return {
+        "at": bundle.at.isoformat(),
+        "report_data": None if asked is None else asked.hex(),
+        "evidence": describe(recognise(bundle.evidence)),
+        "collateral": None if bundle.collateral is None else _collateral(bundle.collateral),
+    }
+
+
 DESCRIBE: Final[tuple[tuple[type, Callable[[Any], dict[str, Any]]], ...]] = (
     (Quote, Quote.to_dict),
     (TdReport, TdReport.to_dict),
@@ -87,7 +150,13 @@ DESCRIBE: Final[tuple[tuple[type, Callable[[Any], dict[str, Any]]], ...]] = (
     (EventLog, _event_log),
     (TpmEventLog, _tpm_log),
     (Attestation, _attestation),
+    (Collateral, _collateral),
 )
+# Of classes that are loaded only with such a file, by the kind that it is.
+DESCRIBE_LATE: Final[dict[str, Callable[[Any], dict[str, Any]]]] = {
+    "certificate without evidence": _certificate,
+    "evidence bundle": _bundle,
+}
 
 
 def describe(found: Recognised) -> dict[str, Any]:
@@ -95,6 +164,8 @@ def describe(found: Recognised) -> dict[str, Any]:
     for kind, description in DESCRIBE:
         if isinstance(found.value, kind):
             return {"kind": found.kind, **description(found.value)}
+    if (late := DESCRIBE_LATE.get(found.kind)) is not None:
+        return {"kind": found.kind, **late(found.value)}
     raise UsageError(f"{found.kind} cannot be shown")
 
 
@@ -114,25 +185,17 @@ def _print(title: str, values: dict[str, Any]) -> None:
             render.fields(name, {str(index): item for index, item in enumerate(value)})
 
 
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST + 1)
-    except OSError as error:
-        reason = error.strerror or "cannot be read"
-        raise FormatError(f"{path}: {reason}") from error
-    if len(data) > LARGEST:
-        raise FormatError(f"{path}: longer than {LARGEST} bytes")
-    return data
-
-
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
 def show(*, file: Path, as_json: bool) -> None:
-    """Show a quote, report, event log, evidence or certificate, recognised by content."""
-    found = recognise(_read(file))
-    described = describe(found)
+    """Show a quote, report, event log, evidence, bundle, collateral or certificate.
+
+    What FILE holds is recognised by its content; - is stdin.
+    """
+    found = recognise_file(file)
+    with in_file(file):
+        described = describe(found)
     if as_json:
         render.as_json(described)
         return

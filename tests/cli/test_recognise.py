@@ -1,15 +1,21 @@
 """Any file of the field is recognised by its content, and anything else refused in one line."""
 
 import contextlib
+import io
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestkit.__main__ import main
 from attestkit.cli.recognise import recognise
 from attestkit.errors import AttestKitError, FormatError
 from attestkit.quote import Quote
+from tests.cli import evidence_files
+from tests.cli.evidence_files import Files
 from tests.vectors import data, needs_shared
 
 SAMPLES = {
@@ -70,3 +76,75 @@ def test_any_bytes_raise_only_our_errors(junk: bytes) -> None:
     """Whatever the bytes, the answer is a value or an error of ours."""
     with contextlib.suppress(AttestKitError):
         recognise(junk)
+
+
+# -- stdin -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    """Good evidence in every form, and what it takes to believe it."""
+    return evidence_files.write(tmp_path)
+
+
+@pytest.fixture
+def give(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
+    """Put bytes into stdin."""
+
+    def given_bytes(content: bytes) -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+    return given_bytes
+
+
+@pytest.mark.parametrize("command", ["verify", "show", "replay", "report", "policy"])
+def test_a_dash_is_stdin(
+    command: str, files: Files, give: Callable[[bytes], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every command that takes evidence takes it from a pipe, with the same outcome."""
+    options = [] if command in {"show", "replay"} else files.trusted
+    options = [*options, *(["-o", str(files.folder / "out")] if command == "report" else [])]
+    give(files.evidence.read_bytes())
+    assert main([command, "-", *options]) == 0
+    give(b"")
+    assert main([command, "-", *options]) == 5
+    err = capsys.readouterr().err
+    assert err.endswith(": the file is empty (byte 0)\n")
+    assert "attestkit: -: " in err
+
+
+def test_stdin_is_read_once(
+    files: Files, give: Callable[[bytes], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second reader would find it empty, so it is told; the first has its verdict."""
+    give(files.evidence.read_bytes())
+    assert main(["verify", "--json", "-", "-", *files.trusted]) == 1
+    told = capsys.readouterr()
+    assert [one["exit_code"] for one in json.loads(told.out)["results"]] == [0, 1]
+    assert "can be read once" in told.err
+    give(files.evidence.read_bytes())
+    assert main(["replay", "-", "--quote", "-"]) == 1
+    give(files.collateral.read_bytes())
+    assert main(["verify", str(files.evidence), *files.anchored, "--collateral", "-"]) == 0
+
+
+def test_stdin_is_bounded(
+    give: Callable[[bytes], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No more is read than of a file."""
+    monkeypatch.setattr("attestkit.cli.recognise.LARGEST", 10)
+    give(bytes(12))
+    assert main(["show", "-"]) == 5
+    assert "longer than 10 bytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"[", b"\x30\x82\0"])
+def test_a_refusal_names_the_file(
+    content: bytes, files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where only its content was wrong."""
+    path = files.put("wrong", content)
+    assert main(["show", str(path)]) == 5
+    assert capsys.readouterr().err.startswith(f"attestkit: {path}: ")

@@ -1,0 +1,214 @@
+"""The options of a verification, the same for every command that verifies, and what they say.
+
+A file that an option names is part of the configuration: one that is missing or malformed is a
+ConfigError, and its text names the option.
+"""
+
+import functools
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
+
+import click
+from click.core import ParameterSource
+
+from attestkit.cli.recognise import read_file
+from attestkit.collateral import Collateral
+from attestkit.errors import CollateralError, ConfigError, FormatError, UsageError
+
+if TYPE_CHECKING:
+    from attestkit.verifier.policy import AppraisalPolicy
+
+__all__ = ["Asked", "verification_options"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_Read = TypeVar("_Read")
+
+OWN_INSTANT: Final = "bundle"  # what --at says where a bundle is to be judged at its own
+DEFAULT: Final = "default"
+
+
+class Asked(NamedTuple):
+    """What the options of a verification say, as values."""
+
+    collateral: Collateral | None
+    pccs_url: str | None
+    pccs_named: bool  # by the option; else the URL is the environment's
+    certificates: tuple[bytes, ...]  # of AMD's, DER, PEM, or a kernel's table; none are trusted
+    trust_anchor: bytes | None  # DER
+    report_data: bytes | None
+    policy: "AppraisalPolicy"
+    policy_name: str  # of a preset, or of a file
+    at: datetime | None  # aware; None: now, or a bundle's own
+    own_instant: bool  # a bundle is judged at the instant that it names
+    inputs: tuple[Path, ...]  # files that options name: nothing may be written over them
+
+
+def verification_options(command: _Command) -> _Command:
+    """Give a command the options of a verification, and hand it what they say as `asked`."""
+
+    @functools.wraps(command)
+    def asking(**options: Any) -> Any:  # noqa: ANN401 - whatever the command takes and returns
+        own = {name: options.pop(name) for name in _NAMES}
+        return command(asked=_asked(**own), **options)
+
+    wrapped: Any = asking
+    for option in reversed(_OPTIONS):
+        wrapped = option(wrapped)
+    decorated: _Command = wrapped
+    return decorated
+
+
+_PATH: Final = click.Path(path_type=Path)
+_NAMES: Final = (
+    "collateral",
+    "pccs",
+    "certificates",
+    "trust_anchor",
+    "report_data",
+    "policy_name",
+    "at",
+)
+_OPTIONS: Final = (
+    click.option(
+        "--collateral",
+        metavar="FILE",
+        type=_PATH,
+        help="Intel's word about the platform: the nine-field JSON.",
+    ),
+    click.option(
+        "--pccs",
+        metavar="URL",
+        envvar="PCCS_URL",
+        show_envvar=True,
+        help="Fetch collateral there. Nothing is fetched without this option or its variable.",
+    ),
+    click.option(
+        "--certificate",
+        "certificates",
+        metavar="FILE",
+        type=_PATH,
+        multiple=True,
+        help="AMD's certificates (VCEK or VLEK, and its issuer) for SEV-SNP evidence without its "
+        "own; may be repeated.",
+    ),
+    click.option(
+        "--trust-anchor",
+        metavar="FILE",
+        type=_PATH,
+        help="The one root to trust, DER or PEM, in place of those of Intel, AMD and AWS.",
+    ),
+    click.option(
+        "--report-data",
+        metavar="HEX",
+        help="Up to 64 bytes that the evidence must be about: shows that it is fresh.",
+    ),
+    click.option(
+        "--policy",
+        "policy_name",
+        metavar="NAME|FILE",
+        default=DEFAULT,
+        show_default=True,
+        help="What to accept: strict, default or development; or a TOML file, as attestkit policy "
+        "writes it (./strict is a file).",
+    ),
+    click.option(
+        "--at",
+        metavar="TIME",
+        help="The instant to verify at, else now: ISO 8601 (UTC if no zone is given), seconds "
+        f"since 1970, or {OWN_INSTANT}: the one that an evidence bundle names.",
+    ),
+)
+
+
+def _asked(  # noqa: PLR0913 - one per option
+    *,
+    collateral: Path | None,
+    pccs: str | None,
+    certificates: tuple[Path, ...],
+    trust_anchor: Path | None,
+    report_data: str | None,
+    policy_name: str,
+    at: str | None,
+) -> Asked:
+    from attestkit.serve.settings import read_policy  # late: commands without options of ours
+
+    source = click.get_current_context().get_parameter_source("pccs")
+    from_environment = source is ParameterSource.ENVIRONMENT
+    if collateral is not None and pccs is not None:
+        if not from_environment:
+            raise UsageError("--collateral and --pccs: one of them")
+        pccs = None
+    named = (collateral, *certificates, trust_anchor, Path(policy_name))
+    return Asked(
+        collateral=_read("--collateral", collateral, Collateral.from_json),
+        pccs_url=pccs or None,
+        pccs_named=bool(pccs) and not from_environment,
+        certificates=tuple(_read("--certificate", path, _certificate) for path in certificates),
+        trust_anchor=_read("--trust-anchor", trust_anchor, _anchor),
+        report_data=None if report_data is None else _hex(report_data),
+        policy=read_policy("--policy", policy_name),
+        policy_name=policy_name,
+        at=None if at in {None, OWN_INSTANT} else _instant(at or ""),
+        own_instant=at == OWN_INSTANT,
+        inputs=tuple(path for path in named if path is not None),
+    )
+
+
+@overload
+def _read(option: str, path: Path, parse: Callable[[bytes], _Read]) -> _Read: ...
+@overload
+def _read(option: str, path: None, parse: Callable[[bytes], _Read]) -> None: ...
+@overload
+def _read(option: str, path: Path | None, parse: Callable[[bytes], _Read]) -> _Read | None: ...
+def _read(option: str, path: Path | None, parse: Callable[[bytes], _Read]) -> _Read | None:
+    """Return what an option's file holds; what is wrong with it is told with the option."""
+    if path is None:
+        return None
+    try:
+        data = read_file(path)
+    except FormatError as error:  # whose text names the file
+        raise ConfigError(f"{option} {error}") from error
+    try:
+        return parse(data)
+    except (CollateralError, FormatError, UsageError) as error:
+        raise ConfigError(f"{option} {path}: {error}") from error
+
+
+def _anchor(data: bytes) -> bytes | None:
+    from attestkit.verifier.makers import Makers  # late: loads X.509
+
+    return Makers(data).trust_anchor
+
+
+def _certificate(data: bytes) -> bytes:
+    """Return certificates of AMD's as they came, once they are some."""
+    from attestkit.verifier.snp_chain import read_endorsements  # late: loads X.509
+
+    if not read_endorsements([data]):
+        raise FormatError("there is no certificate in it")
+    return data
+
+
+def _hex(text: str) -> bytes:
+    try:
+        value = bytes.fromhex(text.removeprefix("0x"))
+    except ValueError as error:
+        raise UsageError("--report-data is not hex") from error
+    if not 0 < len(value) <= 64:
+        raise UsageError(f"--report-data is 1 to 64 bytes, not {len(value)}")
+    return value
+
+
+def _instant(text: str) -> datetime:
+    try:
+        if text.replace(".", "", 1).isdecimal() and text.isascii():
+            return datetime.fromtimestamp(float(text), timezone.utc)
+        # datetime of Python 3.10 does not know the Z.
+        moment = datetime.fromisoformat(text.upper().replace("Z", "+00:00"))
+    except (ValueError, OverflowError, OSError) as error:
+        raise UsageError(
+            f"--at {text}: neither a date of ISO 8601, nor seconds, nor {OWN_INSTANT}"
+        ) from error
+    return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment

@@ -1,0 +1,82 @@
+"""How an error ends the program: its exit code, and its text in one line."""
+
+import sys
+from collections.abc import Iterable
+from typing import Final
+
+import click
+
+from attestkit.errors import (
+    AttestKitError,
+    BackendError,
+    CollateralError,
+    ConfigError,
+    FormatError,
+    PolicyError,
+    UsageError,
+    VerificationError,
+)
+
+__all__ = [
+    "NETWORK",
+    "POLICY",
+    "REJECTED",
+    "UNREADABLE",
+    "USAGE",
+    "complain",
+    "decide",
+    "decided",
+    "exit_code",
+    "gravest",
+    "one_line",
+]
+
+USAGE, REJECTED, NETWORK, POLICY, UNREADABLE = 1, 2, 3, 4, 5
+
+# The first that fits decides; PolicyError before the VerificationError it is.
+_CODES: Final[tuple[tuple[type[AttestKitError], int], ...]] = (
+    (PolicyError, POLICY),
+    (VerificationError, REJECTED),
+    (FormatError, UNREADABLE),
+    (UsageError, USAGE),
+    (ConfigError, USAGE),
+    (BackendError, NETWORK),
+    (CollateralError, NETWORK),
+)
+# A forged one among many must not be hidden by one that could not be read.
+_GRAVEST_FIRST: Final = (REJECTED, POLICY, NETWORK, UNREADABLE, USAGE)
+_DECIDED: Final = "attestkit.exit_code"
+
+
+def exit_code(error: AttestKitError) -> int:
+    """Return the exit code for an error: 1 usage, 2 rejected, 3 device, 4 policy, 5 unreadable."""
+    return next((code for kind, code in _CODES if isinstance(error, kind)), NETWORK)
+
+
+def gravest(codes: Iterable[int]) -> int:
+    """Return the one code for many outcomes: rejected, policy, network, unreadable, usage, good."""
+    found = set(codes)
+    return next((code for code in _GRAVEST_FIRST if code in found), 0)
+
+
+def one_line(text: str) -> str:
+    """Fold white space and show control characters, so that no input can draw on a terminal."""
+    folded = " ".join(text.split())
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in folded)
+
+
+def complain(text: str) -> None:
+    """Say what went wrong, in one line on stderr."""
+    sys.stderr.write(f"attestkit: {one_line(text)}\n")
+
+
+def decide(code: int) -> int:
+    """Keep the exit code of the running command, also if nobody reads its output; return it."""
+    click.get_current_context().meta[_DECIDED] = code
+    return code
+
+
+def decided(context: click.Context) -> int:
+    """Return the exit code that the command has decided on, or 0."""
+    code: int = context.meta.get(_DECIDED, 0)
+    return code

@@ -1,0 +1,70 @@
+"""`attestkit policy FROM-EVIDENCE`: reference values pinned from known-good evidence."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from attestkit.cli import render
+from attestkit.cli.asked import Asked, verification_options
+from attestkit.cli.exit_codes import complain, decide
+from attestkit.cli.write_output import check_output, is_stdout, write_output
+from attestkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from attestkit.cli.judge import Outcome
+
+__all__ = ["policy"]
+
+
+@click.command()
+@click.argument("file", metavar="FROM-EVIDENCE", type=click.Path(path_type=Path))
+@verification_options
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the policy there; else to stdout.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
+def policy(*, file: Path, asked: Asked, output: Path | None, as_json: bool) -> int:
+    """Pin the registers and the app of evidence that verifies, as a policy ready to edit.
+
+    The evidence (- is stdin) is verified first, by the same options as attestkit verify; what does
+    not verify is not pinned. The policy goes to attestkit verify --policy.
+    """
+    if as_json and output is not None and is_stdout(output):
+        raise UsageError(f"-o {output} and --json: both would go to stdout")
+    check_output("-o", output, (file, *asked.inputs))
+    from attestkit.cli.judge import Judge  # late: loads the verifier
+    from attestkit.verifier.policy_file import pin, to_toml
+
+    outcome = Judge(asked).outcome(file)
+    if outcome.result is None:
+        decide(outcome.code)
+        complain(f"{file}: not pinned, because it does not verify: {outcome.problem}")
+        return outcome.code
+    text = to_toml(pin(outcome.result))
+    _warn(outcome)
+    if as_json:
+        render.as_json({"policy": text, "evidence": outcome.to_dict()})
+    elif output is None:
+        sys.stdout.write(text)
+    if output is not None and write_output("-o", output, text) and not as_json:
+        render.verdict(f"{output}: pinned from {file}", good=True)
+    return 0
+
+
+def _warn(outcome: "Outcome") -> None:
+    """Say what the evidence does not show, before somebody relies on the pin."""
+    if outcome.result is not None and outcome.result.simulated:
+        text = "the evidence is simulated, so that the policy is good for tests only"
+        complain(f"{outcome.path}: {text}")
+    if outcome.own_instant:
+        text = f"judged at {outcome.at.isoformat()}, the instant that the bundle itself names"
+        complain(f"{outcome.path}: {text}")
+    if not outcome.fresh:
+        text = "freshness was not checked: make sure that this evidence is yours"
+        complain(f"{outcome.path}: {text}")

@@ -1,0 +1,208 @@
+"""`attestkit verify FILE...`: a verdict per file."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from attestkit.cli import render
+from attestkit.cli.asked import Asked, verification_options
+from attestkit.cli.exit_codes import complain, decide, gravest
+from attestkit.cli.write_output import check_output, is_stdout, write_output
+from attestkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from attestkit.attestation import AppInfo
+    from attestkit.cli.judge import Outcome
+    from attestkit.verifier.result import AttestationResult
+
+__all__ = ["verify"]
+
+SIMULATED: Final = (
+    "SIMULATED evidence: it leads to the root that was handed in, not to the platform's maker,"
+    " and proves nothing about hardware."
+)
+OWN_INSTANT: Final = (
+    "judged at the instant that the bundle itself names: what was revoked or expired since then"
+    " does not show, and whoever made the bundle chose it."
+)
+NOT_FRESH: Final = "not checked: --report-data HEX says what it must have been made for"
+
+_EPILOG: Final = (
+    "Exit codes: 0 all accepted, 1 usage, 2 rejected, 3 network or device, 4 refused by policy, "
+    "5 unreadable. Of several files the gravest counts, in the order 2, 4, 3, 5, 1."
+)
+
+
+@click.command(epilog=_EPILOG)
+@click.argument(
+    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@verification_options
+@click.option(
+    "--save-bundle",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Of one accepted file: write it with its collateral and instant into one file.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Show the steps.")
+@click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
+def verify(
+    *,
+    files: tuple[Path, ...],
+    asked: Asked,
+    save_bundle: Path | None,
+    verbose: bool,
+    as_json: bool,
+) -> int:
+    """Verify evidence: a verdict per file, in their order.
+
+    FILE is evidence in any encoding, a quote, an answer of the guest agent, an RA-TLS certificate,
+    or an evidence bundle, whose collateral gives way to options; - is stdin. Each is judged now, or
+    as --at says.
+    """
+    _check_saving(save_bundle, files, asked)
+    outcomes = _judge(files, asked)
+    code = decide(gravest(outcome.code for outcome in outcomes))
+    if as_json:
+        results = [outcome.to_dict() for outcome in outcomes]
+        render.as_json({"results": results, "exit_code": code})
+    else:
+        _show(outcomes, verbose=verbose)
+    _complain(outcomes)
+    if save_bundle is not None and code == 0:
+        write_output("--save-bundle", save_bundle, outcomes[0].bundle().to_json(), mode=0o600)
+    return code
+
+
+def _check_saving(path: Path | None, files: tuple[Path, ...], asked: Asked) -> None:
+    if path is None:
+        return
+    if len(files) != 1:
+        raise UsageError("--save-bundle takes one file")
+    if is_stdout(path):
+        raise UsageError(f"--save-bundle {path}: stdout has the verdict; name a file")
+    check_output("--save-bundle", path, (*files, *asked.inputs))
+
+
+def _judge(files: tuple[Path, ...], asked: Asked) -> "list[Outcome]":
+    from attestkit.cli.judge import Judge  # late: loads the verifier
+
+    judge = Judge(asked)
+    outcomes = []
+    with render.progress("verifying", len(files)) as advance:
+        for path in files:
+            outcomes.append(judge.outcome(path))
+            advance()
+    return outcomes
+
+
+def _complain(outcomes: Sequence["Outcome"]) -> None:
+    sys.stdout.flush()  # verdicts before reasons, where both go to one place
+    for outcome in outcomes:
+        if outcome.error is not None:
+            complain(outcome.complaint())
+
+
+def _show(outcomes: Sequence["Outcome"], *, verbose: bool) -> None:
+    if len(outcomes) == 1:
+        _show_one(outcomes[0])
+    else:
+        _show_table(outcomes)
+    if verbose:
+        for outcome in outcomes:
+            render.steps(f"{outcome.path}: checked", outcome.steps or ["nothing"])
+
+
+def _show_one(outcome: "Outcome") -> None:
+    result = outcome.result
+    render.verdict(f"{outcome.path}: {outcome.verdict}", good=outcome.code == 0)
+    if result is None:
+        render.fields(None, {"reason": outcome.reason or None, "policy": outcome.policy})
+        return
+    if result.simulated:
+        render.warning(SIMULATED)
+    if outcome.own_instant:
+        render.warning(OWN_INSTANT)
+    render.fields(None, {**_facts(outcome, result), "freshness": _freshness(outcome)})
+
+
+def _facts(outcome: "Outcome", result: "AttestationResult") -> dict[str, object]:
+    """Return what people want to know of an accepted result, by name; None where there is none."""
+    claims, info = result.claims, result.app_info
+    instant = result.verified_at.isoformat(timespec="seconds")
+    named = "" if outcome.named is None else ", as the bundle says"
+    return {
+        "platform": claims.platform,
+        "TCB status": result.tcb_status,
+        "advisories": ", ".join(result.advisory_ids) or None,
+        **_identity(info),
+        "OS image": outcome.os_image,
+        "report data": claims.report_data.hex() + named,
+        "policy": outcome.policy,
+        "collateral": "the bundle's own" if outcome.own_collateral else None,
+        "verified at": f"{instant}, the bundle's word" if outcome.own_instant else instant,
+    }
+
+
+def _identity(info: "AppInfo | None") -> dict[str, object]:
+    if info is None:
+        return {"app": "none: a bare quote has no log that would name it"}
+    return {
+        "app id": info.app_id.hex() or "none",
+        "compose hash": info.compose_hash.hex() or "none",
+        "instance id": info.instance_id.hex() or None,
+        "key provider": info.key_provider_info.decode(errors="replace") or None,
+    }
+
+
+def _freshness(outcome: "Outcome") -> str:
+    if not outcome.fresh:
+        return NOT_FRESH
+    certificate = outcome.found is not None and outcome.found.in_certificate
+    return "of the certificate's key" if certificate else "of the expected report data"
+
+
+def _show_table(outcomes: Sequence["Outcome"]) -> None:
+    """One line a file, and one for all of them."""
+    records = []
+    for outcome in outcomes:
+        mark, result = ("ok" if outcome.code == 0 else "!!"), outcome.result
+        info = None if result is None else result.app_info
+        records.append(
+            (
+                f"[{mark}]",
+                outcome.path,
+                outcome.verdict,
+                "" if result is None else result.claims.platform,
+                outcome.reason if result is None else result.tcb_status or "",
+                "" if info is None else info.app_id.hex(),
+                _remarks(outcome),
+            )
+        )
+    render.rows(("", "file", "verdict", "platform", "status", "app id", ""), records)
+    good = sum(outcome.code == 0 for outcome in outcomes)
+    bad = len(outcomes) - good
+    total = f"{good} of {len(outcomes)} accepted" + (f", {bad} not" if bad else "")
+    render.lines(["", f"{total}; policy {outcomes[0].policy}"])
+    if any(outcome.result is not None and outcome.result.simulated for outcome in outcomes):
+        render.warning(SIMULATED)
+    if any(outcome.own_instant for outcome in outcomes):
+        render.warning(OWN_INSTANT)
+    if good and not all(outcome.fresh for outcome in outcomes if outcome.code == 0):
+        render.lines([f"freshness {NOT_FRESH}"])
+
+
+def _remarks(outcome: "Outcome") -> str:
+    """Return what a verdict leaves open, in words for a column."""
+    result = outcome.result
+    if result is None:
+        return ""
+    found = {
+        "simulated": result.simulated,
+        "bundle's instant": outcome.own_instant,
+        "OS image not verified": not result.claims.os_image_hash,
+    }
+    return ", ".join(word for word, true in found.items() if true)

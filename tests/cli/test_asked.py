@@ -1,0 +1,72 @@
+"""The options of a verification: what is wrong with one names the option and the file, once."""
+
+from pathlib import Path
+
+import pytest
+
+from attestkit.__main__ import main
+from attestkit._crypto.pem import armour
+from tests.cli import evidence_files
+from tests.cli.evidence_files import Files
+
+Capture = pytest.CaptureFixture[str]
+OPTIONS = ["--collateral", "--certificate", "--trust-anchor", "--policy"]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    """Good evidence in every form, and what it takes to believe it."""
+    return evidence_files.write(tmp_path)
+
+
+def refusal(capsys: Capture, *words: str) -> str:
+    """Run a command that is refused as usage; return its one line."""
+    assert main([*words]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.count("\n") == 1
+    return told.err
+
+
+@pytest.mark.parametrize("command", ["verify", "policy"])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_file_that_is_not_there(option: str, command: str, files: Files, capsys: Capture) -> None:
+    """1, with option and path, each once, and without Python's own words."""
+    gone = str(files.folder / "gone")
+    err = refusal(capsys, command, str(files.evidence), "--at", "0", option, gone)
+    assert err.startswith(f"attestkit: {option} {gone}: No such file or directory")
+    assert err.count(gone) == 1
+    assert "Errno" not in err
+    assert ("strict, default, development" in err) == (option == "--policy")
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("content", [b"", b"\x1b[31mgarbage"])
+def test_a_file_that_is_something_else(
+    option: str, content: bytes, files: Files, capsys: Capture
+) -> None:
+    """The same code, also beside evidence that has no use for it."""
+    path = str(files.put("garbage", content))
+    err = refusal(capsys, "verify", str(files.evidence), "--at", "0", option, path)
+    assert err.startswith(f"attestkit: {option} {path}: ")
+    assert "\x1b" not in err
+
+
+def test_a_trust_anchor_is_one_certificate(files: Files, capsys: Capture) -> None:
+    """Of two nobody could say which is trusted."""
+    pem = armour("CERTIFICATE", files.anchor.read_bytes()).encode()
+    both = str(files.put("both.pem", pem + pem))
+    err = refusal(capsys, "verify", str(files.evidence), "--trust-anchor", both)
+    assert f"--trust-anchor {both}: " in err
+    one = str(files.put("one.pem", pem))
+    trusted = ["--at", files.anchored[-1], "--collateral", str(files.collateral)]
+    assert main(["verify", str(files.evidence), *trusted, "--trust-anchor", one]) == 0
+
+
+def test_what_does_not_verify_is_named_once(files: Files, capsys: Capture) -> None:
+    """A folder in place of evidence is told with its name in front, and not again."""
+    folder = files.folder / "folder"
+    folder.mkdir()
+    for words, code in ((["verify", str(folder)], 5), (["policy", str(folder)], 5)):
+        assert main(words) == code
+        assert capsys.readouterr().err.count(str(folder)) == 1

@@ -1,0 +1,473 @@
+"""`attestkit verify`: a verdict per file, the exit code of the gravest, and nothing hidden."""
+
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attestkit.__main__ import main
+from attestkit.cli.exit_codes import gravest
+from attestkit.cli.recognise import recognise
+from attestkit.verifier import Verifier
+from attestkit.verifier.bundle import EvidenceBundle
+from tests.cli import evidence_files
+from tests.cli.evidence_files import AT, HOSTILE, NONCE_HEX, Files
+from tests.ra_tls import tds
+from tests.vectors import SHARED, data, needs_shared
+from tests.verifier import parcels
+
+DCAP = SHARED / "data/quotes/dcap-qvl"
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    """Good evidence in every form, and what it takes to believe it."""
+    return evidence_files.write(tmp_path)
+
+
+def results(capsys: Capture) -> list[dict[str, Any]]:
+    """Return what `--json` printed for each file."""
+    printed: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["results"]
+    return printed
+
+
+# -- accepted ----------------------------------------------------------------------------------
+
+
+def test_good_evidence_is_accepted_and_told_to_people(files: Files, capsys: Capture) -> None:
+    """The verdict comes first; that it is simulated and maybe old is said without being asked."""
+    assert main(["verify", str(files.evidence), *files.trusted]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith(f"[ok] {files.evidence}: accepted\n")
+    assert "SIMULATED evidence" in told.out
+    assert "freshness" in told.out
+    assert "not checked: --report-data HEX" in told.out
+    for text in ("dstack-tdx", "UpToDate", parcels.APP_ID.hex(), parcels.COMPOSE_HASH.hex()):
+        assert text in told.out
+    assert told.err == ""
+
+
+@pytest.mark.parametrize("form", ["raw", "hex", "0x", "v0", "v1", "cbor", "response", "quote"])
+def test_every_form_of_evidence_is_taken(form: str, files: Files, capsys: Capture) -> None:
+    """Any encoding, as bytes or hex, an answer of the agent, and a quote alone."""
+    evidence = parcels.evidence()
+    assert evidence.quote is not None
+    raw = evidence.to_bytes()
+    answer = {"quote": evidence.quote.raw.hex(), "event_log": evidence.event_log.to_json()}
+    answer["vm_config"] = evidence.config
+    content = {
+        "raw": raw,
+        "hex": raw.hex().encode(),
+        "0x": b"0x" + raw.hex().encode() + b"\n",
+        "response": json.dumps(answer).encode(),
+        "quote": evidence.quote.raw,
+    }.get(form)
+    if form in ("v0", "v1", "cbor"):
+        content = evidence.to_bytes(form)  # type: ignore[arg-type]  # one of the three
+    assert content is not None
+    path = files.put("given", content)
+    assert main(["verify", "--json", str(path), *files.trusted]) == 0
+    assert results(capsys)[0]["verdict"] == "accepted"
+
+
+def test_report_data_is_freshness(files: Files, capsys: Capture) -> None:
+    """With it the evidence must be about it; another value is a refusal by policy."""
+    words = ["verify", "--json", str(files.evidence), *files.trusted, "--report-data"]
+    assert main([*words, NONCE_HEX]) == 0
+    assert results(capsys)[0]["freshness_checked"] is True
+    assert main([*words, "00" * 64]) == 4
+    told = capsys.readouterr()
+    assert json.loads(told.out)["results"][0]["reason"] == "report_data"
+    assert "another request" in told.err
+
+
+def test_json_has_the_whole_result(files: Files, capsys: Capture) -> None:
+    """What `AttestationResult.to_dict` gives is there, with the file and its verdict."""
+    assert main(["verify", "--json", str(files.evidence), *files.trusted]) == 0
+    [told] = results(capsys)
+    wanted = parcels.verifier(tcb_details=True).verify(
+        files.evidence.read_bytes(), report_data=None
+    )
+    assert {**told, **wanted.to_dict()} == told
+    assert told["file"] == str(files.evidence)
+    assert told["kind"] == "evidence"
+    assert (told["exit_code"], told["freshness_checked"]) == (0, False)
+    assert told["at"] == AT
+
+
+def test_verbose_shows_the_steps(files: Files, capsys: Capture) -> None:
+    """Each step of the result is printed, numbered."""
+    assert main(["verify", "-v", str(files.evidence), *files.trusted]) == 0
+    told = capsys.readouterr().out
+    assert "1. the PCK certificate chain leads to" in told
+    assert "events replay to RTMR0 to RTMR3" in told
+
+
+def test_a_certificate_is_held_to_its_key(files: Files, capsys: Capture) -> None:
+    """Good is one whose evidence is about its key; that is freshness, so no report data fits."""
+    words = ["verify", "--json", *files.trusted]
+    assert main([*words, str(files.certificate)]) == 0
+    [told] = results(capsys)
+    assert (told["kind"], told["freshness_checked"]) == ("RA-TLS certificate", True)
+    assert main([*words, str(files.certificate), "--report-data", NONCE_HEX]) == 1
+    assert "leave --report-data out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", sorted(tds.UNSOUND))
+def test_an_unsound_certificate_is_rejected(what: str, files: Files, capsys: Capture) -> None:
+    """Evidence about another key, an expired one, none at all: refused, each with a reason."""
+    path = files.put("unsound.pem", tds.UNSOUND[what]().certificate_chain[0].encode())
+    assert main(["verify", "--json", str(path), *files.trusted]) == 2
+    assert results(capsys)[0]["verdict"] == "rejected"
+
+
+def test_a_bundle_holds_evidence_or_a_quote(files: Files) -> None:
+    """Not another bundle, nor anything else."""
+    for inner in (files.bundle, files.certificate, files.collateral):
+        bundle = EvidenceBundle(inner.read_bytes(), parcels.collateral(), parcels.NOW)
+        path = files.put("nested", bundle.to_json().encode())
+        assert main(["verify", str(path), *files.trusted]) == 5
+
+
+def test_a_bundle_is_saved_and_verifies_again(files: Files, tmp_path: Path) -> None:
+    """`--save-bundle` writes what was used; of refused evidence it writes nothing."""
+    saved = tmp_path / "saved.json"
+    words = ["verify", str(files.evidence), *files.trusted, "--save-bundle", str(saved)]
+    assert main([*words, "--report-data", "ff"]) == 4
+    assert not saved.exists()
+    assert main([*words, "--report-data", NONCE_HEX]) == 0
+    again = EvidenceBundle.load(saved)
+    assert again.collateral == parcels.collateral()
+    assert (again.at, again.report_data) == (parcels.NOW, parcels.NONCE)
+    assert saved.stat().st_mode & 0o777 == 0o600
+    assert main(["verify", str(saved), *files.own_instant]) == 0
+    assert main([*words, str(files.quote)]) == 1
+
+
+# -- real evidence -----------------------------------------------------------------------------
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("name", "collateral", "at", "code", "status"),
+    [
+        ("tdx_quote", "tdx_quote", "2025-07-01", 0, "UpToDate"),
+        ("near_quote_hex.txt", "near_quote", "2025-09-20", 0, "UpToDate"),
+        ("sgx_quote", "sgx_quote", "2025-07-01", 0, "ConfigurationAndSWHardeningNeeded"),
+        ("tdx_quote_outdated", "tdx_quote_outdated", "2026-03-01T00:00:00Z", 2, None),
+        ("tdx_quote", "tdx_quote", "2025-07-19T10:00:34Z", 0, "UpToDate"),  # the last second
+        ("tdx_quote", "tdx_quote", "1752919235", 2, None),  # one later
+    ],
+)
+def test_real_quotes_at_an_instant(  # noqa: PLR0913 - a row of the table
+    capsys: Capture, *, name: str, collateral: str, at: str, code: int, status: str | None
+) -> None:
+    """Intel's root and Intel's collateral, judged inside their validity and one second past it."""
+    words = ["verify", "--json", str(DCAP / name), "--at", at]
+    assert main([*words, "--collateral", str(DCAP / f"{collateral}_collateral.json")]) == code
+    [told] = results(capsys)
+    assert told.get("tcb_status") == status
+    assert told.get("simulated", False) is False
+
+
+@needs_shared
+def test_a_report_is_verified_with_certificates_from_files(capsys: Capture) -> None:
+    """An SEV-SNP report has no certificates of its own; options bring them, or it says so."""
+    folder = SHARED / "data/snp/virtee-sev"
+    words = ["verify", "--json", str(folder / "report_milan.hex"), "--at", "2024-06-01"]
+    assert main(words) == 3
+    assert "certificate" in capsys.readouterr().err
+    for name in ("vcek_milan.der", "cert_chain_milan"):
+        words += ["--certificate", str(folder / name)]
+    assert main(words) == 0
+    [told] = results(capsys)
+    assert (told["platform"], told["simulated"]) == ("dstack-amd-sev-snp", False)
+
+
+# -- exit codes --------------------------------------------------------------------------------
+
+
+def _tampered(files: Files) -> Path:
+    quote = bytearray(files.quote.read_bytes())
+    quote[200] ^= 1  # in MRTD
+    return files.put("tampered", bytes(quote))
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("good", 0),
+        ("unknown option", 1),
+        ("report data no hex", 1),
+        ("report data too long", 1),
+        ("no time", 1),
+        ("policy with an unknown key", 1),
+        ("both collaterals", 1),
+        ("tampered", 2),
+        ("without the root", 2),
+        ("no collateral", 3),
+        ("nobody at the PCCS", 3),
+        ("another platform is wanted", 4),
+        ("missing", 5),
+        ("nonsense", 5),
+        ("an event log", 5),
+        ("collateral", 5),
+        ("collateral unreadable", 1),
+        ("root unreadable", 1),
+    ],
+)
+def test_exit_codes(name: str, code: int, files: Files, capsys: Capture) -> None:
+    """Each has its code, and each refusal one line on stderr."""
+    rule = files.put("rule.toml", b'preset = "strict"\nplatforms = ["sgx"]\n')
+    unknown = files.put("unknown.toml", b"colour = 1\n")
+    nonsense = files.put("nonsense", b"\x1b[31mnonsense")
+    log = files.put("log", parcels.log_of(parcels.BOOT).to_json().encode())
+    good, trusted = str(files.evidence), files.trusted
+    words = {
+        "good": [good, *trusted],
+        "unknown option": [good, "--bogus"],
+        "report data no hex": [good, *trusted, "--report-data", "xyz"],
+        "report data too long": [good, *trusted, "--report-data", "00" * 65],
+        "no time": [good, *trusted, "--at", "yesterday"],
+        "policy with an unknown key": [good, *trusted, "--policy", str(unknown)],
+        "both collaterals": [good, *trusted, "--pccs", "http://127.0.0.1:1"],
+        "tampered": [str(_tampered(files)), *trusted],
+        "without the root": [good, "--collateral", str(files.collateral), "--at", AT],
+        "no collateral": [good, *files.anchored],
+        "nobody at the PCCS": [good, *files.anchored, "--pccs", "http://127.0.0.1:1"],
+        "another platform is wanted": [good, *trusted, "--policy", str(rule)],
+        "missing": [str(files.folder / "missing"), *trusted],
+        "nonsense": [str(nonsense), *trusted],
+        "an event log": [str(log), *trusted],
+        "collateral": [str(files.collateral), *trusted],
+        "collateral unreadable": [good, *files.anchored, "--collateral", str(nonsense)],
+        "root unreadable": [good, "--trust-anchor", str(nonsense)],
+    }[name]
+    assert main(["verify", *words]) == code
+    err = capsys.readouterr().err
+    assert err.count("\n") == (code != 0)
+    assert "\x1b" not in err
+
+
+def test_of_several_the_gravest_counts(files: Files, capsys: Capture) -> None:
+    """Order is kept, and a rejected file is not hidden by one that cannot be read."""
+    missing = files.folder / "missing"
+    paths = [files.evidence, missing, _tampered(files), files.quote]
+    assert main(["verify", "--json", *map(str, paths), *files.trusted]) == 2
+    told = results(capsys)
+    assert [one["file"] for one in told] == [str(path) for path in paths]
+    assert [one["exit_code"] for one in told] == [0, 5, 2, 0]
+    assert main(["verify", str(files.evidence), str(missing), *files.trusted]) == 5
+    assert "1 of 2 accepted, 1 not" in capsys.readouterr().out
+
+
+def test_the_order_of_gravity() -> None:
+    """Rejected, policy, network, unreadable, usage, and only then good."""
+    order = [2, 4, 3, 5, 1, 0]
+    for index, code in enumerate(order):
+        assert gravest(reversed(order[index:])) == code
+    assert gravest([]) == 0
+
+
+def test_every_byte_of_a_signed_region_counts(files: Files) -> None:
+    """Whatever byte of the quote's header and body is another, it is not accepted."""
+    quote = files.quote.read_bytes()
+    for at in range(0, 632, 41):
+        changed = bytearray(quote)
+        changed[at] ^= 0x80
+        assert main(["verify", str(files.put("changed", bytes(changed))), *files.trusted]) != 0
+
+
+def test_what_nobody_expected_is_a_rejection(
+    files: Files, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A verifier that breaks down accepts nothing, and shows no traceback."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("at its end")
+
+    monkeypatch.setattr(Verifier, "verify", broken)
+    assert main(["verify", str(files.evidence), *files.trusted]) == 2
+    told = capsys.readouterr()
+    assert "rejected" in told.out
+    assert told.err.count("\n") == 1
+    assert "RuntimeError" in told.err
+
+
+def test_a_closed_pipe_does_not_turn_a_rejection_into_good(files: Files) -> None:
+    """Whoever stops reading the verdicts still gets the exit code."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(  # noqa: S603 - this very Python
+        [sys.executable, "-m", "attestkit", "verify", str(_tampered(files)), *files.trusted],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert done.returncode == 2
+
+
+# -- many --------------------------------------------------------------------------------------
+
+
+def _fifty(files: Files) -> list[str]:
+    paths = [files.put(f"{n:02}.bin", files.evidence.read_bytes()) for n in range(49)]
+    return [*map(str, paths), str(_tampered(files))]
+
+
+def test_fifty_files_show_progress_on_a_terminal(files: Files) -> None:
+    """On stderr a bar moves; verdicts go to stdout, and the one bad file decides the exit code."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(  # noqa: S603 - this very Python
+        [sys.executable, "-m", "attestkit", "verify", *_fifty(files), *files.trusted],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    ) as process:
+        os.close(theirs)
+        assert process.stdout is not None
+        told, bar = _both(process.stdout.fileno(), ours)
+        assert process.wait() == 2
+    os.close(ours)
+    assert "verifying" in bar
+    assert "/50" in bar
+    assert f"{files.folder}/tampered: " in bar  # what went wrong is there after the bar
+    assert "49 of 50 accepted, 1 not" in told
+    assert told.count("accepted  ") == 49
+
+
+def _both(stdout: int, terminal: int) -> tuple[str, str]:
+    """Read both to their ends; that of a terminal is an error of the system's."""
+    found: dict[int, bytes] = {stdout: b"", terminal: b""}
+    unread = set(found)
+    while unread:
+        for ready in select.select(unread, [], [], 60)[0]:
+            try:
+                got = os.read(ready, 65536)
+            except OSError:
+                got = b""
+            found[ready] += got
+            if not got:
+                unread.discard(ready)
+    return found[stdout].decode(), found[terminal].decode(errors="replace")
+
+
+def test_without_a_terminal_there_is_no_bar(files: Files, capsys: Capture) -> None:
+    """Then stderr has the refusals and nothing else."""
+    assert main(["verify", *_fifty(files), *files.trusted]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "verifying" not in err
+
+
+# -- fetching ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pccs() -> Iterator[tuple[str, list[str]]]:
+    """A PCCS of the simulator's on a socket: its URL, and the paths that it was asked for."""
+    from attestkit.backends.simulator.pccs import ServedPlatform, SimulatedPccs
+
+    asked: list[str] = []
+    platform = parcels.PKI.platform()
+    service = SimulatedPccs(parcels.collateral, [ServedPlatform(platform.qe_id, platform.pck_der)])
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            status, headers, body = service.answer(*self.path.partition("?")[::2])
+            self.send_response(status)
+            for name, value in headers:
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_collateral_is_fetched_where_that_is_asked_for(
+    pccs: tuple[str, list[str]], files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By option or by $PCCS_URL; once for many files; and never beside a file that is given."""
+    url, asked = pccs
+    one = str(files.evidence)
+    assert main(["verify", one, *files.anchored]) == 3
+    assert main(["verify", one, *files.trusted]) == 0
+    assert asked == []
+    assert (
+        main(["verify", *[one] * 12, str(files.certificate), *files.anchored, "--pccs", url]) == 0
+    )
+    assert 0 < len(asked) < 12
+    asked.clear()
+    monkeypatch.setenv("PCCS_URL", url)
+    assert main(["verify", one, *files.trusted]) == 0
+    assert main(["verify", str(files.bundle), *files.own_instant]) == 0
+    assert asked == []
+    assert main(["verify", one, *files.anchored]) == 0
+    assert asked
+
+
+# -- hostile -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extra", [[], ["-v"], ["--json"]])
+def test_hostile_text_does_not_draw_on_the_terminal(
+    extra: list[str], files: Files, capsys: Capture
+) -> None:
+    """Names, payloads and configurations of strangers, and names of files, come out escaped."""
+    raw = evidence_files.hostile_evidence().to_bytes()
+    name = HOSTILE.replace("/", "").replace("\0", "")
+    path = files.put(name, raw)
+    for words in (["verify", *extra], ["show"], ["replay"]):
+        options = files.trusted if words[0] == "verify" else []
+        assert main([*words, str(path), *options]) in {0, 2}
+        told = capsys.readouterr()
+        for text in (told.out, told.err):
+            assert not {"\x1b", "\x07", "\x00", "\u202e"} & set(text)
+
+
+def test_evidence_in_a_bundle_is_shown(files: Files, capsys: Capture) -> None:
+    """`show` takes bundles, collateral, and certificates without evidence."""
+    plain = files.put("plain.pem", tds.CA.encode())
+    for path, kind in (
+        (files.bundle, "evidence bundle"),
+        (files.collateral, "collateral"),
+        (plain, "certificate without evidence"),
+    ):
+        assert recognise(path.read_bytes()).kind == kind
+        assert main(["show", "--json", str(path)]) == 0
+        assert json.loads(capsys.readouterr().out)["kind"] == kind
+        assert main(["show", str(path)]) == 0
+        assert "no signature was checked" in capsys.readouterr().out
+
+
+@needs_shared
+def test_a_real_certificate_without_evidence_is_told(capsys: Capture) -> None:
+    """AMD's certificates are certificates; verified, they prove nothing."""
+    path = SHARED / "data/snp/virtee-sev/vcek_milan.der"
+    assert recognise(data("snp/virtee-sev/vcek_milan.der")).kind == "certificate without evidence"
+    assert main(["verify", str(path)]) == 2
+    assert "carries no evidence" in capsys.readouterr().err

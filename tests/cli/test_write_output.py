@@ -1,0 +1,80 @@
+"""Outputs: no command writes over a file that it reads, by whatever name it is given."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from attestkit.__main__ import main
+from tests.cli import evidence_files
+from tests.cli.evidence_files import Files
+
+Capture = pytest.CaptureFixture[str]
+COMMANDS = {
+    "report": ["report", "-o"],
+    "policy": ["policy", "-o"],
+    "verify": ["verify", "--save-bundle"],
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    """Good evidence in every form, and what it takes to believe it."""
+    return evidence_files.write(tmp_path)
+
+
+def _alias(path: Path, how: str) -> Path:
+    other = path.with_name("alias")
+    if how == "symlink":
+        other.symlink_to(path.name)
+    elif how == "hard link":
+        os.link(path, other)
+    else:
+        return {"itself": path, "dots": path.parent / ".." / path.parent.name / path.name}[how]
+    return other
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+@pytest.mark.parametrize("how", ["itself", "dots", "symlink", "hard link"])
+def test_evidence_is_not_written_over(
+    command: str, how: str, files: Files, capsys: Capture
+) -> None:
+    """Refused as usage before anything is judged, and the evidence is what it was."""
+    was = files.evidence.read_bytes()
+    alias = str(_alias(files.evidence, how))
+    name, option = COMMANDS[command]
+    assert main([name, str(files.evidence), *files.trusted, option, alias]) == 1
+    assert files.evidence.read_bytes() == was
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert f"{option} {alias} is " in told.err
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+@pytest.mark.parametrize("option", ["--collateral", "--trust-anchor", "--policy", "--certificate"])
+def test_files_of_options_are_not_written_over(command: str, option: str, files: Files) -> None:
+    """Neither are root, collateral, policy and certificates."""
+    path = {
+        "--collateral": files.collateral,
+        "--policy": files.put("rules.toml", b'preset = "default"\n'),
+    }.get(option, files.anchor)
+    was = path.read_bytes()
+    name, output = COMMANDS[command]
+    words = [*files.trusted, *([] if option in files.trusted else [option, str(path)])]
+    assert main([name, str(files.evidence), *words, output, str(path)]) == 1
+    assert path.read_bytes() == was
+    fresh = str(files.folder / "fresh")
+    assert main([name, str(files.evidence), *words, output, fresh]) == 0
+
+
+@pytest.mark.parametrize("path", ["-", "/dev/stdout"])
+def test_a_bundle_does_not_go_between_the_verdicts(path: str, files: Files) -> None:
+    """Stdout has the verdict, and a device there stays what it is."""
+    assert main(["verify", str(files.evidence), *files.trusted, "--save-bundle", path]) == 1
+    assert Path("/dev/stdout").is_symlink()
+
+
+def test_a_policy_and_json_do_not_share_stdout(files: Files, capsys: Capture) -> None:
+    """One of them would spoil the other."""
+    assert main(["policy", "--json", str(files.evidence), *files.trusted, "-o", "-"]) == 1
+    assert capsys.readouterr().out == ""

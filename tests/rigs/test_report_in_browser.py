@@ -1,0 +1,122 @@
+"""The report in Chromium: it loads nothing, complains about nothing, and fits its window."""
+
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from attestkit.__main__ import main
+from tests.cli import evidence_files
+from tests.cli.evidence_files import Files
+
+CHROMIUM: Final = shutil.which("chromium") or shutil.which("chromium-browser")
+MISSING: Final = [
+    what
+    for what, there in {
+        "chromium": CHROMIUM is not None,
+        "playwright": importlib.util.find_spec("playwright") is not None,
+    }.items()
+    if not there
+]
+pytestmark = [
+    pytest.mark.rig,
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
+]
+WINDOWS: Final = [(1280, 900), (390, 844)]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window and without a network."""
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    """Good evidence in every form, and what it takes to believe it."""
+    return evidence_files.write(tmp_path)
+
+
+def _page(files: Files, kind: str) -> tuple[Path, str]:
+    """Write the page of one kind of evidence; return it and its headline."""
+    page = files.folder / "page.html"
+    hostile = files.put("hostile", evidence_files.hostile_evidence().to_bytes())
+    words, code, headline = {
+        "good": ([str(files.evidence), *files.trusted], 0, "Accepted"),
+        "bundle": ([str(files.bundle), *files.own_instant], 0, "Accepted"),
+        "refused": ([str(files.evidence), *files.trusted[2:]], 2, "Rejected"),
+        "hostile": ([str(hostile), *files.trusted], 2, "Rejected"),
+    }[kind]
+    assert main(["report", *words, "-o", str(page)]) == code
+    return page, headline
+
+
+@pytest.mark.parametrize("kind", ["good", "bundle", "refused", "hostile"])
+@pytest.mark.parametrize(("width", "height"), WINDOWS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_stands_by_itself(  # noqa: PLR0913 - the fixtures and the row
+    browser: Any,  # noqa: ANN401 - playwright is imported in the fixture
+    files: Files,
+    *,
+    kind: str,
+    width: int,
+    height: int,
+    scheme: str,
+) -> None:
+    """One request, for the file; nothing on the console; no sideways scrolling; the verdict."""
+    page, headline = _page(files, kind)
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=scheme, offline=True
+    )
+    try:
+        tab = context.new_page()
+        requests: list[str] = []
+        complaints: list[str] = []
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.on("console", lambda message: complaints.append(message.text))
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("dialog", lambda dialog: complaints.append(dialog.message))
+        tab.goto(page.as_uri())
+        assert requests == [page.as_uri()]
+        assert complaints == []
+        seen = tab.evaluate("document.documentElement.scrollWidth")
+        assert seen <= width
+        assert tab.locator("h1").inner_text() == headline
+        assert tab.locator("h1").is_visible()
+        _check_style(tab)
+    finally:
+        context.close()
+
+
+def _check_style(tab: Any) -> None:  # noqa: ANN401 - a page of playwright's
+    """The page's policy must have let its own style in, and the verdict must stay in sight."""
+    tab.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
+    bar = tab.locator(".bar").bounding_box()
+    assert bar is not None
+    assert bar["y"] == 0
+    assert tab.evaluate("getComputedStyle(document.querySelector('.bar')).position") == "sticky"
+
+
+def test_a_timeline_opens_without_scripts(browser: Any, files: Files) -> None:  # noqa: ANN401
+    """Scripts are off, and events can still be folded and unfolded."""
+    page, _ = _page(files, "good")
+    context = browser.new_context(java_script_enabled=False, offline=True)
+    try:
+        tab = context.new_page()
+        tab.goto(page.as_uri())
+        first = tab.locator("details").first
+        event = first.locator("li").first
+        was = event.is_visible()
+        first.locator("summary").click()
+        assert event.is_visible() != was
+    finally:
+        context.close()
