@@ -205,8 +205,10 @@ class Attestation:
         if self._runtime_events is None:
             told = self._evidence.stack.runtime_events
             measured = self._event_log.runtime if self._event_log is not None else ()
-            # Most often they are those of the log, whose digests need not be computed again.
-            if tuple([(event.name, event.payload, event.version) for event in measured]) != told:
+            # Most often they are those of the log, whose digests need not be computed again; a log
+            # that was stripped here, and not read, has none.
+            same = tuple([(event.name, event.payload, event.version) for event in measured]) == told
+            if not same or not all(event.digest for event in measured):
                 measured = tuple([_runtime_event(event, at) for at, event in enumerate(told)])
             self._runtime_events = measured
         return self._runtime_events

@@ -27,9 +27,9 @@ __all__ = [
 T = TypeVar("T")
 
 MAX_ITEMS = 65_536
+"""Items that a vector of evidence may have: events of a log, first of all."""
 MAX_SKIPPED = 1 << 20
 """Values that may be passed over in one parcel: those of unknown keys, and what comes too early."""
-"""Items that a vector of evidence may have: events of a log, first of all."""
 
 
 class ScaleReader:

@@ -211,4 +211,7 @@ def _instant(text: str) -> datetime:
         raise UsageError(
             f"--at {text}: neither a date of ISO 8601, nor seconds, nor {OWN_INSTANT}"
         ) from error
-    return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment
+    moment = moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment
+    if not 1970 <= moment.year <= 9998:  # whatever the zone, it is a time of X.509's and ours
+        raise UsageError(f"--at {text}: no verification is before 1970, or after 9998")
+    return moment

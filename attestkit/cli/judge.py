@@ -75,6 +75,7 @@ class Outcome(NamedTuple):
     own_instant: bool = False  # whether `at` is a bundle's word
     own_collateral: bool = False  # whether that came in the bundle
     named: bytes | None = None  # report data that a bundle names and nobody asked for
+    certificates: tuple[bytes, ...] = ()  # AMD's, of options
 
     @property
     def verdict(self) -> str:
@@ -118,6 +119,7 @@ class Outcome(NamedTuple):
 
         evidence = self.evidence
         assert evidence is not None
+        evidence = _with_certificates(evidence, self.certificates)
         raw = evidence.raw if isinstance(evidence, Quote) else evidence.to_bytes()
         return EvidenceBundle(raw, self.collateral, self.at, self.report_data or self.named)
 
@@ -157,7 +159,12 @@ class Judge:
 
         self.asked = asked
         self._now = asked.at or clock()
-        self._verifier = Verifier(asked.trust_anchor, policy=asked.policy, tcb_details=True)
+        self._verifier = Verifier(
+            asked.trust_anchor,
+            policy=asked.policy,
+            snp_certificates=asked.certificates,
+            tcb_details=True,
+        )
         self._cache: CollateralCache | None = None
 
     def outcome(self, path: Path) -> Outcome:
@@ -174,13 +181,13 @@ class Judge:
             policy=asked.policy_name,
             report_data=asked.report_data,
             fresh=asked.report_data is not None,
+            certificates=asked.certificates,
         )
         try:
             data = read_file(path)
             found = _about_evidence(lambda: recognise(data))
             out = out._replace(found=found)
             evidence = _about_evidence(lambda: evidence_in(found))
-            evidence = _with_certificates(evidence, asked.certificates)
             out = self._prepared(out._replace(evidence=evidence), found, evidence)
             return out._replace(result=self._judged(out, found, evidence))
         except AttestKitError as error:
@@ -210,6 +217,7 @@ class Judge:
         quote = evidence if isinstance(evidence, Quote) else evidence.quote
         if quote is None:
             return out
+        _need_dcap_qvl()
         brought = None if bundle is None else bundle.collateral
         collateral = self._collateral(quote, brought)
         return out._replace(
@@ -270,9 +278,20 @@ class Judge:
         if out.collateral is not None:  # which a certificate's verification takes from it alone
             asked = self.asked
             verifier = Verifier(
-                asked.trust_anchor, out.collateral, policy=asked.policy, tcb_details=True
+                asked.trust_anchor,
+                out.collateral,
+                policy=asked.policy,
+                snp_certificates=asked.certificates,
+                tcb_details=True,
             )
         return ra_tls.verify(found.raw, verifier, now=out.at)
+
+
+def _need_dcap_qvl() -> None:
+    """Say that it is not installed before evidence takes the blame."""
+    from attestkit.verifier.dcap import Dcap  # late: it is slow to import
+
+    Dcap()
 
 
 def _about_evidence(step: Callable[[], _Got]) -> _Got:
@@ -338,13 +357,13 @@ def evidence_in(found: Recognised) -> Attestation | Quote:
 def _with_certificates(
     evidence: Attestation | Quote, certificates: tuple[bytes, ...]
 ) -> Attestation | Quote:
-    """Put certificates in front of those that evidence of SEV-SNP has; other evidence stays."""
+    """Put certificates into evidence of SEV-SNP that has none; other evidence stays."""
     if isinstance(evidence, Quote) or not certificates:
         return evidence
     platform, stack = evidence.evidence
-    if not isinstance(platform, SevSnp):
+    if not isinstance(platform, SevSnp) or platform.cert_chain:
         return evidence
-    platform = platform._replace(cert_chain=(*certificates, *platform.cert_chain))
+    platform = platform._replace(cert_chain=certificates)
     return Attestation(Evidence(platform, stack), evidence.encoding)
 
 

@@ -1,5 +1,6 @@
 """What commands write: a file holds the old or the new content, never a part of it."""
 
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,8 +27,16 @@ def check_output(option: str, path: Path | None, inputs: Iterable[Path]) -> None
     if path is None or is_stdout(path) or not path.is_file():
         return
     for read in inputs:
-        if not is_stdout(read) and _is_same(path, read):
+        if _is_stdin(path) if str(read) == "-" else _is_same(path, read):
             raise UsageError(f"{option} {path} is {read}, which is read: write to another file")
+
+
+def _is_stdin(path: Path) -> bool:
+    """Tell whether the shell made a file our stdin, which `-` reads."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(sys.stdin.fileno()))
+    except (OSError, ValueError, AttributeError):  # there is no stdin
+        return False
 
 
 def _is_same(one: Path, other: Path) -> bool:

@@ -100,11 +100,10 @@ class CollateralSource:
             platform, chain = known or self._service().find(hidden)
         key = (self._base, tee, *platform)
         shared, cached = self._held(key), True
-        if shared is None:
+        while shared is None:  # a second try of another thread may end without
             shared, cached = self._once(
                 key, lambda: self._held(key), lambda: self._ask(key, tee, platform)
             )
-            assert shared is not None
         return _found(shared, key, hidden, chain, cached=cached)
 
     def find_again(self, doubted: Found) -> Found | None:

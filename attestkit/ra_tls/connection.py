@@ -116,7 +116,7 @@ def _refusal(text: str, reason: str) -> PeerRefusedError:
 def _broke_off(error: OSError) -> bool:
     """Tell whether the other side is gone: the system's word, which OpenSSL may pass on as SYS."""
     if isinstance(error, ssl.SSLError):
-        return error.errno in _BROKEN_OFF or error.library == "SYS"
+        return error.errno in _BROKEN_OFF or getattr(error, "library", "") == "SYS"
     return isinstance(error, ConnectionResetError | BrokenPipeError)
 
 

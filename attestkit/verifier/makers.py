@@ -31,8 +31,6 @@ _OWN_FAULTS: Final = frozenset(
         "attestation_key_unbound",
         "qe_report_bad_signature",
         "quote_bad_signature",
-        "tdx_module_mismatch",
-        "tcb_not_supported",
         "tcb_revoked",
         "td_debug",
         "enclave_debug",

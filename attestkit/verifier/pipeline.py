@@ -236,6 +236,7 @@ class Verifier:
 
     def __reduce__(self) -> tuple[object, ...]:
         return _verifier, (
+            type(self),
             (self._makers.trust_anchor, self._collateral, self._pccs_url, self.policy),
             {
                 "getter": self._getter,
@@ -251,8 +252,8 @@ class Verifier:
         return f"<Verifier, {anchor}, {self.policy!r}>"
 
 
-def _verifier(given: tuple[Any, ...], options: dict[str, Any]) -> Verifier:
-    return Verifier(*given, **options)
+def _verifier(cls: type[Verifier], given: tuple[Any, ...], options: dict[str, Any]) -> Verifier:
+    return cls(*given, **options)
 
 
 class _Terms(NamedTuple):

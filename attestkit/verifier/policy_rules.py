@@ -429,9 +429,10 @@ class RequiredEvent:
         )
 
     def _when(self, events: tuple[Event, ...]) -> tuple[Event, ...]:
-        end = next((at for at, event in enumerate(events) if event.name == _BOOT_END), -1)
         if self.during is None:
             return events
+        # Without a boot sequence all events are the app's.
+        end = next((at for at, event in enumerate(events) if event.name == _BOOT_END), -1)
         return events[: end + 1] if self.during == "boot" else events[end + 1 :]
 
     def _is_meant(self, event: Event) -> bool:

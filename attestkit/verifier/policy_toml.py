@@ -71,10 +71,10 @@ class Parsed(NamedTuple):
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Return what is in the file `path`, at most 1 MiB.
+    """Return what is in the file `path`; of more than 1 MiB a byte more, which `parse` refuses.
 
     Raises:
-        ConfigError: It cannot be read, or is longer.
+        ConfigError: It cannot be read.
     """
     try:
         with Path(path).open("rb") as file:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["sealed_configuration"]
 
 _LONGEST = 65_536  # bytes of a key provider's name and id
+# What a log may tell of an app.
+_TOLD = ("app_id", "compose_hash", "instance_id", "key_provider_info", "init_script_hashes")
 _LEFT_OUT = "; the sealed configuration was left out: "
 
 
@@ -31,12 +33,12 @@ def sealed_configuration(config_id: bytes, info: "AppInfo", config: str) -> str:
         VerificationError: The app is not the one that was sealed.
         FormatError: The document is malformed.
     """
-    if not any(config_id) or not (info.app_id or info.compose_hash):
+    if not any(config_id) or not any(getattr(info, name) for name in _TOLD):
         return ""
     version = config_id[0]
     if version == 1:
         if len(info.compose_hash) != 32 or config_id != config_id_v1(info.compose_hash):
-            raise _contradiction("compose_hash", config_id[1:33].hex(), info.compose_hash.hex())
+            raise _contradiction("compose_hash", config_id[1:].hex(), info.compose_hash.hex())
         return ", as sealed at launch"
     document = VmConfig.parse(config).find("mr_config")
     if version != 3:

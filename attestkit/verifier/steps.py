@@ -149,10 +149,15 @@ def history(parcel: Parcel) -> tuple[tuple[int, ...], str]:
 
 def _same_events(told: tuple[Event, ...], measured: tuple[Event, ...]) -> None:
     """Refuse events beside the log, from which identity is read, that are not those in it."""
-    if told != measured:
+    # Not their digests: a log that was stripped and not read again has none.
+    if told is not measured and _meanings(told) != _meanings(measured):
         raise ReplayError(
             "the runtime events beside the log are not the log's: nothing measured them"
         )
+
+
+def _meanings(events: tuple[Event, ...]) -> list[tuple[str, bytes, int]]:
+    return [(event.name, event.payload, event.version) for event in events]
 
 
 def os_image(parcel: Parcel) -> tuple[bytes, str]:

@@ -70,3 +70,10 @@ def test_what_does_not_verify_is_named_once(files: Files, capsys: Capture) -> No
     for words, code in ((["verify", str(folder)], 5), (["policy", str(folder)], 5)):
         assert main(words) == code
         assert capsys.readouterr().err.count(str(folder)) == 1
+
+
+@pytest.mark.parametrize("at", ["1960-01-01", "0001-01-01", "9999-12-31", "-5", "1e9"])
+def test_an_instant_that_is_none(at: str, files: Files, capsys: Capture) -> None:
+    """It is the caller's mistake, and not the evidence's."""
+    err = refusal(capsys, "verify", str(files.evidence), *files.trusted, f"--at={at}")
+    assert f"--at {at}: " in err

@@ -1,6 +1,7 @@
 """A file and its verdict: whose instant, whose collateral and whose policy decided."""
 
 import json
+import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -293,3 +294,12 @@ def test_the_clock_is_asked_once(files: Files) -> None:
     outcomes = [judge.outcome(files.evidence) for _ in range(3)]
     assert {outcome.at for outcome in outcomes} == set(asked)
     assert len(asked) == 1
+
+
+def test_without_dcap_qvl_evidence_is_not_to_blame(
+    files: Files, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The extra is named, and the exit code is that of usage."""
+    monkeypatch.setitem(sys.modules, "dcap_qvl", None)
+    assert main(["verify", str(files.evidence), *files.trusted]) == 1
+    assert "attestkit[verify]" in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """Outputs: no command writes over a file that it reads, by whatever name it is given."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from attestkit.__main__ import main
 from tests.cli import evidence_files
 from tests.cli.evidence_files import Files
+from tests.serve.server import environment
 
 Capture = pytest.CaptureFixture[str]
 COMMANDS = {
@@ -78,3 +81,20 @@ def test_a_policy_and_json_do_not_share_stdout(files: Files, capsys: Capture) ->
     """One of them would spoil the other."""
     assert main(["policy", "--json", str(files.evidence), *files.trusted, "-o", "-"]) == 1
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["report", "policy"])
+def test_stdin_is_not_written_over(name: str, files: Files) -> None:
+    """A file that the shell makes our stdin is read as `-`, and is what it was."""
+    was = files.evidence.read_bytes()
+    words = [name, "-", *files.trusted, "-o", str(files.evidence)]
+    with files.evidence.open("rb") as stdin:
+        done = subprocess.run(  # noqa: S603 - our own program
+            [sys.executable, "-m", "attestkit", *words],
+            stdin=stdin,
+            env=environment(),
+            capture_output=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert files.evidence.read_bytes() == was

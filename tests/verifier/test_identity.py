@@ -199,3 +199,21 @@ def test_an_enclaves_quote_in_a_tds_evidence() -> None:
         error = refused(Attestation(Evidence(Tdx(enclave, ()), Stack(bytes(64), (), ""))))
         assert isinstance(error, FormatError)
         assert error.reason == "tee_type"
+
+
+def test_a_document_holds_whatever_the_log_tells() -> None:
+    """Also of an app that tells neither its id nor its compose hash."""
+    events = (("instance-id", b"\1" * 20), ("system-ready", b""))
+    error = refused(sealed(DOCUMENT, events=events))
+    assert isinstance(error, VerificationError)
+    assert error.reason == "mr_config"
+
+
+def test_evidence_that_was_shortened_here() -> None:
+    """A log that was stripped and not read again has no digests: the same verdict as its bytes."""
+    log = parcels.log_of(BOOT)
+    shortened = Attestation.for_tdx(parcels.quote_of(log), log.stripped(), IMAGE.vm_config)
+    judge = parcels.verifier()
+    result = judge.verify(shortened, report_data=NONCE)
+    assert result == judge.verify(shortened.to_bytes(), report_data=NONCE)
+    assert all(event.digest for event in result.claims.events)

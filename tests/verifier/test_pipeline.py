@@ -381,6 +381,15 @@ def test_a_verifier_pickles() -> None:
     assert again.policy == judge.policy
 
 
+class Stricter(Verifier):
+    """A verifier of somebody's."""
+
+
+def test_a_verifier_of_somebodys_pickles_as_such() -> None:
+    """In another process its own rules hold too."""
+    assert type(pickle.loads(pickle.dumps(Stricter()))) is Stricter  # noqa: S301 - our own
+
+
 def test_steps_in_their_order() -> None:
     """An examination refuses to skip one."""
     examination = parcels.verifier().examine(RAW)
