@@ -7,7 +7,6 @@ compares them with those in the evidence; whether the evidence is signed is anot
 
 import string
 from functools import lru_cache
-from typing import NamedTuple
 
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation import cose, json_text, snp_launch, tdx_launch
@@ -25,12 +24,6 @@ __all__ = ["expected_snp_measurement", "expected_tdx_registers", "verified_hash"
 
 _SNP_KEYS = {"checksum_file", "measurement", "vcpus", "vcpu_type", "guest_features"}
 _KEPT_SIZE = 16_384  # characters of the texts of an image that is remembered
-
-
-class _Snp(NamedTuple):
-    image: SnpImage
-    launch: SnpLaunch
-    os_image_hash: bytes
 
 
 def verified_hash(evidence: Evidence, config: str = "", *, quote: Quote | None = None) -> bytes:
@@ -85,8 +78,7 @@ def expected_snp_measurement(config: VmConfig) -> bytes:
         FormatError: The configuration or its documents are malformed.
         VerificationError: The documents do not belong to the image.
     """
-    found = _snp(config)
-    return snp_launch.measurement(found.image, found.launch)
+    return snp_launch.measurement(*_snp(config))
 
 
 def _compare(expected: TdxRegisters, body: TdQuoteBody) -> None:
@@ -99,9 +91,9 @@ def _compare(expected: TdxRegisters, body: TdQuoteBody) -> None:
 
 
 def _check_snp(platform: SevSnp, config: VmConfig) -> bytes:
-    found = _snp(config)
+    expected = expected_snp_measurement(config)
     report = SnpReport.parse(platform.report)
-    if report.measurement != snp_launch.measurement(found.image, found.launch):
+    if report.measurement != expected:
         raise VerificationError("amd sev-snp measurement mismatch")
     document = platform.mr_config or config.find("mr_config")
     if not isinstance(document, str):
@@ -109,7 +101,7 @@ def _check_snp(platform: SevSnp, config: VmConfig) -> bytes:
     if report.host_data != host_data(document):
         raise VerificationError("amd sev-snp host_data mismatch")
     MrConfig.parse(document).check_lengths()
-    return found.os_image_hash
+    return json_text.from_hex(config.find("os_image_hash"), "os_image_hash", 32)
 
 
 def _check_nitro_enclave(platform: NitroEnclave, config: VmConfig) -> bytes:
@@ -125,7 +117,7 @@ def _check_nitro_enclave(platform: NitroEnclave, config: VmConfig) -> bytes:
     return actual
 
 
-def _snp(config: VmConfig) -> _Snp:
+def _snp(config: VmConfig) -> tuple[SnpImage, SnpLaunch]:
     text, image_hash = config.find("sev_snp_measurement"), config.find("os_image_hash")
     if not isinstance(text, str):
         raise FormatError("vm_config has no sev_snp_measurement")
@@ -140,7 +132,7 @@ def _snp(config: VmConfig) -> _Snp:
     os_image_hash = json_text.from_hex(image_hash, "os_image_hash", 32)
     texts = fields.get("checksum_file"), fields.get("measurement")
     document = _document(*texts, os_image_hash, "measurement.snp.cbor")
-    return _Snp(SnpImage.read(document), launch, os_image_hash)
+    return SnpImage.read(document), launch
 
 
 def _tdx_image(fields: dict[str, object], os_image_hash: bytes) -> TdxImage:
