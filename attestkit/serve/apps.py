@@ -1,10 +1,13 @@
 """Which application answers on which listener, and what it sends with every response."""
 
+from collections.abc import Mapping, Sequence
+
 from attestkit.errors import UsageError
 from attestkit.serve import agent, tappd, worker
 from attestkit.serve.guest import Guest
-from attestkit.serve.pages import PAGES
-from attestkit.serve.rpc import App, Header, Scope, rpc_app
+from attestkit.serve.pages import VIEWS
+from attestkit.serve.rpc import App, Guard, RpcApp, Scope, Service
+from attestkit.serve.views import Header, View
 
 __all__ = ["collateral_app", "dev_app", "dstack_app", "external_app", "tappd_app"]
 
@@ -14,22 +17,22 @@ _OLD_CLIENTS = tappd.SERVICE._replace(methods={**agent.SERVICE.methods, **tappd.
 _LOOPBACK = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
 
 
-def dstack_app(guest: Guest) -> App:
+def dstack_app(guest: Guest) -> RpcApp:
     """Return the application of dstack.sock: DstackGuest at `/`."""
-    return rpc_app(guest, [agent.SERVICE], headers=_headers(guest))
+    return _app("dstack", guest, [agent.SERVICE])
 
 
 def tappd_app(guest: Guest) -> App:
     """Return the application of tappd.sock: Tappd at `/prpc/`, and DstackGuest there and at `/`."""
-    return rpc_app(guest, [agent.SERVICE, _OLD_CLIENTS], headers=_headers(guest))
+    return _app("tappd", guest, [agent.SERVICE, _OLD_CLIENTS])
 
 
 def external_app(guest: Guest) -> App:
     """Return the application that strangers reach over TCP: Worker at `/prpc/`, and the pages."""
     release = guest.release
     version = f"v{release.version} ({release.rev})".encode("ascii")
-    headers = [*_headers(guest), (b"x-app-version", version)]
-    return rpc_app(guest, [worker.SERVICE], pages=PAGES, headers=headers)
+    headers = [(b"x-app-version", version)]
+    return _app("http", guest, [worker.SERVICE], headers, views=VIEWS)
 
 
 def dev_app(guest: Guest) -> App:
@@ -37,8 +40,7 @@ def dev_app(guest: Guest) -> App:
 
     It hands out keys, so it must listen on loopback only and refuses what a web page could send.
     """
-    services = [agent.SERVICE, _OLD_CLIENTS]
-    return rpc_app(guest, services, headers=_headers(guest), guard=refuse_web_pages)
+    return _app("dev_http", guest, [agent.SERVICE, _OLD_CLIENTS], guard=refuse_web_pages)
 
 
 def collateral_app(guest: Guest) -> App:
@@ -54,6 +56,27 @@ def collateral_app(guest: Guest) -> App:
     if not isinstance(simulator, Simulator):
         raise UsageError("collateral is served for the simulator only")
     return pccs_app(pccs_of(simulator), _headers(guest))
+
+
+def _app(  # noqa: PLR0913 - everything by name
+    listener: str,
+    guest: Guest,
+    services: Sequence[Service],
+    headers: Sequence[Header] = (),
+    *,
+    views: Mapping[str, View] | None = None,
+    guard: Guard | None = None,
+) -> RpcApp:
+    return RpcApp(
+        guest,
+        services,
+        views=views,
+        headers=[*_headers(guest), *headers],
+        guard=guard,
+        limits=guest.limits,
+        traffic=guest.stats.of(listener),
+        run_id=guest.run_id,
+    )
 
 
 def _headers(guest: Guest) -> list[Header]:

@@ -1,5 +1,6 @@
 """What the methods of every service work on: the attester, the app's keys, who the server is."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable
@@ -22,7 +23,9 @@ from attestkit.errors import (
 )
 from attestkit.keys import AppKeys, LocalKeys
 from attestkit.serve.json_codec import JsonText, Prepared
+from attestkit.serve.limits import Limits
 from attestkit.serve.messages import AppInfo, GetQuoteResponse, GetTlsKeyArgs, GetTlsKeyResponse
+from attestkit.serve.stats import Stats
 
 if TYPE_CHECKING:
     from attestkit.event_log import Rtmrs
@@ -96,6 +99,8 @@ class Guest:
         random: Returns that many random bytes.
         machine: What the operating system says; None reads it, or says "simulated".
         release: What the server says of itself.
+        stats: Counts what the server does.
+        limits: How much, how many, how long.
     """
 
     def __init__(  # noqa: PLR0913 - everything that is handed in, by name
@@ -109,6 +114,8 @@ class Guest:
         random: Callable[[int], bytes],
         machine: Machine | None = None,
         release: Release | None = None,
+        stats: Stats | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.attester = attester
         self.app_compose = app_compose
@@ -119,6 +126,9 @@ class Guest:
         simulated = attester.simulated
         self.machine = machine or (Machine.simulated() if simulated else Machine.read())
         self.release = release or Release(ident="attestkit simulator" if simulated else "attestkit")
+        self.stats = stats or Stats()
+        self.limits = limits or Limits()
+        self.run_id = random(4).hex()
         self._keys = None if app_keys is None else LocalKeys(app_keys)
         self._log: tuple[Rtmrs, JsonText] | None = None
         self._app_cert: str | None = None
@@ -135,6 +145,12 @@ class Guest:
         """Wait for the device's thread; the attester stays open."""
         if self.executor is not None:
             self.executor.shutdown()
+
+    async def on_device(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns; where the device blocks, its thread does it."""
+        if self.executor is None:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self.executor, work)
 
     @property
     def keys(self) -> LocalKeys:

@@ -7,7 +7,7 @@ ASCII, because one of the official clients counts characters where it should cou
 
 import json
 from binascii import hexlify, unhexlify
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from json.encoder import encode_basestring_ascii
 from typing import Any, TypeVar
@@ -47,7 +47,7 @@ class Prepared:
 
     def __init__(self, message: tuple[Any, ...]) -> None:
         self.message = message
-        self.json = encode(message)
+        self.json = (b"".join(encode(message)),)
 
 
 def decode(message: type[M], body: bytes) -> M:
@@ -156,10 +156,10 @@ def hex_bytes(name: str, text: str) -> bytes:
         raise FormatError(f"{name} is not valid hex") from error
 
 
-def encode(message: tuple[Any, ...] | Prepared | None) -> bytes:
-    """Return the JSON of a response: compact ASCII, `null` for an empty one."""
+def encode(message: tuple[Any, ...] | Prepared | None) -> Sequence[bytes]:
+    """Return the JSON of a response in pieces: compact ASCII, `null` for an empty one."""
     if message is None:
-        return b"null"
+        return (b"null",)
     if isinstance(message, Prepared):
         return message.json
     parts: list[bytes] = []
@@ -168,7 +168,7 @@ def encode(message: tuple[Any, ...] | Prepared | None) -> bytes:
             parts += start, write(value)
     parts[0] = b"{" + parts[0][1:]  # where the others have a comma
     parts.append(b"}")
-    return b"".join(parts)
+    return parts
 
 
 @cache

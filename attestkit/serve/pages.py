@@ -5,9 +5,9 @@ from html import escape
 from attestkit.errors import AttestKitError, BackendError
 from attestkit.serve.guest import Guest
 from attestkit.serve.messages import AppInfo
-from attestkit.serve.rpc import Page
+from attestkit.serve.views import Answer, Asked, View
 
-__all__ = ["PAGES"]
+__all__ = ["VIEWS"]
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -42,9 +42,10 @@ _SIMULATED = """<p class="warning">This TEE is simulated: its quotes prove nothi
 """
 
 
-def _dashboard(guest: Guest, _: None = None) -> bytes:
+async def _dashboard(guest: Guest, _: Asked) -> Answer:
+    hidden = not guest.app_compose.public_tcbinfo
     try:
-        info = guest.info(hidden=not guest.app_compose.public_tcbinfo).message
+        info = (await guest.on_device(lambda: guest.info(hidden=hidden))).message
     except AttestKitError as error:
         raise BackendError(f"Failed to get worker info: {error}") from error
     assert isinstance(info, AppInfo)
@@ -58,7 +59,7 @@ def _dashboard(guest: Guest, _: None = None) -> bytes:
         ),
         tcb_info=tcb_info,
     )
-    return page.encode("utf-8")
+    return Answer(b"text/html; charset=utf-8", page.encode("utf-8"))
 
 
 def _rows(info: AppInfo) -> list[tuple[str, str]]:
@@ -74,5 +75,5 @@ def _rows(info: AppInfo) -> list[tuple[str, str]]:
     return rows
 
 
-PAGES = {"/": Page(_dashboard, b"text/html; charset=utf-8", device=True)}
-"""The pages by path; `/metrics` and `/logs` are not served yet, which is a 404."""
+VIEWS = {"/": View(_dashboard)}
+"""The views by path; `/metrics` and `/logs` are not served yet, which is a 404."""

@@ -7,7 +7,8 @@ from typing import Final
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.pccs import Answer, ServedPlatform, SimulatedPccs
 from attestkit.quote import Quote
-from attestkit.serve.rpc import App, Header, Receive, Scope, Send
+from attestkit.serve.rpc import App, Receive, Scope, Send
+from attestkit.serve.views import Header
 
 __all__ = ["pccs_app", "pccs_of"]
 

@@ -1,30 +1,36 @@
 """From an HTTP request to a method of the guest, and from its answer to an HTTP response.
 
-This is plain ASGI: routes are a dictionary from raw paths to methods, headers are built once, and
-a response is one start and one body with its Content-Length. Errors become statuses in one table.
+Routes are a dictionary from raw paths to methods and views, headers are built once, and errors
+become statuses in one table. The same application answers in two ways: as plain ASGI, and for
+methods that never wait through `direct`, which costs a listener neither task nor messages.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from itertools import count
+from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
 from attestkit.errors import AttestKitError, FormatError, NotFoundError, UsageError
 from attestkit.serve import json_codec, query
 from attestkit.serve.guest import Guest
+from attestkit.serve.limits import Limits
+from attestkit.serve.stats import OTHER, Traffic
+from attestkit.serve.views import Asked, Header, Pieces, View
 
 __all__ = [
-    "MAX_BODY",
     "App",
     "Codec",
+    "Direct",
     "Method",
-    "Page",
     "Receive",
+    "Reply",
+    "RpcApp",
     "Scope",
     "Send",
     "Service",
-    "rpc_app",
     "status_of",
 ]
 
@@ -32,15 +38,13 @@ Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
-Header: TypeAlias = tuple[bytes, bytes]
 Guard: TypeAlias = Callable[[Scope], None]
-
-MAX_BODY = 10 * 1024 * 1024
-"""The largest request body in bytes; a longer one is refused without being read whole."""
+Direct: TypeAlias = Callable[[bytes], "Reply"]
 
 _STATUSES = ((FormatError, 400), (UsageError, 400), (NotFoundError, 404), (AttestKitError, 500))
-_READING = frozenset({"GET", "HEAD"})
+_VERBS = frozenset({"GET", "HEAD", "POST"})
 _FORMS = frozenset({b"", b"application/x-www-form-urlencoded", b"text/plain"})
+_CLOSE = ((b"connection", b"close"),)
 _logger = logging.getLogger("attestkit.serve")
 
 
@@ -49,7 +53,7 @@ class Codec(NamedTuple):
 
     content_type: bytes
     decode: Callable[[type[Any], bytes], Any]  # FormatError when the bytes are no such message
-    encode: Callable[[Any], bytes]
+    encode: Callable[[Any], Sequence[bytes]]  # in pieces, so that long ones are never copied
     error_type: bytes
     encode_error: Callable[[str], bytes]
 
@@ -73,26 +77,27 @@ class Method(NamedTuple):
     device: bool = False
 
 
-class Page(NamedTuple):
-    """Something to look at with GET; `run` returns its bytes."""
-
-    run: Callable[[Guest, None], bytes]
-    content_type: bytes
-    device: bool = False
-    request: None = None
-
-    @property
-    def codec(self) -> Codec:
-        """What writes the page; its errors are JSON as everywhere."""
-        return JSON._replace(content_type=self.content_type, encode=bytes)
-
-
 class Service(NamedTuple):
     """Methods under one mount point, with the prefix that is stripped from their names."""
 
     methods: Mapping[str, Method]
     mount: str = "/"
     prefix: str = ""
+
+
+class Reply(NamedTuple):
+    """A response: its body in pieces that are all there, or that are still to come."""
+
+    status: int
+    content_type: bytes
+    body: Sequence[bytes] | Pieces
+    headers: Sequence[Header] = ()  # besides those of the listener
+
+
+class _Route(NamedTuple):
+    name: str  # for statistics
+    target: Method | View
+    rest: str = ""  # of a path, behind the mount of a view
 
 
 class _TooLargeError(UsageError):
@@ -111,133 +116,206 @@ def status_of(error: AttestKitError) -> int:
     return next(status for kind, status in _STATUSES if isinstance(error, kind))
 
 
-def rpc_app(
-    guest: Guest,
-    services: Sequence[Service],
-    *,
-    pages: Mapping[str, Page] | None = None,
-    headers: Sequence[Header] = (),
-    guard: Guard | None = None,
-) -> App:
-    """Return the ASGI application of some services.
+class RpcApp:
+    """The application of one listener.
 
     Args:
         guest: What the methods work on.
         services: What is served; no two share a mount point.
-        pages: What GET shows besides, by its path.
+        views: What GET shows besides, by path.
         headers: Sent with every response.
         guard: Called first with each request; raises the error that refuses it.
+        limits: Of requests.
+        traffic: Counts them.
+        run_id: The first half of every request's id; the second counts.
     """
-    return _RpcApp(guest, services, pages or {}, headers, guard)
 
-
-class _RpcApp:
-    def __init__(
+    def __init__(  # noqa: PLR0913 - everything by name
         self,
         guest: Guest,
         services: Sequence[Service],
-        pages: Mapping[str, Page],
-        headers: Sequence[Header],
-        guard: Guard | None,
+        *,
+        views: Mapping[str, View] | None = None,
+        headers: Sequence[Header] = (),
+        guard: Guard | None = None,
+        limits: Limits | None = None,
+        traffic: Traffic | None = None,
+        run_id: str = "0",
     ) -> None:
         self._guest = guest
         self._services = sorted(services, key=lambda service: -len(service.mount))
-        self._pages = {path.encode("ascii"): page for path, page in pages.items()}
+        self._views = dict(views or {})
         self._headers = list(headers)
         self._guard = guard
+        self._limits = limits or Limits()
+        self._traffic = traffic or Traffic()
+        self._ids = map(f"{run_id}-%x".__mod__, count(1))
+        self._streams: set[asyncio.Future[None]] = set()
         self._routes = {
-            f"{service.mount}{prefix}{name}".encode("ascii"): method
+            f"{service.mount}{prefix}{name}".encode("ascii"): _Route(name, method)
             for service in services
             for name, method in service.methods.items()
             for prefix in {"", service.prefix}
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, as ASGI has it."""
         if scope["type"] != "http":
             raise RuntimeError(f"cannot serve the scope {scope['type']!r}")
-        codec, status, headers = JSON, 200, self._headers
+        begin, request_id = perf_counter(), next(self._ids)
         try:
-            content_type = _check(scope, self._guard)
-            found = self._routes.get(scope["raw_path"]) or self._find(scope)
-            codec, payload = await _payload(found, content_type, scope, receive)
-            request = None if found.request is None else codec.decode(found.request, payload)
-            if found.device and self._guest.executor is not None:
-                answer = await self._run_in_thread(found, request)
-            else:
-                answer = found.run(self._guest, request)
-            body = codec.encode(answer)
-            content_type = codec.content_type
+            name, reply = await self._reply(scope, receive, request_id)
         except _DisconnectedError:
             return
-        except AttestKitError as error:
-            status, content_type = status_of(error), codec.error_type
-            body = codec.encode_error(str(error))
-            if isinstance(error, _TooLargeError):
-                headers = [*headers, (b"connection", b"close")]
-        except Exception:
-            # The text of a foreign error may hold what is not for the client: it goes to the log.
-            request_id = self._guest.random(8).hex()
-            _logger.exception("request %s failed", request_id)
-            status, content_type = 500, codec.error_type
-            body = codec.encode_error(f"internal error, request {request_id}")
-        start = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *headers]
-        await send({"type": "http.response.start", "status": status, "headers": start})
-        body = b"" if scope["method"] == "HEAD" else body
-        await send({"type": "http.response.body", "body": body})
+        self._traffic.done(name, reply.status, perf_counter() - begin)
+        headers = [(b"content-type", reply.content_type)]
+        whole = b"".join(reply.body) if isinstance(reply.body, Sequence) else None
+        if whole is not None:
+            headers.append((b"content-length", b"%d" % len(whole)))
+        headers += self._headers
+        headers += reply.headers
+        headers.append((b"x-request-id", request_id.encode("ascii")))
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        if isinstance(reply.body, Sequence) or scope["method"] == "HEAD":
+            body = b"" if scope["method"] == "HEAD" else whole
+            await send({"type": "http.response.body", "body": body})
+        else:
+            await self._stream(reply.body, receive, send)
 
-    def _find(self, scope: Scope) -> Method | Page:
-        """Return what a path leads to that is not a route as it stands.
+    def stop(self) -> None:
+        """End the answers that are still coming, in good order: the server stops."""
+        for stream in self._streams:
+            stream.cancel()
+
+    async def _reply(self, scope: Scope, receive: Receive, request_id: str) -> tuple[str, Reply]:
+        """Return the name of what a request leads to, for statistics, and what it gets."""
+        name, codec = OTHER, JSON
+        verb, payload = scope["method"], scope["query_string"]
+        try:
+            content_type = self._check(scope)
+            if verb == "POST":
+                codec = _choose(content_type, payload, b"")  # until the body can tell
+                body = await self._read(receive)
+                codec, payload = _choose(content_type, payload, body), body
+            name, target, rest = self._find(verb, scope["raw_path"])
+            if isinstance(target, View):
+                asked = Asked(rest, payload, (scope.get("client") or ("",))[0])
+                answer = await target.show(self._guest, asked)
+                shown = (answer.body,) if isinstance(answer.body, bytes) else answer.body
+                return name, Reply(200, answer.content_type, shown, answer.headers)
+            codec = codec if verb == "POST" else QUERY
+            if target.device and self._guest.executor is not None:
+                return name, await asyncio.get_running_loop().run_in_executor(
+                    self._guest.executor, self._call, target, codec, payload
+                )
+            return name, self._call(target, codec, payload)
+        except _DisconnectedError:
+            raise
+        except Exception as error:  # noqa: BLE001 - it is logged there
+            return name, _failed(error, codec, request_id)
+
+    def _call(self, method: Method, codec: Codec, payload: bytes) -> Reply:
+        request = None if method.request is None else codec.decode(method.request, payload)
+        return Reply(200, codec.content_type, codec.encode(method.run(self._guest, request)))
+
+    def _find(self, verb: str, raw_path: bytes) -> _Route:
+        """Return what a path leads to.
 
         Raises:
             NotFoundError: no such method, or nothing is mounted there.
         """
-        raw_path, verb = scope["raw_path"], scope["method"]
-        if verb in _READING and (page := self._pages.get(raw_path)):
-            return page
+        if verb not in _VERBS:
+            raise NotFoundError(f"No such path for {verb}")
+        if (route := self._routes.get(raw_path)) is not None:
+            return route
         path = raw_path.decode("ascii", "replace")
+        if verb != "POST":
+            for mount, view in self._views.items():
+                name = _below(mount, path) if view.named else ""
+                if name or (path == mount and not view.named):
+                    return _Route(mount, view, name)
         for service in self._services:
-            name = path.removeprefix(service.mount)
-            if name == path or not name or "/" in name:
+            name = _below(service.mount, path)
+            if not name:
                 continue
-            name = unquote(name)
             while service.prefix and name.startswith(service.prefix):
                 name = name.removeprefix(service.prefix)
             if name in service.methods:
-                return service.methods[name]
+                return _Route(name, service.methods[name])
             raise NotFoundError(f"Service not found: {name}")
         raise NotFoundError(f"No such path: {path}")
 
-    async def _run_in_thread(self, found: Method | Page, request: Any) -> object:  # noqa: ANN401 - a message
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._guest.executor, found.run, self._guest, request)
+    def _check(self, scope: Scope) -> bytes:
+        """Return the media type of the body, or raise what refuses the request before its body."""
+        if self._guard is not None:
+            self._guard(scope)
+        content_type = b""
+        for name, value in scope["headers"]:
+            if name == b"content-type":
+                content_type = value
+            elif name == b"content-length" and int(value) > self._limits.body:
+                raise _TooLargeError
+        return content_type
+
+    async def _read(self, receive: Receive) -> bytes:
+        """Return the body of a request, counting while it comes in."""
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _DisconnectedError
+            part: bytes = message.get("body", b"")
+            size += len(part)
+            if size > self._limits.body:
+                raise _TooLargeError
+            if not message.get("more_body", False):
+                return b"".join((*parts, part)) if parts else part
+            parts.append(part)
+
+    async def _stream(self, pieces: Pieces, receive: Receive, send: Send) -> None:
+        """Send pieces as fast as the client takes them, until they end or the client is gone."""
+        pump = asyncio.ensure_future(_pump(pieces, send))
+        gone = asyncio.ensure_future(_gone(receive))
+        self._streams.add(pump)
+        try:
+            await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._streams.discard(pump)
+            pump.cancel()
+            gone.cancel()
+            await asyncio.wait({pump, gone})
+            await pieces.aclose()
+        if not pump.cancelled():
+            pump.result()  # a foreign error: the connection ends without the end of its answer
+        await send({"type": "http.response.body", "body": b""})
 
 
-def _check(scope: Scope, guard: Guard | None) -> bytes:
-    """Return the media type of the body, or raise what refuses the request before its body."""
-    if guard is not None:
-        guard(scope)
-    content_type = b""
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            content_type = value
-        elif name == b"content-length" and int(value) > MAX_BODY:
-            raise _TooLargeError
-    return content_type
+async def _pump(pieces: Pieces, send: Send) -> None:
+    async for piece in pieces:
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
 
 
-async def _payload(
-    found: Method | Page, content_type: bytes, scope: Scope, receive: Receive
-) -> tuple[Codec, bytes]:
-    """Return the request's message as bytes, and what decodes it and encodes the answer."""
-    if isinstance(found, Page):
-        return found.codec, b""
-    verb, query_string = scope["method"], scope["query_string"]
-    if verb == "POST":
-        body = await _read(receive)
-        return _choose(content_type, query_string, body), body
-    if verb in _READING:
-        return QUERY, query_string
-    raise NotFoundError(f"No such path for {verb}")
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _below(mount: str, path: str) -> str:
+    """Return the one segment of `path` behind `mount`, decoded; nothing if it is elsewhere."""
+    name = path.removeprefix(mount)
+    return "" if name == path or "/" in name else unquote(name)
+
+
+def _failed(error: Exception, codec: Codec, request_id: str) -> Reply:
+    if isinstance(error, AttestKitError):
+        status, text = status_of(error), str(error)
+    else:
+        # The text of a foreign error may hold what is not for the client: it goes to the log.
+        _logger.error("request %s failed", request_id, exc_info=error)
+        status, text = 500, f"internal error, request {request_id}"
+    headers = _CLOSE if isinstance(error, _TooLargeError) else ()
+    return Reply(status, codec.error_type, (codec.encode_error(text),), headers)
 
 
 def _choose(content_type: bytes, query_string: bytes, body: bytes) -> Codec:
@@ -255,20 +333,3 @@ def _choose(content_type: bytes, query_string: bytes, body: bytes) -> Codec:
                 )
             return PROTOBUF
     return JSON
-
-
-async def _read(receive: Receive) -> bytes:
-    """Return the body of a request, counting while it comes in."""
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _DisconnectedError
-        part: bytes = message.get("body", b"")
-        size += len(part)
-        if size > MAX_BODY:
-            raise _TooLargeError
-        if not message.get("more_body", False):
-            return b"".join((*parts, part)) if parts else part
-        parts.append(part)

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit.errors import AttestKitError, FormatError
 from attestkit.serve.json_codec import encode_error
-from attestkit.serve.rpc import Header, Receive, Scope, Send
+from attestkit.serve.rpc import Receive, Scope, Send
 from attestkit.serve.verification import VerifyRequest, WrongTypeError, judge
+from attestkit.serve.views import Header
 
 if TYPE_CHECKING:
     from attestkit.verifier.pipeline import Verifier

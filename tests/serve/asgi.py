@@ -14,8 +14,9 @@ class Response(NamedTuple):
     """What the application sent."""
 
     status: int
-    headers: dict[str, str]
+    headers: dict[str, str]  # without the request's id, which differs each time
     body: bytes
+    request_id: str = ""
 
     def json(self) -> Any:  # noqa: ANN401 - JSON of any shape
         """Return the body as JSON."""
@@ -88,9 +89,10 @@ class Client:
         assert (start["type"], sent["type"]) == ("http.response.start", "http.response.body")
         headers = {name.decode(): value.decode() for name, value in start["headers"]}
         assert len(headers) == len(start["headers"])
+        request_id = headers.pop("x-request-id", "")
         body: bytes = sent["body"]
         if scope["method"] == "HEAD":
             assert body == b""
         else:
             assert headers["content-length"] == str(len(body))
-        return Response(start["status"], headers, body)
+        return Response(start["status"], headers, body, request_id)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import FormatError
-from attestkit.serve import messages
-from attestkit.serve.json_codec import JsonText, Prepared, decode, encode, encode_error
+from attestkit.serve import json_codec, messages
+from attestkit.serve.json_codec import JsonText, Prepared, decode, encode_error
 from attestkit.serve.messages import (
     EmitEventArgs,
     GetKeyArgs,
@@ -26,6 +26,11 @@ REQUESTS = [
     getattr(messages, name) for name in messages.__all__ if name.endswith(("Args", "Request"))
 ]
 FIELDS = [(message, field) for message in REQUESTS for field in fields_of(message)]
+
+
+def encode(message: tuple[Any, ...] | Prepared | None) -> bytes:
+    """Return a response's pieces as one."""
+    return b"".join(json_codec.encode(message))
 
 
 def test_empty_body_is_a_message_of_defaults() -> None:

@@ -12,8 +12,10 @@ import pytest
 
 from attestkit import errors
 from attestkit.errors import AttestKitError, NotFoundError, UsageError
+from attestkit.serve.limits import Limits
 from attestkit.serve.messages import AttestResponse, GetKeyArgs, RawQuoteArgs
-from attestkit.serve.rpc import MAX_BODY, Method, Page, Service, rpc_app, status_of
+from attestkit.serve.rpc import Method, RpcApp, Service, status_of
+from attestkit.serve.views import Answer, Asked, View
 from tests.serve.asgi import JSON_TYPE, Client
 
 
@@ -73,11 +75,14 @@ def client(guest: _Guest, seen: list[_Seen], loop: asyncio.AbstractEventLoop) ->
         }
     )
     prpc = Service({"Note": Method(note, GetKeyArgs)}, "/prpc/", "Old.")
-    pages = {"/": Page(lambda _, __: b"<p>page</p>", b"text/html")}
-    app = rpc_app(
+
+    async def page(_guest: Any, _asked: Asked) -> Answer:  # noqa: ANN401 - a stand-in
+        return Answer(b"text/html", b"<p>page</p>")
+
+    app = RpcApp(
         guest,  # type: ignore[arg-type]  # a stand-in
         [root, prpc],
-        pages=pages,
+        views={"/": View(page)},
         headers=[(b"server", b"test")],
         guard=refuse,
     )
@@ -235,15 +240,15 @@ def test_body_in_pieces(client: Client) -> None:
 
 def test_body_at_the_limit_is_read(client: Client) -> None:
     """Ten mebibytes exactly are taken."""
-    body = b'{"report_data":"' + b"00" * ((MAX_BODY - 18) // 2) + b'"}'
-    assert len(body) == MAX_BODY
+    body = b'{"report_data":"' + b"00" * ((Limits().body - 18) // 2) + b'"}'
+    assert len(body) == Limits().body
     assert client.request("POST", "/Echo", body, {"content-type": JSON_TYPE}).status == 200
 
 
 @pytest.mark.parametrize("verb", ["POST", "GET"])
 def test_declared_body_over_the_limit_is_not_read(client: Client, verb: str) -> None:
     """One byte more is refused by its Content-Length, before anything is read."""
-    headers = {"content-type": JSON_TYPE, "content-length": str(MAX_BODY + 1)}
+    headers = {"content-type": JSON_TYPE, "content-length": str(Limits().body + 1)}
     response = client.request(verb, "/Echo", b"{}", headers)
     assert (response.status, response.error()) == (
         400,
@@ -265,7 +270,7 @@ def test_chunked_body_over_the_limit_is_counted(client: Client) -> None:
         400,
         "failed to read data: payload too large",
     )
-    assert client.read == MAX_BODY + (1 << 20)
+    assert client.read == Limits().body + (1 << 20)
     assert response.headers["connection"] == "close"
 
 
@@ -312,8 +317,9 @@ def test_foreign_errors_stay_in_the_log(client: Client, caplog: pytest.LogCaptur
     with caplog.at_level(logging.ERROR, "attestkit.serve"):
         response = client.post("/Fail", {"path": "foreign"})
     assert response.status == 500
-    assert response.error() == "internal error, request 0001020304050607"
-    assert "0001020304050607" in caplog.text
+    assert response.request_id == "0-1"
+    assert response.error() == "internal error, request 0-1"
+    assert "request 0-1 failed" in caplog.text
     assert "/secret/path" in caplog.text
 
 
@@ -344,10 +350,10 @@ def test_page(client: Client) -> None:
 def test_error_of_a_page_is_json(loop: asyncio.AbstractEventLoop) -> None:
     """A page that fails answers as a method would."""
 
-    def fail(_: Any, __: None) -> bytes:  # noqa: ANN401 - a stand-in
+    async def fail(_guest: Any, _asked: Asked) -> Answer:  # noqa: ANN401 - a stand-in
         raise errors.BackendError("no page")
 
-    app = rpc_app(_Guest(), [], pages={"/": Page(fail, b"text/html")})  # type: ignore[arg-type]  # a stand-in
+    app = RpcApp(_Guest(), [], views={"/": View(fail)})  # type: ignore[arg-type]  # a stand-in
     response = Client(app, loop).get("/")
     assert (response.status, response.error()) == (500, "no page")
 

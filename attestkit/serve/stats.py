@@ -1,0 +1,86 @@
+"""What the server counts while it works; `/metrics` shows it.
+
+Plain numbers in dictionaries: a request costs one microsecond here, and who never asks for the
+metrics never loads the library that writes them.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from typing import Final
+
+__all__ = ["BOUNDS", "OTHER", "Latency", "Stats", "Traffic"]
+
+BOUNDS: Final = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
+    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+"""Upper bounds of the latency buckets in seconds; one more bucket has what took longer."""
+
+OTHER: Final = "other"
+"""The method of requests that lead to none, so that strangers cannot invent names."""
+
+
+class Latency:
+    """How long the requests of one method took.
+
+    Attributes:
+        buckets: Requests by duration, one more than BOUNDS; each counted once.
+        seconds: The sum of all.
+    """
+
+    __slots__ = ("buckets", "seconds")
+
+    def __init__(self) -> None:
+        self.buckets = [0] * (len(BOUNDS) + 1)
+        self.seconds = 0.0
+
+
+class Traffic:
+    """What one listener has seen.
+
+    Attributes:
+        requests: How many, by method and status.
+        latencies: How long they took, by method; a stream counts until its first piece.
+        refusals: What the listener refused before it was a request, by status.
+        connections: How many are open.
+    """
+
+    __slots__ = ("connections", "latencies", "refusals", "requests")
+
+    def __init__(self) -> None:
+        self.requests: Counter[tuple[str, int]] = Counter()
+        self.latencies: dict[str, Latency] = {}
+        self.refusals: Counter[int] = Counter()
+        self.connections = 0
+
+    def done(self, method: str, status: int, seconds: float) -> None:
+        """Count an answered request."""
+        self.requests[method, status] += 1
+        latency = self.latencies.get(method)
+        if latency is None:
+            latency = self.latencies[method] = Latency()
+        latency.buckets[bisect_left(BOUNDS, seconds)] += 1
+        latency.seconds += seconds
+
+
+class Stats:
+    """What all listeners have seen, and the device behind them.
+
+    Attributes:
+        traffic: By the name of the listener: dstack, tappd, http, dev_http, verifier, pccs.
+        quotes: How many the platform has given.
+        device_errors: How many it has refused or failed, by the name of the error's class.
+        streams: How many streams of container logs are open.
+    """
+
+    __slots__ = ("device_errors", "quotes", "streams", "traffic")
+
+    def __init__(self) -> None:
+        self.traffic: dict[str, Traffic] = {}
+        self.quotes = 0
+        self.device_errors: Counter[str] = Counter()
+        self.streams = 0
+
+    def of(self, listener: str) -> Traffic:
+        """Return what the listener of that name has seen."""
+        return self.traffic.setdefault(listener, Traffic())
