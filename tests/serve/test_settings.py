@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from attestkit.errors import UsageError
-from attestkit.serve.settings import Address, Options, Settings, decide, parse_address
+from attestkit.serve.address import Address, parse_address
+from attestkit.serve.options import Options
+from attestkit.serve.settings import Settings, decide
 
 HOME = {"HOME": "/home/me"}
 
@@ -147,7 +149,7 @@ def test_options_of_the_simulator_are_refused_on_hardware(option: str, value: st
 )
 def test_addresses(text: str, expected: tuple[str, int]) -> None:
     """HOST:PORT reads, and writes the same."""
-    found = parse_address("--http", text)
+    found = parse_address(text)
     assert found == expected
     assert str(found) == text
 
@@ -161,8 +163,10 @@ _LONG = "h:" + "9" * 5000
 )
 def test_wrong_addresses(text: str) -> None:
     """Anything else is refused, by the option's name."""
+    with pytest.raises(UsageError):
+        parse_address(text)
     with pytest.raises(UsageError, match="--http"):
-        parse_address("--http", text)
+        simulator(http=text)
 
 
 def test_http_can_be_off() -> None:

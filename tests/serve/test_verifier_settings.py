@@ -5,13 +5,10 @@ from pathlib import Path
 import pytest
 
 from attestkit.errors import ConfigError, UsageError
-from attestkit.serve.settings import (
-    Address,
-    Options,
-    VerifierSettings,
-    decide_verifier,
-    read_policy,
-)
+from attestkit.serve.address import Address
+from attestkit.serve.options import Options
+from attestkit.serve.policy_option import read_policy
+from attestkit.serve.verifier_settings import VerifierSettings, decide_verifier
 from attestkit.verifier.policy import PRESETS
 
 WHERE = "127.0.0.1:0"
