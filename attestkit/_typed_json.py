@@ -28,16 +28,20 @@ def decode_typed(data: bytes | str, shape: type[_T], where: str = "") -> _T:
     Raises:
         ConfigError: It is no JSON, or of another shape.
     """
+    prefix = f"{where}: " if where else ""
     try:
+        data = data.decode() if isinstance(data, bytes) else data
         check_depth(data)
         found = msgspec.json.decode(data, type=shape)
         decode_strictly(data)
     except msgspec.ValidationError as error:
         raise _invalid(str(error), where) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{prefix}not UTF-8 text (byte {error.start})") from error
     except (msgspec.DecodeError, UnicodeError, RecursionError, FormatError) as error:
         told = str(error)
         told = told if told.startswith("not ") or "occurs twice" in told else f"not JSON: {told}"
-        raise ConfigError(f"{where}: {told}" if where else told) from error
+        raise ConfigError(f"{prefix}{told}") from error
     return found
 
 

@@ -216,6 +216,8 @@ class _Reader:
                 continue  # a general one of the global profile
             if key == "tls":
                 raise self._error(found.where, "this server speaks plain HTTP")
+            if key == "reuse" and self._flag(found):
+                continue  # a dead socket is replaced in any case, a live one never
             if key in _UNUSED or key in {"ident", "keep_alive", "log_level"}:
                 self._unused.append(found.where)
             elif key not in _OF_LISTENER:
@@ -346,5 +348,11 @@ def _shown(key: str) -> str:
 
 
 def _kind(value: object) -> str:
-    kinds = {bool: "true or false", int: "a number", float: "a number", dict: "a table"}
+    kinds: dict[type, str] = {
+        str: "text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        dict: "a table",
+    }
     return {**kinds, list: "a list", type(None): "null"}.get(type(value), "a date or time")

@@ -136,7 +136,8 @@ class _Version(argparse.Action):
             found = version("attestkit")
         except PackageNotFoundError:
             found = "(not installed)"
-        parser.exit(message=f"attestkit {found}\n")
+        print(f"attestkit {found}")  # noqa: T201 - what was asked for
+        parser.exit()
 
 
 def refuse_empty(options: Options) -> None:
