@@ -138,19 +138,39 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record; whatever goes wrong with it, the program goes on."""
         try:
-            line = self.format(record).encode("ascii", "backslashreplace") + b"\n"
+            line = self._line(record)
             if self.before_error is not None and record.levelno >= logging.ERROR:
                 self.before_error()
             self._sink.write([line], _PATIENCE)
         except Exception:  # noqa: BLE001 - a program must not fail for its log
             self.handleError(record)
 
+    def _line(self, record: logging.LogRecord) -> bytes:
+        try:
+            text = self.format(record)
+        except Exception as error:  # noqa: BLE001 - of whatever somebody gave it
+            text = self.format(
+                logging.makeLogRecord(
+                    {
+                        "name": "attestkit.serve",
+                        "levelno": record.levelno,
+                        "levelname": record.levelname,
+                        "msg": f"a record cannot be written: {type(error).__name__}",
+                    }
+                )
+            )
+        return text.encode("ascii", "backslashreplace") + b"\n"
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - named by logging
         """Say nothing: there is nowhere to say it."""
 
 
 class Log:
-    """The log of this process, on standard error; text from `info` up, until told otherwise."""
+    """The log of this process, on standard error; text from `info` up, until told otherwise.
+
+    Until `close` it takes what all loggers say, warnings, and the exceptions of threads and of
+    destructors.
+    """
 
     def __init__(self, descriptor: int = 2) -> None:
         self.format = "text"
@@ -158,10 +178,10 @@ class Log:
         self._handler = _Handler(self._sink)
         self._logger = logging.getLogger("attestkit.serve")
         self._access: AccessLog | None = None
-        logging.basicConfig(handlers=[self._handler], force=True)
+        self._hooks = sys.unraisablehook, threading.excepthook
+        sys.unraisablehook, threading.excepthook = _unraisable, _thread_failed
         logging.captureWarnings(capture=True)
-        sys.unraisablehook = _unraisable
-        threading.excepthook = _thread_failed
+        logging.getLogger().addHandler(self._handler)
         self.configure()
 
     def configure(self, form: str = "text", level: str = "info") -> None:
@@ -199,9 +219,12 @@ class Log:
             self._sink.write([f"{line}\n".encode("ascii")], _LAST_PATIENCE)
 
     def close(self) -> None:
-        """Write what is still held back."""
+        """Write what is still held back, and leave everything as it was."""
         if self._access is not None:
             self._access.flush(_LAST_PATIENCE)
+        logging.getLogger().removeHandler(self._handler)
+        logging.captureWarnings(capture=False)
+        sys.unraisablehook, threading.excepthook = self._hooks
 
     def _dropped(self, count: int) -> bytes:
         record = logging.makeLogRecord(
