@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from attestkit.attester import Attester
     from attestkit.keys import AppKeys
     from attestkit.serve.guest import Guest
+    from attestkit.serve.limits import Limits
     from attestkit.serve.rpc import App
+    from attestkit.serve.stats import Stats
     from attestkit.verifier.pipeline import Verifier
 
 __all__ = ["Places", "Ready", "serve"]
@@ -65,6 +67,7 @@ def serve(  # noqa: PLR0913 - everything by name
     app_keys: "AppKeys | None" = None,
     vm_config: str | None = None,
     verifier: "Verifier | None" = None,
+    limits: "Limits | None" = None,
 ) -> None:
     """Serve the guest agent API, or the verifier service, or both, until SIGTERM or SIGINT.
 
@@ -78,6 +81,7 @@ def serve(  # noqa: PLR0913 - everything by name
             so.
         vm_config: JSON text that is given back unchanged; default what `attester` knows.
         verifier: Judges what comes to `places.verifier`, by its policy too.
+        limits: How much, how many, how long; of every listener.
 
     Raises:
         UsageError: A place cannot be, there is none, or nobody says what the app is.
@@ -85,16 +89,22 @@ def serve(  # noqa: PLR0913 - everything by name
         ConfigError: A socket cannot be made, or a file of the host is wrong.
     """
     from attestkit.serve import listeners  # uvicorn: for those who serve, not for all who import
+    from attestkit.serve.limits import Limits
+    from attestkit.serve.stats import Stats
 
     _refuse_what_cannot_be(attester, places, verifier)
     with ExitStack() as stack:
         apps = {} if verifier is None else {"verifier": _verifier_app(verifier, stack)}
+        stats, limits = Stats(), limits or Limits()
         if attester is not None:
-            guest = _guest(attester, app_compose, app_keys, vm_config)
+            guest = _guest(attester, app_compose, app_keys, vm_config, stats, limits)
             stack.callback(guest.close)
             apps.update(_agent_apps(guest, places))
         ready, sockets = _listen(places, stack)
-        served = [listeners.Listener(apps[name], sock) for name, sock in sockets.items()]
+        served = [
+            listeners.Listener(apps[name], sock, limits, stats.of(name))
+            for name, sock in sockets.items()
+        ]
         listeners.run(served, lambda: on_ready(ready))
 
 
@@ -114,11 +124,13 @@ def _refuse_what_cannot_be(
         raise UsageError("keys are given out over TCP by the simulator only")
 
 
-def _guest(
+def _guest(  # noqa: PLR0913, PLR0917 - what serve() was given, but for the places
     attester: "Attester",
     app_compose: "AppCompose | None",
     app_keys: "AppKeys | None",
     vm_config: str | None,
+    stats: "Stats",
+    limits: "Limits",
 ) -> "Guest":
     import os
     import time
@@ -141,6 +153,8 @@ def _guest(
         vm_config=vm_config,
         now=time.time,  # noqa: TID251 - here the clock is handed in
         random=os.urandom,
+        stats=stats,
+        limits=limits,
     )
 
 
