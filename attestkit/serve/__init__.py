@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from attestkit.serve.guest import Guest
     from attestkit.serve.limits import Limits
     from attestkit.serve.rpc import App
-    from attestkit.serve.stats import Stats
+    from attestkit.serve.stats import Stats, Traffic
     from attestkit.verifier.pipeline import Verifier
 
 __all__ = ["Places", "Ready", "serve"]
@@ -94,8 +94,10 @@ def serve(  # noqa: PLR0913 - everything by name
 
     _refuse_what_cannot_be(attester, places, verifier)
     with ExitStack() as stack:
-        apps = {} if verifier is None else {"verifier": _verifier_app(verifier, stack)}
         stats, limits = Stats(), limits or Limits()
+        apps = {}
+        if verifier is not None:
+            apps["verifier"] = _verifier_app(verifier, limits, stats.of("verifier"), stack)
         if attester is not None:
             guest = _guest(attester, app_compose, app_keys, vm_config, stats, limits)
             stack.callback(guest.close)
@@ -197,7 +199,9 @@ def _agent_apps(guest: "Guest", places: Places) -> "dict[str, App]":
     }
 
 
-def _verifier_app(verifier: "Verifier", stack: ExitStack) -> "App":
+def _verifier_app(
+    verifier: "Verifier", limits: "Limits", traffic: "Traffic", stack: ExitStack
+) -> "App":
     """Return the verifier service; its threads end with `stack`."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -205,4 +209,4 @@ def _verifier_app(verifier: "Verifier", stack: ExitStack) -> "App":
 
     executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="verifier")
     stack.callback(executor.shutdown, cancel_futures=True)
-    return VerifierApp(verifier, executor)
+    return VerifierApp(verifier, executor, max_body=limits.verifier_body, traffic=traffic)
