@@ -9,7 +9,7 @@ OTHER_C := $(wildcard benchmarks/*.c tests/rigs/kernel/shim/*.[ch])
 CORE_TESTS := tests/native tests/test_quote.py $(addprefix tests/event_log/,test_agent_json.py test_event_log.py test_runtime.py test_tcg.py)
 ARGS ?=
 
-.PHONY: serve test lint bench sanitize flake clean help
+.PHONY: serve test lint bench sanitize flake soak clean help
 
 help:
 	@echo "make serve   start the server (options in ARGS='...')"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint    run every check that is not a test"
 	@echo "make bench   run the benchmarks, each beside a named peer"
 	@echo "make sanitize  run the tests of the C core under ASan and UBSan"
+	@echo "make soak    load the server for an hour; the record is docs/records/soak.json"
 	@echo "make flake   run the tests 20 times; the record is docs/records/flake.json"
 
 $(VENV)/.made:
@@ -64,6 +65,10 @@ sanitize: $(VENV)/.dev
 
 flake: $(VENV)/.dev $(JS)/node_modules/.made
 	$(BIN)/python -m tests.flake $(ARGS)
+
+# An hour; `make soak ARGS='--seconds 60'` is the form that writes no record.
+soak: $(VENV)/.dev
+	$(BIN)/python -m tests.soak $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist attestkit/_native/_lib.c attestkit/_native/_lib.*so attestkit/_native/*.o

@@ -71,7 +71,9 @@ class Turns(RLock):
             if queue[0] is not place:
                 self._wait(place)
             self.acquire()
-            self._quit(place)
+            queue.popleft()  # this place: only the head gets here
+            if queue:
+                self._wake()
         except BaseException:
             if self._is_owned():
                 self.release()

@@ -6,17 +6,12 @@ writes nothing: the form that continuous integration runs.
 """
 
 import argparse
-import json
-import os
-import platform
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-RECORD = ROOT / "docs" / "records" / "flake.json"
+from tests.records import ROOT, write_record
 
 
 def main() -> int:
@@ -56,23 +51,8 @@ def _run(command: list[str]) -> dict[str, Any]:
 
 
 def _record(command: list[str], runs: list[dict[str, Any]], failed: int) -> None:
-    commit = subprocess.run(  # noqa: S603 - git, on this checkout
-        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    system = f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
-    record = {
-        "commit": commit,
-        "machine": f"{system}, Python {platform.python_version()}",
-        "command": " ".join(["python", *command]),
-        "runs": len(runs),
-        "failed": failed,
-        "each": runs,
-    }
-    RECORD.parent.mkdir(parents=True, exist_ok=True)
-    RECORD.write_text(json.dumps(record, indent=2) + "\n", encoding="ascii")
+    figures = {"runs": len(runs), "failed": failed, "each": runs}
+    write_record("flake", {"command": " ".join(["python", *command]), **figures})
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from attestkit.serve.guest import Guest
     from attestkit.serve.limits import Limits
     from attestkit.serve.rpc import App
+    from attestkit.serve.stats import Stats, Traffic
     from attestkit.verifier.pipeline import Verifier
 
 __all__ = ["Places", "Ready", "serve"]
@@ -88,7 +89,7 @@ def serve(  # noqa: PLR0913 - everything by name
         verifier: Judges what comes to `places.verifier`, by its policy too.
         ident: What the Server header says, in printable ASCII; default our name. With a simulator
             it says so in any case.
-        limits: How much, how many, how long.
+        limits: How much, how many, how long; of every listener.
         access_log: Takes every request; what it holds back is written at the end.
 
     Raises:
@@ -97,18 +98,26 @@ def serve(  # noqa: PLR0913 - everything by name
         ConfigError: A socket cannot be made, or a file of the host is wrong.
     """
     from attestkit.serve import listeners  # uvicorn: for those who serve, not for all who import
+    from attestkit.serve.limits import Limits
+    from attestkit.serve.stats import Stats
 
     _refuse_what_cannot_be(attester, places, verifier)
     with ExitStack() as stack:
         if access_log is not None:
             stack.callback(access_log.flush, patience=1.0)
-        apps = {} if verifier is None else {"verifier": _verifier_app(verifier, stack)}
+        stats, limits = Stats(), limits or Limits()
+        apps = {}
+        if verifier is not None:
+            apps["verifier"] = _verifier_app(verifier, limits, stats.of("verifier"), stack)
         if attester is not None:
-            guest = _guest(attester, app_compose, app_keys, vm_config, ident, limits)
+            guest = _guest(attester, app_compose, app_keys, vm_config, ident, stats, limits)
             stack.callback(guest.close)
             apps.update(_agent_apps(guest, places))
         ready, sockets = _listen(places, stack)
-        served = [listeners.Listener(apps[name], sock) for name, sock in sockets.items()]
+        served = [
+            listeners.Listener(apps[name], sock, limits, stats.of(name))
+            for name, sock in sockets.items()
+        ]
         listeners.run(served, lambda: on_ready(ready))
 
 
@@ -128,13 +137,14 @@ def _refuse_what_cannot_be(
         raise UsageError("keys are given out over TCP by the simulator only")
 
 
-def _guest(  # noqa: PLR0913, PLR0917 - as serve() has them
+def _guest(  # noqa: PLR0913, PLR0917 - what serve() was given, but for the places
     attester: "Attester",
     app_compose: "AppCompose | None",
     app_keys: "AppKeys | None",
     vm_config: str | None,
     ident: str | None,
-    limits: "Limits | None",
+    stats: "Stats",
+    limits: "Limits",
 ) -> "Guest":
     import os
     import time
@@ -158,6 +168,7 @@ def _guest(  # noqa: PLR0913, PLR0917 - as serve() has them
         now=time.time,  # noqa: TID251 - here the clock is handed in
         random=os.urandom,
         release=None if ident is None else Release(ident=_honest(ident, attester)),
+        stats=stats,
         limits=limits,
     )
 
@@ -209,7 +220,9 @@ def _agent_apps(guest: "Guest", places: Places) -> "dict[str, App]":
     }
 
 
-def _verifier_app(verifier: "Verifier", stack: ExitStack) -> "App":
+def _verifier_app(
+    verifier: "Verifier", limits: "Limits", traffic: "Traffic", stack: ExitStack
+) -> "App":
     """Return the verifier service; its threads end with `stack`."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -217,4 +230,4 @@ def _verifier_app(verifier: "Verifier", stack: ExitStack) -> "App":
 
     executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="verifier")
     stack.callback(executor.shutdown, cancel_futures=True)
-    return VerifierApp(verifier, executor)
+    return VerifierApp(verifier, executor, max_body=limits.verifier_body, traffic=traffic)

@@ -55,7 +55,7 @@ def collateral_app(guest: Guest) -> App:
     simulator = guest.attester.backend
     if not isinstance(simulator, Simulator):
         raise UsageError("collateral is served for the simulator only")
-    return pccs_app(pccs_of(simulator), _headers(guest))
+    return pccs_app(pccs_of(simulator), _headers(guest), guest.stats.of("pccs"))
 
 
 def _app(  # noqa: PLR0913 - everything by name

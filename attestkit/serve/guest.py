@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from binascii import hexlify
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,7 @@ from attestkit.errors import (
     UsageError,
 )
 from attestkit.keys import AppKeys, LocalKeys
-from attestkit.serve.json_codec import JsonText, Prepared
+from attestkit.serve.json_codec import HexBytes, JsonText, Prepared
 from attestkit.serve.limits import Limits
 from attestkit.serve.messages import AppInfo, GetQuoteResponse, GetTlsKeyArgs, GetTlsKeyResponse
 from attestkit.serve.stats import Stats
@@ -42,6 +43,7 @@ _NO_QUOTE = (
     "Failed to get quote: this platform has no TDX quote; its evidence is what Attest answers, and "
     "GetQuote under attestation"
 )
+_VARYING = 770  # bytes of header, body and signature in the longest kind of quote
 _RETRY_AFTER = 5.0  # seconds for which a failure is repeated without asking the device
 _logger = logging.getLogger("attestkit.serve")
 
@@ -131,6 +133,7 @@ class Guest:
         self.run_id = random(4).hex()
         self._keys = None if app_keys is None else LocalKeys(app_keys)
         self._log: tuple[Rtmrs, JsonText] | None = None
+        self._tail = self._tail_hex = b""
         self._app_cert: str | None = None
         self._kept: dict[str, tuple[Rtmrs | None, Any]] = {}
         self._failed: dict[str, tuple[float, BackendError]] = {}
@@ -170,7 +173,15 @@ class Guest:
         # The registers are hashes over the whole log: where they are the same, it is the same.
         if self._log is None or self._log[0] != quote.rtmrs:
             self._log = quote.rtmrs, JsonText(log.trimmed().to_json())
-        return QuoteAndLog(quote.raw, self._log[1])
+        return QuoteAndLog(self._with_hex(quote.raw), self._log[1])
+
+    def _with_hex(self, quote: bytes) -> HexBytes:
+        """Bring the hex along: all behind a quote's first signature is the same each time."""
+        if not (self._tail and quote.endswith(self._tail)):
+            self._tail = quote[_VARYING:]
+            self._tail_hex = hexlify(self._tail)
+        head = quote[: len(quote) - len(self._tail)]
+        return HexBytes.of(quote, hexlify(head) + self._tail_hex)
 
     def quote_response(self, report_data: bytes) -> GetQuoteResponse:
         """Return the answer of GetQuote for up to 64 bytes; UsageError if there are more."""

@@ -18,7 +18,7 @@ from attestkit._json import MAX_DEPTH, check_depth
 from attestkit.errors import FormatError
 from attestkit.serve.messages import Field, fields_of
 
-__all__ = ["JsonText", "Prepared", "decode", "encode", "encode_error", "hex_bytes"]
+__all__ = ["HexBytes", "JsonText", "Prepared", "decode", "encode", "encode_error", "hex_bytes"]
 
 M = TypeVar("M", bound=tuple[Any, ...])
 
@@ -38,6 +38,19 @@ class JsonText(str):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.json = encode_basestring_ascii(text).encode("ascii")
+
+
+class HexBytes(bytes):
+    """Bytes that bring their hex along, where most of it was known before."""
+
+    hex_digits: bytes
+
+    @classmethod
+    def of(cls, data: bytes, hex_digits: bytes) -> "HexBytes":
+        """Return `data`, whose hex is `hex_digits`."""
+        made = cls(data)
+        made.hex_digits = hex_digits
+        return made
 
 
 class Prepared:
@@ -202,7 +215,7 @@ def _write_number(value: int) -> bytes:
 
 
 def _write_bytes(value: bytes) -> bytes:
-    return b'"%b"' % hexlify(value)
+    return b'"%b"' % (value.hex_digits if isinstance(value, HexBytes) else hexlify(value))
 
 
 _WRITERS: dict[type, Callable[[Any], bytes]] = {

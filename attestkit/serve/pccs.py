@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Sequence
+from time import perf_counter
 from typing import Final
 
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.pccs import Answer, ServedPlatform, SimulatedPccs
 from attestkit.quote import Quote
 from attestkit.serve.rpc import App, Receive, Scope, Send
+from attestkit.serve.stats import Traffic
 from attestkit.serve.views import Header
 
 __all__ = ["pccs_app", "pccs_of"]
@@ -25,11 +27,16 @@ def pccs_of(simulator: Simulator) -> SimulatedPccs:
     return SimulatedPccs(simulator.collateral, [platform])
 
 
-def pccs_app(pccs: SimulatedPccs, headers: Sequence[Header] = ()) -> App:
+def pccs_app(
+    pccs: SimulatedPccs, headers: Sequence[Header] = (), traffic: Traffic | None = None
+) -> App:
     """Return the ASGI application of `pccs`; `headers` go with every answer."""
+    counts = traffic or Traffic()
 
     async def app(scope: Scope, _: Receive, send: Send) -> None:
+        begin = perf_counter()
         answer = _answer(pccs, scope)
+        counts.done("pccs", answer.status, perf_counter() - begin)
         start = [(name.encode("ascii"), value.encode("ascii")) for name, value in answer.headers]
         start += [(b"content-length", b"%d" % len(answer.body)), *headers]
         await send({"type": "http.response.start", "status": answer.status, "headers": start})

@@ -8,6 +8,7 @@ methods that never wait through `direct`, which costs a listener neither task no
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from functools import partial
 from itertools import count
 from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias
@@ -23,7 +24,7 @@ from attestkit.serve.views import Asked, Header, Pieces, View
 __all__ = [
     "App",
     "Codec",
-    "Direct",
+    "DirectCall",
     "Method",
     "Receive",
     "Reply",
@@ -39,7 +40,7 @@ Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Guard: TypeAlias = Callable[[Scope], None]
-Direct: TypeAlias = Callable[[bytes], "Reply"]
+
 
 _STATUSES = ((FormatError, 400), (UsageError, 400), (NotFoundError, 404), (AttestKitError, 500))
 _VERBS = frozenset({"GET", "HEAD", "POST"})
@@ -86,18 +87,31 @@ class Service(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """A response: its body in pieces that are all there, or that are still to come."""
+    """A response that is all there, its body in pieces so that long ones are not copied."""
 
     status: int
     content_type: bytes
-    body: Sequence[bytes] | Pieces
+    body: Sequence[bytes]
     headers: Sequence[Header] = ()  # besides those of the listener
 
 
-class _Route(NamedTuple):
+class _Stream(NamedTuple):
+    content_type: bytes
+    pieces: Pieces
+    headers: Sequence[Header]
+
+
+class DirectCall(NamedTuple):
+    """A method that a path leads to."""
+
     name: str  # for statistics
-    target: Method | View
-    rest: str = ""  # of a path, behind the mount of a view
+    method: Method
+
+
+class _Look(NamedTuple):
+    name: str  # for statistics
+    view: View
+    rest: str  # of a path, behind the mount of a view
 
 
 class _TooLargeError(UsageError):
@@ -149,10 +163,11 @@ class RpcApp:
         self._guard = guard
         self._limits = limits or Limits()
         self._traffic = traffic or Traffic()
-        self._ids = map(f"{run_id}-%x".__mod__, count(1))
+        self._ids = map(f"{run_id}-%08x".__mod__, count(1))
+        self._heads: dict[tuple[int, bytes], bytes] = {}
         self._streams: set[asyncio.Future[None]] = set()
         self._routes = {
-            f"{service.mount}{prefix}{name}".encode("ascii"): _Route(name, method)
+            f"{service.mount}{prefix}{name}".encode("ascii"): DirectCall(name, method)
             for service in services
             for name, method in service.methods.items()
             for prefix in {"", service.prefix}
@@ -167,27 +182,66 @@ class RpcApp:
             name, reply = await self._reply(scope, receive, request_id)
         except _DisconnectedError:
             return
-        self._traffic.done(name, reply.status, perf_counter() - begin)
-        headers = [(b"content-type", reply.content_type)]
-        whole = b"".join(reply.body) if isinstance(reply.body, Sequence) else None
-        if whole is not None:
-            headers.append((b"content-length", b"%d" % len(whole)))
-        headers += self._headers
-        headers += reply.headers
+        status = reply.status if isinstance(reply, Reply) else 200
+        self._traffic.done(name, status, perf_counter() - begin)
+        headers = [(b"content-type", reply.content_type), *self._headers, *reply.headers]
         headers.append((b"x-request-id", request_id.encode("ascii")))
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        if isinstance(reply.body, Sequence) or scope["method"] == "HEAD":
-            body = b"" if scope["method"] == "HEAD" else whole
+        start = {"type": "http.response.start", "status": status, "headers": headers}
+        if isinstance(reply, Reply):
+            body = b"".join(reply.body)
+            headers.append((b"content-length", b"%d" % len(body)))
+            await send(start)
+            body = b"" if scope["method"] == "HEAD" else body
             await send({"type": "http.response.body", "body": body})
         else:
-            await self._stream(reply.body, receive, send)
+            await send(start)
+            await self._stream(reply.pieces, scope["method"], receive, send)
+
+    def direct(self, target: bytes) -> DirectCall | None:
+        """Return the method that a target leads to, None if its answer might wait."""
+        call = self._routes.get(target.partition(b"?")[0])
+        if call is None or self._guard is not None:
+            return None
+        blocks = call.method.device and self._guest.executor is not None
+        return None if blocks else call
+
+    def respond(
+        self, found: DirectCall, target: bytes, content_type: bytes, body: bytes | None
+    ) -> tuple[int, bytes, Sequence[bytes]]:
+        """Answer a request to what `direct` returned; `body` is None for GET.
+
+        Returns:
+            The status, the headers as they are sent, and the body in pieces.
+        """
+        begin, request_id = perf_counter(), next(self._ids)
+        codec, payload = QUERY, target.partition(b"?")[2]
+        try:
+            if body is not None:
+                codec, payload = JSON, body
+                codec = _choose(content_type, target.partition(b"?")[2], body)
+            reply = self._call(found.method, codec, payload)
+        except Exception as error:  # noqa: BLE001 - it is logged there
+            reply = _failed(error, codec, request_id)
+        head = self._heads.get(reply[:2]) or self._make_head(reply)
+        length = sum(map(len, reply.body))
+        self._traffic.done(found.name, reply.status, perf_counter() - begin)
+        return reply.status, head % (length, request_id.encode("ascii")), reply.body
+
+    def _make_head(self, reply: Reply) -> bytes:
+        fields = ((b"content-type", reply.content_type), *self._headers)
+        fixed = b"".join(b"%b: %b\r\n" % field for field in fields).replace(b"%", b"%%")
+        head = fixed + b"content-length: %d\r\nx-request-id: %b\r\n"
+        self._heads[reply.status, reply.content_type] = head
+        return head
 
     def stop(self) -> None:
         """End the answers that are still coming, in good order: the server stops."""
         for stream in self._streams:
             stream.cancel()
 
-    async def _reply(self, scope: Scope, receive: Receive, request_id: str) -> tuple[str, Reply]:
+    async def _reply(
+        self, scope: Scope, receive: Receive, request_id: str
+    ) -> tuple[str, Reply | _Stream]:
         """Return the name of what a request leads to, for statistics, and what it gets."""
         name, codec = OTHER, JSON
         verb, payload = scope["method"], scope["query_string"]
@@ -197,18 +251,19 @@ class RpcApp:
                 codec = _choose(content_type, payload, b"")  # until the body can tell
                 body = await self._read(receive)
                 codec, payload = _choose(content_type, payload, body), body
-            name, target, rest = self._find(verb, scope["raw_path"])
-            if isinstance(target, View):
-                asked = Asked(rest, payload, (scope.get("client") or ("",))[0])
-                answer = await target.show(self._guest, asked)
-                shown = (answer.body,) if isinstance(answer.body, bytes) else answer.body
-                return name, Reply(200, answer.content_type, shown, answer.headers)
+            found = self._find(verb, scope["raw_path"])
+            name = found.name
+            if isinstance(found, _Look):
+                asked = Asked(found.rest, payload, (scope.get("client") or ("",))[0])
+                content_type, shown, headers = await found.view.show(self._guest, asked)
+                if isinstance(shown, bytes):
+                    return name, Reply(200, content_type, (shown,), headers)
+                return name, _Stream(content_type, shown, headers)
             codec = codec if verb == "POST" else QUERY
-            if target.device and self._guest.executor is not None:
-                return name, await asyncio.get_running_loop().run_in_executor(
-                    self._guest.executor, self._call, target, codec, payload
-                )
-            return name, self._call(target, codec, payload)
+            if found.method.device:
+                call = partial(self._call, found.method, codec, payload)
+                return name, await self._guest.on_device(call)
+            return name, self._call(found.method, codec, payload)
         except _DisconnectedError:
             raise
         except Exception as error:  # noqa: BLE001 - it is logged there
@@ -218,7 +273,7 @@ class RpcApp:
         request = None if method.request is None else codec.decode(method.request, payload)
         return Reply(200, codec.content_type, codec.encode(method.run(self._guest, request)))
 
-    def _find(self, verb: str, raw_path: bytes) -> _Route:
+    def _find(self, verb: str, raw_path: bytes) -> DirectCall | _Look:
         """Return what a path leads to.
 
         Raises:
@@ -226,14 +281,14 @@ class RpcApp:
         """
         if verb not in _VERBS:
             raise NotFoundError(f"No such path for {verb}")
-        if (route := self._routes.get(raw_path)) is not None:
-            return route
+        if (call := self._routes.get(raw_path)) is not None:
+            return call
         path = raw_path.decode("ascii", "replace")
         if verb != "POST":
             for mount, view in self._views.items():
                 name = _below(mount, path) if view.named else ""
                 if name or (path == mount and not view.named):
-                    return _Route(mount, view, name)
+                    return _Look(mount, view, name)
         for service in self._services:
             name = _below(service.mount, path)
             if not name:
@@ -241,7 +296,7 @@ class RpcApp:
             while service.prefix and name.startswith(service.prefix):
                 name = name.removeprefix(service.prefix)
             if name in service.methods:
-                return _Route(name, service.methods[name])
+                return DirectCall(name, service.methods[name])
             raise NotFoundError(f"Service not found: {name}")
         raise NotFoundError(f"No such path: {path}")
 
@@ -273,8 +328,12 @@ class RpcApp:
                 return b"".join((*parts, part)) if parts else part
             parts.append(part)
 
-    async def _stream(self, pieces: Pieces, receive: Receive, send: Send) -> None:
+    async def _stream(self, pieces: Pieces, verb: str, receive: Receive, send: Send) -> None:
         """Send pieces as fast as the client takes them, until they end or the client is gone."""
+        if verb == "HEAD":
+            await pieces.aclose()
+            await send({"type": "http.response.body", "body": b""})
+            return
         pump = asyncio.ensure_future(_pump(pieces, send))
         gone = asyncio.ensure_future(_gone(receive))
         self._streams.add(pump)

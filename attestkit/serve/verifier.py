@@ -19,11 +19,13 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from time import perf_counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit.errors import AttestKitError, FormatError
 from attestkit.serve.json_codec import encode_error
 from attestkit.serve.rpc import Receive, Scope, Send
+from attestkit.serve.stats import OTHER, Traffic
 from attestkit.serve.verification import VerifyRequest, WrongTypeError, judge
 from attestkit.serve.views import Header
 
@@ -65,37 +67,45 @@ class VerifierApp:
         executor: Runs the verifications; it stays the caller's to shut down.
         seconds: How long a verification may take.
         limit: How many may be in work or waiting.
+        max_body: Bytes of the largest request.
         random: Returns that many bytes, for ids of requests.
+        traffic: Counts the requests.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - everything by name
         self,
         verifier: "Verifier",
         executor: Executor,
         *,
         seconds: float = SECONDS,
         limit: int = LIMIT,
+        max_body: int = MAX_BODY,
         random: Callable[[int], bytes] = os.urandom,
+        traffic: Traffic | None = None,
     ) -> None:
         self._verifier = verifier
         self._executor = executor
         self._seconds = seconds
         self._free = threading.BoundedSemaphore(limit)
+        self._max_body = max_body
         self._random = random
+        self._traffic = traffic or Traffic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             raise RuntimeError(f"cannot serve the scope {scope['type']!r}")
         path, verb = scope["raw_path"], scope["method"]
+        begin, name = perf_counter(), OTHER
         if path == b"/verify" and verb == "POST":
-            answer = await self._verify(scope, receive)
+            name, answer = "verify", await self._verify(scope, receive)
             if answer is None:
                 return  # the client went away before its request was complete
         elif path == b"/health" and verb in _READING:
-            answer = _Answer(200, _HEALTH)
+            name, answer = "health", _Answer(200, _HEALTH)
         else:
             answer = _error(404, "No such path: this is POST /verify and GET /health")
+        self._traffic.done(name, answer.status, perf_counter() - begin)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(answer.body)),
@@ -108,8 +118,8 @@ class VerifierApp:
 
     async def _verify(self, scope: Scope, receive: Receive) -> _Answer | None:
         for name, value in scope["headers"]:
-            if name == b"content-length" and int(value) > MAX_BODY:
-                return _too_large()
+            if name == b"content-length" and int(value) > self._max_body:
+                return _too_large(self._max_body)
         parts: list[bytes] = []
         size, more = 0, True
         while more:
@@ -118,8 +128,8 @@ class VerifierApp:
                 return None
             part: bytes = message.get("body", b"")
             size += len(part)
-            if size > MAX_BODY:
-                return _too_large()
+            if size > self._max_body:
+                return _too_large(self._max_body)
             parts.append(part)
             more = message.get("more_body", False)
         return await self._in_thread(b"".join(parts))
@@ -173,9 +183,9 @@ def _error(status: int, text: str, headers: Sequence[Header] = ()) -> _Answer:
     return _Answer(status, encode_error(text), headers)
 
 
-def _too_large() -> _Answer:
+def _too_large(limit: int) -> _Answer:
     # What is left of the body is not read, so the connection ends.
-    return _error(413, "the request is over 1 MiB", [(b"connection", b"close")])
+    return _error(413, f"the request is over {limit} bytes", [(b"connection", b"close")])
 
 
 def _busy(text: str) -> _Answer:

@@ -9,7 +9,10 @@ from contextlib import suppress
 import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.asymmetric.utils import (
+    decode_dss_signature,
+    encode_dss_signature,
+)
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -216,6 +219,19 @@ def test_p256_a_refused_pem_is_in_no_error() -> None:
         while link is not None:
             assert secret not in f"{link!r} {link} {vars(link)}"
             link = link.__cause__ or link.__context__
+
+
+def test_p256_signatures_are_r_and_s_of_the_der() -> None:
+    """Numbers that are short, or have a zero in front in DER, come out as 32 bytes each."""
+    key = P256Key.from_scalar(bytes(31) + b"\5")
+    sizes = set()
+    for number in range(2000):
+        data = b"%d" % number
+        der = key.sign_der(data)
+        r, s = decode_dss_signature(der)
+        assert key.sign(data) == r.to_bytes(32, "big") + s.to_bytes(32, "big")
+        sizes.add(len(der))
+    assert {70, 71, 72} < sizes  # also shorter ones: r or s below 2**248
 
 
 def test_p256_every_signed_bit_counts() -> None:

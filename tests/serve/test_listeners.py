@@ -12,12 +12,14 @@ import pytest
 import uvloop
 
 from attestkit.serve import listeners
+from attestkit.serve.limits import Limits
 from attestkit.serve.listeners import Listener
 from attestkit.serve.rpc import App, Receive, Scope, Send
 
 Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Connect: TypeAlias = Callable[[], Awaitable[Streams]]
 
+DEFAULT = Limits()
 GET = b"GET /path?query HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -37,7 +39,9 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(*apps: App) -> AsyncIterator[tuple[list[Connect], "asyncio.Task[None]"]]:
+async def serving(
+    *apps: App, limits: Limits = DEFAULT
+) -> AsyncIterator[tuple[list[Connect], "asyncio.Task[None]"]]:
     """Serve applications on free ports; give a way to connect to each, and the server's task."""
     sockets = []
     for _ in apps:
@@ -45,7 +49,7 @@ async def serving(*apps: App) -> AsyncIterator[tuple[list[Connect], "asyncio.Tas
         sockets.append(sock)
     ports = [sock.getsockname()[1] for sock in sockets]
     ready = asyncio.Event()
-    listening = [Listener(app, sock) for app, sock in zip(apps, sockets, strict=True)]
+    listening = [Listener(app, sock, limits) for app, sock in zip(apps, sockets, strict=True)]
     task = asyncio.create_task(listeners._run(listening, ready.set))
 
     def connector(port: int) -> Connect:
@@ -60,11 +64,13 @@ async def serving(*apps: App) -> AsyncIterator[tuple[list[Connect], "asyncio.Tas
             await task
 
 
-def run(test: Callable[[Connect], Awaitable[None]], app: App = echo) -> None:
+def run(
+    test: Callable[[Connect], Awaitable[None]], app: App = echo, limits: Limits = DEFAULT
+) -> None:
     """Run a test against one application, in the event loop that the server has."""
 
     async def main() -> None:
-        async with serving(app) as ([connect], _):
+        async with serving(app, limits=limits) as ([connect], _):
             await asyncio.wait_for(test(connect), 30)
 
     uvloop.run(main())
@@ -176,7 +182,7 @@ def test_what_is_not_http_is_refused(garbage: bytes) -> None:
 def test_a_head_that_is_too_long_is_refused(start: bytes, end: bytes, step: int) -> None:
     """Line, one header or all headers: over the limit is a 431, in one piece or in many."""
     filler = b"x: y\r\n" if start.endswith(b"\n") else b"x"
-    head = start + filler * (listeners.HEAD_LIMIT // len(filler) + 1) + end
+    head = start + filler * (Limits().head // len(filler) + 1) + end
 
     async def test(connect: Connect) -> None:
         reader, writer = await connect()
@@ -195,7 +201,7 @@ def test_a_head_below_the_limit_and_a_large_body_pass() -> None:
     async def test(connect: Connect) -> None:
         reader, writer = await connect()
         for _ in range(2):
-            padding = b"x" * (listeners.HEAD_LIMIT - 200)
+            padding = b"x" * (Limits().head - 200)
             writer.write(
                 b"POST /p HTTP/1.1\r\nX: %s\r\nContent-Length: 300000\r\n\r\n" % padding
                 + bytes(300_000)
@@ -206,9 +212,9 @@ def test_a_head_below_the_limit_and_a_large_body_pass() -> None:
     run(test)
 
 
-def test_a_slow_head_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_head_is_refused() -> None:
     """The clock starts with the first byte; more bytes do not stop it."""
-    monkeypatch.setattr(listeners, "HEAD_SECONDS", 0.2)
+    limits = Limits(head_seconds=0.2)
 
     async def test(connect: Connect) -> None:
         reader, writer = await connect()
@@ -223,12 +229,12 @@ def test_a_slow_head_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         dribbling.cancel()
         writer.close()
 
-    run(test)
+    run(test, limits=limits)
 
 
-def test_a_second_slow_head_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_slow_head_is_refused() -> None:
     """A kept connection has the same clock."""
-    monkeypatch.setattr(listeners, "HEAD_SECONDS", 0.1)
+    limits = Limits(head_seconds=0.1)
 
     async def test(connect: Connect) -> None:
         reader, writer = await connect()
@@ -237,24 +243,24 @@ def test_a_second_slow_head_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await refusal(reader) == 408
         writer.close()
 
-    run(test)
+    run(test, limits=limits)
 
 
-def test_a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_connection_is_closed() -> None:
     """Whoever never says a word gets none."""
-    monkeypatch.setattr(listeners, "HEAD_SECONDS", 0.05)
+    limits = Limits(head_seconds=0.05)
 
     async def test(connect: Connect) -> None:
         reader, writer = await connect()
         assert await reader.read() == b""
         writer.close()
 
-    run(test)
+    run(test, limits=limits)
 
 
-def test_an_idle_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_connection_is_closed() -> None:
     """So does a connection that was kept for nothing."""
-    monkeypatch.setattr(listeners, "IDLE_SECONDS", 0)
+    limits = Limits(idle_seconds=0)
 
     async def test(connect: Connect) -> None:
         reader, writer = await connect()
@@ -263,12 +269,12 @@ def test_an_idle_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await reader.read() == b""
         writer.close()
 
-    run(test)
+    run(test, limits=limits)
 
 
-def test_a_body_that_stops_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_stops_is_refused() -> None:
     """The application is told that the client is gone, the client that it was too slow."""
-    monkeypatch.setattr(listeners, "BODY_SECONDS", 0.1)
+    limits = Limits(body_seconds=0.1)
     seen: list[str] = []
 
     async def app(_scope: Scope, receive: Receive, _send: Send) -> None:
@@ -283,12 +289,12 @@ def test_a_body_that_stops_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         assert seen == [b"abc", "gone"]
         writer.close()
 
-    run(test, app)
+    run(test, app, limits)
 
 
-def test_a_body_that_goes_on_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_goes_on_is_taken() -> None:
     """Each piece of a body has its own clock."""
-    monkeypatch.setattr(listeners, "BODY_SECONDS", 0.3)
+    limits = Limits(body_seconds=0.3)
 
     async def test(connect: Connect) -> None:
         reader, writer = await connect()
@@ -299,12 +305,12 @@ def test_a_body_that_goes_on_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (await response(reader))[2] == b"/p 10"
         writer.close()
 
-    run(test)
+    run(test, limits=limits)
 
 
-def test_too_many_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_connections() -> None:
     """Over the limit is a 503, far over it nothing; the others are served on."""
-    monkeypatch.setattr(listeners, "CONNECTION_LIMIT", 2)
+    limits = Limits(connections=2)
 
     async def test(connect: Connect) -> None:
         good = [await connect() for _ in range(2)]
@@ -325,7 +331,7 @@ def test_too_many_connections(monkeypatch: pytest.MonkeyPatch) -> None:
         for _, writer in (*good, *over):
             writer.close()
 
-    run(test)
+    run(test, limits=limits)
 
 
 UPGRADE = (

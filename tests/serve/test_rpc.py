@@ -12,6 +12,7 @@ import pytest
 
 from attestkit import errors
 from attestkit.errors import AttestKitError, NotFoundError, UsageError
+from attestkit.serve.guest import Guest
 from attestkit.serve.limits import Limits
 from attestkit.serve.messages import AttestResponse, GetKeyArgs, RawQuoteArgs
 from attestkit.serve.rpc import Method, RpcApp, Service, status_of
@@ -23,9 +24,7 @@ class _Guest:
     """As much of a Guest as the dispatcher touches."""
 
     executor: ThreadPoolExecutor | None = None
-
-    def random(self, size: int) -> bytes:
-        return bytes(range(size))
+    on_device = Guest.on_device
 
 
 class _Seen(NamedTuple):
@@ -317,9 +316,9 @@ def test_foreign_errors_stay_in_the_log(client: Client, caplog: pytest.LogCaptur
     with caplog.at_level(logging.ERROR, "attestkit.serve"):
         response = client.post("/Fail", {"path": "foreign"})
     assert response.status == 500
-    assert response.request_id == "0-1"
-    assert response.error() == "internal error, request 0-1"
-    assert "request 0-1 failed" in caplog.text
+    assert response.request_id == "0-00000001"
+    assert response.error() == "internal error, request 0-00000001"
+    assert "request 0-00000001 failed" in caplog.text
     assert "/secret/path" in caplog.text
 
 

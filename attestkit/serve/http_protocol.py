@@ -1,0 +1,460 @@
+"""uvicorn's HTTP protocol with the bounds of `Limits`, and a short way for what never waits.
+
+Each connection knows since when it has been in its present state; a sweep over all of them, at
+least once a second, ends what took too long. That costs a request nothing, where a timer for each
+state costs more than many methods.
+
+| what | bound | answer |
+|---|---|---|
+| request line and headers | `head` bytes, `headers` fields | 431 |
+| from a request's first byte (or the connection) to its body | `head_seconds` | 408 |
+| between two pieces of a body | `body_seconds` | 408 |
+| connections | `connections` | 503; from twice as many on they are closed at once |
+| idle between requests | `idle_seconds` | closed |
+| an answer of which the client takes nothing | `write_seconds` | closed |
+| what is sent behind a refusal | 1 s, 4 MiB | dropped, then closed |
+"""
+
+import asyncio
+import re
+from collections.abc import MutableMapping, Sequence
+from http import HTTPStatus
+from typing import Any, Final, TypeAlias
+
+import httptools
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+
+from attestkit.serve.json_codec import encode_error
+from attestkit.serve.limits import Limits
+from attestkit.serve.rpc import App, DirectCall, RpcApp
+from attestkit.serve.stats import Traffic
+
+__all__ = ["HttpProtocol", "ListenerConfig"]
+
+LINGER_SECONDS: Final = 1.0
+LINGER_LIMIT: Final = 4 * 1024 * 1024  # bytes
+
+_COPIED: Final = 4096  # a shorter body is copied behind its head, a longer one is not
+_DIRECT_BODY: Final = 64 * 1024  # a longer one goes where its sender can be slowed down
+_DIRECT_VERBS: Final = frozenset({b"GET", b"POST"})
+_INDIRECT_FIELDS: Final = frozenset({b"expect", b"transfer-encoding"})
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
+
+Message: TypeAlias = MutableMapping[str, Any]
+
+
+class Sweep:
+    """Ends what took too long on any connection of a listener."""
+
+    def __init__(self, limits: Limits) -> None:
+        shortest = min(
+            limits.head_seconds,
+            limits.body_seconds,
+            limits.idle_seconds,
+            limits.write_seconds,
+            LINGER_SECONDS,
+        )
+        self._seconds = min(1.0, max(0.02, shortest / 4))
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, connections: set[Any], loop: asyncio.AbstractEventLoop) -> None:
+        """Look at these connections from time to time, as long as there are any."""
+        if self._timer is None:
+            self._timer = loop.call_later(self._seconds, self._look, connections, loop)
+
+    def _look(self, connections: set[Any], loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        now = loop.time()
+        for connection in list(connections):
+            connection.check(now)
+        if connections:
+            self.watch(connections, loop)
+
+
+class ListenerConfig(uvicorn.Config):
+    """uvicorn's settings, with what the connections of one listener share."""
+
+    def __init__(self, app: App, limits: Limits, traffic: Traffic) -> None:
+        super().__init__(
+            lambda: app,
+            factory=True,  # else uvicorn calls the application once to find out whether it is one
+            http=HttpProtocol,
+            ws="none",
+            interface="asgi3",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=limits.drain_seconds,  # type: ignore[arg-type]  # it takes any number
+        )
+        self.limits = limits
+        self.traffic = traffic
+        self.sweep = Sweep(limits)
+        self.rpc_app = app if isinstance(app, RpcApp) else None
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, config: ListenerConfig, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - handed through
+        super().__init__(config, *args, **kwargs)
+        self.limits = config.limits
+        self._traffic = config.traffic
+        self._sweep = config.sweep
+        self._app = config.rpc_app
+        self._peer = ""
+        self._in_head = self._in_message = self._refused = self._is_extra = False
+        self._spoke = self._last = self._lingers = False
+        self._unread = 0  # bytes of a head, or behind a refusal
+        self._unsent = 0  # bytes that the client had not taken when last looked at
+        self._since = 0.0  # when the present state began, by the loop's clock
+        self._call: DirectCall | None = None  # of a request that is answered directly
+        self._is_post = False
+        self._content_type = b""
+        self._body: list[bytes] | None = None
+        self._response: _Response | None = None
+
+    # -- the connection ------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as inherited
+        """Take a connection, unless there are far too many."""
+        super().connection_made(transport)
+        self._response = _Response(self)
+        self._peer = self.client[0] if self.client else ""
+        self._traffic.connections += 1
+        self._since = self.loop.time()
+        if len(self.connections) > 2 * self.limits.connections:
+            transport.abort()
+            return
+        self._is_extra = len(self.connections) > self.limits.connections
+        self._sweep.watch(self.connections, self.loop)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget what holds on to us."""
+        self._traffic.connections -= 1
+        super().connection_lost(exc)
+        self._response = self._call = self._body = None
+        if self.cycle is not None:
+            self.cycle.transport = self.transport
+
+    def shutdown(self) -> None:
+        """Finish what is on its way, then close."""
+        self._last = True
+        if not self._answered():
+            self.cycle.keep_alive = False
+        elif not self._in_message:
+            self.transport.close()
+
+    def check(self, now: float) -> None:
+        """End the connection, or its request, if its state has lasted for too long."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent != self._unsent:
+            self._unsent, self._since = unsent, now
+        waited = now - self._since
+        if unsent or self.transport.is_closing():
+            if waited > self.limits.write_seconds:
+                self.transport.abort()
+        elif self._lingers:
+            if waited > LINGER_SECONDS:
+                self.transport.close()
+        elif self._in_message:
+            self._check_request(waited)
+        elif self._answered():
+            idle = self.limits.idle_seconds if self._spoke else self.limits.head_seconds
+            if waited > idle:
+                self.transport.close()
+
+    def _answered(self) -> bool:
+        """Tell whether there is no answer under way through ASGI."""
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        return cycle is None or cycle.response_complete
+
+    def _check_request(self, waited: float) -> None:
+        if self._in_head:
+            late = waited > self.limits.head_seconds
+        else:  # where reading is paused we are the slow ones
+            late = waited > self.limits.body_seconds and not self.flow.read_paused
+        if not late:
+            return
+        if not self._in_head and self._body is None and self.cycle.response_complete:
+            self.transport.close()
+        else:
+            self._refuse(408, "the request did not come in time")
+
+    # -- requests ------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, unless the head grows too long or the request was refused."""
+        if self._refused:
+            self._drop(data)
+            return
+        if self._in_head or not self._in_message:
+            if not self._in_head:
+                self._since = self.loop.time()
+            limit = self.limits.head
+            end = data.find(b"\r\n\r\n") if len(data) > limit else len(data)
+            self._unread += len(data) if end < 0 else end
+            if self._unread > limit:
+                self._refuse(431, "the request line and headers are too long")
+                return
+            if b"pgrade" in data:
+                data = _without_upgrade(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            if not self._refused:
+                self._refuse(400, f"this is not HTTP: {error}")
+        except httptools.HttpParserUpgrade:
+            pass  # refused when its head was complete
+        if self._in_message and not self._in_head:
+            self._since = self.loop.time()
+
+    def on_message_begin(self) -> None:
+        """Note that a request has begun."""
+        self.url = b""
+        self.headers = []
+        self._in_head = self._in_message = self._spoke = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header."""
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Start the request, unless this connection is one too many."""
+        self._in_head = False
+        self._unread = 0
+        if self.transport.is_closing():  # the answer before this one was the last
+            raise ConnectionAbortedError
+        if self._is_extra:
+            self._refuse(503, "too many connections")
+        elif len(self.headers) > self.limits.headers:
+            self._refuse(431, f"more than {self.limits.headers} headers")
+        elif self.parser.should_upgrade():  # the parser would drop its body
+            self._refuse(400, "this server speaks HTTP/1.1 only")
+        if self._refused:
+            raise ConnectionRefusedError  # stops the parser
+        fields = dict(self.headers)
+        if not self._go_directly(fields):
+            self._go_through_asgi(fields)
+
+    def _go_directly(self, fields: dict[bytes, bytes]) -> bool:
+        """Tell whether the request is to be answered without a task of its own."""
+        if (
+            self._app is None
+            or self.flow.write_paused
+            or not self._answered()
+            or not _INDIRECT_FIELDS.isdisjoint(fields)
+            or int(fields.get(b"content-length", b"0")) > _DIRECT_BODY
+            or not self.parser.should_keep_alive()
+            or self.parser.get_http_version() != "1.1"
+            or (verb := self.parser.get_method()) not in _DIRECT_VERBS
+            or (call := self._app.direct(self.url)) is None
+        ):
+            return False
+        self._call = call
+        self._is_post = verb == b"POST"
+        self._content_type = fields.get(b"content-type", b"")
+        self._body = []
+        return True
+
+    def _go_through_asgi(self, fields: dict[bytes, bytes]) -> None:
+        url, headers = self.url, self.headers
+        super().on_message_begin()
+        self.url, self.headers = url, headers
+        self.scope["headers"] = headers
+        self.expect_100_continue = fields.get(b"expect", b"").lower() == b"100-continue"
+        super().on_headers_complete()
+        self.cycle.__class__ = Cycle  # uvicorn has no other way to say which class to make
+        self.cycle.transport = self._response  # type: ignore[assignment]  # all that it uses of one
+        if self._last:
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of a body."""
+        if self._body is None:
+            super().on_body(body)
+        else:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        """Note that the request is all here, and answer it where that takes no task."""
+        self._in_message = False
+        if self._body is None:
+            super().on_message_complete()
+            return
+        body, self._body = b"".join(self._body) if self._is_post else None, None
+        assert self._app is not None
+        assert self._call is not None
+        self._respond(*self._app.respond(self._call, self.url, self._content_type, body))
+
+    def _respond(self, status: int, headers: bytes, body: Sequence[bytes]) -> None:
+        """Write a whole response."""
+        parts = [STATUS_LINE[status], headers]
+        for name, value in self.server_state.default_headers:
+            parts += (name, b": ", value, b"\r\n")
+        parts.append(b"connection: close\r\n\r\n" if self._last else b"\r\n")
+        if sum(map(len, body)) < _COPIED:
+            self.transport.write(b"".join((*parts, *body)))
+        else:
+            self.transport.writelines((b"".join(parts), *body))
+        self._since = self.loop.time()
+        self.server_state.total_requests += 1
+        if self._last:
+            self.close_after_response()
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request; inherited, but for its timer."""
+        self.server_state.total_requests += 1
+        self._since = self.loop.time()
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+
+    # -- refusals ------------------------------------------------------------------------------
+
+    def _refuse(self, status: int, text: str) -> None:
+        self._refused = True
+        self._since = self.loop.time()
+        if self.transport.is_closing():
+            return
+        if not self._answered():
+            if self.cycle.response_started or not self.cycle.more_body:
+                self.cycle.keep_alive = False  # its answer comes first, and ends the connection
+                return
+            self.cycle.disconnected = True  # this very request; nobody need wait for its rest
+            self.cycle.message_event.set()
+        self._traffic.refusals[status] += 1
+        body = encode_error(text)
+        reason = HTTPStatus(status).phrase
+        fields = [*self.server_state.default_headers, (b"content-type", b"application/json")]
+        head = [b"HTTP/1.1 %d %s" % (status, reason.encode()), *(b"%s: %s" % f for f in fields)]
+        head += [b"content-length: %d" % len(body), b"connection: close", b"", body]
+        self.transport.write(b"\r\n".join(head))
+        self._linger()
+
+    def close_after_response(self) -> None:
+        """End the connection, after a moment if the client is still sending."""
+        self._since = self.loop.time()
+        if self._in_message and not self.transport.is_closing():
+            self._refused = True
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _linger(self) -> None:
+        """Say no more and read on for a moment: closing at once could take the answer back."""
+        self._lingers = True
+        self._unread = 0
+        self.flow.resume_reading()
+        self.transport.write_eof()
+
+    def _drop(self, data: bytes) -> None:
+        self._unread += len(data)
+        if self._unread > LINGER_LIMIT:
+            self.transport.close()
+
+
+class Cycle(RequestResponseCycle):
+    """A request and its response; a whole response leaves in one system call.
+
+    That call, and the client that it wakes, cost more than most methods.
+    """
+
+    pending: Message | None = None  # the start of a response, until its first piece comes
+    is_chunked = False
+
+    async def send(self, message: Message) -> None:  # type: ignore[override]  # any mapping will do
+        """Take a piece of the response."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        if not self.response_started and message["type"] == "http.response.start":
+            self.response_started = True
+            self.waiting_for_100_continue = False
+            self.pending = message
+            return
+        if not self.response_started or message["type"] != "http.response.body":
+            raise RuntimeError(f"cannot send {message['type']!r} here")
+        body, is_whole = message.get("body", b""), not message.get("more_body", False)
+        pieces = [] if self.pending is None else [self._head(self.pending, len(body), is_whole)]
+        self.pending = None
+        if self.is_chunked and body:
+            pieces += (b"%x\r\n" % len(body), body, b"\r\n")
+        elif self.scope["method"] != "HEAD":
+            pieces.append(body)
+        if is_whole and self.is_chunked:
+            pieces.append(b"0\r\n\r\n")
+        self._write(pieces)
+        if is_whole:
+            self.response_complete = True
+            self.message_event.set()
+            if not self.keep_alive:
+                self.transport.close()
+            self.on_response()
+
+    def _write(self, pieces: list[bytes]) -> None:
+        if sum(map(len, pieces)) < _COPIED:
+            self.transport.write(b"".join(pieces))
+        else:
+            self.transport.writelines(pieces)
+
+    def _head(self, start: Message, length: int, is_whole: bool) -> bytes:  # noqa: FBT001 - private
+        """Return the bytes before a body whose first piece has `length` bytes."""
+        parts = [STATUS_LINE[start["status"]]]
+        has_length = False
+        for name, value in (*self.default_headers, *start.get("headers", ())):
+            if name == b"content-length":
+                has_length = True
+                if is_whole and self.scope["method"] != "HEAD" and value != b"%d" % length:
+                    raise RuntimeError(f"a body of {length} bytes, Content-Length {value!r}")
+            elif name == b"connection":
+                self.keep_alive = False
+                continue
+            parts += (name, b": ", value, b"\r\n")
+        if not has_length and self.scope["method"] != "HEAD":
+            if self.scope["http_version"] == "1.1":
+                self.is_chunked = True
+                parts.append(b"transfer-encoding: chunked\r\n")
+            else:
+                self.keep_alive = False  # its end is the end of the connection
+        if not self.keep_alive:
+            parts.append(b"connection: close\r\n")
+        if any(b"\n" in value or b"\r" in value for value in parts[3:-1:4]):
+            raise RuntimeError("a line break in the value of a header")
+        parts.append(b"\r\n")
+        return b"".join(parts)
+
+
+class _Response:
+    """What the answer to a request may do to its connection."""
+
+    __slots__ = ("_protocol", "is_closing", "write", "writelines")
+
+    def __init__(self, protocol: HttpProtocol) -> None:
+        self._protocol = protocol
+        self.is_closing = protocol.transport.is_closing
+        self.write = protocol.transport.write
+        self.writelines = protocol.transport.writelines
+
+    def close(self) -> None:
+        """End it, in good order."""
+        self._protocol.close_after_response()
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Return a request that no longer asks for another protocol, as clients of HTTP/2 do.
+
+    Such a wish may be ignored, but the parser would take it for granted and drop the body.
+    """
+    head, blank, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"\r\nx-not-upgraded:", head) + blank + rest

@@ -1,0 +1,35 @@
+"""Where the figures of long runs are kept, and what every record says of its commit and machine."""
+
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDS = ROOT / "docs" / "records"
+
+
+def write_record(name: str, figures: dict[str, Any]) -> Path:
+    """Write docs/records/NAME.json with the commit, the machine, and then the figures."""
+    system = f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
+    record = {
+        "commit": _commit(),
+        "machine": f"{system}, Python {platform.python_version()}",
+        **figures,
+    }
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    path = RECORDS / f"{name}.json"
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="ascii")
+    return path
+
+
+def _commit() -> str:
+    done = subprocess.run(  # noqa: S603 - git, on this checkout
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip()

@@ -1,0 +1,1 @@
+"""The server under mixed load for an hour: `make soak`."""

@@ -1,0 +1,154 @@
+"""Load the server for an hour, and write down how it fared: `make soak`.
+
+200 connections over both sockets and HTTP ask for everything that is served, in JSON, in binary
+and as pages. Every ten seconds the server's memory, its descriptors and the latencies go into
+docs/records/soak.json, and from there into soak.svg. It fails if a request does, or if memory or
+descriptors grow after the first five minutes. With less than ten minutes it records nothing.
+"""
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from statistics import mean, quantiles
+from typing import Any
+
+import uvloop
+
+from tests.records import write_record
+from tests.serve.client import call
+from tests.serve.server import Server, running_server
+from tests.soak.load import Ask, Ledger, client
+from tests.soak.plot import write_plot
+
+CONNECTIONS = {"dstack": 110, "tappd": 40, "http": 50}
+WARM = 300.0  # seconds after which nothing may grow any more
+PERIOD = 10.0  # seconds between two samples
+MEMORY_SLACK = 2.0  # MB: noise, and the log of the few events that are emitted
+DESCRIPTOR_SLACK = 20  # connections come and go
+
+
+def main() -> int:
+    """Return 0 if the server is as it was after five minutes."""
+    parser = argparse.ArgumentParser(description="Load the server, and see whether it grows.")
+    parser.add_argument("--seconds", type=float, default=3600.0)
+    options = parser.parse_args()
+    with running_server() as server:
+        ledger = Ledger()
+        samples = uvloop.run(_soak(server, ledger, options.seconds))
+        log = server.log()
+    growth = _growth(samples)
+    figures = {
+        "command": f"python -m tests.soak --seconds {options.seconds:g}",
+        "connections": sum(CONNECTIONS.values()),
+        "requests": ledger.requests.total(),
+        "failures": dict(ledger.failures),
+        "growth": growth,
+        "by_request": dict(ledger.requests.most_common()),
+        "samples": samples,
+    }
+    print(f"{figures['requests']} requests, failures {figures['failures']}, growth {growth}")  # noqa: T201 - a program
+    if options.seconds >= 2 * WARM:
+        write_plot(write_record("soak", figures).with_suffix(".svg"), samples)
+    failed = ledger.failures or "Traceback" in log
+    grown = growth["rss_mb"] > MEMORY_SLACK or growth["descriptors"] > DESCRIPTOR_SLACK
+    return 1 if failed or grown else 0
+
+
+def _asks(server: Server) -> dict[str, Sequence[Ask]]:
+    key = {"path": "my/key", "purpose": "soak", "algorithm": "secp256k1"}
+    sign = {"algorithm": "ed25519", "data": "deadbeef"}
+    signed = call(server.dstack, "Sign", sign).json()
+    check = {**sign, "signature": signed["signature"], "public_key": signed["public_key"]}
+    return {
+        "dstack": [
+            Ask.post("/GetQuote", {"report_data": "1234"}, 20),
+            Ask.post("/GetQuote", None, 5, binary=b"\n\x02\x12\x34"),
+            Ask.post("/GetKey", key, 20),
+            Ask.post("/GetKey", None, 5, binary=b"\n\x06my/key"),
+            Ask.post("/Sign", sign, 20),
+            Ask.post("/Verify", check, 10),
+            Ask.post("/Info", {}, 10),
+            Ask.post("/Attest", {"report_data": "1234"}, 5),
+            Ask.post("/GetTlsKey", {"subject": "soak", "usage_ra_tls": True}, 2),
+            Ask.get("/GetKey?path=my/key", 3),
+        ],
+        "tappd": [
+            Ask.post("/prpc/Tappd.TdxQuote", {"report_data": "1234"}, 5),
+            Ask.post("/prpc/Tappd.DeriveKey", {"path": "a", "subject": "b"}, 1),
+            Ask.post("/prpc/Tappd.Info", {}, 5),
+        ],
+        "http": [
+            Ask.get("/", 1),
+            Ask.get("/metrics", 2),
+            Ask.get("/openapi.json", 1),
+            Ask.get("/prpc/Worker.Info", 5),
+            Ask.get("/prpc/Worker.Version", 10),
+            Ask.post("/prpc/Worker.GetAttestationForAppKey", {"algorithm": "ed25519"}, 5),
+        ],
+    }
+
+
+async def _soak(server: Server, ledger: Ledger, seconds: float) -> list[dict[str, Any]]:
+    end = time.monotonic() + seconds
+    asks = _asks(server)
+    endpoints = {"dstack": server.dstack, "tappd": server.tappd, "http": server.url}
+    tasks = [
+        asyncio.create_task(client(endpoints[name], asks[name], ledger, end))
+        for name, count in CONNECTIONS.items()
+        for _ in range(count)
+    ]
+    samples = [sample async for sample in _samples(server, ledger, end)]
+    await asyncio.gather(*tasks)
+    return samples
+
+
+async def _samples(server: Server, ledger: Ledger, end: float) -> AsyncIterator[dict[str, Any]]:
+    begin = time.monotonic()
+    emitted = 0
+    while (now := time.monotonic()) < end:
+        await asyncio.sleep(min(PERIOD, end - now))
+        taken = ledger.take() or [0.0, 0.0]
+        cuts = quantiles(taken, n=100, method="inclusive") if len(taken) > 1 else taken * 99
+        rss, descriptors = _look(server.process.pid)
+        yield {
+            "seconds": round(time.monotonic() - begin),
+            "requests": len(taken),
+            "p50_ms": round(cuts[49], 3),
+            "p99_ms": round(cuts[98], 3),
+            "rss_mb": rss,
+            "descriptors": descriptors,
+        }
+        if time.monotonic() - begin > 60 * emitted:  # one a minute: logs are meant to grow
+            emitted += 1
+            event = {"event": f"soak-{emitted}", "payload": "00"}
+            await asyncio.to_thread(call, server.dstack, "EmitEvent", event)
+
+
+def _look(process: int) -> tuple[float, int]:
+    """Return a process's resident memory in MB, and how many descriptors it has."""
+    folder = Path(f"/proc/{process}")
+    lines = (folder / "status").read_text().splitlines()
+    [rss] = (int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+    return round(rss / 1024, 2), sum(1 for _ in (folder / "fd").iterdir())
+
+
+def _growth(samples: list[dict[str, Any]]) -> dict[str, float]:
+    """Return how much more there was in the last five minutes than in the five after WARM.
+
+    In a short run, which is warm for a third of it, the last third is compared with the second.
+    """
+    last = samples[-1]["seconds"]
+    window = min(WARM, last / 3)
+    early = [s for s in samples if window <= s["seconds"] <= 2 * window]
+    late = [s for s in samples if s["seconds"] >= last - window]
+    return {
+        name: round(mean(s[name] for s in late) - mean(s[name] for s in early), 2)
+        for name in ("rss_mb", "descriptors", "p50_ms")
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
