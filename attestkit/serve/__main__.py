@@ -161,19 +161,20 @@ def _open_verifier(settings: "VerifierSettings") -> "Verifier":
     from attestkit.verifier.pipeline import Verifier
     from attestkit.verifier.policy import AppraisalPolicy
 
+    names = settings.names
     Dcap(None)  # says that the package that verifies quotes is missing
     if settings.pccs_url is not None:
         try:
             base_url(settings.pccs_url)  # else the first request would be the one to complain
         except UsageError as error:
-            raise UsageError(f"--verifier-pccs or $PCCS_URL: {error}") from error
+            raise UsageError(f"{names['pccs_url']} {error}") from error
     return Verifier(
-        _configured("--trust-anchor", settings.trust_anchor, _trust_anchor),
-        _configured("--verifier-collateral", settings.collateral, Collateral.from_json),
+        _configured(names["trust_anchor"], settings.trust_anchor, _trust_anchor),
+        _configured(names["collateral"], settings.collateral, Collateral.from_json),
         settings.pccs_url,
         AppraisalPolicy.development()
         if settings.policy is None
-        else read_policy("--verifier-policy", settings.policy),
+        else read_policy(names["policy"], settings.policy),
     )
 
 
@@ -313,8 +314,10 @@ def _announce(
         _banner(ready, what, lines, simulated=simulated),
         places={name: str(at) for name, at in ready.places.items()},
     )
-    with contextlib.suppress(OSError):  # nobody reads; the sockets are what counts
-        print(ready, flush=True)  # noqa: T201 - who started us waits for this line; or has closed stdout
+    try:
+        print(ready, flush=True)  # noqa: T201 - for the program that started us
+    except OSError:  # it does not read; the sockets are what counts
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tries again when it ends
     if where := os.environ.get("NOTIFY_SOCKET"):
         _notify(where)
 

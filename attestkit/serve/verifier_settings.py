@@ -21,11 +21,25 @@ _FOR_AGENT = (
 )
 
 
+_OPTIONS = {
+    "pccs_url": "verifier_pccs",
+    "collateral": "verifier_collateral",
+    "policy": "verifier_policy",
+    "trust_anchor": "trust_anchor",
+}
+_NAMES: Mapping[str, str] = {
+    "pccs_url": "--verifier-pccs or $PCCS_URL:",
+    "collateral": "--verifier-collateral",
+    "policy": "--verifier-policy",
+    "trust_anchor": "--trust-anchor",
+}
+
+
 class VerifierSettings(NamedTuple):
     """What the verifier service is to do; paths are absolute, None is not at all.
 
     `alone` says that it is all there is to serve: no agent, and no TEE is opened. `policy` stands
-    as it was given, a name or a file.
+    as it was given, a name or a file. `names` begins what is told of each of the last four.
     """
 
     address: Address
@@ -34,6 +48,7 @@ class VerifierSettings(NamedTuple):
     collateral: Path | None
     policy: str | None
     trust_anchor: Path | None
+    names: Mapping[str, str] = _NAMES
 
 
 def decide_verifier(options: Options, environ: Mapping[str, str]) -> VerifierSettings | None:
@@ -70,9 +85,16 @@ def decide_verifier(options: Options, environ: Mapping[str, str]) -> VerifierSet
         collateral=options.path("verifier_collateral"),
         policy=options.verifier_policy,
         trust_anchor=options.path("trust_anchor"),
+        names={**_NAMES, **_sources(options)},
     )
 
 
 def _given(options: Options, names: Sequence[str]) -> str:
     """Return the first of some options that was given a value; else nothing."""
     return next((name for name in names if getattr(options, name) not in {None, False, OFF}), "")
+
+
+def _sources(options: Options) -> dict[str, str]:
+    """Return where a configuration has what it gave."""
+    found = {name: options.sources.get(option) for name, option in _OPTIONS.items()}
+    return {name: f"{source}:" for name, source in found.items() if source}
