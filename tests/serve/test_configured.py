@@ -156,12 +156,12 @@ def test_what_the_guest_writes_at_boot(folder: Path) -> None:
     profiles: dict[str, Any] = {"default": {"core": {"data_disks": ["/", str(folder)]}}}
     profiles["default"]["attestkit"] = {"limits": {"body": "1MiB", "head": "2KiB"}}
     path.write_text(json.dumps(profiles))
-    options = ("-c", str(path), "--http", "none", "--limit", "body=4KiB")
+    options = ("-c", str(path), "--http", "none", "--limit", "body=128KiB")
     with running_server(*options, folder=folder) as server:
         assert server.ready == {name: f"{folder}/{name}.sock" for name in ("dstack", "tappd")}
         assert call(server.dstack, "Info").headers["server"] == "attestkit simulator"
         connection = Connection(server.dstack)
-        answer = connection.call("GetKey", {"path": "x" * 4097})
+        answer = connection.call("GetKey", {"path": "x" * (128 << 10)})
         connection.close()
         assert answer.status == 400
         assert "too large" in answer.json()["error"]
@@ -231,7 +231,7 @@ def test_a_deployments_configuration_is_no_simulators(folder: Path, run: Run) ->
 
 @pytest.mark.parametrize("stderr", ["full", "gone"])
 def test_who_reads_does_not_matter(folder: Path, stderr: str) -> None:
-    """With nobody at stdout, and at stderr nobody or one who does not read, it serves all the same."""
+    """With nobody at stdout, and at stderr nobody or one who is stuck, it serves all the same."""
     reader, writer = os.pipe()
     if stderr == "full":
         os.set_blocking(writer, False)
