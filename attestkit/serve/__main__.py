@@ -87,9 +87,10 @@ def _exit_code(error: AttestKitError) -> int:
 
 def _options(arguments: Sequence[str], log: Log) -> "Options":
     """Return what the command line and its configuration say, and set the log up by it."""
-    from attestkit.serve.options import parse_options, with_config
+    from attestkit.serve.options import parse_options, refuse_empty, with_config
 
     options = parse_options(arguments)
+    refuse_empty(options)
     # What is wrong with the configuration is told in the form that the command line asked for.
     log.configure(options.log_format or "text", options.log_level or "info")
     if options.config is None:

@@ -207,8 +207,9 @@ def test_what_is_wrong_is_one_line(folder: Path, run: Run, text: str, told: str)
 
 
 def test_no_configuration_at_all(folder: Path) -> None:
-    """So is a file that is not there."""
+    """So is a file that is not there, or has no name."""
     assert "nowhere: No such file" in refusal("-c", "nowhere", folder=folder, code=1)
+    assert "--config: the value is empty" in refusal("-c", "", folder=folder, code=1)
 
 
 def test_an_authority_with_another_key(folder: Path, run: Run) -> None:

@@ -19,7 +19,7 @@ from attestkit.serve.log import JsonLines, Log, TextLines, printable
 from attestkit.serve.log_sink import LONGEST_LINE
 
 OURS = logging.getLogger("attestkit.serve")
-HOSTILE = "a\r\nERROR x: forged\x1b[2J\x9b2J\u202egnp.exe\u2028\u200b\x00\x7f\udc80\U0001f600"
+HOSTILE = "a\r\nERROR x: forged\x1b[2J\x9b2J\u202egnp.exe\u2028\u200b\x00\x7f\U0001f600"
 
 
 class Written:
@@ -248,6 +248,13 @@ def test_it_gives_everything_back() -> None:
     assert (logging.getLogger().handlers, sys.unraisablehook, threading.excepthook) == before
     os.close(reader)
     os.close(writer)
+
+
+@pytest.mark.parametrize("form", [TextLines, JsonLines])
+def test_half_a_surrogate_pair(form: type[logging.Formatter]) -> None:
+    """As in the name of a file that is no UTF-8, it is an escape like others."""
+    record = logging.LogRecord("x", 40, "", 0, "a\udc80b", None, None)
+    assert r"a\udc80b" in form().format(record)
 
 
 @given(st.text(), st.integers(10, 50))
