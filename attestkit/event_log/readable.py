@@ -19,6 +19,7 @@ class Payload(NamedTuple):
     text: str
     size: int  # bytes of the whole
     note: str = ""
+    is_hex: bool = False  # nothing else could be made of it
 
 
 def printable(text: str, limit: int = 4000) -> str:
@@ -36,7 +37,7 @@ def preview(payload: bytes) -> Payload:
         return Payload(text[:LONGEST] + ("..." if note else ""), size, note)
     shown = payload[: LONGEST // 2].hex()
     more = size > LONGEST // 2
-    return Payload(shown + ("..." if more else ""), size, f"{size} bytes")
+    return Payload(shown + ("..." if more else ""), size, f"{size} bytes", is_hex=True)
 
 
 def _text(payload: bytes) -> str | None:

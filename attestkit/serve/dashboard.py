@@ -1,0 +1,333 @@
+"""The page at `/`: who the app is, what the TEE measured, what runs, for a person to read.
+
+Everything shown is text from somewhere else: the template library escapes all of it, and the
+policy that goes with the page lets a browser run and load the server's own files and nothing more.
+"""
+
+import asyncio
+from collections.abc import Collection, Sequence
+from datetime import datetime, timezone
+from functools import cache
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from urllib.parse import quote
+
+from attestkit.backends.base import GuestAgent
+from attestkit.errors import AttestKitError, BackendError
+from attestkit.event_log.readable import printable
+from attestkit.serve.guest import Guest
+from attestkit.serve.json_codec import Prepared
+from attestkit.serve.messages import AppInfo
+from attestkit.serve.system import Figures, read_figures
+from attestkit.serve.timeline import measured
+from attestkit.serve.views import Answer, Asked, Header
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+__all__ = ["ASSETS", "Asset", "Container", "Containers", "Dashboard", "asset", "asset_path"]
+
+ASSETS: Final = {
+    "dashboard.css": b"text/css; charset=utf-8",
+    "dashboard.js": b"text/javascript; charset=utf-8",
+    "icon.svg": b"image/svg+xml",
+}
+"""The files that the page loads, and their types."""
+
+_POLICY: Final = (
+    b"default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
+    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS: Final[Sequence[Header]] = (
+    (b"content-security-policy", _POLICY),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+)
+_LINKS: Final = (
+    ("/prpc/Worker.Info", "Who the app is, and its measurements, as JSON"),
+    ("/prpc/Worker.Version", "Which release of the guest agent API is served, as JSON"),
+    ("/metrics", "Figures of the machine and counts of the server, for Prometheus"),
+    ("/docs", "Every call of the API, to read and to try"),
+    ("/openapi.json", "The same, for programs"),
+)
+_MOST_CONTAINERS: Final = 200  # in the table
+_ENGINE_SECONDS: Final = 5.0  # that the engine may take
+_KEPT_SECONDS: Final = 1.0  # for which its answer is good
+_LONGEST: Final = 300  # characters of a text that somebody else wrote
+_UNITS: Final = ("B", "KB", "MB", "GB", "TB", "PB", "EB")
+
+
+class Container(Protocol):
+    """A container, as its engine describes it."""
+
+    @property
+    def id(self) -> str:
+        """What tells it from all others."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Its names, the first for people."""
+
+    @property
+    def image(self) -> str:
+        """What it was made from."""
+
+    @property
+    def state(self) -> str:
+        """One word: running, exited, ..."""
+
+    @property
+    def status(self) -> str:
+        """A few words: Up 3 minutes, ..."""
+
+
+class Containers(Protocol):
+    """Who knows the containers."""
+
+    async def list(self) -> Sequence[Container]:
+        """Return all, running or not; AttestKitError if the engine cannot be reached."""
+
+
+class Asset(NamedTuple):
+    """A file that the page loads; `digest` in its address lets browsers keep it for good."""
+
+    content: bytes
+    digest: str
+
+
+class _Row(NamedTuple):
+    """A label and its value; `full` is how full it is, in percent."""
+
+    label: str
+    value: str
+    mono: bool = False
+    full: float | None = None
+    note: str = ""
+
+
+class _Listed(NamedTuple):
+    """A container in the table."""
+
+    id: str
+    name: str
+    status: str
+    state: str
+    image: str
+    logs: str  # where they are
+
+
+class _Found(NamedTuple):
+    """The containers there are, or why nobody knows."""
+
+    total: int = 0
+    listed: Sequence[_Listed] = ()
+    trouble: str = ""
+
+
+class Dashboard:
+    """The page of one guest.
+
+    Args:
+        mounted: Paths of everything that is served besides; links lead to these only.
+    """
+
+    def __init__(self, mounted: Collection[str]) -> None:
+        self._mounted = frozenset(mounted)
+        self._shown: tuple[Prepared, Markup] | None = None
+        self._found: tuple[float, _Found] | None = None
+        self._asking = asyncio.Lock()
+
+    async def show(self, guest: Guest, _: Asked) -> Answer:
+        """Show the page as things are now."""
+        hidden = not guest.app_compose.public_tcbinfo
+        try:
+            prepared = await guest.on_device(lambda: guest.info(hidden=hidden))
+        except AttestKitError as error:
+            raise BackendError(f"Failed to get worker info: {error}") from error
+        info = prepared.message
+        assert isinstance(info, AppInfo)
+        page = _templates().get_template("dashboard.html.jinja")
+        containers = await self._containers(guest)
+        text = page.render(
+            simulated=guest.attester.simulated,
+            app_name=printable(info.app_name, _LONGEST),
+            identity=_identity(info),
+            platform=_platform(guest),
+            system=_system(guest),
+            containers=containers,
+            public_logs="/logs/" in self._mounted,
+            measurements=self._measurements(prepared, info),
+            hidden=hidden,
+            links=[(path, what) for path, what in _LINKS if path in self._mounted],
+            now=datetime.fromtimestamp(guest.now(), timezone.utc),
+        )
+        return Answer(b"text/html; charset=utf-8", text.encode("utf-8", "replace"), _HEADERS)
+
+    async def _containers(self, guest: Guest) -> _Found:
+        """Return the containers; asked anew once a second at most, for strangers ask here."""
+        async with self._asking:
+            known = self._found
+            if known is None or not 0 <= guest.now() - known[0] < _KEPT_SECONDS:
+                found = await _ask_engine(guest)
+                known = self._found = guest.now(), found
+            return known[1]
+
+    def _measurements(self, prepared: Prepared, info: AppInfo) -> "Markup":
+        """Return registers, events and TCB info as HTML; made anew when they are others."""
+        if self._shown is None or self._shown[0] is not prepared:
+            from markupsafe import Markup  # comes with the template library
+
+            template = _templates().get_template("measurements.html.jinja")
+            # The template has escaped whatever is in there.
+            self._shown = prepared, Markup(template.render(measured=measured(info)))  # noqa: S704
+        return self._shown[1]
+
+
+def _identity(info: AppInfo) -> list[_Row]:
+    rows = [
+        _Row("App Name", printable(info.app_name, _LONGEST)),
+        _Row("App ID", info.app_id.hex(), mono=True),
+        _Row("Instance ID", info.instance_id.hex(), mono=True),
+        _Row("Device ID", info.device_id.hex(), mono=True),
+        _Row("Key Provider Info", printable(info.key_provider_info, _LONGEST)),
+    ]
+    if info.cloud_vendor or info.cloud_product:
+        maker = f"{info.cloud_vendor} ({info.cloud_product})"
+        rows.append(_Row("Machine Provider", printable(maker, _LONGEST)))
+    if info.compose_hash:
+        rows.append(_Row("Compose Hash", info.compose_hash.hex(), mono=True))
+    if info.os_image_hash:
+        rows.append(_Row("OS Image Hash", info.os_image_hash.hex(), mono=True))
+    return rows
+
+
+def _platform(guest: Guest) -> str:
+    if isinstance(guest.attester.backend, GuestAgent):
+        return "TEE of another guest agent"
+    return "Intel TDX" if guest.attester.has_quotes else "AMD SEV-SNP"
+
+
+def _system(guest: Guest) -> list[_Row] | None:
+    """Return the rows about the machine; None where the app does not publish them."""
+    if not guest.app_compose.public_sysinfo:
+        return None
+    try:
+        return _figures(read_figures(guest.data_disks))
+    except AttestKitError as error:
+        raise BackendError(f"Failed to get worker info: {error}") from error
+
+
+def _figures(figures: Figures) -> list[_Row]:
+    memory, swap = figures.memory, figures.swap
+    one, five, fifteen = (f"{hundredths / 100:.2f}%" for hundredths in figures.load)
+    system = f"{figures.os_name} {figures.os_version}".strip()
+    rows = [
+        _Row("Operating System", printable(system, _LONGEST)),
+        _Row("Kernel Version", printable(figures.kernel, _LONGEST)),
+        _Row("CPU", f"{figures.cpu} ({figures.cpus} cores)"),
+        _Row(
+            "Memory Usage",
+            f"{_size(memory.used)} / {_size(memory.total)} / {_size(memory.available)}",
+            full=_percent(memory.used, memory.total),
+            note="Used / Total / Available",
+        ),
+        _Row(
+            "Swap Usage",
+            f"{_size(swap.used)} / {_size(swap.total)} / {_size(swap.free)}",
+            full=_percent(swap.used, swap.total),
+            note="Used / Total / Free",
+        ),
+        _Row("Load Average", f"{one} / {five} / {fifteen}", note="1 / 5 / 15 minutes"),
+        _Row("System Uptime", f"{figures.uptime} seconds", note=_duration(figures.uptime)),
+    ]
+    for index, disk in enumerate(figures.disks):
+        rows.append(
+            _Row(
+                f"Disk {index}",
+                f"{_size(disk.free)} / {_size(disk.total)}",
+                full=disk.percentage,
+                note=f"Free / Total of {printable(disk.mount_point, _LONGEST)}",
+            )
+        )
+    return rows
+
+
+def _size(size: float) -> str:
+    """Return a size as people read it: below 1024 of a unit, two digits behind the point."""
+    unit = 0
+    while size >= 1024 and unit < len(_UNITS) - 1:
+        size /= 1024
+        unit += 1
+    return f"{size:.2f} {_UNITS[unit]}"
+
+
+def _percent(used: int, total: int) -> float | None:
+    return used / total * 100 if total else None
+
+
+def _duration(seconds: int) -> str:
+    """Return a duration in its two largest units."""
+    parts: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, seconds = divmod(seconds, size)
+        if count or parts:
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2])
+
+
+async def _ask_engine(guest: Guest) -> _Found:
+    """Return the containers for the table, or what is wrong."""
+    engine: Containers | None = getattr(guest, "containers", None)
+    if engine is None:
+        return _Found()
+    try:
+        found = await asyncio.wait_for(engine.list(), _ENGINE_SECONDS)
+    except asyncio.TimeoutError:
+        return _Found(trouble=f"It did not answer within {_ENGINE_SECONDS:g} seconds.")
+    except AttestKitError as error:
+        return _Found(trouble=printable(str(error), _LONGEST))
+    return _Found(len(found), [_listed(container) for container in found[:_MOST_CONTAINERS]])
+
+
+def _listed(container: Container) -> _Listed:
+    name = container.names[0].removeprefix("/") if container.names else ""
+    return _Listed(
+        printable(container.id, _LONGEST),
+        printable(name, _LONGEST),
+        printable(container.status, _LONGEST),
+        printable(container.state, _LONGEST),
+        printable(container.image, _LONGEST),
+        f"/logs/{quote(name, safe='', errors='replace')}",
+    )
+
+
+@cache
+def _templates() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # late: slow to import
+
+    environment = Environment(
+        loader=PackageLoader("attestkit.serve", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    environment.globals["asset"] = asset_path
+    environment.filters["grouped"] = "{:,}".format
+    return environment
+
+
+@cache
+def asset(name: str) -> Asset:
+    """Return a file that the page loads, one of ASSETS."""
+    from hashlib import sha256
+    from importlib.resources import files
+
+    content = (files("attestkit.serve") / "templates" / name).read_bytes()
+    return Asset(content, sha256(content).hexdigest()[:16])
+
+
+def asset_path(name: str) -> str:
+    """Return where a browser finds such a file, and may keep it for good."""
+    return f"/assets/{name}?v={asset(name).digest}"
