@@ -132,6 +132,8 @@ def read_figures(data_disks: Iterable[str] = DATA_DISKS, root: Path = Path("/"))
             load=Load(*[int(average * 100) for average in _numbers(root / "proc/loadavg", 3)]),
             disks=_disks(psutil, frozenset(data_disks)),
         )
+    except LookupError as error:  # psutil's, where a file of /proc lacks a line
+        raise BackendError(f"the machine does not tell its figures: no {error}") from error
     except (OSError, ValueError, psutil.Error) as error:
         raise BackendError(f"the machine does not tell its figures: {error}") from error
 
