@@ -25,7 +25,17 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-__all__ = ["ASSETS", "Asset", "Container", "Containers", "Dashboard", "asset", "asset_path"]
+__all__ = [
+    "ASSETS",
+    "Asset",
+    "Container",
+    "Containers",
+    "Dashboard",
+    "asset",
+    "asset_path",
+    "duration_text",
+    "size_text",
+]
 
 ASSETS: Final = {
     "dashboard.css": b"text/css; charset=utf-8",
@@ -227,24 +237,24 @@ def _figures(figures: Figures) -> list[_Row]:
         _Row("CPU", f"{figures.cpu} ({figures.cpus} cores)"),
         _Row(
             "Memory Usage",
-            f"{_size(memory.used)} / {_size(memory.total)} / {_size(memory.available)}",
+            f"{size_text(memory.used)} / {size_text(memory.total)} / {size_text(memory.available)}",
             full=_percent(memory.used, memory.total),
             note="Used / Total / Available",
         ),
         _Row(
             "Swap Usage",
-            f"{_size(swap.used)} / {_size(swap.total)} / {_size(swap.free)}",
+            f"{size_text(swap.used)} / {size_text(swap.total)} / {size_text(swap.free)}",
             full=_percent(swap.used, swap.total),
             note="Used / Total / Free",
         ),
         _Row("Load Average", f"{one} / {five} / {fifteen}", note="1 / 5 / 15 minutes"),
-        _Row("System Uptime", f"{figures.uptime} seconds", note=_duration(figures.uptime)),
+        _Row("System Uptime", f"{figures.uptime} seconds", note=duration_text(figures.uptime)),
     ]
     for index, disk in enumerate(figures.disks):
         rows.append(
             _Row(
                 f"Disk {index}",
-                f"{_size(disk.free)} / {_size(disk.total)}",
+                f"{size_text(disk.free)} / {size_text(disk.total)}",
                 full=disk.percentage,
                 note=f"Free / Total of {printable(disk.mount_point, _LONGEST)}",
             )
@@ -252,7 +262,7 @@ def _figures(figures: Figures) -> list[_Row]:
     return rows
 
 
-def _size(size: float) -> str:
+def size_text(size: float) -> str:
     """Return a size as people read it: below 1024 of a unit, two digits behind the point."""
     unit = 0
     while size >= 1024 and unit < len(_UNITS) - 1:
@@ -265,7 +275,7 @@ def _percent(used: int, total: int) -> float | None:
     return used / total * 100 if total else None
 
 
-def _duration(seconds: int) -> str:
+def duration_text(seconds: int) -> str:
     """Return a duration in its two largest units."""
     parts: list[str] = []
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):

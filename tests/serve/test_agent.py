@@ -15,8 +15,8 @@ from attestkit.event_log import EventLog
 from attestkit.quote import Quote
 from attestkit.serve import agent, apps
 from attestkit.serve.guest import Guest, Release
-from attestkit.serve.system import Machine
 from attestkit.serve.messages import fields_of
+from attestkit.serve.system import Machine
 from tests.serve.asgi import Client
 from tests.serve.guests import Blocking, Broken, Counting, MakeGuest
 from tests.vectors import load, needs_shared
