@@ -29,7 +29,7 @@ def test_every_link_leads_somewhere(make_guest: MakeGuest, loop: asyncio.Abstrac
         page = page_of(client)
         for link in page.links:
             if link.startswith("#"):
-                assert link.removeprefix("#") in client.get("/").body.decode()
+                assert f'id="{link.removeprefix("#")}"' in client.get("/").body.decode()
             else:
                 assert client.get(link).status == 200, link
         documented = {"/prpc/Worker.Info", "/prpc/Worker.Version", "/metrics"}
