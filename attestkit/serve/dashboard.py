@@ -14,10 +14,12 @@ from urllib.parse import quote
 from attestkit.backends.base import GuestAgent
 from attestkit.errors import AttestKitError, BackendError
 from attestkit.event_log.readable import printable
+from attestkit.serve.assets import asset_path
+from attestkit.serve.facts import LONGEST, Row, identity_rows, machine_rows
 from attestkit.serve.guest import Guest
 from attestkit.serve.json_codec import Prepared
 from attestkit.serve.messages import AppInfo
-from attestkit.serve.system import Figures, read_figures
+from attestkit.serve.system import read_figures
 from attestkit.serve.timeline import measured
 from attestkit.serve.views import Answer, Asked, Header
 
@@ -25,24 +27,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-__all__ = [
-    "ASSETS",
-    "Asset",
-    "Container",
-    "Containers",
-    "Dashboard",
-    "asset",
-    "asset_path",
-    "duration_text",
-    "size_text",
-]
-
-ASSETS: Final = {
-    "dashboard.css": b"text/css; charset=utf-8",
-    "dashboard.js": b"text/javascript; charset=utf-8",
-    "icon.svg": b"image/svg+xml",
-}
-"""The files that the page loads, and their types."""
+__all__ = ["Container", "Containers", "Dashboard"]
 
 _POLICY: Final = (
     b"default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -63,8 +48,6 @@ _LINKS: Final = (
 _MOST_CONTAINERS: Final = 200  # in the table
 _ENGINE_SECONDS: Final = 5.0  # that the engine may take
 _KEPT_SECONDS: Final = 1.0  # for which its answer is good
-_LONGEST: Final = 300  # characters of a text that somebody else wrote
-_UNITS: Final = ("B", "KB", "MB", "GB", "TB", "PB", "EB")
 
 
 class Container(Protocol):
@@ -96,23 +79,6 @@ class Containers(Protocol):
 
     async def list(self) -> Sequence[Container]:
         """Return all, running or not; AttestKitError if the engine cannot be reached."""
-
-
-class Asset(NamedTuple):
-    """A file that the page loads; `digest` in its address lets browsers keep it for good."""
-
-    content: bytes
-    digest: str
-
-
-class _Row(NamedTuple):
-    """A label and its value; `full` is how full it is, in percent."""
-
-    label: str
-    value: str
-    mono: bool = False
-    full: float | None = None
-    note: str = ""
 
 
 class _Listed(NamedTuple):
@@ -160,8 +126,8 @@ class Dashboard:
         containers = await self._containers(guest)
         text = page.render(
             simulated=guest.attester.simulated,
-            app_name=printable(info.app_name, _LONGEST),
-            identity=_identity(info),
+            app_name=printable(info.app_name, LONGEST),
+            identity=identity_rows(info),
             platform=_platform(guest),
             system=_system(guest),
             containers=containers,
@@ -193,96 +159,20 @@ class Dashboard:
         return self._shown[1]
 
 
-def _identity(info: AppInfo) -> list[_Row]:
-    rows = [
-        _Row("App Name", printable(info.app_name, _LONGEST)),
-        _Row("App ID", info.app_id.hex(), mono=True),
-        _Row("Instance ID", info.instance_id.hex(), mono=True),
-        _Row("Device ID", info.device_id.hex(), mono=True),
-        _Row("Key Provider Info", printable(info.key_provider_info, _LONGEST)),
-    ]
-    if info.cloud_vendor or info.cloud_product:
-        maker = f"{info.cloud_vendor} ({info.cloud_product})"
-        rows.append(_Row("Machine Provider", printable(maker, _LONGEST)))
-    if info.compose_hash:
-        rows.append(_Row("Compose Hash", info.compose_hash.hex(), mono=True))
-    if info.os_image_hash:
-        rows.append(_Row("OS Image Hash", info.os_image_hash.hex(), mono=True))
-    return rows
-
-
 def _platform(guest: Guest) -> str:
     if isinstance(guest.attester.backend, GuestAgent):
         return "TEE of another guest agent"
     return "Intel TDX" if guest.attester.has_quotes else "AMD SEV-SNP"
 
 
-def _system(guest: Guest) -> list[_Row] | None:
+def _system(guest: Guest) -> list[Row] | None:
     """Return the rows about the machine; None where the app does not publish them."""
     if not guest.app_compose.public_sysinfo:
         return None
     try:
-        return _figures(read_figures(guest.data_disks))
+        return machine_rows(read_figures(guest.data_disks))
     except AttestKitError as error:
         raise BackendError(f"Failed to get worker info: {error}") from error
-
-
-def _figures(figures: Figures) -> list[_Row]:
-    memory, swap = figures.memory, figures.swap
-    one, five, fifteen = (f"{hundredths / 100:.2f}%" for hundredths in figures.load)
-    system = f"{figures.os_name} {figures.os_version}".strip()
-    rows = [
-        _Row("Operating System", printable(system, _LONGEST)),
-        _Row("Kernel Version", printable(figures.kernel, _LONGEST)),
-        _Row("CPU", f"{figures.cpu} ({figures.cpus} cores)"),
-        _Row(
-            "Memory Usage",
-            f"{size_text(memory.used)} / {size_text(memory.total)} / {size_text(memory.available)}",
-            full=_percent(memory.used, memory.total),
-            note="Used / Total / Available",
-        ),
-        _Row(
-            "Swap Usage",
-            f"{size_text(swap.used)} / {size_text(swap.total)} / {size_text(swap.free)}",
-            full=_percent(swap.used, swap.total),
-            note="Used / Total / Free",
-        ),
-        _Row("Load Average", f"{one} / {five} / {fifteen}", note="1 / 5 / 15 minutes"),
-        _Row("System Uptime", f"{figures.uptime} seconds", note=duration_text(figures.uptime)),
-    ]
-    for index, disk in enumerate(figures.disks):
-        rows.append(
-            _Row(
-                f"Disk {index}",
-                f"{size_text(disk.free)} / {size_text(disk.total)}",
-                full=disk.percentage,
-                note=f"Free / Total of {printable(disk.mount_point, _LONGEST)}",
-            )
-        )
-    return rows
-
-
-def size_text(size: float) -> str:
-    """Return a size as people read it: below 1024 of a unit, two digits behind the point."""
-    unit = 0
-    while size >= 1024 and unit < len(_UNITS) - 1:
-        size /= 1024
-        unit += 1
-    return f"{size:.2f} {_UNITS[unit]}"
-
-
-def _percent(used: int, total: int) -> float | None:
-    return used / total * 100 if total else None
-
-
-def duration_text(seconds: int) -> str:
-    """Return a duration in its two largest units."""
-    parts: list[str] = []
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, seconds = divmod(seconds, size)
-        if count or parts:
-            parts.append(f"{count} {unit}")
-    return " ".join(parts[:2])
 
 
 async def _ask_engine(guest: Guest) -> _Found:
@@ -295,18 +185,18 @@ async def _ask_engine(guest: Guest) -> _Found:
     except asyncio.TimeoutError:
         return _Found(trouble=f"It did not answer within {_ENGINE_SECONDS:g} seconds.")
     except AttestKitError as error:
-        return _Found(trouble=printable(str(error), _LONGEST))
+        return _Found(trouble=printable(str(error), LONGEST))
     return _Found(len(found), [_listed(container) for container in found[:_MOST_CONTAINERS]])
 
 
 def _listed(container: Container) -> _Listed:
     name = container.names[0].removeprefix("/") if container.names else ""
     return _Listed(
-        printable(container.id, _LONGEST),
-        printable(name, _LONGEST),
-        printable(container.status, _LONGEST),
-        printable(container.state, _LONGEST),
-        printable(container.image, _LONGEST),
+        printable(container.id, LONGEST),
+        printable(name, LONGEST),
+        printable(container.status, LONGEST),
+        printable(container.state, LONGEST),
+        printable(container.image, LONGEST),
         f"/logs/{quote(name, safe='', errors='replace')}",
     )
 
@@ -326,18 +216,3 @@ def _templates() -> "Environment":
     environment.globals["asset"] = asset_path
     environment.filters["grouped"] = "{:,}".format
     return environment
-
-
-@cache
-def asset(name: str) -> Asset:
-    """Return a file that the page loads, one of ASSETS."""
-    from hashlib import sha256
-    from importlib.resources import files
-
-    content = (files("attestkit.serve") / "templates" / name).read_bytes()
-    return Asset(content, sha256(content).hexdigest()[:16])
-
-
-def asset_path(name: str) -> str:
-    """Return where a browser finds such a file, and may keep it for good."""
-    return f"/assets/{name}?v={asset(name).digest}"

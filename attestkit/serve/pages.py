@@ -5,7 +5,8 @@ from types import MappingProxyType
 from typing import Final
 
 from attestkit.errors import NotFoundError
-from attestkit.serve.dashboard import ASSETS, Dashboard, asset
+from attestkit.serve.assets import ASSETS, asset
+from attestkit.serve.dashboard import Dashboard
 from attestkit.serve.guest import Guest
 from attestkit.serve.metrics import show_metrics
 from attestkit.serve.views import Answer, Asked, View

@@ -321,7 +321,7 @@ def test_a_hidden_tab_asks_nothing(browser: Any, server: Server) -> None:  # noq
 
 def test_a_lost_server_is_told(browser: Any, server: Server) -> None:  # noqa: ANN401
     """The page says since when what it shows is old, keeps it, and recovers by itself."""
-    context = browser.new_context()
+    context = browser.new_context(viewport={"width": 360, "height": 780})
     try:
         tab = Tab(context, f"{server.url}/", clock=True)
         page = tab.page
@@ -329,6 +329,8 @@ def test_a_lost_server_is_told(browser: Any, server: Server) -> None:  # noqa: A
         page.clock.run_for(ROUND)
         page.get_by_text("Lost the server (no connection); as of 20").wait_for()
         assert page.get_by_text("App Name").is_visible()
+        assert tab.fits()
+        assert page.evaluate(PALE) == []
         context.set_offline(False)
         tab.wait_round()
         assert page.locator("#live-state").inner_text() == "Live"

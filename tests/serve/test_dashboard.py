@@ -194,39 +194,6 @@ def test_no_figures_unasked(external: Client) -> None:
     assert "/metrics" not in page.links
 
 
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [
-        (0, "0.00 B"),
-        (1023, "1023.00 B"),
-        (1024, "1.00 KB"),
-        (1536, "1.50 KB"),
-        (1024**2 - 1, "1024.00 KB"),
-        (25276502016, "23.54 GB"),
-        (5 * 1024**4, "5.00 TB"),
-        (1024**7, "1024.00 EB"),
-    ],
-)
-def test_sizes(size: int, text: str) -> None:
-    """Divided by 1024 until below it, two digits behind the point."""
-    assert dashboard.size_text(size) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, ""),
-        (59, "59 s"),
-        (3600, "1 h 0 min"),
-        (93784, "1 d 2 h"),
-        (86400 * 400, "400 d 0 h"),
-    ],
-)
-def test_durations(seconds: int, text: str) -> None:
-    """The two largest units."""
-    assert dashboard.duration_text(seconds) == text
-
-
 def test_containers(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
     """All of them, running or not, by their names, with links to their logs."""
     engine = Engine(

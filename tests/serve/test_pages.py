@@ -8,7 +8,7 @@ from importlib.resources import files
 
 import pytest
 
-from attestkit.serve import dashboard
+from attestkit.serve.assets import ASSETS
 from tests.serve.asgi import Client
 from tests.serve.guests import MakeGuest
 from tests.serve.page import Container, Engine, Page, client_with, page_of
@@ -78,12 +78,12 @@ def test_the_page_keeps_to_its_policy(
         assert response.headers["cache-control"] == "public, max-age=31536000, immutable"
 
 
-@pytest.mark.parametrize("name", dashboard.ASSETS)
+@pytest.mark.parametrize("name", ASSETS)
 def test_files_of_the_page(external: Client, name: str) -> None:
     """They have their types, name no other host, and are asked for again without their digest."""
     response = external.get(f"/assets/{name}")
     assert response.status == 200
-    assert response.headers["content-type"].encode() == dashboard.ASSETS[name]
+    assert response.headers["content-type"].encode() == ASSETS[name]
     assert response.headers["cache-control"] == "no-cache"
     assert external.get(f"/assets/{name}?v=0").headers["cache-control"] == "no-cache"
     kept = (files("attestkit.serve") / "templates" / name).read_bytes()
