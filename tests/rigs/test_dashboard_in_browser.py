@@ -102,6 +102,14 @@ class Tab:
         )
         assert was
 
+    def hide(self, *, hidden: bool) -> None:
+        """Let the page believe that another tab has come before it, or has gone."""
+        self.page.evaluate(
+            "value => { Object.defineProperty(document, 'hidden', {value, configurable: true});"
+            " document.dispatchEvent(new Event('visibilitychange')); }",
+            hidden,
+        )
+
     def check(self) -> None:
         """Nothing was complained about, no other host was asked."""
         assert self.complaints == []
@@ -294,6 +302,8 @@ def test_pause(browser: Any, server: Server) -> None:  # noqa: ANN401
         page.get_by_role("button", name="Pause").click()
         asked = len(tab.requests)
         _emit(server, "unseen")
+        tab.hide(hidden=True)
+        tab.hide(hidden=False)  # coming back is no wish to go on
         page.clock.run_for(10 * ROUND)
         assert len(tab.requests) == asked
         assert page.locator("#live-state").inner_text() == "Paused"
@@ -305,17 +315,13 @@ def test_pause(browser: Any, server: Server) -> None:  # noqa: ANN401
 
 def test_a_hidden_tab_asks_nothing(browser: Any, server: Server) -> None:  # noqa: ANN401
     """It stops when nobody looks, and is fresh at once when somebody does."""
-    show = (
-        "value => { Object.defineProperty(document, 'hidden', {value, configurable: true});"
-        " document.dispatchEvent(new Event('visibilitychange')); }"
-    )
     with tab_of(browser, f"{server.url}/", clock=True) as tab:
-        tab.page.evaluate(show, True)  # noqa: FBT003 - the script's argument
+        tab.hide(hidden=True)
         asked = len(tab.requests)
         _emit(server, "nobody-looked")
         tab.page.clock.run_for(10 * ROUND)
         assert len(tab.requests) == asked
-        tab.page.evaluate(show, False)  # noqa: FBT003 - the script's argument
+        tab.hide(hidden=False)
         tab.page.get_by_text("nobody-looked").first.wait_for()
 
 

@@ -82,7 +82,14 @@ def test_disks_are_those_asked_for(root: Path) -> None:
     ]
     space = os.statvfs("/")
     assert disks[0].total == space.f_blocks * space.f_frsize
-    assert disks[0].free <= space.f_bfree * space.f_frsize  # what root keeps back is not free
+
+
+def test_what_root_keeps_back_is_not_free(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system tells both; sizes count its fragments."""
+    space = os.statvfs_result((4096, 512, 1000, 300, 200, 50, 40, 40, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: space)
+    [disk] = read_figures(["/"], root).disks
+    assert (disk.total, disk.free, disk.used) == (512_000, 102_400, 409_600)
 
 
 def test_a_disk_that_is_gone_hides_no_other(root: Path, caplog: pytest.LogCaptureFixture) -> None:
