@@ -232,9 +232,9 @@ def test_no_links_to_logs_that_are_not_public(
     assert not any(link.startswith("/logs") for link in page.links)
 
 
-def test_no_containers(external: Client) -> None:
-    """A guest without an engine has none, and says so."""
-    page = page_of(external)
+def test_no_containers(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+    """Where there are none the page says so."""
+    page = page_of(client_with(make_guest(), Engine(), loop))
     assert page.table == []
     assert "There are none." in page.text
 
