@@ -5,6 +5,7 @@ from attestkit.keys import verify_signature
 from attestkit.serve.guest import Guest
 from attestkit.serve.json_codec import Prepared
 from attestkit.serve.messages import (
+    AppInfo,
     AttestResponse,
     EmitEventArgs,
     GetKeyArgs,
@@ -46,7 +47,7 @@ def _attest(guest: Guest, args: RawQuoteArgs) -> AttestResponse:
     return AttestResponse(guest.attest(args.report_data).to_bytes())
 
 
-def _info(guest: Guest, _: None) -> Prepared:
+def _info(guest: Guest, _: None) -> Prepared[AppInfo]:
     return guest.info()
 
 

@@ -21,6 +21,7 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_
 
 __all__ = [
     "OMIT_EMPTY",
+    "PACKAGE",
     "AppInfo",
     "AttestResponse",
     "DeriveK256KeyResponse",
@@ -46,6 +47,8 @@ __all__ = [
 ]
 
 OMIT_EMPTY = "left out of JSON when it is empty"
+PACKAGE = "dstack_guest"
+"""The package of all messages and services in protobuf."""
 
 
 class Field(NamedTuple):

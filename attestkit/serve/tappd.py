@@ -5,6 +5,7 @@ from attestkit.report_data import ReportData
 from attestkit.serve.guest import Guest
 from attestkit.serve.json_codec import Prepared
 from attestkit.serve.messages import (
+    AppInfo,
     DeriveK256KeyResponse,
     DeriveKeyArgs,
     GetKeyArgs,
@@ -55,7 +56,7 @@ def _raw_quote(guest: Guest, args: RawQuoteArgs) -> TdxQuoteResponse:
     return _tdx_quote(guest, TdxQuoteArgs(args.report_data, "raw"))
 
 
-def _info(guest: Guest, _: None) -> Prepared:
+def _info(guest: Guest, _: None) -> Prepared[AppInfo]:
     return guest.info()
 
 
