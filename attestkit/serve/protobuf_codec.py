@@ -6,7 +6,7 @@ them beside these. What a message does not know is skipped, and what is at its d
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
@@ -19,9 +19,9 @@ from google.protobuf.message_factory import GetMessageClass
 
 from attestkit.errors import FormatError
 from attestkit.serve.json_codec import Prepared
-from attestkit.serve.messages import PACKAGE, Field, fields_of
+from attestkit.serve.messages import PACKAGE, Error, Field, fields_of
 
-__all__ = ["Error", "decode", "describe", "encode", "encode_error"]
+__all__ = ["decode", "describe", "encode", "encode_error"]
 
 M = TypeVar("M", bound=tuple[Any, ...])
 
@@ -32,12 +32,6 @@ _TYPES = {
     bytes: FieldDescriptorProto.TYPE_BYTES,
 }
 _pool = DescriptorPool()
-
-
-class Error(NamedTuple):
-    """What went wrong; the body of every answer that is not a 200."""
-
-    message: Annotated[str, 1] = ""
 
 
 def decode(message: type[M], body: bytes) -> M:

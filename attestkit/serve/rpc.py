@@ -77,6 +77,7 @@ class Method(NamedTuple):
     """One call of a service: what runs, and which message it takes (None: the payload is ignored).
 
     A `device` method may wait for the platform; where that blocks it runs in the worker thread.
+    Documents take what `run` answers from its annotation, and the words from its docstring.
     """
 
     run: Callable[[Guest, Any], object]
@@ -90,6 +91,7 @@ class Service(NamedTuple):
     methods: Mapping[str, Method]
     mount: str = "/"
     prefix: str = ""
+    name: str = ""  # in documents
 
 
 class Reply(NamedTuple):

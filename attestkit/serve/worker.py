@@ -15,17 +15,19 @@ __all__ = ["SERVICE", "info"]
 
 
 def info(guest: Guest, _: None = None) -> Prepared[AppInfo]:
-    """Return who the app is, without its measurements where the app hides them."""
+    """Tell who the app is, without its measurements where the app hides them."""
     return guest.info(hidden=not guest.app_compose.public_tcbinfo)
 
 
 def _version(guest: Guest, _: None) -> WorkerVersion:
+    """Tell the release of the API and the revision of the server."""
     return WorkerVersion(guest.release.version, guest.release.rev)
 
 
 def _attestation_for_app_key(
     guest: Guest, args: GetAttestationForAppKeyRequest
 ) -> Prepared[GetQuoteResponse]:
+    """Get a quote over the public half of the app's signing key."""
     algorithm = "secp256k1" if args.algorithm == "k256" else args.algorithm
     # Kept until a register changes, so that strangers cannot work the device.
     return guest.kept(f"evidence for {algorithm}", lambda: _make_attestation(guest, algorithm))
@@ -46,5 +48,6 @@ SERVICE = Service(
     },
     mount="/prpc/",
     prefix="Worker.",
+    name="Worker",
 )
 """Worker: `/prpc/<Method>` and `/prpc/Worker.<Method>`."""
