@@ -32,8 +32,8 @@ _CODE = re.compile("`([^`]+)`")
 _CSS = (files("attestkit.serve") / "templates" / "docs.css").read_text("utf-8")
 _CSS_HASH = b64encode(sha256(_CSS.encode()).digest()).decode()
 CONTENT_SECURITY_POLICY = (
-    f"default-src 'none'; style-src 'sha256-{_CSS_HASH}'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'self'"
+    f"default-src 'none'; style-src 'sha256-{_CSS_HASH}'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'self'"
 )
 
 

@@ -10,15 +10,16 @@ from collections.abc import Iterator
 def bridge(path: str) -> Iterator[str]:
     """Carry bytes between a free port of this machine and the socket at `path`; yield the URL."""
     loop = asyncio.new_event_loop()
-    server = loop.run_until_complete(
-        asyncio.start_server(lambda r, w: _join(r, w, path), "127.0.0.1", 0)
-    )
     thread = threading.Thread(target=loop.run_forever)
-    thread.start()
+    thread.start()  # a loop of its own, for the caller may be in one already
     try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        opening = asyncio.start_server(lambda r, w: _join(r, w, path), "127.0.0.1", 0)
+        server = asyncio.run_coroutine_threadsafe(opening, loop).result()
+        try:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        finally:
+            asyncio.run_coroutine_threadsafe(_end(server), loop).result()
     finally:
-        asyncio.run_coroutine_threadsafe(_end(server), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
@@ -26,7 +27,8 @@ def bridge(path: str) -> Iterator[str]:
 
 async def _join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str) -> None:
     far_reader, far_writer = await asyncio.open_unix_connection(path)
-    await asyncio.gather(_carry(reader, far_writer), _carry(far_reader, writer))
+    with contextlib.suppress(asyncio.CancelledError):  # asyncio would log it as a failure
+        await asyncio.gather(_carry(reader, far_writer), _carry(far_reader, writer))
 
 
 async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -37,6 +39,7 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 async def _end(server: asyncio.Server) -> None:
+    """Close what is open, and wait until everybody has seen it."""
     server.close()
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
