@@ -109,7 +109,7 @@ class Dashboard:
 
     def __init__(self, mounted: Collection[str]) -> None:
         self._mounted = frozenset(mounted)
-        self._shown: tuple[Prepared, Markup] | None = None
+        self._shown: tuple[Prepared[AppInfo], Markup] | None = None
         self._found: tuple[float, _Found] | None = None
         self._asking = asyncio.Lock()
 
@@ -148,7 +148,7 @@ class Dashboard:
                 known = self._found = guest.now(), found
             return known[1]
 
-    def _measurements(self, prepared: Prepared, info: AppInfo) -> "Markup":
+    def _measurements(self, prepared: Prepared[AppInfo], info: AppInfo) -> "Markup":
         """Return registers, events and TCB info as HTML; made anew when they are others."""
         if self._shown is None or self._shown[0] is not prepared:
             from markupsafe import Markup  # comes with the template library

@@ -254,7 +254,7 @@ class Guest:
             )
         return self.app_keys.ca_cert, self.app_keys.ca_key
 
-    def info(self, *, hidden: bool = False) -> Prepared:
+    def info(self, *, hidden: bool = False) -> Prepared[AppInfo]:
         """Return who the app is; `hidden` leaves out what only the app itself may see."""
         name = "hidden info" if hidden else "info"
         info = self.kept(name, lambda: Prepared(self._make_info(hidden=hidden)))

@@ -1,6 +1,6 @@
 """What a browser sees on the external listener: the dashboard, the files it loads, the metrics."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -19,16 +19,19 @@ _FOREVER: Final = (b"cache-control", b"public, max-age=31536000, immutable")
 _ASK_AGAIN: Final = (b"cache-control", b"no-cache")
 
 
-def views(guest: Guest, others: Mapping[str, View] = _NOTHING) -> dict[str, View]:
+def views(
+    guest: Guest, others: Mapping[str, View] = _NOTHING, linked: Collection[str] = ()
+) -> dict[str, View]:
     """Return what GET shows, by path: the dashboard, what it needs, and `others`.
 
-    What the app does not publish is not there at all.
+    The dashboard links to what is there, and to `linked`. What the app does not publish is not
+    there at all.
     """
     found = {"/assets/": View(_show_asset, named=True), **others}
     if guest.app_compose.public_sysinfo:
         found["/metrics"] = View(show_metrics)
     methods = {f"{SERVICE.mount}{SERVICE.prefix}{name}" for name in SERVICE.methods}
-    return {"/": View(Dashboard(methods | found.keys()).show), **found}
+    return {"/": View(Dashboard({*methods, *found, *linked}).show), **found}
 
 
 async def _show_asset(_: Guest, asked: Asked) -> Answer:
