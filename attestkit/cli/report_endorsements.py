@@ -8,10 +8,10 @@ from attestkit._crypto.pem import split_pem
 from attestkit.attestation import Attestation
 from attestkit.attestation.platforms import SevSnp
 from attestkit.cli.certificate_text import CertificateText, name_text, read_certificate_text
-from attestkit.cli.report_events import printable
 from attestkit.collateral import Collateral
 from attestkit.collateral.parts import part_window
 from attestkit.errors import AttestKitError
+from attestkit.event_log.readable import printable
 from attestkit.quote import Quote
 
 __all__ = ["Link", "Part", "Row", "chain", "day", "parts", "presented_chain"]

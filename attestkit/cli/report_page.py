@@ -17,9 +17,10 @@ from attestkit._json import check_depth
 from attestkit.attestation import Attestation
 from attestkit.cli.judge import Outcome
 from attestkit.cli.report_endorsements import Link, Part, Row, chain, day, parts, presented_chain
-from attestkit.cli.report_events import Register, printable, timelines
+from attestkit.cli.report_events import Register, timelines
 from attestkit.cli.report_tcb import TcbTable, tcb_table
 from attestkit.errors import AttestKitError, UsageError
+from attestkit.event_log.readable import printable
 from attestkit.quote import Quote
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit.attestation import Attestation
-from attestkit.cli.report_events import printable
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError
+from attestkit.event_log.readable import printable
 from attestkit.quote import Quote, TdQuoteBody
 
 if TYPE_CHECKING:

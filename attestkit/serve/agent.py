@@ -5,6 +5,7 @@ from attestkit.keys import verify_signature
 from attestkit.serve.guest import Guest
 from attestkit.serve.json_codec import Prepared
 from attestkit.serve.messages import (
+    AppInfo,
     AttestResponse,
     EmitEventArgs,
     GetKeyArgs,
@@ -26,6 +27,10 @@ __all__ = ["SERVICE"]
 
 
 def _get_tls_key(guest: Guest, args: GetTlsKeyArgs) -> GetTlsKeyResponse:
+    """Make a TLS key and a certificate for it, issued by the app's authority.
+
+    The key is a new one with each call; with `usage_ra_tls` the certificate has evidence over it.
+    """
     # Zero means unset, for each of the two by itself: clients write it for "no limit".
     first, last = args.not_before or None, args.not_after or None
     if first is not None and last is not None and first >= last:
@@ -34,41 +39,53 @@ def _get_tls_key(guest: Guest, args: GetTlsKeyArgs) -> GetTlsKeyResponse:
 
 
 def _get_key(guest: Guest, args: GetKeyArgs) -> GetKeyResponse:
+    """Derive the key of a path, with the signatures that vouch for it.
+
+    The same app gets the same key for the same path, on every machine that has the app's keys.
+    """
     derived = guest.keys.derive(args.path, args.purpose, args.algorithm)
     return GetKeyResponse(derived.key, derived.signature_chain)
 
 
 def _get_quote(guest: Guest, args: RawQuoteArgs) -> GetQuoteResponse:
+    """Get a TDX quote over the report data, and the event log that replays to its registers."""
     return guest.quote_response(args.report_data)
 
 
 def _attest(guest: Guest, args: RawQuoteArgs) -> AttestResponse:
+    """Get evidence over the report data in one parcel, which a verifier takes as it is."""
     return AttestResponse(guest.attest(args.report_data).to_bytes())
 
 
-def _info(guest: Guest, _: None) -> Prepared:
+def _info(guest: Guest, _: None) -> Prepared[AppInfo]:
+    """Tell who the app is, and what it was measured to be."""
     return guest.info()
 
 
 def _emit_event(guest: Guest, args: EmitEventArgs) -> None:
+    """Extend RTMR3 by an event and log it, for all later evidence."""
     guest.attester.emit_event(args.event, args.payload)
 
 
 def _sign(guest: Guest, args: SignRequest) -> SignResponse:
+    """Sign with the app's signing key."""
     return SignResponse(*guest.keys.sign(args.data, args.algorithm))
 
 
 def _verify(_: Guest, args: VerifyRequest) -> VerifyResponse:
+    """Tell whether a signature holds; this looks at the request alone."""
     return VerifyResponse(
         verify_signature(args.algorithm, args.data, args.signature, args.public_key)
     )
 
 
 def _version(guest: Guest, _: None) -> WorkerVersion:
+    """Tell the release of the API and the revision of the server."""
     return WorkerVersion(guest.release.version, guest.release.rev)
 
 
 def _gpu_info(guest: Guest, _: None) -> GpuInfoResponse:
+    """Get what the attestation of the GPUs wrote at boot."""
     return GpuInfoResponse(guest.machine.gpu_text())
 
 
@@ -84,6 +101,7 @@ SERVICE = Service(
         "Verify": Method(_verify, VerifyRequest),
         "Version": Method(_version),
         "GpuInfo": Method(_gpu_info),
-    }
+    },
+    name="DstackGuest",
 )
 """DstackGuest: `/<Method>`."""

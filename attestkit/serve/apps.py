@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from attestkit.errors import UsageError
-from attestkit.serve import agent, tappd, worker
+from attestkit.serve import agent, docs, pages, tappd, worker
+from attestkit.serve.api import Api
 from attestkit.serve.guest import Guest
-from attestkit.serve.pages import VIEWS
 from attestkit.serve.rpc import App, Guard, RpcApp, Scope, Service
 from attestkit.serve.views import Header, View
 
@@ -15,6 +15,15 @@ __all__ = ["collateral_app", "dev_app", "dstack_app", "external_app", "tappd_app
 # at the root of their own socket; both lead to the same keys.
 _OLD_CLIENTS = tappd.SERVICE._replace(methods={**agent.SERVICE.methods, **tappd.SERVICE.methods})
 _LOOPBACK = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
+
+
+# What the documents call a listener, and how one gets to where it is documented to be.
+_REACHED = {
+    "dstack": ("dstack.sock", "--unix-socket /var/run/dstack.sock http://dstack"),
+    "tappd": ("tappd.sock", "--unix-socket /var/run/tappd.sock http://tappd"),
+    "http": ("the external listener", "http://localhost:8090"),
+    "dev_http": ("the development listener", "http://localhost:8091"),
+}
 
 
 def dstack_app(guest: Guest) -> RpcApp:
@@ -32,7 +41,9 @@ def external_app(guest: Guest) -> App:
     release = guest.release
     version = f"v{release.version} ({release.rev})".encode("ascii")
     headers = [(b"x-app-version", version)]
-    return _app("http", guest, [worker.SERVICE], headers, views=VIEWS)
+    return _app(
+        "http", guest, [worker.SERVICE], headers, views=pages.views(guest, linked=docs.PATHS)
+    )
 
 
 def dev_app(guest: Guest) -> App:
@@ -67,10 +78,20 @@ def _app(  # noqa: PLR0913 - everything by name
     views: Mapping[str, View] | None = None,
     guard: Guard | None = None,
 ) -> RpcApp:
+    pages = views or {}
+    title, curl = _REACHED[listener]
+    api = Api(
+        f"The guest agent API on {title}",
+        guest.release.version,
+        curl,
+        services,
+        docs.PATHS | pages.keys(),
+        names_version=any(name == b"x-app-version" for name, _ in headers),
+    )
     return RpcApp(
         guest,
         services,
-        views=views,
+        views={**docs.views_of(api), **pages},
         headers=[*_headers(guest), *headers],
         guard=guard,
         limits=guest.limits,

@@ -4,9 +4,8 @@ import asyncio
 import json
 import logging
 from binascii import hexlify
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from attestkit import ra_tls
@@ -27,11 +26,12 @@ from attestkit.serve.json_codec import HexBytes, JsonText, Prepared
 from attestkit.serve.limits import Limits
 from attestkit.serve.messages import AppInfo, GetQuoteResponse, GetTlsKeyArgs, GetTlsKeyResponse
 from attestkit.serve.stats import Stats
+from attestkit.serve.system import DATA_DISKS, Machine
 
 if TYPE_CHECKING:
     from attestkit.event_log import Rtmrs
 
-__all__ = ["Guest", "Machine", "QuoteAndLog", "Release"]
+__all__ = ["Guest", "QuoteAndLog", "Release"]
 
 T = TypeVar("T")
 
@@ -60,28 +60,6 @@ class Release(NamedTuple):
     ident: str = "attestkit"  # the Server header
 
 
-class Machine(NamedTuple):
-    """What the operating system says of the machine below."""
-
-    cloud_vendor: str = ""
-    cloud_product: str = ""
-    gpu_attestation: Path = Path("/run/nvidia-gpu-attestation/attestation.out")
-
-    @classmethod
-    def read(cls, dmi: Path = Path("/sys/class/dmi/id")) -> "Machine":
-        """Return what firmware calls this machine; empty where it cannot be read."""
-        return cls(_text(dmi / "sys_vendor").strip(), _text(dmi / "product_name").strip())
-
-    @classmethod
-    def simulated(cls) -> "Machine":
-        """Return the machine that is none, saying so."""
-        return cls("attestkit simulator", "simulated, not a TEE")
-
-    def gpu_text(self) -> str:
-        """Return what the GPU attestation left at boot, or nothing."""
-        return _text(self.gpu_attestation)
-
-
 class QuoteAndLog(NamedTuple):
     """A raw quote and the JSON of the log that replays to its registers."""
 
@@ -103,6 +81,7 @@ class Guest:
         release: What the server says of itself.
         stats: Counts what the server does.
         limits: How much, how many, how long.
+        data_disks: Mount points of the file systems that the figures tell about.
     """
 
     def __init__(  # noqa: PLR0913 - everything that is handed in, by name
@@ -118,6 +97,7 @@ class Guest:
         release: Release | None = None,
         stats: Stats | None = None,
         limits: Limits | None = None,
+        data_disks: Sequence[str] = DATA_DISKS,
     ) -> None:
         self.attester = attester
         self.app_compose = app_compose
@@ -130,6 +110,7 @@ class Guest:
         self.release = release or Release(ident="attestkit simulator" if simulated else "attestkit")
         self.stats = stats or Stats()
         self.limits = limits or Limits()
+        self.data_disks = data_disks
         self.run_id = random(4).hex()
         self._keys = None if app_keys is None else LocalKeys(app_keys)
         self._log: tuple[Rtmrs, JsonText] | None = None
@@ -169,7 +150,9 @@ class Guest:
         try:
             quote, log = self.attester.quote_and_log(report_data)
         except AttestKitError as error:
+            self.stats.device_errors[type(error).__name__] += 1
             raise BackendError(f"Failed to get quote: {error}") from error
+        self.stats.quotes += 1
         # The registers are hashes over the whole log: where they are the same, it is the same.
         if self._log is None or self._log[0] != quote.rtmrs:
             self._log = quote.rtmrs, JsonText(log.trimmed().to_json())
@@ -196,9 +179,12 @@ class Guest:
         """Return evidence over up to 64 bytes; UsageError if there are more."""
         report_data = _pad(report_data)
         try:
-            return self.attester.evidence(report_data)
+            evidence = self.attester.evidence(report_data)
         except AttestKitError as error:
+            self.stats.device_errors[type(error).__name__] += 1
             raise BackendError(f"{failure}: {error}") from error
+        self.stats.quotes += 1
+        return evidence
 
     def kept(self, name: str, make: Callable[[], T]) -> T:
         """Return what `make` made last time, as long as no register has changed since.
@@ -268,7 +254,7 @@ class Guest:
             )
         return self.app_keys.ca_cert, self.app_keys.ca_key
 
-    def info(self, *, hidden: bool = False) -> Prepared:
+    def info(self, *, hidden: bool = False) -> Prepared[AppInfo]:
         """Return who the app is; `hidden` leaves out what only the app itself may see."""
         name = "hidden info" if hidden else "info"
         info = self.kept(name, lambda: Prepared(self._make_info(hidden=hidden)))
@@ -344,14 +330,4 @@ def _utf8(data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        return ""
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as error:
-        _logger.warning("cannot read %s: %s", path, error)
         return ""

@@ -108,6 +108,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.limits = config.limits
         self._traffic = config.traffic
         self._sweep = config.sweep
+        self._direct_body = min(_DIRECT_BODY, self.limits.body)
         self._app = config.rpc_app
         self._peer = ""
         self._in_head = self._in_message = self._refused = self._is_extra = False
@@ -251,7 +252,7 @@ class HttpProtocol(HttpToolsProtocol):
             or self.flow.write_paused
             or not self._answered()
             or not _INDIRECT_FIELDS.isdisjoint(fields)
-            or int(fields.get(b"content-length", b"0")) > _DIRECT_BODY
+            or int(fields.get(b"content-length", b"0")) > self._direct_body
             or not self.parser.should_keep_alive()
             or self.parser.get_http_version() != "1.1"
             or (verb := self.parser.get_method()) not in _DIRECT_VERBS

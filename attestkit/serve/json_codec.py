@@ -10,7 +10,7 @@ from binascii import hexlify, unhexlify
 from collections.abc import Callable, Sequence
 from functools import cache
 from json.encoder import encode_basestring_ascii
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -53,14 +53,21 @@ class HexBytes(bytes):
         return made
 
 
-class Prepared:
-    """A response and its JSON, for answers that do not change from request to request."""
+class Prepared(Generic[M]):
+    """A response and its encodings, for answers that do not change from request to request.
 
-    __slots__ = ("json", "message")
+    Attributes:
+        message: The response.
+        json: Its JSON.
+        protobuf: Its binary form, once somebody has asked for it.
+    """
 
-    def __init__(self, message: tuple[Any, ...]) -> None:
+    __slots__ = ("json", "message", "protobuf")
+
+    def __init__(self, message: M) -> None:
         self.message = message
         self.json = (b"".join(encode(message)),)
+        self.protobuf: Sequence[bytes] | None = None
 
 
 def decode(message: type[M], body: bytes) -> M:
@@ -169,7 +176,7 @@ def hex_bytes(name: str, text: str) -> bytes:
         raise FormatError(f"{name} is not valid hex") from error
 
 
-def encode(message: tuple[Any, ...] | Prepared | None) -> Sequence[bytes]:
+def encode(message: tuple[Any, ...] | Prepared[Any] | None) -> Sequence[bytes]:
     """Return the JSON of a response in pieces: compact ASCII, `null` for an empty one."""
     if message is None:
         return (b"null",)

@@ -8,7 +8,7 @@ methods that never wait through `direct`, which costs a listener neither task no
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import count
 from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias
@@ -60,17 +60,24 @@ class Codec(NamedTuple):
 
 
 _JSON = b"application/json"
+_BINARY = b"application/octet-stream"
 JSON = Codec(_JSON, json_codec.decode, json_codec.encode, _JSON, json_codec.encode_error)
 QUERY = JSON._replace(decode=query.decode)
 
-PROTOBUF: Codec | None = None
-"""The codec of the binary mode; as long as there is none, such requests are told so."""
+
+@cache
+def protobuf() -> Codec:
+    """Return the codec of the binary mode."""
+    from attestkit.serve import protobuf_codec as codec  # late: many servers are never asked for it
+
+    return Codec(_BINARY, codec.decode, codec.encode, _BINARY, codec.encode_error)
 
 
 class Method(NamedTuple):
     """One call of a service: what runs, and which message it takes (None: the payload is ignored).
 
     A `device` method may wait for the platform; where that blocks it runs in the worker thread.
+    Documents take what `run` answers from its annotation, and the words from its docstring.
     """
 
     run: Callable[[Guest, Any], object]
@@ -84,6 +91,7 @@ class Service(NamedTuple):
     methods: Mapping[str, Method]
     mount: str = "/"
     prefix: str = ""
+    name: str = ""  # in documents
 
 
 class Reply(NamedTuple):
@@ -246,9 +254,11 @@ class RpcApp:
         name, codec = OTHER, JSON
         verb, payload = scope["method"], scope["query_string"]
         try:
-            content_type = self._check(scope)
+            content_type, size = self._check(scope)
             if verb == "POST":
-                codec = _choose(content_type, payload, b"")  # until the body can tell
+                codec = _choose(content_type, payload, b"{")  # until the body can tell
+            self._refuse_large(size)
+            if verb == "POST":
                 body = await self._read(receive)
                 codec, payload = _choose(content_type, payload, body), body
             found = self._find(verb, scope["raw_path"])
@@ -300,17 +310,21 @@ class RpcApp:
             raise NotFoundError(f"Service not found: {name}")
         raise NotFoundError(f"No such path: {path}")
 
-    def _check(self, scope: Scope) -> bytes:
-        """Return the media type of the body, or raise what refuses the request before its body."""
+    def _check(self, scope: Scope) -> tuple[bytes, int]:
+        """Return the media type and the declared size of the body, or raise what the guard does."""
         if self._guard is not None:
             self._guard(scope)
-        content_type = b""
+        content_type, size = b"", 0
         for name, value in scope["headers"]:
             if name == b"content-type":
                 content_type = value
-            elif name == b"content-length" and int(value) > self._limits.body:
-                raise _TooLargeError
-        return content_type
+            elif name == b"content-length":
+                size = int(value)
+        return content_type, size
+
+    def _refuse_large(self, size: int) -> None:
+        if size > self._limits.body:
+            raise _TooLargeError
 
     async def _read(self, receive: Receive) -> bytes:
         """Return the body of a request, counting while it comes in."""
@@ -322,8 +336,7 @@ class RpcApp:
                 raise _DisconnectedError
             part: bytes = message.get("body", b"")
             size += len(part)
-            if size > self._limits.body:
-                raise _TooLargeError
+            self._refuse_large(size)
             if not message.get("more_body", False):
                 return b"".join((*parts, part)) if parts else part
             parts.append(part)
@@ -381,14 +394,10 @@ def _choose(content_type: bytes, query_string: bytes, body: bytes) -> Codec:
     """Return the codec of a POST.
 
     A body that starts with a brace is JSON also without a content type that says so, because that
-    is what `curl -d '{...}'` sends; so is no body at all, which `curl -X POST` sends.
+    is what `curl -d '{...}'` sends.
     """
     if content_type != _JSON and not (query_string and query.asks_for_json(query_string)):
         media_type = content_type.partition(b";")[0].strip().lower()
-        if media_type != _JSON and not (media_type in _FORMS and body[:1] in {b"", b"{"}):
-            if PROTOBUF is None:
-                raise UsageError(
-                    "protobuf is not served yet: send JSON, with Content-Type: application/json"
-                )
-            return PROTOBUF
+        if media_type != _JSON and not (media_type in _FORMS and body[:1] == b"{"):
+            return protobuf()
     return JSON

@@ -5,6 +5,7 @@ from attestkit.report_data import ReportData
 from attestkit.serve.guest import Guest
 from attestkit.serve.json_codec import Prepared
 from attestkit.serve.messages import (
+    AppInfo,
     DeriveK256KeyResponse,
     DeriveKeyArgs,
     GetKeyArgs,
@@ -24,6 +25,7 @@ _DEFAULT_TAG = "app-data"
 
 
 def _derive_key(guest: Guest, args: DeriveKeyArgs) -> GetTlsKeyResponse:
+    """Derive a P-256 key from a path, and issue a certificate for it."""
     request = GetTlsKeyArgs(
         subject=args.subject,
         alt_names=args.alt_names,
@@ -39,11 +41,13 @@ def _derive_key(guest: Guest, args: DeriveKeyArgs) -> GetTlsKeyResponse:
 
 
 def _derive_k256_key(guest: Guest, args: GetKeyArgs) -> DeriveK256KeyResponse:
+    """Derive the key of a path, with the signatures that vouch for it."""
     derived = guest.keys.derive(args.path, args.purpose, args.algorithm)
     return DeriveK256KeyResponse(derived.key, derived.signature_chain)
 
 
 def _tdx_quote(guest: Guest, args: TdxQuoteArgs) -> TdxQuoteResponse:
+    """Get a TDX quote over the hash of some content."""
     algorithm = args.hash_algorithm or _DEFAULT_ALGORITHM
     tag = args.prefix or _DEFAULT_TAG
     report_data = ReportData.bind(tag, args.report_data, algorithm)
@@ -52,14 +56,17 @@ def _tdx_quote(guest: Guest, args: TdxQuoteArgs) -> TdxQuoteResponse:
 
 
 def _raw_quote(guest: Guest, args: RawQuoteArgs) -> TdxQuoteResponse:
+    """Get a TDX quote over exactly 64 bytes of report data."""
     return _tdx_quote(guest, TdxQuoteArgs(args.report_data, "raw"))
 
 
-def _info(guest: Guest, _: None) -> Prepared:
+def _info(guest: Guest, _: None) -> Prepared[AppInfo]:
+    """Tell who the app is, and what it was measured to be."""
     return guest.info()
 
 
 def _version(guest: Guest, _: None) -> WorkerVersion:
+    """Tell the release of the API and the revision of the server."""
     return WorkerVersion(guest.release.version, guest.release.rev)
 
 
@@ -74,5 +81,6 @@ SERVICE = Service(
     },
     mount="/prpc/",
     prefix="Tappd.",
+    name="Tappd",
 )
 """Tappd: `/prpc/<Method>` and `/prpc/Tappd.<Method>`."""

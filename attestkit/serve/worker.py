@@ -3,28 +3,37 @@
 from attestkit.report_data import ReportData
 from attestkit.serve.guest import Guest
 from attestkit.serve.json_codec import Prepared
-from attestkit.serve.messages import GetAttestationForAppKeyRequest, WorkerVersion
+from attestkit.serve.messages import (
+    AppInfo,
+    GetAttestationForAppKeyRequest,
+    GetQuoteResponse,
+    WorkerVersion,
+)
 from attestkit.serve.rpc import Method, Service
 
 __all__ = ["SERVICE", "info"]
 
 
-def info(guest: Guest, _: None = None) -> Prepared:
-    """Return who the app is, without its measurements where the app hides them."""
+def info(guest: Guest, _: None = None) -> Prepared[AppInfo]:
+    """Tell who the app is, without its measurements where the app hides them."""
     return guest.info(hidden=not guest.app_compose.public_tcbinfo)
 
 
 def _version(guest: Guest, _: None) -> WorkerVersion:
+    """Tell the release of the API and the revision of the server."""
     return WorkerVersion(guest.release.version, guest.release.rev)
 
 
-def _attestation_for_app_key(guest: Guest, args: GetAttestationForAppKeyRequest) -> Prepared:
+def _attestation_for_app_key(
+    guest: Guest, args: GetAttestationForAppKeyRequest
+) -> Prepared[GetQuoteResponse]:
+    """Get a quote over the public half of the app's signing key."""
     algorithm = "secp256k1" if args.algorithm == "k256" else args.algorithm
     # Kept until a register changes, so that strangers cannot work the device.
     return guest.kept(f"evidence for {algorithm}", lambda: _make_attestation(guest, algorithm))
 
 
-def _make_attestation(guest: Guest, algorithm: str) -> Prepared:
+def _make_attestation(guest: Guest, algorithm: str) -> Prepared[GetQuoteResponse]:
     public_key = guest.keys.derive("vms", "signing", algorithm).public_key
     return Prepared(guest.quote_response(ReportData.for_app_key(algorithm, public_key)))
 
@@ -39,5 +48,6 @@ SERVICE = Service(
     },
     mount="/prpc/",
     prefix="Worker.",
+    name="Worker",
 )
 """Worker: `/prpc/<Method>` and `/prpc/Worker.<Method>`."""

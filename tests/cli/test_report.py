@@ -11,9 +11,10 @@ import pytest
 
 from attestkit.__main__ import main
 from attestkit.attestation import Attestation
-from attestkit.cli.report_events import FIRST, LAST, preview, printable
+from attestkit.cli.report_events import FIRST, LAST
 from attestkit.cli.report_page import mark
 from attestkit.event_log import EventLog
+from attestkit.event_log.readable import preview, printable
 from tests.cli import evidence_files
 from tests.cli.evidence_files import HOSTILE, NONCE_HEX, Files
 from tests.vectors import HAVE_SHARED, SHARED, needs_shared

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from attestkit.serve.rpc import App, Scope
 
 JSON_TYPE = "application/json"
+BINARY_TYPE = "application/octet-stream"
 
 
 class Response(NamedTuple):

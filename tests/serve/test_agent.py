@@ -14,8 +14,9 @@ from attestkit.attestation import Attestation
 from attestkit.event_log import EventLog
 from attestkit.quote import Quote
 from attestkit.serve import agent, apps
-from attestkit.serve.guest import Guest, Machine, Release
+from attestkit.serve.guest import Guest, Release
 from attestkit.serve.messages import fields_of
+from attestkit.serve.system import Machine
 from tests.serve.asgi import Client
 from tests.serve.guests import Blocking, Broken, Counting, MakeGuest
 from tests.vectors import load, needs_shared

@@ -28,7 +28,7 @@ REQUESTS = [
 FIELDS = [(message, field) for message in REQUESTS for field in fields_of(message)]
 
 
-def encode(message: tuple[Any, ...] | Prepared | None) -> bytes:
+def encode(message: tuple[Any, ...] | Prepared[Any] | None) -> bytes:
     """Return a response's pieces as one."""
     return b"".join(json_codec.encode(message))
 

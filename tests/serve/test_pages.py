@@ -1,53 +1,19 @@
-"""The page for browsers says who the app is, whatever the app is called."""
+"""The pages for browsers: what is mounted, its headers, and the files that the dashboard loads."""
 
 import asyncio
-from html.parser import HTMLParser
+import re
+import shutil
+import subprocess
+from importlib.resources import files
 
 import pytest
 
-from attestkit.serve import apps
+from attestkit.serve.assets import ASSETS
 from tests.serve.asgi import Client
-from tests.serve.guests import Broken, MakeGuest
-
-
-class _Page(HTMLParser):
-    """Collects the texts of table cells, and every tag."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.cells: list[str] = []
-        self.tags: list[str] = []
-        self.links: list[str] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.links += [value or "" for name, value in attrs if name == "href"]
-        if tag in {"td", "th"}:
-            self.cells.append("")
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self.cells:
-            self.cells[-1] += data
-
-
-def test_page_says_who_the_app_is(dstack: Client, external: Client) -> None:
-    """Identity, links and measurements are on it, and that nothing of it is real."""
-    response = external.get("/")
-    assert (response.status, response.headers["content-type"]) == (200, "text/html; charset=utf-8")
-    page, info = _Page(response.body.decode()), dstack.get("/Info").json()
-    rows = dict(zip(map(str.strip, page.cells[::2]), map(str.strip, page.cells[1::2]), strict=True))
-    assert rows["App Name"] == "an app"
-    for label, name in (("App ID", "app_id"), ("Instance ID", "instance_id")):
-        assert rows[label] == info[name]
-    assert "attestkit simulator" in page.text
-    assert "This TEE is simulated" in page.text
-    assert info["tcb_info"] in page.text
-    assert all(external.get(link).status == 200 for link in page.links)
-    assert len(page.links) == 2
+from tests.serve.guests import MakeGuest
+from tests.serve.page import Container, Engine, Page, client_with, page_of
+from tests.serve.server import running_server
+from tests.vectors import SHARED
 
 
 def test_page_has_no_body_for_head(external: Client) -> None:
@@ -55,38 +21,116 @@ def test_page_has_no_body_for_head(external: Client) -> None:
     assert external.request("HEAD", "/").headers == external.get("/").headers
 
 
-@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "\"&'</td>", "цель {} {rows} %s"])
-def test_values_are_escaped(
-    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, name: str
+def test_every_link_leads_somewhere(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+    """What the page links to is served, and only what is served is linked to."""
+    guest = make_guest(compose={"public_sysinfo": True})
+    for paths in ((), ("/docs", "/openapi.json", "/logs/")):
+        client = client_with(guest, Engine(Container(["/a"])), loop, *paths)
+        page = page_of(client)
+        for link in page.links:
+            if link.startswith("#"):
+                assert f'id="{link.removeprefix("#")}"' in client.get("/").body.decode()
+            else:
+                assert client.get(link).status == 200, link
+        documented = {"/prpc/Worker.Info", "/prpc/Worker.Version", "/metrics"}
+        assert documented <= set(page.links)
+        assert ("/docs" in page.links) == bool(paths)
+
+
+def test_headers(external: Client) -> None:
+    """A browser may run and load the server's own files and nothing else, and keeps no copy."""
+    headers = external.get("/").headers
+    policy = dict(
+        rule.strip().split(" ", 1) for rule in headers["content-security-policy"].split(";")
+    )
+    assert policy == {
+        "default-src": "'none'",
+        "style-src": "'self'",
+        "script-src": "'self'",
+        "img-src": "'self'",
+        "connect-src": "'self'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["cache-control"] == "no-store"
+
+
+def test_the_page_keeps_to_its_policy(
+    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """Nothing in the app's name or compose file becomes markup."""
-    compose = {"name": name, "docker_compose_file": f"</textarea>{name}"}
-    response = Client(apps.external_app(make_guest(compose=compose)), loop).get("/")
-    page = _Page(response.body.decode())
-    assert page.cells[1].strip() == name
-    assert "script" not in page.tags
-    assert page.tags.count("td") == 6
-    assert page.tags.count("textarea") == 1
+    """No style or handler stands in a tag; what is loaded is ours, and can be kept for good."""
+    guest = make_guest(compose={"public_sysinfo": True})
+    client = client_with(guest, Engine(Container(["/a"])), loop, "/logs/")
+    text = client.get("/").body.decode()
+    page = Page(text)
+    assert "style" not in page.tags
+    assert not {name for name in page.attributes if name.startswith("on") or name == "style"}
+    assert re.findall(r"<script[^>]*>(.*?)</script>", text, re.DOTALL) == [""]
+    assert "http:" not in text
+    assert "https:" not in text
+    loaded = re.findall(r'(?:src|<link [^>]*href)="([^"]+)"', text)
+    assert len(loaded) == 3
+    for path in loaded:
+        response = client.get(path)
+        assert response.status == 200
+        assert response.headers["cache-control"] == "public, max-age=31536000, immutable"
 
 
-def test_hidden_measurements(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
-    """An app that hides its measurements shows none here."""
-    guest = make_guest(compose={"public_tcbinfo": False})
-    text = Client(apps.external_app(guest), loop).get("/").body.decode()
-    assert "TCB info is not public" in text
-    assert guest.attester.registers()[3].hex() not in text
+@pytest.mark.parametrize("name", ASSETS)
+def test_files_of_the_page(external: Client, name: str) -> None:
+    """They have their types, name no other host, and are asked for again without their digest."""
+    response = external.get(f"/assets/{name}")
+    assert response.status == 200
+    assert response.headers["content-type"].encode() == ASSETS[name]
+    assert response.headers["cache-control"] == "no-cache"
+    assert external.get(f"/assets/{name}?v=0").headers["cache-control"] == "no-cache"
+    kept = (files("attestkit.serve") / "templates" / name).read_bytes()
+    assert response.body == kept
+    assert b"//" not in re.sub(
+        rb"^ *// .*|; // .*|http://www.w3.org/2000/svg", b"", kept, flags=re.MULTILINE
+    )
 
 
-def test_page_without_evidence(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
-    """When the platform fails the page is a 500 with a JSON error."""
-    response = Client(apps.external_app(make_guest(Broken)), loop).get("/")
-    assert response.status == 500
-    assert response.error().startswith("Failed to get worker info: Failed to get attestation: ")
-
-
-@pytest.mark.parametrize("path", ["/metrics", "/logs/app", "/logs/", "/favicon.ico", "/index.html"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/metrics",
+        "/logs/app",
+        "/logs/",
+        "/favicon.ico",
+        "/index.html",
+        "/assets/",
+        "/assets/dashboard.html.jinja",
+        "/assets/..%2Fpages.py",
+        "/assets/x",
+    ],
+)
 def test_pages_that_are_not_served(external: Client, path: str) -> None:
     """Other paths are a 404 in JSON."""
     response = external.get(path)
     assert response.status == 404
-    assert path in response.error()
+    assert response.error().startswith("No such path: ")
+
+
+def test_dashboard_example_of_the_document() -> None:
+    """The document's own command, but for host and port, gets the page."""
+    shown = re.compile(r'^curl "http://[\d.]+:\d+/"$', re.MULTILINE)
+    documents = [document.read_text() for document in SHARED.glob("seeds/*.txt")]
+    commands = [command for document in documents for command in shown.findall(document)]
+    if not commands or shutil.which("curl") is None:
+        pytest.skip("the API document or curl is not here")
+    with running_server() as server:
+        for command in commands:
+            done = subprocess.run(  # noqa: S603 - the document's own command
+                ["/bin/sh", "-c", re.sub(r"http://[\d.:]+", server.url, command) + " -sS"],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=True,
+            )
+            page = Page(done.stdout)
+            assert page.headings[:2] == ["Worker Information", "Node Information"]
+            assert {"/prpc/Worker.Info", "/metrics"} <= set(page.links)
+        assert "Traceback" not in server.log()

@@ -12,12 +12,13 @@ import pytest
 
 from attestkit import errors
 from attestkit.errors import AttestKitError, NotFoundError, UsageError
+from attestkit.serve import protobuf_codec
 from attestkit.serve.guest import Guest
 from attestkit.serve.limits import Limits
 from attestkit.serve.messages import AttestResponse, GetKeyArgs, RawQuoteArgs
 from attestkit.serve.rpc import Method, RpcApp, Service, status_of
 from attestkit.serve.views import Answer, Asked, View
-from tests.serve.asgi import JSON_TYPE, Client
+from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client
 
 
 class _Guest:
@@ -194,31 +195,76 @@ def test_query_makes_json_of_any_body(client: Client, flag: str) -> None:
     assert (response.status, response.body) == (200, b'{"attestation":"ab"}')
 
 
+BINARY = {"content-type": BINARY_TYPE}
+
+
 @pytest.mark.parametrize(
-    ("body", "headers"),
+    "headers",
     [
-        (b"", {"content-type": "application/octet-stream"}),
-        (b"\x0a\x01\xab", {"content-type": "application/octet-stream"}),
-        (b'{"report_data":"ab"}', {"content-type": "application/octet-stream"}),
-        (b' {"report_data":"ab"}', {}),
-        (b"[]", {"content-type": "text/plain"}),
-        (b"{}", {"content-type": "application/json-seq"}),
+        BINARY,
+        {},
+        {"content-type": "application/x-www-form-urlencoded"},
+        {"content-type": "text/plain"},
+        {"content-type": "application/json-seq"},
+        {"content-type": "application/x-protobuf; json"},
+        {"accept": JSON_TYPE},
     ],
 )
-def test_protobuf_mode_is_answered_clearly(
-    client: Client, body: bytes, headers: dict[str, str]
-) -> None:
-    """Everything else is protobuf mode, which is told that it is not served yet."""
-    response = client.request("POST", "/Echo", body, headers)
-    assert response.status == 400
-    assert response.error().startswith("protobuf is not served yet")
+def test_every_other_post_is_protobuf(client: Client, headers: dict[str, str]) -> None:
+    """Request, answer and errors are binary, whatever else the headers say."""
+    for body, status, answer in (
+        (b"", 200, b""),
+        (b"\x0a\x01\xab", 200, b"\x0a\x01\xab"),
+        (b"\x0a\x05\xab", 400, b"\x0a\x2fthe body is not a protobuf message RawQuoteArgs"),
+        (b"[]", 400, b"\x0a\x2fthe body is not a protobuf message RawQuoteArgs"),
+    ):
+        response = client.request("POST", "/Echo", body, headers)
+        assert (response.status, response.body) == (status, answer)
+        assert response.headers["content-type"] == BINARY_TYPE
 
 
-@pytest.mark.parametrize("headers", [{}, {"content-type": "application/x-www-form-urlencoded"}])
-def test_a_post_of_nothing_is_json(client: Client, headers: dict[str, str]) -> None:
-    """What `curl -X POST` sends, without a body or a content type, gets the default message."""
-    response = client.request("POST", "/Echo", b"", headers)
-    assert (response.status, response.body) == (200, b'{"attestation":""}')
+def test_json_is_no_protobuf(client: Client) -> None:
+    """A body is what its content type says, also where it starts with a brace."""
+    response = client.request("POST", "/Echo", b'{"report_data":"ab"}', BINARY)
+    assert (response.status, response.headers["content-type"]) == (400, BINARY_TYPE)
+    assert b"not a protobuf message" in response.body
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "text"),
+    [
+        ("/Nope", 404, b"Service not found: Nope"),
+        ("/prpc/Old.Nope", 404, b"Service not found: Nope"),
+        ("/%FF", 404, "Service not found: \ufffd".encode()),
+        ("/a/b", 404, b"No such path: /a/b"),
+        ("/", 404, b"No such path: /"),
+    ],
+)
+def test_errors_in_protobuf_mode(client: Client, path: str, status: int, text: bytes) -> None:
+    """What leads nowhere is told in one string, field 1."""
+    response = client.request("POST", path, b"", BINARY)
+    assert (response.status, response.body) == (status, b"\x0a" + bytes([len(text)]) + text)
+    assert response.headers["content-type"] == BINARY_TYPE
+
+
+def test_failures_in_protobuf_mode(client: Client) -> None:
+    """Errors of methods keep their status; foreign ones give a request id and nothing else."""
+    fail = GetKeyArgs(path="BackendError", purpose="because")
+    response = client.request("POST", "/Fail", b"".join(protobuf_codec.encode(fail)), BINARY)
+    assert (response.status, response.body) == (500, b"\x0a\x07because")
+    response = client.request("POST", "/Fail", b"\x0a\x07foreign", BINARY)
+    assert (response.status, response.body[2:]) == (
+        500,
+        f"internal error, request {response.request_id}".encode(),
+    )
+    response = client.request("POST", "/Fail", bytes(Limits().body + 1), BINARY)
+    assert (response.status, response.body[2:]) == (400, b"failed to read data: payload too large")
+
+
+def test_a_large_body_without_a_type_is_refused_in_json(client: Client) -> None:
+    """Whoever sends a form to see what happens reads the answer in a terminal."""
+    headers = {"content-length": str(Limits().body + 1)}
+    assert client.request("POST", "/Echo", b"", headers).error().endswith("payload too large")
 
 
 def test_method_without_message_ignores_its_payload(client: Client) -> None:
@@ -228,6 +274,9 @@ def test_method_without_message_ignores_its_payload(client: Client) -> None:
         client.get("/Ping?a=b&a=%FF"),
     ):
         assert (response.status, response.body) == (200, b"null")
+    response = client.request("POST", "/Ping", b"\xff", BINARY)
+    assert (response.status, response.body) == (200, b"")
+    assert response.headers["content-type"] == BINARY_TYPE
 
 
 def test_body_in_pieces(client: Client) -> None:

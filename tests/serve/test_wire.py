@@ -8,7 +8,7 @@ import pytest
 
 from attestkit.backends.simulator import Simulator
 from attestkit.serve import apps
-from tests.serve.asgi import JSON_TYPE, Client, Response
+from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client, Response
 from tests.serve.guests import Broken, MakeGuest
 from tests.vectors import load, needs_shared
 
@@ -44,12 +44,35 @@ def test_request_in_query(vector_dstack: Client, case: dict[str, Any]) -> None:
     _check(case, vector_dstack.get(f"{case['path']}?{case['query']}"))
 
 
+@pytest.mark.parametrize("content_type", [BINARY_TYPE, "application/protobuf", None])
+@pytest.mark.parametrize("case", WIRE.get("cases", []), ids=lambda case: str(case["method"]))
+def test_request_in_protobuf(
+    vector_dstack: Client, vector_tappd: Client, case: dict[str, Any], content_type: str | None
+) -> None:
+    """Each example as a binary POST, with any content type that is not JSON's, and with none."""
+    client = vector_tappd if case["service"] == "Tappd" else vector_dstack
+    headers = {} if content_type is None else {"content-type": content_type}
+    body = bytes.fromhex(case.get("protobuf_request", ""))
+    response = client.request("POST", case["path"], body, headers)
+    assert (response.status, response.headers["content-type"]) == (200, BINARY_TYPE)
+    if case["method"] == "Version":
+        assert response.body.startswith(b"\x0a\x060.5.11\x12")
+    elif "protobuf_response" in case:
+        assert response.body.hex() == case["protobuf_response"]
+    else:
+        assert case["json_response"] is None
+    if "report_data" in case:
+        assert b"\x1a\x40" + bytes.fromhex(case["report_data"]) in response.body
+    if "derived_scalar" in case:
+        assert response.body[3:].startswith(b"-----BEGIN PRIVATE KEY-----\n")
+
+
 _BODIES = {"report_data of 65 bytes": json.dumps({"report_data": "00" * 65})}
 
 
 @pytest.mark.parametrize("row", WIRE.get("errors", []), ids=lambda row: str(row["request"]))
 def test_error(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, row: dict[str, Any]) -> None:
-    """Each error row: status, and the JSON body where one is pinned."""
+    """Each error row: status, content type, and the body where one is pinned."""
     broken = "cannot produce a quote" in row["request"]
     client = Client(apps.dstack_app(make_guest(Broken if broken else Simulator)), loop)
     verb, path = row["request"].replace(",", "").split()[:2]
@@ -58,6 +81,10 @@ def test_error(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, row: dict
     headers = {"content-type": JSON_TYPE} if json_mode else {}
     response = client.request(verb, path, body.encode(), headers)
     assert response.status == row["status"]
+    assert response.headers["content-type"] == row["content_type"]
+    if "body_hex" in row:
+        assert response.body.hex() == row["body_hex"]
+        return
     assert response.error()
     if "body" in row:
         assert response.body == row["body"].encode()

@@ -1,0 +1,218 @@
+"""The page at `/`: who the app is, what the TEE measured, what runs, for a person to read.
+
+Everything shown is text from somewhere else: the template library escapes all of it, and the
+policy that goes with the page lets a browser run and load the server's own files and nothing more.
+"""
+
+import asyncio
+from collections.abc import Collection, Sequence
+from datetime import datetime, timezone
+from functools import cache
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from urllib.parse import quote
+
+from attestkit.backends.base import GuestAgent
+from attestkit.errors import AttestKitError, BackendError
+from attestkit.event_log.readable import printable
+from attestkit.serve.assets import asset_path
+from attestkit.serve.facts import LONGEST, Row, identity_rows, machine_rows
+from attestkit.serve.guest import Guest
+from attestkit.serve.json_codec import Prepared
+from attestkit.serve.messages import AppInfo
+from attestkit.serve.system import read_figures
+from attestkit.serve.timeline import measured
+from attestkit.serve.views import Answer, Asked, Header
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+__all__ = ["Container", "Containers", "Dashboard"]
+
+_POLICY: Final = (
+    b"default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
+    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS: Final[Sequence[Header]] = (
+    (b"content-security-policy", _POLICY),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+)
+_LINKS: Final = (
+    ("/prpc/Worker.Info", "Who the app is, and its measurements, as JSON"),
+    ("/prpc/Worker.Version", "Which release of the guest agent API is served, as JSON"),
+    ("/metrics", "Figures of the machine and counts of the server, for Prometheus"),
+    ("/docs", "Every call of the API, to read and to try"),
+    ("/openapi.json", "The same, for programs"),
+)
+_MOST_CONTAINERS: Final = 200  # in the table
+_ENGINE_SECONDS: Final = 5.0  # that the engine may take
+_KEPT_SECONDS: Final = 1.0  # for which its answer is good
+
+
+class Container(Protocol):
+    """A container, as its engine describes it."""
+
+    @property
+    def id(self) -> str:
+        """What tells it from all others."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Its names, the first for people."""
+
+    @property
+    def image(self) -> str:
+        """What it was made from."""
+
+    @property
+    def state(self) -> str:
+        """One word: running, exited, ..."""
+
+    @property
+    def status(self) -> str:
+        """A few words: Up 3 minutes, ..."""
+
+
+class Containers(Protocol):
+    """Who knows the containers."""
+
+    async def list(self) -> Sequence[Container]:
+        """Return all, running or not; AttestKitError if the engine cannot be reached."""
+
+
+class _Listed(NamedTuple):
+    """A container in the table."""
+
+    id: str
+    name: str
+    status: str
+    state: str
+    image: str
+    logs: str  # where they are
+
+
+class _Found(NamedTuple):
+    """The containers there are, or why nobody knows."""
+
+    total: int = 0
+    listed: Sequence[_Listed] = ()
+    trouble: str = ""
+
+
+class Dashboard:
+    """The page of one guest.
+
+    Args:
+        mounted: Paths of everything that is served besides; links lead to these only.
+    """
+
+    def __init__(self, mounted: Collection[str]) -> None:
+        self._mounted = frozenset(mounted)
+        self._shown: tuple[Prepared[AppInfo], Markup] | None = None
+        self._found: tuple[float, _Found] | None = None
+        self._asking = asyncio.Lock()
+
+    async def show(self, guest: Guest, _: Asked) -> Answer:
+        """Show the page as things are now."""
+        hidden = not guest.app_compose.public_tcbinfo
+        try:
+            prepared = await guest.on_device(lambda: guest.info(hidden=hidden))
+        except AttestKitError as error:
+            raise BackendError(f"Failed to get worker info: {error}") from error
+        info = prepared.message
+        assert isinstance(info, AppInfo)
+        page = _templates().get_template("dashboard.html.jinja")
+        containers = await self._containers(guest)
+        text = page.render(
+            simulated=guest.attester.simulated,
+            app_name=printable(info.app_name, LONGEST),
+            identity=identity_rows(info),
+            platform=_platform(guest),
+            system=_system(guest),
+            containers=containers,
+            public_logs="/logs/" in self._mounted,
+            measurements=self._measurements(prepared, info),
+            hidden=hidden,
+            links=[(path, what) for path, what in _LINKS if path in self._mounted],
+            now=datetime.fromtimestamp(guest.now(), timezone.utc),
+        )
+        return Answer(b"text/html; charset=utf-8", text.encode("utf-8", "replace"), _HEADERS)
+
+    async def _containers(self, guest: Guest) -> _Found:
+        """Return the containers; asked anew once a second at most, for strangers ask here."""
+        async with self._asking:
+            known = self._found
+            if known is None or not 0 <= guest.now() - known[0] < _KEPT_SECONDS:
+                found = await _ask_engine(guest)
+                known = self._found = guest.now(), found
+            return known[1]
+
+    def _measurements(self, prepared: Prepared[AppInfo], info: AppInfo) -> "Markup":
+        """Return registers, events and TCB info as HTML; made anew when they are others."""
+        if self._shown is None or self._shown[0] is not prepared:
+            from markupsafe import Markup  # comes with the template library
+
+            template = _templates().get_template("measurements.html.jinja")
+            # The template has escaped whatever is in there.
+            self._shown = prepared, Markup(template.render(measured=measured(info)))  # noqa: S704
+        return self._shown[1]
+
+
+def _platform(guest: Guest) -> str:
+    if isinstance(guest.attester.backend, GuestAgent):
+        return "TEE of another guest agent"
+    return "Intel TDX" if guest.attester.has_quotes else "AMD SEV-SNP"
+
+
+def _system(guest: Guest) -> list[Row] | None:
+    """Return the rows about the machine; None where the app does not publish them."""
+    if not guest.app_compose.public_sysinfo:
+        return None
+    try:
+        return machine_rows(read_figures(guest.data_disks))
+    except AttestKitError as error:
+        raise BackendError(f"Failed to get worker info: {error}") from error
+
+
+async def _ask_engine(guest: Guest) -> _Found:
+    """Return the containers for the table, or what is wrong."""
+    engine: Containers | None = getattr(guest, "containers", None)
+    if engine is None:
+        return _Found()
+    try:
+        found = await asyncio.wait_for(engine.list(), _ENGINE_SECONDS)
+    except asyncio.TimeoutError:
+        return _Found(trouble=f"It did not answer within {_ENGINE_SECONDS:g} seconds.")
+    except AttestKitError as error:
+        return _Found(trouble=printable(str(error), LONGEST))
+    return _Found(len(found), [_listed(container) for container in found[:_MOST_CONTAINERS]])
+
+
+def _listed(container: Container) -> _Listed:
+    name = container.names[0].removeprefix("/") if container.names else ""
+    return _Listed(
+        printable(container.id, LONGEST),
+        printable(name, LONGEST),
+        printable(container.status, LONGEST),
+        printable(container.state, LONGEST),
+        printable(container.image, LONGEST),
+        f"/logs/{quote(name, safe='', errors='replace')}",
+    )
+
+
+@cache
+def _templates() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # late: slow to import
+
+    environment = Environment(
+        loader=PackageLoader("attestkit.serve", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    environment.globals["asset"] = asset_path
+    environment.filters["grouped"] = "{:,}".format
+    return environment

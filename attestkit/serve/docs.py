@@ -1,0 +1,54 @@
+"""What a listener says of itself: its OpenAPI document, the same as a page, its `.proto` file.
+
+Each is made when it is first asked for, and kept; what makes them is loaded no sooner.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+
+from attestkit.serve.api import Api
+from attestkit.serve.guest import Guest
+from attestkit.serve.views import Answer, Asked, Header, View
+
+__all__ = ["PATHS", "views_of"]
+
+PATHS = frozenset({"/openapi.json", "/docs", "/dstack_guest.proto"})
+
+
+def views_of(api: Api) -> Mapping[str, View]:
+    """Return the views of the documents about a listener, by path."""
+
+    def openapi() -> Answer:
+        import json
+
+        from attestkit.serve.openapi import document
+
+        text = json.dumps(document(api), ensure_ascii=False, separators=(",", ":"))
+        return Answer(b"application/json", text.encode("utf-8"))
+
+    def page() -> Answer:
+        from attestkit.serve.docs_page import CONTENT_SECURITY_POLICY, page_of
+
+        headers: Sequence[Header] = (
+            (b"content-security-policy", CONTENT_SECURITY_POLICY.encode("ascii")),
+            (b"referrer-policy", b"no-referrer"),
+        )
+        return Answer(b"text/html; charset=utf-8", page_of(api).encode("utf-8"), headers)
+
+    def proto() -> Answer:
+        from attestkit.serve.proto_file import proto_file
+
+        return Answer(b"text/plain; charset=utf-8", proto_file(api).encode("utf-8"))
+
+    made = {"/openapi.json": openapi, "/docs": page, "/dstack_guest.proto": proto}
+    assert made.keys() == PATHS
+    return {path: _kept(make) for path, make in made.items()}
+
+
+def _kept(make: Callable[[], Answer]) -> View:
+    kept = cache(make)
+
+    async def show(_guest: Guest, _asked: Asked) -> Answer:
+        return kept()
+
+    return View(show)

@@ -1,0 +1,427 @@
+"""The dashboard in Chromium: it fits, it obeys the keyboard, it keeps fresh, nobody breaks out.
+
+The clock of the page is the test's, so that five seconds pass when they should and nothing waits.
+"""
+
+import contextlib
+import importlib.util
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+
+from tests.rigs.dashboard_server import HOSTILE
+from tests.serve.client import call
+from tests.serve.server import PATIENCE, ROOT, Server, environment, running_server
+
+CHROMIUM: Final = shutil.which("chromium") or shutil.which("chromium-browser")
+MISSING: Final = [
+    what
+    for what, there in {
+        "chromium": CHROMIUM is not None,
+        "playwright": importlib.util.find_spec("playwright") is not None,
+    }.items()
+    if not there
+]
+pytestmark = [
+    pytest.mark.rig,
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
+]
+WINDOWS: Final = [(1440, 900), (360, 780)]
+SCHEMES: Final = ["light", "dark"]
+ROUND: Final = 5100  # milliseconds, a little more than between two fetches
+
+# The texts whose contrast with what is behind them is below WCAG's AA.
+PALE: Final = """() => {
+  const parts = (color) => color.match(/[\\d.]+/g).map(Number);
+  const light = (color) => parts(color).slice(0, 3).map((c) => c / 255)
+    .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (node) => {
+    for (; node; node = node.parentElement) {
+      const color = getComputedStyle(node).backgroundColor;
+      if (parts(color)[3] !== 0) return color;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  const pale = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let text; (text = walker.nextNode()); ) {
+    const node = text.parentElement;
+    if (!text.nodeValue.trim() || !node.checkVisibility()) continue;
+    const style = getComputedStyle(node);
+    const size = parseFloat(style.fontSize);
+    const large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
+    const [a, b] = [light(style.color), light(behind(node))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < (large ? 3 : 4.5)) pale.push([node.tagName, ratio, text.nodeValue]);
+  }
+  return pale;
+}"""
+FOCUSED: Final = """() => {
+  const node = document.activeElement;
+  if (node === document.body) return null;
+  const box = node.getBoundingClientRect();
+  const style = getComputedStyle(node);
+  return {
+    what: node.id || node.getAttribute("href") || node.getAttribute("aria-label") || node.tagName,
+    seen: box.width > 0 && box.top >= 0 && box.bottom <= innerHeight + 1
+      || box.height > innerHeight,
+    ring: style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2,
+  };
+}"""
+
+
+class Tab:
+    """A tab, with what it complained about and what it asked for."""
+
+    def __init__(self, context: Any, url: str, *, clock: bool = False) -> None:  # noqa: ANN401
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.url = url
+        self.page = context.new_page()
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+        if clock:
+            self.page.clock.install()
+        self.page.goto(url)
+
+    def wait_round(self) -> None:
+        """Let the time between two fetches pass, and the page take over what the second got."""
+        was = self.page.locator("#foot time").inner_text()
+        with self.page.expect_response(self.url) as answer:
+            self.page.clock.run_for(ROUND)
+        now = answer.value.text().partition("<time")[2].partition(">")[2].partition(" UTC")[0]
+        self.page.wait_for_function(
+            "now => document.querySelector('#foot time').textContent.startsWith(now)", arg=now
+        )
+        assert was
+
+    def hide(self, *, hidden: bool) -> None:
+        """Let the page believe that another tab has come before it, or has gone."""
+        self.page.evaluate(
+            "value => { Object.defineProperty(document, 'hidden', {value, configurable: true});"
+            " document.dispatchEvent(new Event('visibilitychange')); }",
+            hidden,
+        )
+
+    def check(self) -> None:
+        """Nothing was complained about, no other host was asked."""
+        assert self.complaints == []
+        assert all(url.startswith(self.url) for url in self.requests), self.requests
+
+    def fits(self) -> bool:
+        """Tell whether there is nothing to scroll to sideways."""
+        fits: bool = self.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        return fits
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window."""
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A running server that publishes everything."""
+    with running_server() as server:
+        yield server
+        assert "Traceback" not in server.log()
+
+
+@contextlib.contextmanager
+def hostile_server(*options: str) -> Iterator[str]:
+    """Run a server where all names are hostile; return its URL."""
+    with subprocess.Popen(  # noqa: S603 - our own program
+        [sys.executable, "-m", "tests.rigs.dashboard_server", *options],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+
+
+@contextlib.contextmanager
+def tab_of(browser: Any, url: str, *, clock: bool = False, **options: Any) -> Iterator[Tab]:  # noqa: ANN401
+    """Open a page in a context of its own; at the end it must have complained about nothing."""
+    context = browser.new_context(**options)
+    try:
+        tab = Tab(context, url, clock=clock)
+        yield tab
+        tab.check()
+    finally:
+        context.close()
+
+
+def _emit(server: Server, name: str) -> None:
+    assert call(server.dstack, "EmitEvent", {"event": name, "payload": "00ff"}).status == 200
+
+
+@pytest.mark.parametrize(("width", "height"), WINDOWS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_it_fits_and_can_be_read(
+    browser: Any,  # noqa: ANN401
+    server: Server,
+    width: int,
+    height: int,
+    scheme: str,
+) -> None:
+    """No sideways scrolling, contrast AA everywhere, the scheme asked for, simulated in sight."""
+    window = {"width": width, "height": height}
+    with tab_of(browser, f"{server.url}/", viewport=window, color_scheme=scheme) as tab:
+        page = tab.page
+        assert page.title() == "Worker Information"
+        assert page.locator("h1").inner_text() == "Node Information"
+        assert tab.fits()
+        assert page.evaluate(PALE) == []
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert background == {"light": "rgb(247, 246, 242)", "dark": "rgb(22, 21, 18)"}[scheme]
+        assert page.get_by_text("This TEE is simulated").is_visible()
+        page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+        bar = page.locator("header").bounding_box()
+        assert bar is not None
+        assert bar["y"] == 0
+        assert page.get_by_text("Simulated", exact=True).is_visible()
+        loaded = {url.removeprefix(server.url).partition("?")[0] for url in tab.requests}
+        assert {"/", "/assets/dashboard.css", "/assets/dashboard.js"} <= loaded
+
+
+def test_every_link(browser: Any, server: Server) -> None:  # noqa: ANN401
+    """Each leads somewhere: to a part of the page, or to another that is served."""
+    with tab_of(browser, f"{server.url}/") as tab:
+        links = tab.page.locator("a").evaluate_all("all => all.map(a => a.getAttribute('href'))")
+        assert {"#content", "#timeline", "/metrics", "/prpc/Worker.Info"} <= set(links)
+        for link in links:
+            if link.startswith("#"):
+                tab.page.goto(f"{server.url}/{link}")
+                assert tab.page.locator(link).is_visible()
+            else:
+                assert tab.page.request.get(f"{server.url}{link}").status == 200
+        tab.check()
+        tab.page.get_by_role("link", name="/prpc/Worker.Info").last.click()
+        assert "app_name" in tab.page.content()
+        tab.complaints.clear()  # beside what is no page a browser looks for an icon
+
+
+@pytest.mark.parametrize(("width", "height"), WINDOWS)
+def test_by_keyboard(browser: Any, server: Server, width: int, height: int) -> None:  # noqa: ANN401
+    """Tab reaches everything in its order, each in sight and ringed; nothing holds it."""
+    window = {"width": width, "height": height}
+    with tab_of(browser, f"{server.url}/", viewport=window) as tab:
+        page = tab.page
+        page.keyboard.press("Tab")
+        assert page.evaluate(FOCUSED) == {"what": "#content", "seen": True, "ring": True}
+        seen = []
+        while (focused := page.evaluate(FOCUSED)) is not None:
+            assert focused["seen"], focused
+            assert focused["ring"], focused
+            seen.append(focused["what"])
+            assert len(seen) < 100
+            page.keyboard.press("Tab")
+        reachable = page.locator("a, button, summary, textarea").count()
+        assert len(seen) == reachable
+        assert seen.index("live-toggle") < seen.index("Copy App ID") < seen.index("Copy RTMR3")
+        page.keyboard.press("Tab")  # around to the first
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "content"
+        summary = page.locator("#boot > summary")
+        summary.focus()
+        page.keyboard.press("Space")
+        assert not page.locator("#boot li").first.is_visible()
+
+
+def test_it_keeps_fresh(browser: Any, server: Server) -> None:  # noqa: ANN401
+    """An event shows within a round; what the reader did to the page stays as it is."""
+    with tab_of(browser, f"{server.url}/", clock=True) as tab:
+        page = tab.page
+        events, register = page.locator("#runtime li"), page.locator("[data-copy=RTMR3]")
+        count, value = events.count(), register.inner_text()
+        page.locator("#boot > summary").click()
+        page.evaluate("document.getElementById('tcb-text').scrollTop = 100")
+        page.evaluate("document.getElementById('tcb-text').style.height = '400px'")
+        page.get_by_label("Copy RTMR0").focus()
+        page.evaluate("scrollTo(0, 600)")
+        page.evaluate("getSelection().selectAllChildren(document.querySelector('h1'))")
+        _emit(server, "while-you-look")
+        tab.wait_round()
+        assert events.count() == count + 1
+        assert "while-you-look" in events.last.inner_text()
+        assert register.inner_text() != value
+        assert register.inner_text().replace(" ", "") in page.locator("textarea").input_value()
+        assert page.locator("#boot").get_attribute("open") is None
+        assert page.evaluate("document.getElementById('tcb-text').scrollTop") == 100
+        assert page.evaluate("document.getElementById('tcb-text').style.height") == "400px"
+        assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Copy RTMR0"
+        assert page.evaluate("scrollY") == 600
+        assert page.evaluate("getSelection().toString()") == "Node Information"
+        assert page.locator(".copy").count() == 10
+        assert page.locator("#live-state").inner_text() == "Live"
+        assert tab.fits()
+
+
+@pytest.mark.parametrize(("motion", "animation"), [("no-preference", "fresh"), ("reduce", "none")])
+def test_what_is_new_is_marked(
+    browser: Any,  # noqa: ANN401
+    server: Server,
+    motion: str,
+    animation: str,
+) -> None:
+    """It fades in where the reader likes motion, and not where they do not."""
+    with tab_of(browser, f"{server.url}/", clock=True, reduced_motion=motion) as tab:
+        _emit(server, f"marked-{motion}")
+        tab.wait_round()
+        last = tab.page.locator("#runtime li").last
+        assert last.get_attribute("class") == "fresh"
+        assert last.evaluate("node => getComputedStyle(node).animationName") == animation
+        tab.wait_round()
+        assert not last.get_attribute("class")
+
+
+def test_pause(browser: Any, server: Server) -> None:  # noqa: ANN401
+    """A button stops it and starts it, and says which."""
+    with tab_of(browser, f"{server.url}/", clock=True) as tab:
+        page = tab.page
+        page.get_by_role("button", name="Pause").click()
+        asked = len(tab.requests)
+        _emit(server, "unseen")
+        tab.hide(hidden=True)
+        tab.hide(hidden=False)  # coming back is no wish to go on
+        page.clock.run_for(10 * ROUND)
+        assert len(tab.requests) == asked
+        assert page.locator("#live-state").inner_text() == "Paused"
+        assert "unseen" not in page.locator("#runtime").inner_text()
+        page.get_by_role("button", name="Resume").click()
+        page.get_by_text("unseen").first.wait_for()
+        assert page.locator("#live-state").inner_text() == "Live"
+
+
+def test_a_hidden_tab_asks_nothing(browser: Any, server: Server) -> None:  # noqa: ANN401
+    """It stops when nobody looks, and is fresh at once when somebody does."""
+    with tab_of(browser, f"{server.url}/", clock=True) as tab:
+        tab.hide(hidden=True)
+        asked = len(tab.requests)
+        _emit(server, "nobody-looked")
+        tab.page.clock.run_for(10 * ROUND)
+        assert len(tab.requests) == asked
+        tab.hide(hidden=False)
+        tab.page.get_by_text("nobody-looked").first.wait_for()
+
+
+def test_a_lost_server_is_told(browser: Any, server: Server) -> None:  # noqa: ANN401
+    """The page says since when what it shows is old, keeps it, and recovers by itself."""
+    context = browser.new_context(viewport={"width": 360, "height": 780})
+    try:
+        tab = Tab(context, f"{server.url}/", clock=True)
+        page = tab.page
+        context.set_offline(True)
+        page.clock.run_for(ROUND)
+        page.get_by_text("Lost the server (no connection); as of 20").wait_for()
+        assert page.get_by_text("App Name").is_visible()
+        assert tab.fits()
+        assert page.evaluate(PALE) == []
+        context.set_offline(False)
+        tab.wait_round()
+        assert page.locator("#live-state").inner_text() == "Live"
+        # The browser itself notes the failed request, and nothing else is noted.
+        assert all("ERR_INTERNET_DISCONNECTED" in text for text in tab.complaints)
+    finally:
+        context.close()
+
+
+def test_copy(browser: Any, server: Server) -> None:  # noqa: ANN401
+    """A button copies a value whole, without the gaps it is shown with."""
+    clipboard = ["clipboard-read", "clipboard-write"]
+    with tab_of(browser, f"{server.url}/", permissions=clipboard) as tab:
+        page = tab.page
+        page.get_by_label("Copy MRTD").click()
+        page.get_by_text("Copied").wait_for()
+        copied = page.evaluate("navigator.clipboard.readText()")
+        assert len(bytes.fromhex(copied)) == 48
+        assert f'"mrtd": "{copied}"' in page.locator("textarea").input_value()
+
+
+@pytest.mark.parametrize(("width", "height"), WINDOWS)
+def test_nobody_breaks_out(browser: Any, width: int, height: int) -> None:  # noqa: ANN401
+    """Hostile names stay text, also when the page takes them over anew; nothing is pushed aside."""
+    window = {"width": width, "height": height}
+    with (
+        hostile_server() as url,
+        tab_of(browser, url, clock=True, viewport=window) as tab,
+    ):
+        page = tab.page
+        for _ in range(2):
+            assert page.title() == "Worker Information"
+            assert page.locator("script").count() == 1
+            foreign = "img, iframe, object, [onerror], [onfocus], [autofocus]"
+            assert page.locator(foreign).count() == 0
+            assert page.locator("#containers tbody tr").count() == len(HOSTILE)
+            assert page.locator("td", has_text=HOSTILE[0]).count() >= 3
+            assert page.locator("textarea").count() == 1
+            assert tab.fits()
+            assert page.evaluate(PALE) == []
+            tab.wait_round()
+        links = page.locator("td.logs a").evaluate_all("all => all.map(a => a.href)")
+        assert len(links) == 2 * len(HOSTILE)
+        for link, name in zip(links[::2], HOSTILE, strict=True):
+            answer = page.request.get(link)  # a browser would save what has a NUL in it
+            assert (answer.status, answer.text()) == (200, name)
+
+
+def test_an_engine_that_comes_and_goes(browser: Any) -> None:  # noqa: ANN401
+    """Its containers come and go with it, and what it complains about stays text."""
+    with hostile_server("--failing") as url, tab_of(browser, url, clock=True) as tab:
+        rows = tab.page.locator("#containers tbody tr")
+        trouble = tab.page.get_by_text("The container engine cannot be reached.")
+        for _ in range(2):
+            assert (rows.count(), trouble.count()) == (len(HOSTILE), 0)
+            _next_answer(tab)
+            assert (rows.count(), trouble.count()) == (0, 1)
+            _next_answer(tab)
+
+
+def _next_answer(tab: Tab) -> None:
+    """Wait until the engine has been asked again, which happens once a second of its own clock."""
+    before = tab.page.locator("#containers").inner_text()
+    for _ in range(200):
+        tab.wait_round()
+        if tab.page.locator("#containers").inner_text() != before:
+            return
+    raise AssertionError("the engine was not asked again")
+
+
+def test_hidden_measurements(browser: Any) -> None:  # noqa: ANN401
+    """The page of an app that hides them is whole without them, and stays so."""
+    with hostile_server("--hidden") as url, tab_of(browser, url, clock=True) as tab:
+        tab.wait_round()
+        assert tab.page.get_by_text("TCB info is not public").is_visible()
+        assert tab.page.locator("textarea, #timeline, #registers, a[href='#timeline']").count() == 0
+        assert tab.fits()
+
+
+def test_without_scripts(browser: Any, server: Server) -> None:  # noqa: ANN401
+    """Everything is there and folds; what only a script could do is not offered."""
+    with tab_of(browser, f"{server.url}/", java_script_enabled=False) as tab:
+        page = tab.page
+        assert page.locator("[data-copy=RTMR3]").is_visible()
+        assert page.locator("#runtime li").last.is_visible()
+        assert not page.locator("button").first.is_visible()
+        page.locator("#runtime > summary").click()
+        assert not page.locator("#runtime li").last.is_visible()

@@ -1,0 +1,99 @@
+"""What the OpenAPI document says holds for whatever schemathesis makes up from it.
+
+It calls every operation with examples, at the borders of each schema and with random values, right
+ones and wrong ones, in JSON, in the query and in protobuf, and judges each answer by the document.
+What it does not check, and why, is in schemathesis.toml.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.serve.bridge import bridge
+from tests.serve.server import Server, environment, running_server
+
+PROGRAM: Final = shutil.which("st", path=str(Path(sys.executable).parent))
+CONFIG: Final = Path(__file__).with_name("schemathesis.toml")
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="schemathesis is not installed")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A simulator with every listener."""
+    with running_server() as running:
+        yield running
+
+
+@contextmanager
+def _url_of(server: Server, listener: str) -> Iterator[str]:
+    place = server.ready[listener]
+    if place.startswith("http"):
+        yield place
+    else:
+        with bridge(place) as url:
+            yield url
+
+
+def _run(url: str, examples: int, folder: Path, *options: str) -> str:
+    """Return what schemathesis says in the end, once it has found nothing."""
+    assert PROGRAM is not None
+    command = [PROGRAM, "--no-color", "--config-file", str(CONFIG), "run", f"{url}/openapi.json"]
+    done = subprocess.run(  # noqa: S603 - a tool of the tests
+        [*command, "--max-examples", str(examples), "--generation-deterministic", *options],
+        cwd=folder,  # it leaves its files there
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr
+    return done.stdout
+
+
+def _counts(output: str) -> tuple[int, int]:
+    """Return how many operations were tested, and with how many requests."""
+    tested = re.search(r"Tested: (\d+)", output)
+    passed = re.search(r"(\d+) generated, (\d+) passed", output)
+    assert tested is not None
+    assert passed is not None
+    assert passed[1] == passed[2]
+    return int(tested[1]), int(passed[2])
+
+
+def test_examples_and_borders(server: Server, tmp_path: Path) -> None:
+    """Every method of the app's listener with its examples, and at the borders of its schema."""
+    with _url_of(server, "dstack") as url:
+        tested, requests = _counts(_run(url, 1, tmp_path, "--phases", "examples,coverage"))
+    assert tested >= 22
+    assert requests > 400
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("listener", "options", "operations"),
+    [
+        ("http", (), 9),
+        ("dstack", (), 22),
+        ("tappd", ("--include-path-regex", "(Derive|Quote)"), 12),
+    ],
+)
+def test_random_values(
+    server: Server, tmp_path: Path, listener: str, options: tuple[str, ...], operations: int
+) -> None:
+    """Two hundred random requests for each operation, besides examples and borders.
+
+    Of tappd.sock the methods that dstack.sock lacks, and two that it has under other paths. The
+    metrics are there as well where they are served; the logs would need containers.
+    """
+    with _url_of(server, listener) as url:
+        tested, requests = _counts(_run(url, 200, tmp_path, *options))
+    assert tested >= operations
+    assert requests > 90 * operations  # operations that take nothing are soon through
