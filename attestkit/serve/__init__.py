@@ -4,7 +4,7 @@
 Attester. HTTP is a coat: everything below works without this package.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -72,6 +72,7 @@ def serve(  # noqa: PLR0913 - everything by name
     vm_config: str | None = None,
     verifier: "Verifier | None" = None,
     ident: str | None = None,
+    data_disks: Sequence[str] = ("/",),
     limits: "Limits | None" = None,
     access_log: "AccessLog | None" = None,
 ) -> None:
@@ -89,6 +90,7 @@ def serve(  # noqa: PLR0913 - everything by name
         verifier: Judges what comes to `places.verifier`, by its policy too.
         ident: What the Server header says, in printable ASCII; default our name. With a simulator
             it says so in any case.
+        data_disks: Mount points of the file systems that the figures tell about.
         limits: How much, how many, how long; of every listener.
         access_log: Takes every request; what it holds back is written at the end.
 
@@ -110,7 +112,9 @@ def serve(  # noqa: PLR0913 - everything by name
         if verifier is not None:
             apps["verifier"] = _verifier_app(verifier, limits, stats.of("verifier"), stack)
         if attester is not None:
-            guest = _guest(attester, app_compose, app_keys, vm_config, ident, stats, limits)
+            guest = _guest(
+                attester, app_compose, app_keys, vm_config, ident, data_disks, stats, limits
+            )
             stack.callback(guest.close)
             apps.update(_agent_apps(guest, places))
         ready, sockets = _listen(places, stack)
@@ -143,6 +147,7 @@ def _guest(  # noqa: PLR0913, PLR0917 - what serve() was given, but for the plac
     app_keys: "AppKeys | None",
     vm_config: str | None,
     ident: str | None,
+    data_disks: Sequence[str],
     stats: "Stats",
     limits: "Limits",
 ) -> "Guest":
@@ -168,6 +173,7 @@ def _guest(  # noqa: PLR0913, PLR0917 - what serve() was given, but for the plac
         now=time.time,  # noqa: TID251 - here the clock is handed in
         random=os.urandom,
         release=None if ident is None else Release(ident=_honest(ident, attester)),
+        data_disks=data_disks,
         stats=stats,
         limits=limits,
     )

@@ -294,6 +294,7 @@ def _listen(
         # Its files are read now, when the simulator has left its root.
         verifier=None if judging is None else _open_verifier(judging),
         ident=settings.ident,
+        data_disks=settings.data_disks,
         limits=shared.limits,
         access_log=shared.access_log,
     )

@@ -22,6 +22,7 @@ from tests.serve.client import Answer, Connection, call
 from tests.serve.server import SEED, command, environment, refusal, running_server
 from tests.serve.test_config import UPSTREAM
 
+DISK = "/proc"  # mounted wherever the tests run
 KEY = {"path": "a", "purpose": "b"}
 COMPOSE = {"manifest_version": 2, "name": "an app", "runner": "bash", "public_sysinfo": True}
 KEYS = AppKeys.from_seed(bytes.fromhex(SEED))
@@ -151,14 +152,19 @@ def test_an_external_socket_and_a_seed(folder: Path) -> None:
 
 
 def test_what_the_guest_writes_at_boot(folder: Path) -> None:
-    """/dstack/agent.json is a configuration; limits may stand beside it."""
+    """/dstack/agent.json says which disks are told about; limits may stand beside it."""
     path = folder / "agent.json"
-    profiles: dict[str, Any] = {"default": {"core": {"data_disks": ["/", str(folder)]}}}
+    profiles: dict[str, Any] = {"default": {"core": {"data_disks": [DISK]}}}
     profiles["default"]["attestkit"] = {"limits": {"body": "1MiB", "head": "2KiB"}}
     path.write_text(json.dumps(profiles))
-    options = ("-c", str(path), "--http", "none", "--limit", "body=128KiB")
-    with running_server(*options, folder=folder) as server:
-        assert server.ready == {name: f"{folder}/{name}.sock" for name in ("dstack", "tappd")}
+    host_shared(folder)
+    options = ("-c", str(path), "--http", "127.0.0.1:0", "--limit", "body=128KiB")
+    app = ("--app-compose", ".host-shared/app-compose.json")  # whose figures are public
+    with running_server(*options, *app, folder=folder) as server:
+        assert server.ready["dstack"] == f"{folder}/dstack.sock"
+        figures = call_get(server.url, "/metrics")
+        assert f'mount_point="{DISK}"' in figures
+        assert 'mount_point="/"' not in figures
         assert call(server.dstack, "Info").headers["server"] == "attestkit simulator"
         connection = Connection(server.dstack)
         answer = connection.call("GetKey", {"path": "x" * (128 << 10)})
@@ -259,6 +265,15 @@ def test_who_reads_does_not_matter(folder: Path, stderr: str) -> None:
         assert process.wait(60) == 0
     for end in (stdout, writer, *([reader] if stderr == "full" else [])):
         os.close(end)
+
+
+def call_get(endpoint: str, path: str) -> str:
+    """Return what a path shows."""
+    connection = Connection(endpoint)
+    try:
+        return connection.send_request("GET", path).body.decode()
+    finally:
+        connection.close()
 
 
 def wait_for(path: Path) -> Answer:

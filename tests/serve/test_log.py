@@ -19,6 +19,7 @@ from attestkit.serve.log import JsonLines, Log, TextLines, printable
 from attestkit.serve.log_sink import LONGEST_LINE
 
 OURS = logging.getLogger("attestkit.serve")
+LIBRARIES = ("uvicorn.error", "asyncio", "aiodocker", "py.warnings")
 HOSTILE = "a\r\nERROR x: forged\x1b[2J\x9b2J\u202egnp.exe\u2028\u200b\x00\x7f\U0001f600"
 
 
@@ -48,7 +49,9 @@ def written() -> Iterator[Written]:
     """Take the log of this process over for the test."""
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
-    levels = {name: logging.getLogger(name).level for name in ("", "attestkit")}
+    levels = {name: logging.getLogger(name).level for name in ("", "attestkit", *LIBRARIES)}
+    for name in LIBRARIES:  # uvicorn sets its own in tests that serve in this process
+        logging.getLogger(name).setLevel(logging.NOTSET)
     log = Log(writer)
     yield Written(log, reader)
     log.close()

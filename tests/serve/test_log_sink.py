@@ -99,8 +99,8 @@ def test_patience(pipe: tuple[int, int]) -> None:
     sink.write([LINE] * 160, patience=30.0)
     late.join()
     assert sink.dropped == 0
-    sink.write([LINE] * 1, patience=0.2)
-    assert sink.dropped
+    while not sink.dropped:  # the reader may have taken some of it already
+        sink.write([LINE] * 40, patience=0.1)
     begin = time.monotonic()
     sink.write([LINE], patience=30.0)
     assert time.monotonic() - begin < 5
