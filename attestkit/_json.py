@@ -1,16 +1,20 @@
-"""A bound on how deep JSON of strangers may nest, to be asked for before any parser sees it.
+"""What parsers of JSON leave open: how deep it may nest, and that no key occurs twice.
+
+The depth is to be asked for before any parser sees the text.
 
 Python's parsers recurse in C up to the interpreter's recursion limit. That limit is the process's,
 and libraries raise it (one that Ethereum tools import does, to 100,000), after which two hundred
 thousand brackets overflow the C stack and end the process.
 """
 
+import json
 import re
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
 
 from attestkit.errors import FormatError
 
-__all__ = ["MAX_DEPTH", "check_depth"]
+__all__ = ["MAX_DEPTH", "check_depth", "decode_strictly"]
 
 MAX_DEPTH: Final = 200  # levels; the deepest real document has nine
 _MARKS: Final = re.compile(r'"[^"]*"?|[\[{\]}]')  # a string that does not end is one to the end
@@ -41,3 +45,50 @@ def check_depth(text: str | bytes) -> None:
                 raise FormatError(f"JSON nests deeper than {MAX_DEPTH} levels", offset=mark.start())
         elif first != '"':
             depth -= 1
+
+
+def decode_strictly(text: str | bytes) -> Any:  # noqa: ANN401 - any JSON
+    """Return what JSON says, if it says it once and in the words of RFC 8259.
+
+    Python's parser takes the last of several members with one name, where others take the first or
+    refuse, and knows numbers that JSON has not, NaN and Infinity.
+
+    Raises:
+        FormatError: It is no such JSON, or nests too deeply; the text shows no value, and the error
+            has no part of the document in its cause.
+    """
+    check_depth(text)
+    problem, offset = "", None
+    try:
+        text = text.decode() if isinstance(text, bytes) else text
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        problem, offset = "not UTF-8 text", error.start
+    except json.JSONDecodeError as error:
+        problem = f"not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
+    except (_TwiceError, _ConstantError) as error:
+        problem = str(error)
+    except (ValueError, RecursionError):  # numbers of thousands of digits
+        problem = "not JSON that can be read"
+    raise FormatError(problem, offset=offset)  # here, because those errors carry the whole text
+
+
+class _TwiceError(ValueError):
+    pass
+
+
+class _ConstantError(ValueError):
+    pass
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise _TwiceError(f"{ascii(twice[:64])[1:-1]}: occurs twice")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise _ConstantError(f"not JSON: {name} is no number")

@@ -8,14 +8,15 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from types import MappingProxyType
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
 import msgspec
 
 from attestkit._crypto.hashes import sha256
-from attestkit._json import check_depth
-from attestkit.errors import ConfigError, FormatError, UsageError
+from attestkit._typed_json import decode_typed
+from attestkit.errors import ConfigError, UsageError
 
 __all__ = [
     "AppCompose",
@@ -28,7 +29,6 @@ __all__ = [
 ]
 
 KeyProvider = Literal["none", "kms", "local", "tpm"]
-_T = TypeVar("_T")
 
 _LAUNCH_TOKEN_TAG: Final = b"dstack-launch-token/v1:"
 _MANIFEST: Final = re.compile(r"[1-9][0-9]{0,9}")
@@ -43,8 +43,6 @@ _COMPARATOR: Final = re.compile(
     rf"[*xX]|(?:[<>]=?|[=~^])?\s*{_PART}"
     rf"(?:\.{_WILD}(?:\.{_WILD}(?:-{_TAIL})?(?:\+{_TAIL})?)?)?"
 )
-_WHERE: Final = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
-_FIELD: Final = re.compile(r"Object (missing required|contains unknown) field `(.*)`")
 
 
 class PortRule(msgspec.Struct, frozen=True):
@@ -99,6 +97,14 @@ class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gpu_policy: msgspec.Raw = msgspec.Raw(b"{}")
 
 
+class _DockerConfig(msgspec.Struct, frozen=True):
+    """What deployment tools log in with; only its shape is checked."""
+
+    registry: str | None = None
+    username: str | None = None
+    token_key: str | None = None
+
+
 class _File(msgspec.Struct, frozen=True):
     """The file as it may be written, keys and defaults of the dstack guest agent API."""
 
@@ -129,7 +135,7 @@ class _File(msgspec.Struct, frozen=True):
     port_policy: _PortPolicy = _PortPolicy()
     requirements: Requirements | None = None
     verity_volumes: tuple[VerityVolume, ...] = ()
-    docker_config: dict[str, object] | None = None
+    docker_config: _DockerConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -170,9 +176,9 @@ class AppCompose:
         """
         if not isinstance(data, bytes):
             raise UsageError(f"app-compose.json is bytes, not {type(data).__name__}")
-        found = _decode(data, _File)
+        found = decode_typed(data, _File)
         policy = found.requirements.gpu_policy if found.requirements else b"{}"
-        _decode(bytes(policy), _GpuPolicy, "requirements.gpu_policy")
+        decode_typed(bytes(policy), _GpuPolicy, "requirements.gpu_policy")
         _check_requirements(found.requirements)
         _check_lists(found)
         if not _HEX.fullmatch(found.key_provider_id):
@@ -317,27 +323,6 @@ def _compact(value: object, *, sort: bool = False) -> bytes:
         raise UsageError("a value cannot be written in JSON") from error
 
 
-def _decode(data: bytes, shape: type[_T], where: str = "") -> _T:
-    try:
-        check_depth(data)
-        return msgspec.json.decode(data, type=shape)
-    except msgspec.ValidationError as error:
-        raise _invalid(str(error), where) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, FormatError) as error:
-        raise ConfigError(f"not JSON: {error}") from error
-
-
-def _invalid(message: str, where: str) -> ConfigError:
-    """Return the error of msgspec with the key in front."""
-    found = _WHERE.fullmatch(message)
-    reason, path = (found[1], found[2] or "") if found else (message, "")
-    keys = [where, path]
-    if field_name := _FIELD.fullmatch(reason):
-        keys.append(field_name[2])
-        reason = "missing" if field_name[1] == "missing required" else "unknown"
-    return ConfigError(": ".join(part for part in (".".join(filter(None, keys)), reason) if part))
-
-
 def _check_requirements(requirements: Requirements | None) -> None:
     if requirements is None:
         return
@@ -353,16 +338,17 @@ def _check_lists(found: _File) -> None:
     for index, rule in enumerate(found.port_policy.ports):
         if not 0 <= rule.port <= 0xFFFF:
             raise ConfigError(f"port_policy.ports[{index}].port: {rule.port} is no port")
-    targets = set()
+    targets: set[PurePosixPath] = set()
     for index, volume in enumerate(found.verity_volumes):
         where = f"verity_volumes[{index}]"
         if not _HEX32.fullmatch(volume.verity_root):
             raise ConfigError(f"{where}.verity_root: want the hex of 32 bytes")
         if not volume.target.startswith("/"):
             raise ConfigError(f"{where}.target: not an absolute path")
-        if volume.target in targets:
+        target = PurePosixPath(volume.target)  # /data/ is /data
+        if target in targets:
             raise ConfigError(f"{where}.target: occurs twice")
-        targets.add(volume.target)
+        targets.add(target)
 
 
 def _manifest_version(value: int | str) -> int:
@@ -397,5 +383,12 @@ def _key_provider(found: _File) -> KeyProvider:
 def _swap_size(value: int | str) -> int:
     found = _SIZE.fullmatch(str(value).strip())
     if not found:
-        raise ConfigError(f"swap_size: {value!r} is no size in bytes")
-    return int(found[1]) << 10 * _SIZE_UNITS.index((found[2] or " ").upper())
+        raise ConfigError(f"swap_size: {_shown(value)} is no size in bytes")
+    size = int(found[1]) << 10 * _SIZE_UNITS.index((found[2] or " ").upper())
+    if size >= 1 << 64:
+        raise ConfigError(f"swap_size: {_shown(value)} does not fit into 64 bits")
+    return size
+
+
+def _shown(value: int | str) -> str:
+    return ascii(value if isinstance(value, int) else value[:64])

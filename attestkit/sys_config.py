@@ -6,19 +6,18 @@ verifier's business.
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 
-from attestkit._json import check_depth
-from attestkit.errors import ConfigError, FormatError
+from attestkit._typed_json import decode_typed
+from attestkit.errors import ConfigError
 
 __all__ = ["CollateralUrls", "SysConfig", "VmConfig"]
 
-_T = TypeVar("_T")
 _U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 _U64 = Annotated[int, msgspec.Meta(ge=0)]
-_Hex = Annotated[str, msgspec.Meta(pattern="^([0-9a-fA-F]{2})*$")]
+_Hex = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-fA-F]{2})*\Z")]
 
 
 class CollateralUrls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,8 +51,8 @@ class VmConfig(msgspec.Struct, frozen=True):
     num_verity_volumes: _U32 = 0
     image: str | None = None
     host_share_mode: str = ""
-    ovmf_variant: Annotated[str, msgspec.Meta(pattern="^pre202505$")] | None = None
-    tdx_attestation_variant: Annotated[str, msgspec.Meta(pattern="^(legacy|lite)$")] = "legacy"
+    ovmf_variant: Annotated[str, msgspec.Meta(pattern=r"^pre202505\Z")] | None = None
+    tdx_attestation_variant: Annotated[str, msgspec.Meta(pattern=r"^(legacy|lite)\Z")] = "legacy"
     tdx_measurement: _Measurement | None = None
     gcp_measurement: _Measurement | None = None
     aws_measurement: _Measurement | None = None
@@ -86,16 +85,21 @@ class SysConfig(msgspec.Struct, frozen=True):
             ConfigError: This is not JSON, or a key has a value it may not have; the text names
                 key and reason.
         """
-        found = _decode(data, cls)
+        found = decode_typed(data, cls)
         if found.gateway_urls and found.tproxy_urls:
             raise ConfigError("gateway_urls and tproxy_urls are one key under two names")
-        _decode(found.vm_config, VmConfig, "vm_config: ")
+        _check_sizes(decode_typed(found.vm_config, VmConfig, "vm_config"))
         return found
+
+    @property
+    def pccs(self) -> str | None:
+        """Where Intel's endorsements are fetched from, under the newer or the older key."""
+        return self.collateral_urls.pccs or self.pccs_url
 
     @property
     def vm(self) -> VmConfig:
         """The parsed `vm_config`."""
-        return _decode(self.vm_config, VmConfig, "vm_config: ")
+        return decode_typed(self.vm_config, VmConfig, "vm_config")
 
     @property
     def mr_config_document(self) -> str:
@@ -103,9 +107,7 @@ class SysConfig(msgspec.Struct, frozen=True):
         return self.mr_config or self.vm.mr_config or ""
 
 
-def _decode(data: bytes | str, shape: type[_T], where: str = "") -> _T:
-    try:
-        check_depth(data)
-        return msgspec.json.decode(data, type=shape)
-    except (msgspec.DecodeError, UnicodeError, FormatError) as error:  # says which key
-        raise ConfigError(f"{where}{error}") from error
+def _check_sizes(vm: VmConfig) -> None:
+    for key in ("memory_size", "pci_hole64_size"):
+        if getattr(vm, key) >= 1 << 64:
+            raise ConfigError(f"vm_config.{key}: does not fit into 64 bits")

@@ -14,6 +14,7 @@ from attestkit.app_compose import (
     AppCompose,
     PortRule,
     VerityVolume,
+    _File,
     compose_hash_deterministic,
     gpu_policy_hash,
     launch_token_hash,
@@ -225,7 +226,75 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"verity_volumes": [{**VOLUME, "verity_root": "ab"}]}, "verity_volumes[0].verity_root: "),
     ({"verity_volumes": [{**VOLUME, "target": "data"}]}, "verity_volumes[0].target: not an abs"),
     ({"verity_volumes": [VOLUME, VOLUME]}, "verity_volumes[1].target: occurs twice"),
+    (
+        {"verity_volumes": [VOLUME, {**VOLUME, "target": "/data/"}]},
+        "verity_volumes[1].target: occurs twice",
+    ),
+    ({"verity_volumes": [{**VOLUME, "source": None}]}, "verity_volumes[0].source: "),
+    ({"verity_volumes": None}, "verity_volumes: "),
+    ({"manifest_version": 2.0}, "manifest_version: "),
+    ({"manifest_version": "2 3"}, "manifest_version: not a decimal"),
+    ({"manifest_version": "\u0663"}, "manifest_version: not a decimal"),
+    ({"runner": None}, "runner: "),
+    ({"features": None}, "features: "),
+    ({"docker_compose_file": {}}, "docker_compose_file: "),
+    ({"bash_script": 1}, "bash_script: "),
+    ({"pre_launch_script": []}, "pre_launch_script: "),
+    ({"init_script": [1]}, "init_script[0]: "),
+    ({"public_sysinfo": 0}, "public_sysinfo: "),
+    ({"public_tcbinfo": None}, "public_tcbinfo: "),
+    ({"kms_enabled": "yes"}, "kms_enabled: "),
+    ({"gateway_enabled": None}, "gateway_enabled: "),
+    ({"tproxy_enabled": 1}, "tproxy_enabled: "),
+    ({"local_key_provider_enabled": "no"}, "local_key_provider_enabled: "),
+    ({"key_provider": 1}, "key_provider: "),
+    ({"key_provider_id": None}, "key_provider_id: "),
+    ({"key_provider_id": "00\n"}, "key_provider_id: not hex"),
+    ({"allowed_envs": "PATH"}, "allowed_envs: "),
+    ({"allowed_envs": None}, "allowed_envs: "),
+    ({"no_instance_id": 1}, "no_instance_id: "),
+    ({"secure_time": None}, "secure_time: "),
+    ({"storage_fs": 4}, "storage_fs: "),
+    ({"swap_size": None}, "swap_size: "),
+    ({"swap_size": "99999999T"}, "swap_size: '99999999T' does not fit into 64 bits"),
+    ({"event_log_version": None}, "event_log_version: "),
+    ({"event_log_version": 0}, "event_log_version: 0, want 1 or 2"),
+    ({"port_policy": None}, "port_policy: "),
+    ({"port_policy": {"ports": [{"port": -1}]}}, "port_policy.ports[0].port: -1 is no port"),
+    ({"port_policy": {"ports": [{"port": 1, "pp": 1}]}}, "port_policy.ports[0].pp: "),
+    ({"port_policy": {"restrict_mode": None}}, "port_policy.restrict_mode: "),
+    ({"requirements": []}, "requirements: "),
+    ({"requirements": {"tdx_measure_acpi_tables": "x"}}, "requirements.tdx_measure_acpi_tables: "),
+    ({"requirements": {"gpu_policy": None}}, "requirements.gpu_policy: "),
+    ({"requirements": {"gpu_policy": {"attest_gpu": 1}}}, "requirements.gpu_policy.attest_gpu: "),
+    ({"docker_config": 5}, "docker_config: "),
+    ({"docker_config": {"registry": 5}}, "docker_config.registry: "),
+    ({"docker_config": {"username": {}}}, "docker_config.username: "),
+    ({"docker_config": {"token_key": 1}}, "docker_config.token_key: "),
 ]
+
+
+def test_every_key_has_a_wrong_value() -> None:
+    """The table above has every key of the file, so that each is known to be checked."""
+    assert {key for changes, _ in WRONG for key in changes} == set(_File.__struct_fields__)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ('"x": 1, "x": 2', "x: occurs twice"),
+        ('"public_logs": true, "public_logs": false', "public_logs: occurs twice"),
+        ('"y": {"z": 1, "z": 1}', "z: occurs twice"),
+        ('"x": ' + "[" * 300 + "]" * 300, "not JSON: JSON nests deeper than 200 levels"),
+        ('"x": NaN', "not JSON"),
+        ('"x": ' + "9" * 5000, "not JSON that can be read"),
+    ],
+)
+def test_what_a_file_may_not_have_anywhere(more: str, told: str) -> None:
+    """Nor under a key that nobody knows: its readers would not agree on what it says."""
+    with pytest.raises(ConfigError) as caught:
+        AppCompose.parse((json.dumps(LEAST)[:-1] + f", {more}}}").encode())
+    assert str(caught.value).startswith(told)
 
 
 @pytest.mark.parametrize(("changes", "text"), WRONG)

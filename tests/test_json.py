@@ -1,4 +1,4 @@
-"""Nesting is bounded before any parser sees the text, and nothing else is refused."""
+"""Nesting is bounded before any parser sees the text; strictly, JSON says everything once."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit._json import MAX_DEPTH, check_depth
+from attestkit._json import MAX_DEPTH, check_depth, decode_strictly
 from attestkit.errors import FormatError
 
 
@@ -102,3 +102,35 @@ def test_deep_text_does_not_end_the_process(parser: str, bracket: str) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip().endswith("Error")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"a": 1, "a": 1}', "a: occurs twice"),
+        ('[{"b": {"c": 1, "d": 2, "c": 3}}]', "c: occurs twice"),
+        ('{"\\u001b": 1, "\\u001b": 1}', "\\\\x1b: occurs twice"),
+        ("NaN", "not JSON: NaN is no number"),
+        ("[-Infinity]", "not JSON: -Infinity is no number"),
+        ("", "not JSON: Expecting value .line 1, column 1."),
+        ("9" * 5000, "not JSON that can be read"),
+        (b"\xff", "not UTF-8 text .byte 0."),
+        ("[" * 201, "nests deeper"),
+    ],
+)
+def test_what_is_said_loosely(text: str | bytes, told: str) -> None:
+    """It is refused, and the text is nowhere in the error."""
+    with pytest.raises(FormatError, match=told) as caught:
+        decode_strictly(text)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+
+
+@given(st.text() | st.binary())
+def test_strictly_is_no_other_language(text: str | bytes) -> None:
+    """What is read is what Python reads."""
+    try:
+        found = decode_strictly(text)
+    except FormatError:
+        return
+    assert found == json.loads(text)

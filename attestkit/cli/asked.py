@@ -132,7 +132,9 @@ def _asked(  # noqa: PLR0913 - one per option
     policy_name: str,
     at: str | None,
 ) -> Asked:
-    from attestkit.serve.settings import read_policy  # late: commands without options of ours
+    from attestkit.serve.policy_option import (
+        read_policy,
+    )  # late: commands without options of ours
 
     source = click.get_current_context().get_parameter_source("pccs")
     from_environment = source is ParameterSource.ENVIRONMENT

@@ -17,6 +17,7 @@ __all__ = ["AppKeys", "ProviderName"]
 
 ProviderName = Literal["none", "local", "tpm", "kms"]
 
+_LARGEST: Final = 1 << 20  # bytes of a key file; a real one has three thousand
 _SIGNING_PATH: Final = b"vms"
 _SIGNING_PURPOSE: Final = "signing"
 # A local authority has no natural lifetime; from one seed its certificate must always be the same.
@@ -72,9 +73,12 @@ class AppKeys(Secret):
             ConfigError: the file cannot be read or is wrong; the text names file, key and reason.
         """
         try:
-            data = Path(path).read_bytes()
+            with Path(path).open("rb") as file:
+                data = file.read(_LARGEST + 1)
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror or error}") from error
+        if len(data) > _LARGEST:
+            raise ConfigError(f"{path}: longer than {_LARGEST} bytes")
         return cls.from_json(data, name=str(path))
 
     @classmethod

@@ -1,14 +1,13 @@
 """The agent's key file, `.appkeys.json`. Unknown keys are ignored; hex has no 0x."""
 
 import hmac
-import json
 import re
 from collections.abc import Mapping
 from typing import Final
 
 from attestkit._crypto.certificates import read_certificate
 from attestkit._crypto.ecdsa import P256Key
-from attestkit._json import check_depth
+from attestkit._json import decode_strictly
 from attestkit.errors import ConfigError, FormatError, UsageError
 from attestkit.keys.app_keys import AppKeys, ProviderName
 
@@ -38,18 +37,10 @@ class _Reader:
 
     def __init__(self, text: str | bytes, name: str) -> None:
         self._name = name
-        problem = ""
         try:
-            check_depth(text)
-            value = json.loads(text if isinstance(text, str) else text.decode())
-        except UnicodeDecodeError as error:
-            problem = f"not UTF-8 (byte {error.start})"
-        except json.JSONDecodeError as error:
-            problem = f"not JSON (line {error.lineno}, column {error.colno})"
-        except (FormatError, RecursionError):
-            problem = "not JSON that can be read: it is nested too deeply"
-        if problem:  # raised here, because those errors carry the whole text
-            raise self._error("", problem)
+            value = decode_strictly(text)
+        except FormatError as error:  # which has no part of the text in it
+            raise self._error("", str(error)) from error
         self._fields = self._object("", value)
 
     def read(self) -> AppKeys:
@@ -59,7 +50,10 @@ class _Reader:
         where = f"key_provider.{form}"
         ca_cert = self._text("ca_cert", self._fields)
         ca_key = None
-        if provider != "kms":
+        if provider == "kms":
+            for key in ("url", "tmp_ca_key", "tmp_ca_cert"):  # for talking to it, which we do not
+                self._text(key, details, where, default="")
+        else:
             ca_key = self._ca_key(f"{where}.key", self._text("key", details, where), ca_cert)
         provider_id = self._hex(id_field, details, where).hex() if id_field else ""
         try:

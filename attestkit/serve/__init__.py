@@ -4,7 +4,7 @@
 Attester. HTTP is a coat: everything below works without this package.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from attestkit.app_compose import AppCompose
     from attestkit.attester import Attester
     from attestkit.keys import AppKeys
+    from attestkit.serve.access_log import AccessLog
     from attestkit.serve.guest import Guest
     from attestkit.serve.limits import Limits
     from attestkit.serve.rpc import App
@@ -25,11 +26,14 @@ __all__ = ["Places", "Ready", "serve"]
 
 
 class Places(NamedTuple):
-    """Where to listen; None is not at all. TCP places are (host, port), port 0 is any free one."""
+    """Where to listen; None is not at all. TCP places are (host, port), port 0 is any free one.
+
+    Only `http` may be a unix socket instead, with the mode and group of the others.
+    """
 
     dstack: Path | None = None
     tappd: Path | None = None
-    http: tuple[str, int] | None = None
+    http: tuple[str, int] | Path | None = None
     dev_http: tuple[str, int] | None = None
     socket_mode: int = 0o600
     socket_group: str | None = None
@@ -67,7 +71,10 @@ def serve(  # noqa: PLR0913 - everything by name
     app_keys: "AppKeys | None" = None,
     vm_config: str | None = None,
     verifier: "Verifier | None" = None,
+    ident: str | None = None,
+    data_disks: Sequence[str] = ("/",),
     limits: "Limits | None" = None,
+    access_log: "AccessLog | None" = None,
 ) -> None:
     """Serve the guest agent API, or the verifier service, or both, until SIGTERM or SIGINT.
 
@@ -81,7 +88,11 @@ def serve(  # noqa: PLR0913 - everything by name
             so.
         vm_config: JSON text that is given back unchanged; default what `attester` knows.
         verifier: Judges what comes to `places.verifier`, by its policy too.
+        ident: What the Server header says, in printable ASCII; default our name. With a simulator
+            it says so in any case.
+        data_disks: Mount points of the file systems that the figures tell about.
         limits: How much, how many, how long; of every listener.
+        access_log: Takes every request; what it holds back is written at the end.
 
     Raises:
         UsageError: A place cannot be, there is none, or nobody says what the app is.
@@ -94,12 +105,16 @@ def serve(  # noqa: PLR0913 - everything by name
 
     _refuse_what_cannot_be(attester, places, verifier)
     with ExitStack() as stack:
+        if access_log is not None:
+            stack.callback(access_log.flush, patience=1.0)
         stats, limits = Stats(), limits or Limits()
         apps = {}
         if verifier is not None:
             apps["verifier"] = _verifier_app(verifier, limits, stats.of("verifier"), stack)
         if attester is not None:
-            guest = _guest(attester, app_compose, app_keys, vm_config, stats, limits)
+            guest = _guest(
+                attester, app_compose, app_keys, vm_config, ident, data_disks, stats, limits
+            )
             stack.callback(guest.close)
             apps.update(_agent_apps(guest, places))
         ready, sockets = _listen(places, stack)
@@ -131,6 +146,8 @@ def _guest(  # noqa: PLR0913, PLR0917 - what serve() was given, but for the plac
     app_compose: "AppCompose | None",
     app_keys: "AppKeys | None",
     vm_config: str | None,
+    ident: str | None,
+    data_disks: Sequence[str],
     stats: "Stats",
     limits: "Limits",
 ) -> "Guest":
@@ -138,7 +155,7 @@ def _guest(  # noqa: PLR0913, PLR0917 - what serve() was given, but for the plac
     import time
 
     from attestkit.errors import UnsupportedError, UsageError
-    from attestkit.serve.guest import Guest
+    from attestkit.serve.guest import Guest, Release
 
     try:
         app_compose = app_compose or attester.app_compose
@@ -155,20 +172,30 @@ def _guest(  # noqa: PLR0913, PLR0917 - what serve() was given, but for the plac
         vm_config=vm_config,
         now=time.time,  # noqa: TID251 - here the clock is handed in
         random=os.urandom,
+        release=None if ident is None else Release(ident=_honest(ident, attester)),
+        data_disks=data_disks,
         stats=stats,
         limits=limits,
     )
 
 
+def _honest(ident: str, attester: "Attester") -> str:
+    """Return the name for the Server header, with the word that a simulator is never without."""
+    if not attester.simulated or "simulator" in ident.lower():
+        return ident
+    return f"{ident} (attestkit simulator)"
+
+
 def _listen(places: Places, stack: ExitStack) -> "tuple[Ready, dict[str, socket]]":
     """Bind everything; what is bound is closed, and removed, with `stack`."""
-    from attestkit.serve.settings import Address
+    from attestkit.serve.address import Address
     from attestkit.serve.sockets import UnixListener, bind_tcp
 
     sockets = {}
     where: dict[str, Path | str] = {}
-    for name, path in (("dstack", places.dstack), ("tappd", places.tappd)):
-        if path is not None:
+    paths = (("dstack", places.dstack), ("tappd", places.tappd), ("http", places.http))
+    for name, path in paths:
+        if isinstance(path, Path):
             listener = UnixListener(path.absolute(), places.socket_mode, places.socket_group)
             stack.callback(listener.close)
             sockets[name], where[name] = listener.socket, listener.path
@@ -179,7 +206,7 @@ def _listen(places: Places, stack: ExitStack) -> "tuple[Ready, dict[str, socket]
         ("pccs", places.pccs),
     )
     for name, address in addresses:
-        if address is not None:
+        if address is not None and not isinstance(address, Path):
             option = f"--{name.replace('_', '-')}"
             sockets[name] = stack.enter_context(bind_tcp(option, Address(*address)))
             where[name] = f"http://{Address(*sockets[name].getsockname()[:2])}"

@@ -1,20 +1,25 @@
 """The server as a program: `python -m attestkit.serve`, the same as `attestkit serve`."""
 
-import argparse
 import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from attestkit.errors import AttestKitError, ConfigError, FormatError, UsageError
+from attestkit.serve.limits import Limits
+from attestkit.serve.log import Log, in_one_line
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester
     from attestkit.serve import Ready
-    from attestkit.serve.settings import Options, Settings, VerifierSettings
+    from attestkit.serve.access_log import AccessLog
+    from attestkit.serve.options import Options
+    from attestkit.serve.settings import Settings
+    from attestkit.serve.verifier_settings import VerifierSettings
     from attestkit.verifier.pipeline import Verifier
 
 __all__ = ["main"]
@@ -22,7 +27,18 @@ __all__ = ["main"]
 _Read = TypeVar("_Read")
 
 _EXTRA = frozenset({"httptools", "uvicorn", "uvloop"})
-_OPEN_FILES = 4096
+_LISTENERS = 6
+_OPEN_FILES = 1024  # besides connections
+_MOST_TOLD = 20
+_logger = logging.getLogger("attestkit.serve")
+
+
+class _Shared(NamedTuple):
+    """What all that is served here has in common."""
+
+    log: Log
+    limits: Limits
+    access_log: "AccessLog | None"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,21 +47,36 @@ def main(arguments: list[str] | None = None) -> int:
     Whatever goes wrong is one line on stderr: 0 good, 1 usage or configuration, 3 the device, the
     machine or ourselves, 5 unreadable input.
     """
-    _log_in_lines()
+    _hold_standard_streams()
+    log = Log()
     try:
-        _serve(_parse(sys.argv[1:] if arguments is None else arguments))
+        _serve(_options(sys.argv[1:] if arguments is None else arguments, log), log)
     except KeyboardInterrupt:  # before the loop took the signal over
         return 130
     except AttestKitError as error:
-        _complain(str(error))
+        log.complain(str(error))
         return _exit_code(error)
     except Exception as error:  # noqa: BLE001 - a person gets a line, whatever it is
         if isinstance(error, ModuleNotFoundError) and error.name in _EXTRA:
-            _complain(f"the server needs {error.name}: pip install 'attestkit[serve]'")
+            log.complain(f"the server needs {error.name}: pip install 'attestkit[serve]'")
             return 1
-        _complain(f"internal error: {_in_one_line(error)}")
+        log.complain(f"internal error: {in_one_line(error)}")
         return 3
+    finally:
+        log.close()
     return 0
+
+
+def _hold_standard_streams() -> None:
+    """Put nothing where a standard stream is closed, so that no socket gets its number.
+
+    A socket or a device with the number of stderr would be sent the log.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
 
 
 def _exit_code(error: AttestKitError) -> int:
@@ -54,92 +85,48 @@ def _exit_code(error: AttestKitError) -> int:
     return 1 if isinstance(error, (UsageError, ConfigError)) else 3
 
 
-def _complain(text: str) -> None:
-    line = " ".join(text.split())
-    with contextlib.suppress(OSError):
-        sys.stderr.write(f"attestkit serve: {line}\n")
+def _options(arguments: Sequence[str], log: Log) -> "Options":
+    """Return what the command line and its configuration say, and set the log up by it."""
+    from attestkit.serve.options import parse_options, refuse_empty, with_config
+
+    options = parse_options(arguments)
+    refuse_empty(options)
+    # What is wrong with the configuration is told in the form that the command line asked for.
+    log.configure(options.log_format or "text", options.log_level or "info")
+    if options.config is None:
+        return options
+    from attestkit.serve.config import read_config  # late: who has none starts sooner
+
+    found = read_config(Path(options.config))
+    options = with_config(options, found.values, found.sources, found.limits, os.environ)
+    log.configure(options.log_format or "text", options.log_level or "info")
+    if found.unknown:
+        _logger.warning("%s: unknown and ignored: %s", options.config, _listed(found.unknown))
+    if found.unused:
+        _logger.info("%s: not used here: %s", options.config, _listed(found.unused))
+    return options
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage: one line is enough."""
-        raise UsageError(f"{message} (--help lists the options)")
+def _listed(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - _MOST_TOLD} more" if len(keys) > _MOST_TOLD else ""
+    return ", ".join(keys[:_MOST_TOLD]) + more
 
 
-def _parse(arguments: list[str]) -> "Options":
-    from attestkit.serve.settings import Options
-
-    parser = _Parser(
-        prog="attestkit serve",
-        description="Serve the dstack guest agent API.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--backend", metavar="NAME", help="a backend's name; default: auto")
-    add("--dir", metavar="DIR", help="folder of the sockets")
-    add("--state-dir", metavar="DIR", help="simulator: folder of its seed and registers")
-    add("--socket", metavar="PATH", help="default: DIR/dstack.sock; none: off")
-    add("--tappd-socket", metavar="PATH", help="default: DIR/tappd.sock; none: off")
-    add("--socket-mode", metavar="OCTAL", help="default: 600 for the simulator, 660 on hardware")
-    add("--socket-group", metavar="GROUP", help="name or number")
-    add(
-        "--http",
-        metavar="HOST:PORT",
-        help="external listener, port 0: any free one, none: off; "
-        "default: 127.0.0.1:8090 for the simulator, 0.0.0.0:8090 on hardware",
-    )
-    add("--dev-http", metavar="HOST:PORT", help="simulator: everything over TCP, loopback only")
-    add("--pccs", metavar="HOST:PORT", help="simulator: serve its collateral, as a PCCS does")
-    add("--app-keys", metavar="FILE", help="the agent's .appkeys.json")
-    add("--app-compose", metavar="FILE", help="the agent's app-compose.json")
-    add("--sys-config", metavar="FILE", help="the agent's .sys-config.json")
-    add("--app-id", metavar="HEX", help="20 bytes to measure; default: from the compose hash")
-    add(
-        "--measure-app",
-        action="store_true",
-        help="hardware without a boot sequence: measure the app into RTMR3, before anything else "
-        "is; the simulator always does",
-    )
-    add("--seed", metavar="HEX", help="simulator: 32 bytes that everything follows from")
-    add("--seed-file", metavar="FILE", help="simulator: a file with the seed, raw or in hex")
-    add("--reset", action="store_true", help="simulator: reboot the TD, forgetting its events")
-    _add_verifier_options(add)
-    return Options(**vars(parser.parse_args(arguments)))
-
-
-def _add_verifier_options(add: Callable[..., object]) -> None:
-    add(
-        "--verifier",
-        metavar="HOST:PORT",
-        help="the verifier service, port 0: any free one; default: off; alone with --backend none",
-    )
-    add(
-        "--verifier-pccs",
-        metavar="URL",
-        help="verifier: where collateral is fetched; default: $PCCS_URL, else nothing is fetched",
-    )
-    add("--verifier-collateral", metavar="FILE", help="verifier: collateral in place of a PCCS")
-    add(
-        "--verifier-policy",
-        metavar="NAME|FILE",
-        help="verifier: rules that evidence must meet: strict, default or development, or a file",
-    )
-    add(
-        "--trust-anchor",
-        metavar="FILE",
-        help="verifier: one root, DER or PEM, in place of the makers'; "
-        "a simulator leaves its own in DIR/trust-anchor.pem",
-    )
-
-
-def _serve(options: "Options") -> None:
+def _serve(options: "Options", log: Log) -> None:
     from attestkit.backends import signs_of_hardware
-    from attestkit.serve.settings import decide, decide_verifier
+    from attestkit.serve.settings import decide
     from attestkit.serve.sockets import Lock, make_folder
+    from attestkit.serve.verifier_settings import decide_verifier
 
     judging = decide_verifier(options, os.environ)
+    shared = _Shared(
+        log,
+        Limits(**options.limits),  # type: ignore[arg-type]  # counts are whole numbers
+        log.access_log(time.time) if options.access_log else None,  # noqa: TID251 - handed in here
+    )
+    _raise_file_limit(shared.limits)
     if judging is not None and judging.alone:
-        _serve_verifier(judging)
+        _serve_verifier(judging, shared)
         return
     settings = decide(options, os.environ, signs_of_hardware)
     make_folder(settings.folder, private=settings.private, ignored=settings.private)
@@ -149,21 +136,20 @@ def _serve(options: "Options") -> None:
         stack.enter_context(attester)
         if settings.measure_app and not settings.simulated:
             attester.measure_app(settings.app_id)
-        _raise_file_limit()
-        _listen(settings, attester, judging)
+        _listen(settings, attester, judging, shared)
 
 
-def _serve_verifier(settings: "VerifierSettings") -> None:
+def _serve_verifier(settings: "VerifierSettings", shared: _Shared) -> None:
     """Serve the verifier alone: no agent, no TEE, nothing on disk."""
     from attestkit.serve import Places, serve
 
-    verifier = _open_verifier(settings)
-    _raise_file_limit()
     serve(
         None,
         Places(verifier=settings.address),
-        on_ready=lambda ready: _announce(ready, "a verifier"),
-        verifier=verifier,
+        on_ready=lambda ready: _announce(shared.log, ready, "a verifier"),
+        verifier=_open_verifier(settings),
+        limits=shared.limits,
+        access_log=shared.access_log,
     )
 
 
@@ -171,24 +157,25 @@ def _open_verifier(settings: "VerifierSettings") -> "Verifier":
     """Return who judges. Without a policy the platform's status is told and not judged."""
     from attestkit.collateral import Collateral
     from attestkit.collateral.pccs_client import base_url
-    from attestkit.serve.settings import read_policy
+    from attestkit.serve.policy_option import read_policy
     from attestkit.verifier.dcap import Dcap
     from attestkit.verifier.pipeline import Verifier
     from attestkit.verifier.policy import AppraisalPolicy
 
+    names = settings.names
     Dcap(None)  # says that the package that verifies quotes is missing
     if settings.pccs_url is not None:
         try:
             base_url(settings.pccs_url)  # else the first request would be the one to complain
         except UsageError as error:
-            raise UsageError(f"--verifier-pccs or $PCCS_URL: {error}") from error
+            raise UsageError(f"{names['pccs_url']} {error}") from error
     return Verifier(
-        _configured("--trust-anchor", settings.trust_anchor, _trust_anchor),
-        _configured("--verifier-collateral", settings.collateral, Collateral.from_json),
+        _configured(names["trust_anchor"], settings.trust_anchor, _trust_anchor),
+        _configured(names["collateral"], settings.collateral, Collateral.from_json),
         settings.pccs_url,
         AppraisalPolicy.development()
         if settings.policy is None
-        else read_policy("--verifier-policy", settings.policy),
+        else read_policy(names["policy"], settings.policy),
     )
 
 
@@ -266,16 +253,21 @@ def _open_simulator(settings: "Settings") -> "Attester":
 
 
 def _seed(settings: "Settings") -> bytes | None:
-    from attestkit.serve import config
+    from attestkit.serve import seed
 
     if settings.seed_hex is not None:
-        return config.seed_from_hex(settings.seed_hex, "--seed")
+        return seed.seed_from_hex(settings.seed_hex, settings.seed_source)
     if settings.seed_file is not None:
-        return config.read_seed(settings.seed_file)
+        return seed.read_seed(settings.seed_file)
     return None  # then the state folder keeps one
 
 
-def _listen(settings: "Settings", attester: "Attester", judging: "VerifierSettings | None") -> None:
+def _listen(
+    settings: "Settings",
+    attester: "Attester",
+    judging: "VerifierSettings | None",
+    shared: _Shared,
+) -> None:
     from attestkit.serve import Places, serve
 
     what, lines = "a TEE, on hardware", []
@@ -296,9 +288,15 @@ def _listen(settings: "Settings", attester: "Attester", judging: "VerifierSettin
             verifier=None if judging is None else judging.address,
             pccs=settings.pccs,
         ),
-        on_ready=lambda ready: _announce(ready, what, lines, simulated=attester.simulated),
+        on_ready=lambda ready: _announce(
+            shared.log, ready, what, lines, simulated=attester.simulated
+        ),
         # Its files are read now, when the simulator has left its root.
         verifier=None if judging is None else _open_verifier(judging),
+        ident=settings.ident,
+        data_disks=settings.data_disks,
+        limits=shared.limits,
+        access_log=shared.access_log,
     )
 
 
@@ -311,18 +309,22 @@ def _leave_anchor(settings: "Settings", attester: "Attester") -> Path:
 
 
 def _announce(
-    ready: "Ready", what: str, lines: Sequence[str] = (), *, simulated: bool = False
+    log: Log, ready: "Ready", what: str, lines: Sequence[str] = (), *, simulated: bool = False
 ) -> None:
     """Tell the people, the program that started us, and the service manager."""
-    with contextlib.suppress(OSError):  # nobody reads; the sockets are what counts
-        sys.stderr.write(_banner(ready, what, lines, simulated=simulated))
-        sys.stdout.write(f"{ready}\n")
-        sys.stdout.flush()
+    log.say(
+        _banner(ready, what, lines, simulated=simulated),
+        places={name: str(at) for name, at in ready.places.items()},
+    )
+    try:
+        print(ready, flush=True)  # noqa: T201 - for the program that started us
+    except OSError:  # it does not read; the sockets are what counts
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tries again when it ends
     if where := os.environ.get("NOTIFY_SOCKET"):
         _notify(where)
 
 
-def _banner(ready: "Ready", what: str, more: Sequence[str], *, simulated: bool) -> str:
+def _banner(ready: "Ready", what: str, more: Sequence[str], *, simulated: bool) -> list[str]:
     from shlex import quote
 
     lines = [f"attestkit serves {what}", *more]
@@ -337,7 +339,7 @@ def _banner(ready: "Ready", what: str, more: Sequence[str], *, simulated: bool) 
         lines.append(f"  export PCCS_URL={ready.places['pccs']}")
     if "verifier" in ready.places:
         lines.append(f"  curl {ready.places['verifier']}/verify -d @evidence.json")
-    return "\n".join(filter(None, lines)) + "\n"
+    return list(filter(None, lines))
 
 
 def _notify(where: str) -> None:
@@ -349,47 +351,19 @@ def _notify(where: str) -> None:
             notifier.connect(address)
             notifier.send(b"READY=1")
     except OSError as error:
-        _complain(f"$NOTIFY_SOCKET {where}: {error.strerror or error}")
+        _logger.warning("$NOTIFY_SOCKET %s: %s", where, error.strerror or error)
 
 
-def _raise_file_limit() -> None:
+def _raise_file_limit(limits: Limits) -> None:
     """Have room for all connections that the listeners allow; the usual limit has not."""
     import resource
 
+    room = _OPEN_FILES + _LISTENERS * 2 * limits.connections
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= soft < _OPEN_FILES:
-        wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if 0 <= soft < room:
+        wanted = room if hard == resource.RLIM_INFINITY else min(room, hard)
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-class _Lines(logging.Formatter):
-    """A log whose records are one line each, exceptions too."""
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802, ANN401 - named and typed by logging
-        return _in_one_line(ei[1])
-
-    def format(self, record: logging.LogRecord) -> str:
-        return " ".join(super().format(record).split())
-
-
-def _in_one_line(error: BaseException | None) -> str:
-    """Return what went wrong and the way to it, innermost place last."""
-    if error is None:
-        return ""
-    places = []
-    trace = error.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        places.append(f"{Path(code.co_filename).name}:{trace.tb_lineno}")
-        trace = trace.tb_next
-    return f"{type(error).__name__}: {error} ({' > '.join(places[-6:])})"
-
-
-def _log_in_lines() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Lines("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
 if __name__ == "__main__":

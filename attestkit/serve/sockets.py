@@ -16,7 +16,7 @@ from typing import TypeAlias
 from attestkit._crypto.pem import armour
 from attestkit.collateral.atomic_file import replace_file
 from attestkit.errors import BackendBusyError, ConfigError, UsageError
-from attestkit.serve.settings import Address
+from attestkit.serve.address import Address
 
 __all__ = ["BACKLOG", "Lock", "UnixListener", "bind_tcp", "make_folder", "write_trust_anchor"]
 

@@ -7,7 +7,6 @@ is a mistake.
 
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from difflib import get_close_matches
@@ -15,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
+from attestkit._toml import LARGEST, decode
 from attestkit.errors import ConfigError, UsageError
 from attestkit.verifier.policy_rules import (
     BIT_NAMES,
@@ -27,40 +27,20 @@ from attestkit.verifier.policy_rules import (
 )
 from attestkit.verifier.result import TcbStatus
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 __all__ = ["ANY", "LARGEST", "PRESET_NAMES", "UNITS", "parse", "read_file"]
 
 PRESET_NAMES: Final = ("strict", "default", "development")
 ANY: Final = "any"
 """What `accepted_advisories` says where a preset's list is to be lifted."""
 
-LARGEST: Final = 1 << 20
-"""Bytes of a policy file that is read: 1 MiB."""
-
 UNITS: Final = {"w": 604_800, "d": 86_400, "h": 3_600, "s": 1}
 """Seconds of the units of a period."""
 
 _T = TypeVar("_T")
 
-_DEEPEST: Final = 16  # brackets in brackets; a policy has three
-_MOST_DOTS: Final = 64  # in a line, outside of text; a key of a policy has one
 _ENDLESS: Final = 10**11  # seconds; a policy takes a century at most
 _PERIOD: Final = re.compile(r"([0-9]{1,10})([wdhs])")
 _HEX: Final = re.compile(r"(?:[0-9a-fA-F]{2})*")
-# Text and comments, which may hold anything, and the marks that count.
-_MARKS: Final = re.compile(
-    r'"""(?:[^\\"]|\\.|"(?!""))*(?:"{3,5}|\Z)'  # the last two quotes may be text
-    r"|'''(?:[^']|'(?!''))*(?:'{3,5}|\Z)"
-    r'|"(?:[^"\\\n]|\\.)*"?'
-    r"|'[^'\n]*'?"
-    r"|\#[^\n]*"
-    r"|[\[{\]}.\n]",
-    re.DOTALL,
-)
 
 
 class Parsed(NamedTuple):
@@ -93,48 +73,12 @@ def parse(text: str | bytes, source: str) -> Parsed:
             begins with `source` and the key. Rules are not held against each other here.
     """
     try:
-        table = _decode(text)
+        table = decode(text)
         preset = _preset(table)
         rules = {key: _rule(key, value) for key, value in table.items() if key != "preset"}
     except (ConfigError, UsageError) as error:
         raise ConfigError(f"{source}: {error}") from error
     return Parsed(preset, rules)
-
-
-def _decode(text: str | bytes) -> dict[str, Any]:
-    if len(text) > LARGEST:
-        raise ConfigError(f"longer than {LARGEST} bytes")
-    try:
-        text = text.decode() if isinstance(text, bytes) else text
-        _check_nesting(text)
-        return tomllib.loads(text)
-    except UnicodeDecodeError as error:
-        raise ConfigError("not UTF-8 text") from error
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and numbers of many digits
-        raise ConfigError(f"not TOML: {error}") from error
-
-
-def _check_nesting(text: str) -> None:
-    """Bound what the parser calls itself for, and what it takes quadratic time for.
-
-    Raises:
-        ConfigError: Brackets nest too deeply, or a key has too many dots.
-    """
-    depth = dots = 0
-    for mark in _MARKS.finditer(text):
-        first = mark[0][0]
-        if first in "[{":
-            depth += 1
-        elif first in "]}":
-            depth = max(0, depth - 1)
-        elif first == ".":
-            dots += 1
-        elif first == "\n":
-            dots = 0
-        if depth > _DEEPEST:
-            raise ConfigError(f"brackets nest deeper than {_DEEPEST} levels")
-        if dots > _MOST_DOTS:
-            raise ConfigError(f"a line has more than {_MOST_DOTS} dots")
 
 
 def _preset(table: Mapping[str, Any]) -> str | None:

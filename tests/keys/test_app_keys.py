@@ -148,7 +148,56 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"key_provider": {"None": {}}}, "key_provider.None.key: missing"),
     ({"key_provider": {"Local": {"key": "-----BEGIN"}}}, "key_provider.Local.key: not the PEM"),
     ({"key_provider": {"Kms": {"pubkey": "x"}}}, "key_provider.Kms.pubkey: not hex"),
+    ({"key_provider": {"Kms": {"pubkey": 1}}}, "key_provider.Kms.pubkey: not a string"),
+    ({"key_provider": {"Kms": {"url": 1}}}, "key_provider.Kms.url: not a string"),
+    ({"key_provider": {"Kms": {"tmp_ca_key": {}}}}, "key_provider.Kms.tmp_ca_key: not a string"),
+    ({"key_provider": {"Kms": {"tmp_ca_cert": 1}}}, "key_provider.Kms.tmp_ca_cert: not a string"),
+    ({"key_provider": []}, "key_provider: not an object"),
+    ({"k256_key": "11" * 33}, "k256_key: 33 bytes, want 32"),
+    ({"k256_key": "11" * 32 + "\n"}, "k256_key: not hex"),
+    ({"k256_signature": 1}, "k256_signature: not a string"),
+    ({"env_crypt_key": ["11"]}, "env_crypt_key: not a string"),
+    ({"disk_crypt_key": 5}, "disk_crypt_key: not a string"),
+    ({"ca_cert": 1}, "ca_cert: not a string"),
 ]
+
+
+@pytest.mark.parametrize(("form", "field"), [("Local", "mr"), ("Tpm", "pubkey")])
+def test_wrong_fields_of_local_providers(app_keys: AppKeys, form: str, field: str) -> None:
+    """What says who the provider was is hex text."""
+    assert app_keys.ca_key is not None
+    for value, told in (("0x12", "not hex"), (1, "not a string"), (None, "not a string")):
+        provider = {form: {"key": app_keys.ca_key.pkcs8_pem, field: value}}
+        with pytest.raises(ConfigError) as caught:
+            AppKeys.from_json(json.dumps(written(app_keys, key_provider=provider)))
+        assert str(caught.value) == f"key_provider.{form}.{field}: {told}"
+
+
+@pytest.mark.parametrize("form", ["None", "Local", "Tpm"])
+def test_the_authority_needs_its_own_key(app_keys: AppKeys, form: str) -> None:
+    """With every local form a certificate of another key is refused, and the file named."""
+    assert app_keys.ca_key is not None
+    provider = {form: {"key": app_keys.ca_key.pkcs8_pem}}
+    other = AppKeys.from_seed(bytes(32)).ca_cert
+    text = json.dumps(written(app_keys, key_provider=provider, ca_cert=other))
+    with pytest.raises(ConfigError, match=rf"^f: ca_cert: .* key_provider\.{form}\.key"):
+        AppKeys.from_json(text, name="f")
+
+
+def test_a_key_that_occurs_twice(app_keys: AppKeys) -> None:
+    """Readers would not agree on which of two keys is the root; neither is shown."""
+    text = json.dumps(written(app_keys))[:-1] + ', "k256_key": "' + "22" * 32 + '"}'
+    with pytest.raises(ConfigError) as caught:
+        AppKeys.from_json(text, name="f")
+    assert str(caught.value) == "f: k256_key: occurs twice"
+    assert not leaks(caught.value, app_keys.k256_key.hex())
+    assert not leaks(caught.value, "22" * 32)
+
+
+def test_a_file_without_end() -> None:
+    """A device in place of a file does not fill the memory."""
+    with pytest.raises(ConfigError, match=r"^/dev/zero: longer than 1048576 bytes$"):
+        AppKeys.load("/dev/zero")
 
 
 @pytest.mark.parametrize(("change", "text"), WRONG)

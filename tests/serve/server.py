@@ -94,14 +94,17 @@ def running_server(
 ) -> Iterator[Server]:
     """Run a server in `folder` (default: a new one) until the end of the block.
 
-    It is a simulator with `seed`, its TCP ports free ones, unless `options` say otherwise.
+    It is a simulator with `seed`, its TCP ports free ones, unless `options` say otherwise; what a
+    configuration (-c) may say is left to it.
     """
     with contextlib.ExitStack() as stack:
         if folder is None:  # short, for the path of a socket has little room
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ak")))
-        usual = ["--backend", "simulator", "--dir", str(folder), "--http", "127.0.0.1:0"]
-        if seed and not {"--seed", "--seed-file", "--state-dir"} & set(options):
-            usual += ["--seed", seed]
+        usual = ["--backend", "simulator", "--dir", str(folder)]
+        if "-c" not in options:
+            usual += ["--http", "127.0.0.1:0"]
+            if seed and not {"--seed", "--seed-file", "--state-dir"} & set(options):
+                usual += ["--seed", seed]
         with (folder / "stderr").open("w") as errors:
             process = stack.enter_context(
                 subprocess.Popen(  # noqa: S603 - our own program

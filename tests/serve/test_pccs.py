@@ -23,8 +23,10 @@ from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 from attestkit.quote import Quote
 from attestkit.serve import Places, serve
+from attestkit.serve.address import Address
+from attestkit.serve.options import Options
 from attestkit.serve.pccs import pccs_app, pccs_of
-from attestkit.serve.settings import Address, Options, decide
+from attestkit.serve.settings import decide
 from tests.serve.asgi import Client
 from tests.serve.server import SEED, Server, refusal, running_server
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from attestkit.errors import UsageError
-from attestkit.serve.settings import Address, Options, Settings, decide, parse_address
+from attestkit.errors import ConfigError, UsageError
+from attestkit.serve.address import Address, parse_address
+from attestkit.serve.options import FLAGS, Options
+from attestkit.serve.settings import Settings, decide
 
 HOME = {"HOME": "/home/me"}
 
@@ -147,7 +149,7 @@ def test_options_of_the_simulator_are_refused_on_hardware(option: str, value: st
 )
 def test_addresses(text: str, expected: tuple[str, int]) -> None:
     """HOST:PORT reads, and writes the same."""
-    found = parse_address("--http", text)
+    found = parse_address(text)
     assert found == expected
     assert str(found) == text
 
@@ -161,8 +163,10 @@ _LONG = "h:" + "9" * 5000
 )
 def test_wrong_addresses(text: str) -> None:
     """Anything else is refused, by the option's name."""
+    with pytest.raises(UsageError):
+        parse_address(text)
     with pytest.raises(UsageError, match="--http"):
-        parse_address("--http", text)
+        simulator(http=text)
 
 
 def test_http_can_be_off() -> None:
@@ -207,7 +211,10 @@ def test_app_id() -> None:
             simulator(app_id=text)
 
 
-@pytest.mark.parametrize("option", sorted(set(Options._fields) - {"reset", "measure_app"}))
+@pytest.mark.parametrize(
+    "option",
+    sorted(set(Options._fields) - FLAGS - {"config", "limits", "sources", "data_disks", "ident"}),
+)
 def test_an_empty_value_is_refused(option: str) -> None:
     """An unset variable of a shell must not put seed and sockets into the current folder."""
     with pytest.raises(UsageError, match=f"--{option.replace('_', '-')}: the value is empty"):
@@ -251,3 +258,80 @@ def test_an_agent_does_not_stand_before_an_agent(options: Options, environ: dict
     """A server of somebody else's keys would only hide whose they are."""
     with pytest.raises(UsageError, match="dstack_agent is for clients"):
         decide(options, environ, signs)
+
+
+# -- what a configuration gives --------------------------------------------------------------------
+
+
+def configured(**values: str) -> Options:
+    """Options that a configuration gave, each under the key of its own name."""
+    sources = {name: f"agent.toml: key.{name}" for name in values}
+    return Options(backend="simulator", sources=sources, **values)  # type: ignore[arg-type]  # texts
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"http": "x"}, "agent.toml: key.http: x: want HOST:PORT"),
+        ({"http": "unix:"}, "agent.toml: key.http: unix:: want a path behind it"),
+        ({"pccs": "::1:80"}, "agent.toml: key.pccs: ::1:80: an IPv6 address goes in square"),
+        ({"dev_http": "192.0.2.1:0"}, "agent.toml: key.dev_http: 192.0.2.1:0: only on a loopback"),
+        ({"socket_mode": "rw"}, "agent.toml: key.socket_mode: rw: want an octal number"),
+        ({"app_id": "00"}, "agent.toml: key.app_id: 00: want 40 hex digits"),
+        ({"seed": "s3cret", "seed_file": "f"}, "agent.toml: key.seed and agent.toml: key.seed_f"),
+    ],
+)
+def test_what_is_wrong_with_a_configuration(values: dict[str, str], told: str) -> None:
+    """It is told by file and key; a seed is not shown."""
+    with pytest.raises(ConfigError) as caught:
+        decide(configured(**values), HOME, no_signs)
+    assert str(caught.value).startswith(told)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_configuration_for_a_simulator_on_hardware() -> None:
+    """What would be dangerous on hardware is so from a file too."""
+    for name in ("seed", "dev_http", "app_id"):
+        options = configured(**{name: "x"})._replace(backend=None)
+        with pytest.raises(ConfigError, match=rf"^agent\.toml: key\.{name} is for the simulator"):
+            decide(options, HOME, signs)
+
+
+def test_a_configuration_of_a_deployment() -> None:
+    """One that names app keys does not become a simulator by itself."""
+    options = configured(app_keys="/dstack/.host-shared/.appkeys.json")
+    with pytest.raises(UsageError, match=r"with agent\.toml: key\.app_keys the simulator is not"):
+        decide(options._replace(backend=None), HOME, no_signs)
+    assert decide(options, HOME, no_signs).simulated
+
+
+def test_the_external_listener_on_a_socket() -> None:
+    """`unix:PATH` is a path where strangers' methods are served; relative to here."""
+    assert simulator(http="unix:external.sock").http == Path("external.sock").absolute()
+    with pytest.raises(UsageError, match="--http unix:: want a path"):
+        simulator(http="unix:")
+
+
+def test_a_port_without_an_address() -> None:
+    """A configuration may give the port alone, the host is the default's; an option may not."""
+    options = configured(http=":99")
+    assert decide(options, HOME, no_signs).http == Address("127.0.0.1", 99)
+    found = decide(options._replace(backend=None), HOME, signs)
+    assert found.http == Address("0.0.0.0", 99)  # noqa: S104 - not bound
+    with pytest.raises(UsageError, match="--http :99"):
+        simulator(http=":99")
+
+
+def test_what_only_a_configuration_says() -> None:
+    """The disks whose figures are told, and the name in the Server header."""
+    assert simulator().data_disks == ("/",)
+    assert simulator().ident is None
+    options = Options(backend="simulator", data_disks=("/a", "/b"), ident="x")
+    found = decide(options, HOME, no_signs)
+    assert (found.data_disks, found.ident) == (("/a", "/b"), "x")
+
+
+def test_the_seed_has_a_source() -> None:
+    """So that a wrong one is told where it stands."""
+    assert decide(configured(seed="x"), HOME, no_signs).seed_source == "agent.toml: key.seed"
+    assert simulator(seed="x").seed_source == "--seed"

@@ -16,8 +16,9 @@ from attestkit.backends.simulator import Simulator
 from attestkit.errors import ConfigError, UsageError
 from attestkit.event_log import EventLog
 from attestkit.serve.__main__ import _open_verifier
-from attestkit.serve.settings import Address, VerifierSettings
+from attestkit.serve.address import Address
 from attestkit.serve.verification import VerifyRequest, judge
+from attestkit.serve.verifier_settings import VerifierSettings
 from attestkit.verifier.policy import PRESETS, AppraisalPolicy
 from tests.serve import server as servers
 from tests.serve.client import call

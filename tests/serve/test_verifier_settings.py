@@ -5,13 +5,10 @@ from pathlib import Path
 import pytest
 
 from attestkit.errors import ConfigError, UsageError
-from attestkit.serve.settings import (
-    Address,
-    Options,
-    VerifierSettings,
-    decide_verifier,
-    read_policy,
-)
+from attestkit.serve.address import Address
+from attestkit.serve.options import Options
+from attestkit.serve.policy_option import read_policy
+from attestkit.serve.verifier_settings import VerifierSettings, decide_verifier
 from attestkit.verifier.policy import PRESETS
 
 WHERE = "127.0.0.1:0"
@@ -39,7 +36,7 @@ def test_it_is_off_by_default() -> None:
 def test_defaults() -> None:
     """The makers' roots, no policy, and nothing is fetched."""
     found = alone()
-    assert found == (Address("127.0.0.1", 0), True, None, None, None, None)
+    assert found[:-1] == (Address("127.0.0.1", 0), True, None, None, None, None)
 
 
 def test_beside_an_agent() -> None:
@@ -129,6 +126,27 @@ def test_an_empty_value_is_refused(option: str) -> None:
         alone(None, **{option: ""})
     with pytest.raises(UsageError, match="--verifier: the value is empty"):
         decide_verifier(Options(verifier=""), {})
+
+
+def test_a_configuration_is_named() -> None:
+    """Where a file gave something, it is what errors speak of."""
+    assert alone().names["policy"] == "--verifier-policy"
+    options = Options(
+        backend="none",
+        verifier=WHERE,
+        verifier_policy="strict",
+        verifier_pccs="u",
+        verifier_collateral="c",
+        sources={"verifier_policy": "f: p", "verifier_pccs": "f: u"},
+    )
+    with pytest.raises(ConfigError, match=r"^f: u and --verifier-collateral: one of them"):
+        decide_verifier(options, {})
+    found = decide_verifier(options._replace(verifier_collateral=None), {})
+    assert found is not None
+    assert found.names["policy"] == "f: p:"
+    assert found.names["pccs_url"] == "f: u:"
+    with pytest.raises(ConfigError, match=r"^f: d is for an agent, and with --backend none"):
+        decide_verifier(options._replace(dir="d", sources={"dir": "f: d"}), {})
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

@@ -353,7 +353,7 @@ TABLES = st.dictionaries(st.sampled_from(sorted(policy_toml._KEYS)), VALUES, max
 def test_any_table_is_a_policy_or_an_error(table: dict[str, Any], preset: object) -> None:
     """Whatever TOML says, the result is a policy or a ConfigError."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(policy_toml, "_decode", lambda _: {"preset": preset, **table})
+        patch.setattr(policy_toml, "decode", lambda _: {"preset": preset, **table})
         try:
             policy = AppraisalPolicy.from_toml("")
         except ConfigError:

@@ -1,0 +1,71 @@
+"""TOML of people's files, with bounds on what its parser would take long or deep for."""
+
+import re
+import sys
+from typing import Any, Final
+
+from attestkit.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["LARGEST", "decode"]
+
+LARGEST: Final = 1 << 20
+"""Bytes of a file that is read: 1 MiB."""
+
+_DEEPEST: Final = 16  # brackets in brackets; our files have three
+_MOST_DOTS: Final = 64  # in a line, outside of text; our keys have three
+# Text and comments, which may hold anything, and the marks that count.
+_MARKS: Final = re.compile(
+    r'"""(?:[^\\"]|\\.|"(?!""))*(?:"{3,5}|\Z)'  # the last two quotes may be text
+    r"|'''(?:[^']|'(?!''))*(?:'{3,5}|\Z)"
+    r'|"(?:[^"\\\n]|\\.)*"?'
+    r"|'[^'\n]*'?"
+    r"|\#[^\n]*"
+    r"|[\[{\]}.\n]",
+    re.DOTALL,
+)
+
+
+def decode(text: str | bytes) -> dict[str, Any]:
+    """Return what TOML of at most 1 MiB says.
+
+    Raises:
+        ConfigError: It is no TOML, or longer, or nests too deeply; the text shows no value.
+    """
+    if len(text) > LARGEST:
+        raise ConfigError(f"longer than {LARGEST} bytes")
+    try:
+        text = text.decode() if isinstance(text, bytes) else text
+        _check_nesting(text)
+        return tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        raise ConfigError("not UTF-8 text") from error
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and numbers of many digits
+        raise ConfigError(f"not TOML: {error}") from error
+
+
+def _check_nesting(text: str) -> None:
+    """Bound what the parser calls itself for, and what it takes quadratic time for.
+
+    Raises:
+        ConfigError: Brackets nest too deeply, or a key has too many dots.
+    """
+    depth = dots = 0
+    for mark in _MARKS.finditer(text):
+        first = mark[0][0]
+        if first in "[{":
+            depth += 1
+        elif first in "]}":
+            depth = max(0, depth - 1)
+        elif first == ".":
+            dots += 1
+        elif first == "\n":
+            dots = 0
+        if depth > _DEEPEST:
+            raise ConfigError(f"brackets nest deeper than {_DEEPEST} levels")
+        if dots > _MOST_DOTS:
+            raise ConfigError(f"a line has more than {_MOST_DOTS} dots")

@@ -1,0 +1,56 @@
+"""JSON files of the agent, read into a shape; what is wrong is told by key and reason."""
+
+import re
+from typing import Final, TypeVar
+
+import msgspec
+
+from attestkit._json import check_depth, decode_strictly
+from attestkit.errors import ConfigError, FormatError
+
+__all__ = ["decode_typed"]
+
+_T = TypeVar("_T")
+_WHERE: Final = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
+_FIELD: Final = re.compile(r"Object (missing required|contains unknown) field `(.*)`")
+
+
+def decode_typed(data: bytes | str, shape: type[_T], where: str = "") -> _T:
+    """Return JSON as a value of `shape`.
+
+    A key that occurs twice is an error: the file's readers would not agree on what it says.
+
+    Args:
+        data: The text.
+        shape: Of msgspec.
+        where: The key that holds this text, where it stands inside another file.
+
+    Raises:
+        ConfigError: It is no JSON, or of another shape.
+    """
+    prefix = f"{where}: " if where else ""
+    try:
+        data = data.decode() if isinstance(data, bytes) else data
+        check_depth(data)
+        found = msgspec.json.decode(data, type=shape)
+        decode_strictly(data)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error), where) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{prefix}not UTF-8 text (byte {error.start})") from error
+    except (msgspec.DecodeError, UnicodeError, RecursionError, FormatError) as error:
+        told = str(error)
+        told = told if told.startswith("not ") or "occurs twice" in told else f"not JSON: {told}"
+        raise ConfigError(f"{prefix}{told}") from error
+    return found
+
+
+def _invalid(message: str, where: str) -> ConfigError:
+    """Return the error of msgspec with the key in front."""
+    found = _WHERE.fullmatch(message)
+    reason, path = (found[1], found[2] or "") if found else (message, "")
+    keys = [where, path]
+    if field_name := _FIELD.fullmatch(reason):
+        keys.append(field_name[2])
+        reason = "missing" if field_name[1] == "missing required" else "unknown"
+    return ConfigError(": ".join(part for part in (".".join(filter(None, keys)), reason) if part))

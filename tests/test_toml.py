@@ -1,0 +1,51 @@
+"""TOML is read within bounds, and nothing but our error comes of it."""
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attestkit._toml import LARGEST, decode
+from attestkit.errors import ConfigError
+
+
+def test_what_it_says() -> None:
+    """Text and bytes are read alike; brackets and dots in text and comments do not count."""
+    text = 'a = "[[[[[[[[[[[[[[[[[[[["  # ' + "[." * 100 + '\n[b.c]\nd = """\n' + "{" * 50 + '"""\n'
+    found = decode(text)
+    assert decode(text.encode()) == found
+    assert found["b"] == {"c": {"d": "{" * 50}}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"\xff", "not UTF-8 text"),
+        ("a = ", "not TOML"),
+        ("a = 1\na = 2", "not TOML"),
+        ("a = " + "[" * 17 + "]" * 17, "brackets nest deeper than 16"),
+        (".".join("a" * 66) + " = 1", "more than 64 dots"),
+        ("a = " + "9" * 5000, "not TOML"),
+        ("#" * (LARGEST + 1), "longer than 1048576 bytes"),
+    ],
+)
+def test_what_is_refused(text: str | bytes, told: str) -> None:
+    """The reason is told."""
+    with pytest.raises(ConfigError, match=told):
+        decode(text)
+
+
+def test_no_value_is_told() -> None:
+    """What stands in a file may be secret: places are told, values are not."""
+    for text in ("seed = s3cret", "seed = 's3cret", 'seed = "s3cret\n"', "seed = [ s3cret"):
+        with pytest.raises(ConfigError) as caught:
+            decode(text)
+        assert "s3cret" not in str(caught.value)
+
+
+@given(st.binary() | st.text())
+def test_anything(text: str | bytes) -> None:
+    """Whatever it is, it is read or refused."""
+    with suppress(ConfigError):
+        assert isinstance(decode(text), dict)
