@@ -1,0 +1,271 @@
+"""Raw requests that a server must survive, each with the answers it may give.
+
+No listener may run what is hidden in another request: `SMUGGLED` is an event that must never get
+into the log, and nothing that reaches the TCP listener may bring back a key.
+"""
+
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+__all__ = ["ATTACKS", "SMUGGLED", "Attack", "statuses"]
+
+SMUGGLED = "smuggled"
+_EVENT = f'{{"event":"{SMUGGLED}","payload":""}}'.encode()
+_HIDDEN = (
+    b"POST /EmitEvent HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (len(_EVENT), _EVENT)
+)
+_KEY = b"POST /GetKey HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+
+
+class Attack(NamedTuple):
+    """Something to send, and the statuses that may come back before the connection ends."""
+
+    name: str
+    listener: str  # dstack or http
+    parts: Sequence[bytes]
+    answers: Sequence[list[int]]  # each a possible outcome; [] is a close without a word
+    after: Callable[[socket.socket], None] | None = None  # done before the answers are read
+
+
+def statuses(received: bytes) -> list[int]:
+    """Return the status of each response in what came back, which must be whole."""
+    found = []
+    while received:
+        head, _, rest = received.partition(b"\r\n\r\n")
+        lines = head.split(b"\r\n")
+        version, status, _ = lines[0].split(b" ", 2)
+        assert version == b"HTTP/1.1"
+        fields = dict(line.lower().split(b": ", 1) for line in lines[1:])
+        found.append(int(status))
+        size = int(fields[b"content-length"])
+        assert len(rest) >= size
+        received = rest[size:]
+    return found
+
+
+def _get(target: bytes, *headers: bytes, version: bytes = b"1.1", verb: bytes = b"GET") -> bytes:
+    lines = [verb + b" " + target + b" HTTP/" + version, b"Host: x", *headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def _post(*headers: bytes, body: bytes = b"", version: bytes = b"1.1") -> bytes:
+    return _get(b"/Version", *headers, version=version, verb=b"POST") + body
+
+
+def _reset(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def _half_close(connection: socket.socket) -> None:
+    connection.shutdown(socket.SHUT_WR)
+
+
+_REFUSED: Sequence[list[int]] = ([400], [])
+_LENGTHS = [
+    (b"5, 5", "two lengths in one header"),
+    (b"+5", "length with a plus"),
+    (b"-1", "negative length"),
+    (b"0x5", "length in hex"),
+    (b"5 5", "length with a blank inside"),
+    (b"18446744073709551616", "length over 64 bits"),
+    (b"", "empty length"),
+    (b"1e1", "length with an exponent"),
+]
+_CODINGS = [
+    (b"Transfer-Encoding: xchunked", "unknown coding"),
+    (b"Transfer-Encoding: chunked, identity", "chunked is not the last coding"),
+    (b"Transfer-Encoding : chunked", "blank before the colon"),
+    (b"Transfer-Encoding: \x0bchunked", "vertical tab before the coding"),
+    (b"Transfer-Encoding:\r\n chunked", "folded coding"),
+]
+_CHUNKS = [
+    (b"-1\r\nx\r\n0\r\n\r\n", "negative chunk"),
+    (b"10000000000000000\r\nx", "chunk over 64 bits"),
+    (b"0x5\r\nhello\r\n0\r\n\r\n", "chunk size with 0x"),
+    (b"5 x\r\nhello\r\n0\r\n\r\n", "chunk size with garbage"),
+    (b"5\nhello\n0\n\n", "chunks with bare line feeds"),
+    (b"5\r\nhelloXX0\r\n\r\n", "chunk without its end"),
+    (b"\r\nhello\r\n0\r\n\r\n", "chunk without a size"),
+]
+_HEADS = [
+    (b"GET /Version HTTP/1.1\r\nX: a\rb\r\n\r\n", "bare carriage return"),
+    (b"GET /Version HTTP/1.1\r\nX: a\0b\r\n\r\n", "zero byte in a value"),
+    (b"GET /Ver\0sion HTTP/1.1\r\n\r\n", "zero byte in the target"),
+    (b"GET /Version HTTP/1.1\r\nX: a\r\n b\r\n\r\n", "folded header"),
+    (b"GET /Version HTTP/1.1\r\nX y: a\r\n\r\n", "blank in a name"),
+    (b"GET /Version HTTP/1.1\r\nnonsense\r\n\r\n", "header without a colon"),
+    (b"GET /Version HTTP/1.1\r\n: a\r\n\r\n", "header without a name"),
+    (b"G\xc3\x8bT /Version HTTP/1.1\r\n\r\n", "method beyond ASCII"),
+    (b"get /Version HTTP/1.1\r\n\r\n", "method in lower case"),
+    (b"BREW /Version HTTP/1.1\r\n\r\n", "unknown method"),
+    (b"GET /Version\r\n\r\n", "HTTP/0.9"),
+    (b"GET /Version HTTP/2.0\r\n\r\n", "HTTP/2.0 in text"),
+    (b"GET /Version HTTP/1.1.1\r\n\r\n", "three numbers of a version"),
+    (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "preface of HTTP/2"),
+    (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64), "hello of TLS"),
+    (b"SSH-2.0-OpenSSH_9.9\r\n", "greeting of SSH"),
+    (b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n", "CONNECT"),
+    (b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", "asterisk"),
+]
+_TARGETS = [
+    b"http://x/GetKey",
+    b"http://dstack/GetKey?path=a",
+    b"/GetKey",
+    b"/GetKey?json",
+    b"//GetKey",
+    b"/prpc/../GetKey",
+    b"/prpc/Worker.Info/../../GetKey",
+    b"/%2e%2e/GetKey",
+    b"/prpc%2F..%2FGetKey",
+    b"/prpc/%2e%2e%2fGetKey",
+    b"/prpc\\..\\GetKey",
+    b"/prpc/DstackGuest.GetKey",
+    b"/prpc/Worker.GetKey",
+    b"/prpc/Worker.Worker.GetKey",
+    b"/prpc/Tappd.DeriveKey",
+    b"/prpc/DeriveK256Key",
+    b"/prpc;x/GetKey",
+    b"/prpc/GetKey/",
+    b"/logs/../GetKey",
+    b"/logs/..%2FGetKey",
+]
+
+
+def _framing() -> list[Attack]:
+    """How long a request is, told in two ways or in none."""
+    both = _post(b"Content-Length: 6", b"Transfer-Encoding: chunked", body=b"0\r\n\r\n" + _HIDDEN)
+    old = _post(b"Transfer-Encoding: chunked", body=b"0\r\n\r\n" + _HIDDEN, version=b"1.0")
+    inside = b"Content-Length: %d" % len(_HIDDEN)
+    attacks = [
+        Attack("length and chunks", "dstack", [both], _REFUSED),
+        Attack("chunks in HTTP/1.0", "dstack", [old], ([400], [], [200])),
+        Attack(
+            "a request as the body of GET",
+            "dstack",
+            [_get(b"/Version", inside) + _HIDDEN],
+            ([200],),
+        ),
+        Attack("a request as the body of POST", "dstack", [_post(inside, body=_HIDDEN)], ([200],)),
+        Attack(
+            "two lengths",
+            "dstack",
+            [_post(b"Content-Length: 0", inside, body=_HIDDEN)],
+            _REFUSED,
+        ),
+        Attack(
+            "twice the same length",
+            "dstack",
+            [_post(inside, inside, body=_HIDDEN)],
+            _REFUSED,
+        ),
+    ]
+    for length, name in _LENGTHS:
+        attacks.append(
+            Attack(name, "dstack", [_post(b"Content-Length: " + length, body=_HIDDEN)], _REFUSED)
+        )
+    for coding, name in _CODINGS:
+        attacks.append(
+            Attack(name, "dstack", [_post(coding, body=b"0\r\n\r\n" + _HIDDEN)], _REFUSED)
+        )
+    for chunks, name in _CHUNKS:
+        chunked = _post(b"Transfer-Encoding: chunked", body=chunks + _HIDDEN)
+        attacks.append(Attack(name, "dstack", [chunked], _REFUSED))
+    return attacks
+
+
+def _heads() -> list[Attack]:
+    """Heads that are none, or are too much."""
+    many = [b"X-%d: y" % number for number in range(200)]
+    attacks = [Attack(name, "http", [head], ([400], [], [404])) for head, name in _HEADS]
+    attacks += [
+        Attack("bare line feeds", "http", [b"GET /GetKey HTTP/1.1\nHost: x\n\n"], ([400], [404])),
+        Attack("200 headers", "http", [_get(b"/prpc/Version", *many)], ([431],)),
+        Attack("a long target", "http", [_get(b"/" + b"a" * 40_000)], ([431],)),
+        Attack("a long header", "http", [_get(b"/", b"X: " + b"a" * 40_000)], ([431],)),
+        Attack(
+            "an endless header", "http", [b"GET / HTTP/1.1\r\nX: ", *[b"a" * 9000] * 40], ([431],)
+        ),
+        Attack("a target of 20 kB", "http", [_get(b"/" + b"a" * 20_000)], ([404],)),
+        Attack("an unknown expectation", "http", [_get(b"/prpc/Version", b"Expect: x")], ([200],)),
+        Attack(
+            "another method in a header",
+            "http",
+            [_get(b"/prpc/Version", b"X-HTTP-Method-Override: POST", b"X-Original-URL: /GetKey")],
+            ([200],),
+        ),
+        Attack(
+            "another protocol with a body",
+            "dstack",
+            [
+                _post(
+                    b"Connection: Upgrade", b"Upgrade: h2c", b"Content-Length: 2", body=b"{}" + _KEY
+                )
+            ],
+            ([200, 200], [400], []),
+        ),
+        Attack("line breaks in a target", "http", [_get(b"/a%0d%0aX:%20y")], ([404],)),
+    ]
+    return attacks
+
+
+def _targets() -> list[Attack]:
+    """Paths from the TCP side to what is on the unix sockets alone."""
+    return [
+        Attack(f"target {target.decode()}", "http", [_get(target)], ([404], [400]))
+        for target in _TARGETS
+    ]
+
+
+def _slow() -> list[Attack]:
+    """Clients that stop, vanish, or never take what they asked for."""
+    start = b"POST /Version HTTP/1.1\r\nHost: x\r\n"
+    body = b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+    ask = _get(b"/Info")
+    return [
+        Attack("half a head", "dstack", [start], ([408], [])),
+        Attack("half a body", "dstack", [start + body + b"{"], ([408], [])),
+        Attack(
+            "a promised body",
+            "dstack",
+            [start + b"Expect: 100-continue\r\n" + body],
+            ([100, 408], [408], []),
+        ),
+        Attack("nothing", "dstack", [], ([],)),
+        Attack("half a head, then gone", "dstack", [start], ([],), _reset),
+        Attack("half a body, then gone", "dstack", [start + body + b"{"], ([],), _reset),
+        Attack("a request, then gone", "http", [_get(b"/")], ([],), _reset),
+        Attack("1000 requests, then gone", "dstack", [ask * 1000], ([],), _reset),
+        Attack("a request, then no more", "dstack", [ask], ([200],), _half_close),
+        Attack("half a head, then no more", "dstack", [start], ([408], [400], []), _half_close),
+        Attack("2000 requests at once", "http", [_get(b"/prpc/Version") * 2000], ([200] * 2000,)),
+    ]
+
+
+def _large() -> list[Attack]:
+    """Bodies over the limit, and JSON that is deep."""
+    json = b"Content-Type: application/json"
+    chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
+    endless = _post(json, b"Transfer-Encoding: chunked")
+    deep = b"[" * 100_000
+    return [
+        Attack(
+            "a body of 100 MB",
+            "dstack",
+            [_post(json, b"Content-Length: 100000000"), *[bytes(65536)] * 64],
+            ([400],),
+        ),
+        Attack("an endless body", "dstack", [endless, *[chunk] * 400], ([400], [])),
+        Attack(
+            "deep JSON",
+            "dstack",
+            [_get(b"/GetKey", json, b"Content-Length: %d" % len(deep), verb=b"POST") + deep],
+            ([400],),
+        ),
+    ]
+
+
+ATTACKS = [*_framing(), *_heads(), *_targets(), *_slow(), *_large()]
