@@ -119,7 +119,7 @@ def serve(  # noqa: PLR0913 - everything by name
             apps.update(_agent_apps(guest, places))
         ready, sockets = _listen(places, stack)
         served = [
-            listeners.Listener(apps[name], sock, limits, stats.of(name))
+            listeners.Listener(apps[name], sock, limits, name, stats.of(name), access_log)
             for name, sock in sockets.items()
         ]
         listeners.run(served, lambda: on_ready(ready))

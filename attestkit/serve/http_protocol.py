@@ -17,9 +17,11 @@ state costs more than many methods.
 
 import asyncio
 import re
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from http import HTTPStatus
-from typing import Any, Final, TypeAlias
+from time import perf_counter
+from typing import Any, Final, NamedTuple, cast
 
 import httptools
 import uvicorn
@@ -29,23 +31,22 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from attestkit.serve.access_log import AccessLog
+from attestkit.serve.http_cycle import COPIED, Cycle
 from attestkit.serve.json_codec import encode_error
 from attestkit.serve.limits import Limits
 from attestkit.serve.rpc import App, DirectCall, RpcApp
 from attestkit.serve.stats import Traffic
 
-__all__ = ["HttpProtocol", "ListenerConfig"]
+__all__ = ["HttpProtocol", "ListenerConfig", "Shared"]
 
 LINGER_SECONDS: Final = 1.0
 LINGER_LIMIT: Final = 4 * 1024 * 1024  # bytes
 
-_COPIED: Final = 4096  # a shorter body is copied behind its head, a longer one is not
 _DIRECT_BODY: Final = 64 * 1024  # a longer one goes where its sender can be slowed down
 _DIRECT_VERBS: Final = frozenset({b"GET", b"POST"})
 _INDIRECT_FIELDS: Final = frozenset({b"expect", b"transfer-encoding"})
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
-
-Message: TypeAlias = MutableMapping[str, Any]
 
 
 class Sweep:
@@ -76,10 +77,19 @@ class Sweep:
             self.watch(connections, loop)
 
 
+class Shared(NamedTuple):
+    """What the connections of one listener share."""
+
+    name: str
+    limits: Limits
+    traffic: Traffic
+    access_log: AccessLog | None
+
+
 class ListenerConfig(uvicorn.Config):
     """uvicorn's settings, with what the connections of one listener share."""
 
-    def __init__(self, app: App, limits: Limits, traffic: Traffic) -> None:
+    def __init__(self, app: App, shared: Shared) -> None:
         super().__init__(
             lambda: app,
             factory=True,  # else uvicorn calls the application once to find out whether it is one
@@ -92,11 +102,10 @@ class ListenerConfig(uvicorn.Config):
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_graceful_shutdown=limits.drain_seconds,  # type: ignore[arg-type]  # it takes any number
+            timeout_graceful_shutdown=shared.limits.drain_seconds,  # type: ignore[arg-type]  # it takes any number
         )
-        self.limits = limits
-        self.traffic = traffic
-        self.sweep = Sweep(limits)
+        self.shared = shared
+        self.sweep = Sweep(shared.limits)
         self.rpc_app = app if isinstance(app, RpcApp) else None
 
 
@@ -105,8 +114,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def __init__(self, config: ListenerConfig, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - handed through
         super().__init__(config, *args, **kwargs)
-        self.limits = config.limits
-        self._traffic = config.traffic
+        self._listener, self.limits, self._traffic, self._access_log = config.shared
         self._sweep = config.sweep
         self._direct_body = min(_DIRECT_BODY, self.limits.body)
         self._app = config.rpc_app
@@ -121,6 +129,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._content_type = b""
         self._body: list[bytes] | None = None
         self._response: _Response | None = None
+        self.url = b""
 
     # -- the connection ------------------------------------------------------------------------
 
@@ -140,17 +149,27 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget what holds on to us."""
         self._traffic.connections -= 1
+        if not self._answered():
+            cast("Cycle", self.cycle).end()
         super().connection_lost(exc)
         self._response = self._call = self._body = None
         if self.cycle is not None:
             self.cycle.transport = self.transport
 
-    def shutdown(self) -> None:
-        """Finish what is on its way, then close."""
+    def last_call(self) -> None:
+        """Let the request in flight, else the next one, be the last."""
         self._last = True
         if not self._answered():
             self.cycle.keep_alive = False
-        elif not self._in_message:
+
+    def is_idle(self) -> bool:
+        """Tell whether no request is in flight, not even a part of one."""
+        return self._answered() and not self._in_message
+
+    def shutdown(self) -> None:
+        """Finish what is on its way, then close."""
+        self.last_call()
+        if self.is_idle():
             self.transport.close()
 
     def check(self, now: float) -> None:
@@ -274,6 +293,8 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         self.cycle.__class__ = Cycle  # uvicorn has no other way to say which class to make
         self.cycle.transport = self._response  # type: ignore[assignment]  # all that it uses of one
+        if self._access_log is not None:
+            cast("Cycle", self.cycle).on_end = partial(self._note_cycle, url, perf_counter())
         if self._last:
             self.cycle.keep_alive = False
 
@@ -293,7 +314,14 @@ class HttpProtocol(HttpToolsProtocol):
         body, self._body = b"".join(self._body) if self._is_post else None, None
         assert self._app is not None
         assert self._call is not None
-        self._respond(*self._app.respond(self._call, self.url, self._content_type, body))
+        begin = perf_counter()
+        status, headers, pieces, request_id = self._app.respond(
+            self._call, self.url, self._content_type, body
+        )
+        self._respond(status, headers, pieces)
+        if self._access_log is not None:
+            verb, size = "POST" if self._is_post else "GET", sum(map(len, pieces))
+            self._note(verb, self.url, status, size, begin, request_id)
 
     def _respond(self, status: int, headers: bytes, body: Sequence[bytes]) -> None:
         """Write a whole response."""
@@ -301,7 +329,7 @@ class HttpProtocol(HttpToolsProtocol):
         for name, value in self.server_state.default_headers:
             parts += (name, b": ", value, b"\r\n")
         parts.append(b"connection: close\r\n\r\n" if self._last else b"\r\n")
-        if sum(map(len, body)) < _COPIED:
+        if sum(map(len, body)) < COPIED:
             self.transport.write(b"".join((*parts, *body)))
         else:
             self.transport.writelines((b"".join(parts), *body))
@@ -320,6 +348,21 @@ class HttpProtocol(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
 
+    # -- the access log ------------------------------------------------------------------------
+
+    def _note_cycle(self, url: bytes, begin: float, cycle: "Cycle") -> None:
+        verb, status = cycle.scope["method"], cycle.status
+        self._note(verb, url, status, cycle.size, begin, cycle.request_id.decode("ascii"))
+
+    def _note(  # noqa: PLR0913, PLR0917 - what a request was
+        self, verb: str, url: bytes, status: int, size: int, begin: float, request_id: str
+    ) -> None:
+        assert self._access_log is not None
+        seconds = perf_counter() - begin
+        self._access_log.note(
+            self._listener, self._peer, verb, url, status, size, seconds, request_id
+        )
+
     # -- refusals ------------------------------------------------------------------------------
 
     def _refuse(self, status: int, text: str) -> None:
@@ -335,6 +378,8 @@ class HttpProtocol(HttpToolsProtocol):
             self.cycle.message_event.set()
         self._traffic.refusals[status] += 1
         body = encode_error(text)
+        if self._access_log is not None:
+            self._note("", self.url, status, len(body), perf_counter(), "")
         reason = HTTPStatus(status).phrase
         fields = [*self.server_state.default_headers, (b"content-type", b"application/json")]
         head = [b"HTTP/1.1 %d %s" % (status, reason.encode()), *(b"%s: %s" % f for f in fields)]
@@ -362,78 +407,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._unread += len(data)
         if self._unread > LINGER_LIMIT:
             self.transport.close()
-
-
-class Cycle(RequestResponseCycle):
-    """A request and its response; a whole response leaves in one system call.
-
-    That call, and the client that it wakes, cost more than most methods.
-    """
-
-    pending: Message | None = None  # the start of a response, until its first piece comes
-    is_chunked = False
-
-    async def send(self, message: Message) -> None:  # type: ignore[override]  # any mapping will do
-        """Take a piece of the response."""
-        if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
-        if self.disconnected:
-            return
-        if not self.response_started and message["type"] == "http.response.start":
-            self.response_started = True
-            self.waiting_for_100_continue = False
-            self.pending = message
-            return
-        if not self.response_started or message["type"] != "http.response.body":
-            raise RuntimeError(f"cannot send {message['type']!r} here")
-        body, is_whole = message.get("body", b""), not message.get("more_body", False)
-        pieces = [] if self.pending is None else [self._head(self.pending, len(body), is_whole)]
-        self.pending = None
-        if self.is_chunked and body:
-            pieces += (b"%x\r\n" % len(body), body, b"\r\n")
-        elif self.scope["method"] != "HEAD":
-            pieces.append(body)
-        if is_whole and self.is_chunked:
-            pieces.append(b"0\r\n\r\n")
-        self._write(pieces)
-        if is_whole:
-            self.response_complete = True
-            self.message_event.set()
-            if not self.keep_alive:
-                self.transport.close()
-            self.on_response()
-
-    def _write(self, pieces: list[bytes]) -> None:
-        if sum(map(len, pieces)) < _COPIED:
-            self.transport.write(b"".join(pieces))
-        else:
-            self.transport.writelines(pieces)
-
-    def _head(self, start: Message, length: int, is_whole: bool) -> bytes:  # noqa: FBT001 - private
-        """Return the bytes before a body whose first piece has `length` bytes."""
-        parts = [STATUS_LINE[start["status"]]]
-        has_length = False
-        for name, value in (*self.default_headers, *start.get("headers", ())):
-            if name == b"content-length":
-                has_length = True
-                if is_whole and self.scope["method"] != "HEAD" and value != b"%d" % length:
-                    raise RuntimeError(f"a body of {length} bytes, Content-Length {value!r}")
-            elif name == b"connection":
-                self.keep_alive = False
-                continue
-            parts += (name, b": ", value, b"\r\n")
-        if not has_length and self.scope["method"] != "HEAD":
-            if self.scope["http_version"] == "1.1":
-                self.is_chunked = True
-                parts.append(b"transfer-encoding: chunked\r\n")
-            else:
-                self.keep_alive = False  # its end is the end of the connection
-        if not self.keep_alive:
-            parts.append(b"connection: close\r\n")
-        if any(b"\n" in value or b"\r" in value for value in parts[3:-1:4]):
-            raise RuntimeError("a line break in the value of a header")
-        parts.append(b"\r\n")
-        return b"".join(parts)
 
 
 class _Response:

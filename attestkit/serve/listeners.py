@@ -11,7 +11,8 @@ from typing import NamedTuple
 import uvicorn
 import uvloop
 
-from attestkit.serve.http_protocol import ListenerConfig
+from attestkit.serve.access_log import AccessLog
+from attestkit.serve.http_protocol import ListenerConfig, Shared
 from attestkit.serve.limits import Limits
 from attestkit.serve.rpc import App
 from attestkit.serve.stats import Traffic
@@ -25,7 +26,9 @@ class Listener(NamedTuple):
     app: App
     socket: socket.socket
     limits: Limits = Limits()
+    name: str = ""
     traffic: Traffic | None = None
+    access_log: AccessLog | None = None
 
 
 def run(listeners: Sequence[Listener], on_ready: Callable[[], None]) -> None:
@@ -69,7 +72,10 @@ async def _run(listeners: Sequence[Listener], on_ready: Callable[[], None]) -> N
 
 
 def _config(listener: Listener) -> ListenerConfig:
-    return ListenerConfig(listener.app, listener.limits, listener.traffic or Traffic())
+    shared = Shared(
+        listener.name, listener.limits, listener.traffic or Traffic(), listener.access_log
+    )
+    return ListenerConfig(listener.app, shared)
 
 
 class _Server(uvicorn.Server):

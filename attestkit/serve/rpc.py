@@ -215,11 +215,11 @@ class RpcApp:
 
     def respond(
         self, found: DirectCall, target: bytes, content_type: bytes, body: bytes | None
-    ) -> tuple[int, bytes, Sequence[bytes]]:
+    ) -> tuple[int, bytes, Sequence[bytes], str]:
         """Answer a request to what `direct` returned; `body` is None for GET.
 
         Returns:
-            The status, the headers as they are sent, and the body in pieces.
+            The status, the headers as they are sent, the body in pieces, and the request's id.
         """
         begin, request_id = perf_counter(), next(self._ids)
         codec, payload = QUERY, target.partition(b"?")[2]
@@ -233,7 +233,8 @@ class RpcApp:
         head = self._heads.get(reply[:2]) or self._make_head(reply)
         length = sum(map(len, reply.body))
         self._traffic.done(found.name, reply.status, perf_counter() - begin)
-        return reply.status, head % (length, request_id.encode("ascii")), reply.body
+        head %= (length, request_id.encode("ascii"))
+        return reply.status, head, reply.body, request_id
 
     def _make_head(self, reply: Reply) -> bytes:
         fields = ((b"content-type", reply.content_type), *self._headers)
@@ -384,7 +385,8 @@ def _failed(error: Exception, codec: Codec, request_id: str) -> Reply:
         status, text = status_of(error), str(error)
     else:
         # The text of a foreign error may hold what is not for the client: it goes to the log.
-        _logger.error("request %s failed", request_id, exc_info=error)
+        known = {"request_id": request_id}
+        _logger.error("request %s failed", request_id, exc_info=error, extra=known)
         status, text = 500, f"internal error, request {request_id}"
     headers = _CLOSE if isinstance(error, _TooLargeError) else ()
     return Reply(status, codec.error_type, (codec.encode_error(text),), headers)

@@ -169,13 +169,15 @@ class VerifierApp:
         """Log what is wrong with evidence that cannot be read; return the id of its line."""
         request_id = self._random(8).hex()
         text = ascii(str(cause)[:_LONGEST])  # it may quote the stranger's bytes
-        _logger.warning("verification %s: unreadable evidence: %s", request_id, text)
+        known = {"request_id": request_id}
+        _logger.warning("verification %s: unreadable: %s", request_id, text, extra=known)
         return request_id
 
     def _report(self, error: BaseException) -> str:
         """Log an error; return the id by which it is found there."""
         request_id = self._random(8).hex()
-        _logger.error("verification %s failed", request_id, exc_info=error)
+        known = {"request_id": request_id}
+        _logger.error("verification %s failed", request_id, exc_info=error, extra=known)
         return request_id
 
 

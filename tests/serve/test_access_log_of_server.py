@@ -1,0 +1,81 @@
+"""Every request to a running server is one line of its access log, however it was answered."""
+
+import contextlib
+import json
+import re
+import socket
+from typing import Any
+
+from tests.serve.client import Connection, call
+from tests.serve.server import Server, running_server
+
+OPTIONS = ("--access-log", "--log-format", "json", "--limit", "headers=20")
+
+
+def lines(server: Server) -> list[dict[str, Any]]:
+    """Return the requests in the log of a server that has ended."""
+    records = [json.loads(line) for line in server.log().splitlines() if line.startswith("{")]
+    return [record for record in records if record["logger"] == "attestkit.access"]
+
+
+def test_each_answer_is_a_line() -> None:
+    """Methods and pages, good and bad, refusals too; without query, payload or key."""
+    with running_server(*OPTIONS) as server:
+        secret = "do/not/log"
+        connection = Connection(server.dstack)
+        answers = [
+            connection.call("GetKey", {"path": secret}),
+            connection.send_request("GET", f"/GetKey?path={secret}"),
+            connection.call("Nope"),
+            connection.call("Sign", {"algorithm": "x"}),
+        ]
+        connection.close()
+        answers.append(call(server.url, "prpc/Worker.Info"))
+        with contextlib.closing(Connection(server.url)) as connection:
+            page = connection.send_request("GET", "/")
+        many = {f"x-{number}": "y" for number in range(30)}
+        with contextlib.closing(Connection(server.url)) as connection:
+            refused = connection.send_request("GET", "/", headers=many)
+        server.stop()
+        found, log = lines(server), server.log()
+    wanted = [
+        ("dstack", "POST", "/GetKey", 200),
+        ("dstack", "GET", "/GetKey", 200),
+        ("dstack", "POST", "/Nope", 404),
+        ("dstack", "POST", "/Sign", 400),
+        ("http", "POST", "/prpc/Worker.Info", 200),
+        ("http", "GET", "/", 200),
+        ("http", "", "/", 431),
+    ]
+    assert [(r["listener"], r["method"], r["path"], r["status"]) for r in found] == wanted
+    for answer, line in zip([*answers, page], found, strict=False):
+        assert line["request_id"] == answer.headers["x-request-id"]
+        assert line["size"] == len(answer.body)
+        assert 0 < line["seconds"] < 60
+    assert refused.status == 431
+    assert {line["client"] for line in found} == {"", "127.0.0.1"}
+    assert secret not in log
+    assert answers[0].json()["key"] not in log
+
+
+def test_a_client_that_leaves_is_a_line() -> None:
+    """Whoever goes before the answer, here before all of the request, is told as 499."""
+    with running_server(*OPTIONS) as server:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(server.dstack)
+            head = b"POST /Nope HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
+            client.sendall(head)
+            call(server.dstack, "Version")  # by then the head has been read
+        with contextlib.suppress(OSError):
+            call(server.dstack, "Version")
+        server.stop()
+        found = lines(server)
+    assert ("/Nope", 499) in [(line["path"], line["status"]) for line in found]
+
+
+def test_without_the_option_there_is_no_line() -> None:
+    """It is off by default."""
+    with running_server() as server:
+        call(server.dstack, "Version")
+        server.stop()
+        assert not re.search("Version", server.log())
