@@ -4,10 +4,11 @@
 Attester. HTTP is a coat: everything below works without this package.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from socket import socket
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from attestkit.keys import AppKeys
     from attestkit.serve.guest import Guest
     from attestkit.serve.rpc import App
+    from attestkit.serve.sockets import UnixListener
     from attestkit.verifier.pipeline import Verifier
 
 __all__ = ["Places", "Ready", "serve"]
@@ -61,23 +63,37 @@ def serve(  # noqa: PLR0913 - everything by name
     places: Places,
     *,
     on_ready: Callable[[Ready], None] = lambda _: None,
+    on_stop: Callable[[], None] = lambda: None,
+    background: "Sequence[Callable[[Ready], Coroutine[Any, Any, None]]]" = (),
+    handed_over: "Mapping[str, socket] | None" = None,
     app_compose: "AppCompose | None" = None,
     app_keys: "AppKeys | None" = None,
     vm_config: str | None = None,
     verifier: "Verifier | None" = None,
-) -> None:
-    """Serve the guest agent API, or the verifier service, or both, until SIGTERM or SIGINT.
+) -> int:
+    """Serve the guest agent API, or the verifier service, or both, until a signal says to stop.
+
+    SIGTERM, SIGINT and SIGHUP stop it in good order: nobody is let in any more, whoever is in gets
+    an answer. A second SIGTERM or SIGINT ends the process at once.
 
     Args:
         attester: Makes the evidence; it stays open. None: only `places.verifier` is served.
         places: Where to listen. `dev_http` needs a simulated TEE and a loopback address, `pccs` the
             simulator.
         on_ready: Called once, when every listener accepts.
+        on_stop: Called once, when the server begins to stop.
+        background: Coroutines that run beside the listeners until then.
+        handed_over: Sockets that listen already, by the name of their listener; they are taken in
+            place of what `places` says, keep their path and mode, and are closed.
         app_compose: What the app was deployed from; default what `attester` knows.
         app_keys: The app's keys; default those that `attester` has; without any the key methods say
             so.
         vm_config: JSON text that is given back unchanged; default what `attester` knows.
         verifier: Judges what comes to `places.verifier`, by its policy too.
+
+    Returns:
+        How many connections were cut off, because their requests outlasted `Limits.drain_seconds`.
+        Where there are any the device, or its thread, may still be at work, and is not waited for.
 
     Raises:
         UsageError: A place cannot be, there is none, or nobody says what the app is.
@@ -93,9 +109,27 @@ def serve(  # noqa: PLR0913 - everything by name
             guest = _guest(attester, app_compose, app_keys, vm_config)
             stack.callback(guest.close)
             apps.update(_agent_apps(guest, places))
-        ready, sockets = _listen(places, stack)
-        served = [listeners.Listener(apps[name], sock) for name, sock in sockets.items()]
-        listeners.run(served, lambda: on_ready(ready))
+        handed_over = handed_over or {}
+        bound = _listen(places, handed_over, stack)
+        served = [
+            listeners.Listener(apps[name], sock, handed_over=name in handed_over)
+            for name, sock in bound.sockets.items()
+        ]
+
+        def stopping() -> None:
+            for path in bound.paths:  # nobody is to find a door that is about to close
+                path.unlink()
+            on_stop()
+
+        cut_off = listeners.run(
+            served,
+            lambda: on_ready(bound.ready),
+            stopping,
+            [partial(work, bound.ready) for work in background],
+        )
+        if cut_off:
+            stack.pop_all()  # what their requests wait for may take for ever
+        return cut_off
 
 
 def _refuse_what_cannot_be(
@@ -144,17 +178,28 @@ def _guest(
     )
 
 
-def _listen(places: Places, stack: ExitStack) -> "tuple[Ready, dict[str, socket]]":
-    """Bind everything; what is bound is closed, and removed, with `stack`."""
+class _Bound(NamedTuple):
+    ready: Ready
+    sockets: "dict[str, socket]"  # by the name of the listener
+    paths: "list[UnixListener]"
+
+
+def _listen(places: Places, handed_over: "Mapping[str, socket]", stack: ExitStack) -> _Bound:
+    """Bind what was not handed over; what is bound is closed, and removed, with `stack`."""
     from attestkit.serve.settings import Address
     from attestkit.serve.sockets import UnixListener, bind_tcp
 
     sockets = {}
+    paths = []
     where: dict[str, Path | str] = {}
     for name, path in (("dstack", places.dstack), ("tappd", places.tappd)):
-        if path is not None:
+        if name in handed_over:
+            sockets[name] = stack.enter_context(handed_over[name])
+            where[name] = Path(sockets[name].getsockname())
+        elif path is not None:
             listener = UnixListener(path.absolute(), places.socket_mode, places.socket_group)
             stack.callback(listener.close)
+            paths.append(listener)
             sockets[name], where[name] = listener.socket, listener.path
     addresses = (
         ("http", places.http),
@@ -163,11 +208,13 @@ def _listen(places: Places, stack: ExitStack) -> "tuple[Ready, dict[str, socket]
         ("pccs", places.pccs),
     )
     for name, address in addresses:
-        if address is not None:
-            option = f"--{name.replace('_', '-')}"
-            sockets[name] = stack.enter_context(bind_tcp(option, Address(*address)))
-            where[name] = f"http://{Address(*sockets[name].getsockname()[:2])}"
-    return Ready(where), sockets
+        taken = handed_over.get(name)
+        if taken is None and address is not None:
+            taken = bind_tcp(f"--{name.replace('_', '-')}", Address(*address))
+        if taken is not None:
+            sockets[name] = stack.enter_context(taken)
+            where[name] = f"http://{Address(*taken.getsockname()[:2])}"
+    return _Bound(Ready(where), sockets, paths)
 
 
 def _agent_apps(guest: "Guest", places: Places) -> "dict[str, App]":

@@ -15,21 +15,30 @@ if TYPE_CHECKING:
     from attestkit.attester import Attester
     from attestkit.serve import Ready
     from attestkit.serve.settings import Options, Settings, VerifierSettings
+    from attestkit.serve.supervised import Supervisor
     from attestkit.verifier.pipeline import Verifier
 
 __all__ = ["main"]
 
 _Read = TypeVar("_Read")
 
+_AGENT_LISTENERS = ("dstack", "tappd", "http", "dev_http", "pccs")
 _EXTRA = frozenset({"httptools", "uvicorn", "uvloop"})
 _OPEN_FILES = 4096
+_EXIT_CODES = """exit codes:
+  0    stopped by a signal; requests that outlasted the time to finish were cut off, and logged
+  1    usage or configuration
+  3    the device, the machine, or an error of our own
+  5    unreadable input
+  130  SIGINT before it served
+Killed by SIGTERM or SIGINT itself: that signal came before it served, or a second time.
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve until told to stop; return the exit code.
 
-    Whatever goes wrong is one line on stderr: 0 good, 1 usage or configuration, 3 the device, the
-    machine or ourselves, 5 unreadable input.
+    Whatever goes wrong is one line on stderr; `_EXIT_CODES` says what the code means.
     """
     _log_in_lines()
     try:
@@ -73,6 +82,8 @@ def _parse(arguments: list[str]) -> "Options":
         prog="attestkit serve",
         description="Serve the dstack guest agent API.",
         allow_abbrev=False,
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--backend", metavar="NAME", help="a backend's name; default: auto")
@@ -103,6 +114,12 @@ def _parse(arguments: list[str]) -> "Options":
     add("--seed", metavar="HEX", help="simulator: 32 bytes that everything follows from")
     add("--seed-file", metavar="FILE", help="simulator: a file with the seed, raw or in hex")
     add("--reset", action="store_true", help="simulator: reboot the TD, forgetting its events")
+    add(
+        "--watchdog",
+        "-w",
+        action="store_true",
+        help="tell the service manager that we live, every half of $WATCHDOG_USEC",
+    )
     _add_verifier_options(add)
     return Options(**vars(parser.parse_args(arguments)))
 
@@ -136,12 +153,17 @@ def _serve(options: "Options") -> None:
     from attestkit.backends import signs_of_hardware
     from attestkit.serve.settings import decide, decide_verifier
     from attestkit.serve.sockets import Lock, make_folder
+    from attestkit.serve.supervised import Supervisor
 
     judging = decide_verifier(options, os.environ)
     if judging is not None and judging.alone:
-        _serve_verifier(judging)
+        supervisor = Supervisor.from_environ(os.environ, {"verifier"}, watchdog=options.watchdog)
+        _serve_verifier(judging, supervisor)
         return
     settings = decide(options, os.environ, signs_of_hardware)
+    on = {name for name in _AGENT_LISTENERS if getattr(settings, name) is not None}
+    on |= set() if judging is None else {"verifier"}
+    supervisor = Supervisor.from_environ(os.environ, on, watchdog=options.watchdog)
     make_folder(settings.folder, private=settings.private, ignored=settings.private)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(Lock(settings.folder)))
@@ -150,19 +172,19 @@ def _serve(options: "Options") -> None:
         if settings.measure_app and not settings.simulated:
             attester.measure_app(settings.app_id)
         _raise_file_limit()
-        _listen(settings, attester, judging)
+        _listen(settings, attester, judging, supervisor)
 
 
-def _serve_verifier(settings: "VerifierSettings") -> None:
+def _serve_verifier(settings: "VerifierSettings", supervisor: "Supervisor") -> None:
     """Serve the verifier alone: no agent, no TEE, nothing on disk."""
-    from attestkit.serve import Places, serve
+    from attestkit.serve import Places
 
     verifier = _open_verifier(settings)
     _raise_file_limit()
-    serve(
+    supervisor.serve(
         None,
         Places(verifier=settings.address),
-        on_ready=lambda ready: _announce(ready, "a verifier"),
+        lambda ready: _announce(ready, "a verifier"),
         verifier=verifier,
     )
 
@@ -275,8 +297,13 @@ def _seed(settings: "Settings") -> bytes | None:
     return None  # then the state folder keeps one
 
 
-def _listen(settings: "Settings", attester: "Attester", judging: "VerifierSettings | None") -> None:
-    from attestkit.serve import Places, serve
+def _listen(
+    settings: "Settings",
+    attester: "Attester",
+    judging: "VerifierSettings | None",
+    supervisor: "Supervisor",
+) -> None:
+    from attestkit.serve import Places
 
     what, lines = "a TEE, on hardware", []
     if attester.simulated:
@@ -284,7 +311,7 @@ def _listen(settings: "Settings", attester: "Attester", judging: "VerifierSettin
         lines = [
             f"  its root for verifiers that are to believe it: {_leave_anchor(settings, attester)}"
         ]
-    serve(
+    supervisor.serve(
         attester,
         Places(
             settings.dstack,
@@ -296,7 +323,7 @@ def _listen(settings: "Settings", attester: "Attester", judging: "VerifierSettin
             verifier=None if judging is None else judging.address,
             pccs=settings.pccs,
         ),
-        on_ready=lambda ready: _announce(ready, what, lines, simulated=attester.simulated),
+        lambda ready: _announce(ready, what, lines, simulated=attester.simulated),
         # Its files are read now, when the simulator has left its root.
         verifier=None if judging is None else _open_verifier(judging),
     )
@@ -313,13 +340,11 @@ def _leave_anchor(settings: "Settings", attester: "Attester") -> Path:
 def _announce(
     ready: "Ready", what: str, lines: Sequence[str] = (), *, simulated: bool = False
 ) -> None:
-    """Tell the people, the program that started us, and the service manager."""
+    """Tell the people, and the program that started us."""
     with contextlib.suppress(OSError):  # nobody reads; the sockets are what counts
         sys.stderr.write(_banner(ready, what, lines, simulated=simulated))
         sys.stdout.write(f"{ready}\n")
         sys.stdout.flush()
-    if where := os.environ.get("NOTIFY_SOCKET"):
-        _notify(where)
 
 
 def _banner(ready: "Ready", what: str, more: Sequence[str], *, simulated: bool) -> str:
@@ -338,18 +363,6 @@ def _banner(ready: "Ready", what: str, more: Sequence[str], *, simulated: bool) 
     if "verifier" in ready.places:
         lines.append(f"  curl {ready.places['verifier']}/verify -d @evidence.json")
     return "\n".join(filter(None, lines)) + "\n"
-
-
-def _notify(where: str) -> None:
-    import socket
-
-    address = f"\0{where[1:]}" if where.startswith("@") else where
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
-            notifier.connect(address)
-            notifier.send(b"READY=1")
-    except OSError as error:
-        _complain(f"$NOTIFY_SOCKET {where}: {error.strerror or error}")
 
 
 def _raise_file_limit() -> None:

@@ -10,18 +10,17 @@ Bounds of every listener, so that a stranger can neither hold nor fill it:
 | connections | 256 | 503; from twice as many on they are closed at once |
 | idle between requests | 10 s | closed |
 | what is sent behind a refusal | 1 s, 4 MiB | dropped, then closed |
-| requests in flight at shutdown | 10 s | cancelled |
+| requests in flight when the server stops | 10 s | cut off; see drain |
 """
 
 import asyncio
 import contextlib
+import logging
 import re
-import signal
 import socket
-import threading
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, MutableMapping, Sequence
 from http import HTTPStatus
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import uvicorn
 import uvloop
@@ -31,8 +30,11 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from attestkit.serve.drain import Door, drain
 from attestkit.serve.json_codec import encode_error
+from attestkit.serve.limits import Limits
 from attestkit.serve.rpc import App
+from attestkit.serve.signals import until_signalled
 
 __all__ = ["Listener", "run"]
 
@@ -40,63 +42,96 @@ HEAD_LIMIT = 32 * 1024  # bytes
 HEAD_SECONDS = 10.0
 BODY_SECONDS = 30.0
 IDLE_SECONDS = 10
-DRAIN_SECONDS = 10
 LINGER_SECONDS = 1.0
 LINGER_LIMIT = 4 * 1024 * 1024  # bytes
 CONNECTION_LIMIT = 256
 
 _COPIED = 4096  # a shorter body is copied behind its head, a longer one is not
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
-
+_logger = logging.getLogger("attestkit.serve")
 
 Message: TypeAlias = MutableMapping[str, Any]
+Work: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Listener(NamedTuple):
-    """An application, and the listening socket that leads to it."""
+    """An application, and the listening socket that leads to it.
+
+    An application may have a method `stop` that ends answers which would go on for ever. A socket
+    that was handed over is not ours to turn people away from.
+    """
 
     app: App
     socket: socket.socket
+    limits: Limits = Limits()
+    handed_over: bool = False
 
 
-def run(listeners: Sequence[Listener], on_ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then finish the requests in flight and return.
+def run(
+    listeners: Sequence[Listener],
+    on_ready: Callable[[], None],
+    on_stop: Callable[[], None] = lambda: None,
+    background: Sequence[Work] = (),
+) -> int:
+    """Serve until a signal says to stop (see signals), then finish what is in flight (see drain).
 
     Args:
         listeners: What is served; their sockets are closed at the end.
         on_ready: Called once, when every listener accepts.
+        on_stop: Called once, before the first listener stops to accept.
+        background: Coroutines that run from then on in the same event loop, and end with it.
+
+    Returns:
+        How many connections had to be cut off, because the time to finish was over.
     """
-    uvloop.run(_run(listeners, on_ready))
+    return uvloop.run(_run(listeners, on_ready, on_stop, background))
 
 
-async def _run(listeners: Sequence[Listener], on_ready: Callable[[], None]) -> None:
-    servers = [_Server(_config(listener.app)) for listener in listeners]
-    loop = asyncio.get_running_loop()
+async def _run(
+    listeners: Sequence[Listener],
+    on_ready: Callable[[], None],
+    on_stop: Callable[[], None] = lambda: None,
+    background: Sequence[Work] = (),
+) -> int:
+    servers = [_Server(listener) for listener in listeners]
+    helpers: list[asyncio.Task[None]] = []
 
     def stop() -> None:
+        if not any(server.should_exit for server in servers):
+            on_stop()
+        for helper in helpers:
+            helper.cancel()
         for server in servers:
             server.stop()
 
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop)
-    tasks = [
-        asyncio.create_task(server.serve(sockets=[listener.socket]))
-        for server, listener in zip(servers, listeners, strict=True)
-    ]
-    try:
-        while not all(server.started for server in servers):
-            for task in tasks:
-                if task.done():
-                    task.result()  # raises what kept it from starting
-            await asyncio.sleep(0)
-        on_ready()
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-    finally:  # stopped, cancelled, or one failed: all end in good order
-        stop()
-        await asyncio.wait(tasks)
+    with until_signalled(stop):
+        tasks = [
+            asyncio.create_task(server.serve(sockets=[listener.socket]))
+            for server, listener in zip(servers, listeners, strict=True)
+        ]
+        try:
+            while not all(server.started for server in servers):
+                for task in tasks:
+                    if task.done():
+                        task.result()  # raises what kept it from starting
+                await asyncio.sleep(0)
+            on_ready()
+            helpers += [asyncio.create_task(_tell(work)) for work in background]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        finally:  # stopped, cancelled, or one failed: all end in good order
+            stop()
+            await asyncio.wait((*tasks, *helpers))
     for task in tasks:
         task.result()
+    return sum(server.cut_off for server in servers)
+
+
+async def _tell(work: Work) -> None:
+    """Do work in the background; if it fails the log has it, and the server goes on."""
+    try:
+        await work()
+    except Exception:
+        _logger.exception("work in the background ended")
 
 
 def _config(app: App) -> uvicorn.Config:
@@ -113,15 +148,16 @@ def _config(app: App) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=IDLE_SECONDS,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
     )
 
 
 class _Server(uvicorn.Server):
     """One of several servers in a process: signals are not its business, idle it sleeps."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
+    def __init__(self, listener: Listener) -> None:
+        super().__init__(_config(listener.app))
+        self.cut_off = 0
+        self._listener = listener
         self._stopped = asyncio.Event()
 
     @contextlib.contextmanager
@@ -132,6 +168,8 @@ class _Server(uvicorn.Server):
     def stop(self) -> None:
         """Accept no more, finish what is in flight."""
         self.should_exit = True
+        for connection in self.server_state.connections:
+            cast("_Protocol", connection).last_call()
         self._stopped.set()
 
     async def main_loop(self) -> None:
@@ -140,13 +178,38 @@ class _Server(uvicorn.Server):
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), 1.0)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the listening socket; answer those who are in."""
+        sock = self._listener.socket
+        door = Door(sock.dup(), ours=not self._listener.handed_over)
+        for server in self.servers:
+            server.close()
+        for each in sockets or ():
+            each.close()
+        self.cut_off = await drain(
+            door,
+            self.server_state.connections,  # type: ignore[arg-type]  # of _Protocol
+            self.server_state.tasks,
+            connect=self._connect,
+            end_streams=getattr(self._listener.app, "stop", lambda: None),
+            seconds=self._listener.limits.drain_seconds,
+        )
+
+    async def _connect(self, accepted: socket.socket) -> None:
+        """Serve a connection that was accepted outside of the event loop."""
+
+        def protocol() -> _Protocol:
+            return _Protocol(self.config, self.server_state, self.lifespan.state)
+
+        await asyncio.get_running_loop().connect_accepted_socket(protocol, accepted)
+
 
 class _Protocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol with the bounds of this module."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - handed through
         super().__init__(*args, **kwargs)
-        self._in_head = self._in_message = self._refused = self._is_extra = False
+        self._in_head = self._in_message = self._refused = self._is_extra = self._last = False
         self._unread = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timed_head = False
@@ -170,6 +233,20 @@ class _Protocol(HttpToolsProtocol):
         self._response = None
         if self.cycle is not None:
             self.cycle.transport = self.transport
+
+    def last_call(self) -> None:
+        """Let the request in flight, else the next one, be the last."""
+        self._last = True
+        if not self._answered():
+            self.cycle.keep_alive = False
+
+    def is_idle(self) -> bool:
+        """Tell whether no request is in flight, not even a part of one."""
+        return self._answered() and not self._in_message
+
+    def _answered(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        return cycle is None or cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, unless the head grows too long or the request was refused."""
@@ -206,6 +283,8 @@ class _Protocol(HttpToolsProtocol):
         if self._refused:
             raise ConnectionRefusedError  # stops the parser; send_400_response() then does nothing
         super().on_headers_complete()
+        if self._last:
+            self.cycle.keep_alive = False
         self.cycle.__class__ = _Cycle  # uvicorn has no other way to say which class to make
         self.cycle.transport = self._response  # type: ignore[assignment]  # all that it uses of one
 

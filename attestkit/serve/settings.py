@@ -62,11 +62,14 @@ class Options(NamedTuple):
     verifier_collateral: str | None = None
     verifier_policy: str | None = None
     trust_anchor: str | None = None
+    watchdog: bool = False
 
 
 _FOR_VERIFIER = ("verifier_pccs", "verifier_collateral", "verifier_policy", "trust_anchor")
 _FOR_AGENT = tuple(
-    name for name in Options._fields if name not in {"backend", "verifier", *_FOR_VERIFIER}
+    name
+    for name in Options._fields
+    if name not in {"backend", "verifier", "watchdog", *_FOR_VERIFIER}
 )
 
 
