@@ -4,10 +4,11 @@
 Attester. HTTP is a coat: everything below works without this package.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from socket import socket
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from attestkit.serve.guest import Guest
     from attestkit.serve.limits import Limits
     from attestkit.serve.rpc import App
+    from attestkit.serve.sockets import UnixListener
     from attestkit.serve.stats import Stats, Traffic
     from attestkit.verifier.pipeline import Verifier
 
@@ -67,6 +69,9 @@ def serve(  # noqa: PLR0913 - everything by name
     places: Places,
     *,
     on_ready: Callable[[Ready], None] = lambda _: None,
+    on_stop: Callable[[], None] = lambda: None,
+    background: "Sequence[Callable[[Ready], Coroutine[Any, Any, None]]]" = (),
+    handed_over: "Mapping[str, socket] | None" = None,
     app_compose: "AppCompose | None" = None,
     app_keys: "AppKeys | None" = None,
     vm_config: str | None = None,
@@ -75,14 +80,21 @@ def serve(  # noqa: PLR0913 - everything by name
     data_disks: Sequence[str] = ("/",),
     limits: "Limits | None" = None,
     access_log: "AccessLog | None" = None,
-) -> None:
-    """Serve the guest agent API, or the verifier service, or both, until SIGTERM or SIGINT.
+) -> int:
+    """Serve the guest agent API, or the verifier service, or both, until a signal says to stop.
+
+    SIGTERM, SIGINT and SIGHUP stop it in good order: nobody is let in any more, whoever is in gets
+    an answer. A second SIGTERM or SIGINT ends the process at once.
 
     Args:
         attester: Makes the evidence; it stays open. None: only `places.verifier` is served.
         places: Where to listen. `dev_http` needs a simulated TEE and a loopback address, `pccs` the
             simulator.
         on_ready: Called once, when every listener accepts.
+        on_stop: Called once, when the server begins to stop.
+        background: Coroutines that run beside the listeners until then.
+        handed_over: Sockets that listen already, by the name of their listener; they are taken in
+            place of what `places` says, keep their path and mode, and are closed.
         app_compose: What the app was deployed from; default what `attester` knows.
         app_keys: The app's keys; default those that `attester` has; without any the key methods say
             so.
@@ -93,6 +105,10 @@ def serve(  # noqa: PLR0913 - everything by name
         data_disks: Mount points of the file systems that the figures tell about.
         limits: How much, how many, how long; of every listener.
         access_log: Takes every request; what it holds back is written at the end.
+
+    Returns:
+        How many connections were cut off, because their requests outlasted `Limits.drain_seconds`.
+        Where there are any the device, or its thread, may still be at work, and is not waited for.
 
     Raises:
         UsageError: A place cannot be, there is none, or nobody says what the app is.
@@ -117,12 +133,37 @@ def serve(  # noqa: PLR0913 - everything by name
             )
             stack.callback(guest.close)
             apps.update(_agent_apps(guest, places))
-        ready, sockets = _listen(places, stack)
+        handed_over = handed_over or {}
+        bound = _listen(places, handed_over, stack)
         served = [
-            listeners.Listener(apps[name], sock, limits, name, stats.of(name), access_log)
-            for name, sock in sockets.items()
+            listeners.Listener(
+                apps[name],
+                sock,
+                limits,
+                name,
+                stats.of(name),
+                access_log,
+                handed_over=name in handed_over,
+            )
+            for name, sock in bound.sockets.items()
         ]
-        listeners.run(served, lambda: on_ready(ready))
+
+        def stopping() -> None:
+            for path in bound.paths:  # nobody is to find a door that is about to close
+                path.unlink()
+            on_stop()
+
+        cut_off = listeners.run(
+            served,
+            lambda: on_ready(bound.ready),
+            stopping,
+            [partial(work, bound.ready) for work in background],
+        )
+        if cut_off:
+            if access_log is not None:
+                access_log.flush(patience=1.0)
+            stack.pop_all()  # what their requests wait for may take for ever
+        return cut_off
 
 
 def _refuse_what_cannot_be(
@@ -186,18 +227,29 @@ def _honest(ident: str, attester: "Attester") -> str:
     return f"{ident} (attestkit simulator)"
 
 
-def _listen(places: Places, stack: ExitStack) -> "tuple[Ready, dict[str, socket]]":
-    """Bind everything; what is bound is closed, and removed, with `stack`."""
+class _Bound(NamedTuple):
+    ready: Ready
+    sockets: "dict[str, socket]"  # by the name of the listener
+    paths: "list[UnixListener]"
+
+
+def _listen(places: Places, handed_over: "Mapping[str, socket]", stack: ExitStack) -> _Bound:
+    """Bind what was not handed over; what is bound is closed, and removed, with `stack`."""
     from attestkit.serve.address import Address
     from attestkit.serve.sockets import UnixListener, bind_tcp
 
     sockets = {}
+    paths = []
     where: dict[str, Path | str] = {}
-    paths = (("dstack", places.dstack), ("tappd", places.tappd), ("http", places.http))
-    for name, path in paths:
-        if isinstance(path, Path):
+    doors = (("dstack", places.dstack), ("tappd", places.tappd), ("http", places.http))
+    for name, path in doors:
+        if name in handed_over and name != "http":
+            sockets[name] = stack.enter_context(handed_over[name])
+            where[name] = Path(sockets[name].getsockname())
+        elif isinstance(path, Path) and name not in handed_over:
             listener = UnixListener(path.absolute(), places.socket_mode, places.socket_group)
             stack.callback(listener.close)
+            paths.append(listener)
             sockets[name], where[name] = listener.socket, listener.path
     addresses = (
         ("http", places.http),
@@ -206,11 +258,13 @@ def _listen(places: Places, stack: ExitStack) -> "tuple[Ready, dict[str, socket]
         ("pccs", places.pccs),
     )
     for name, address in addresses:
-        if address is not None and not isinstance(address, Path):
-            option = f"--{name.replace('_', '-')}"
-            sockets[name] = stack.enter_context(bind_tcp(option, Address(*address)))
-            where[name] = f"http://{Address(*sockets[name].getsockname()[:2])}"
-    return Ready(where), sockets
+        taken = handed_over.get(name)
+        if taken is None and address is not None and not isinstance(address, Path):
+            taken = bind_tcp(f"--{name.replace('_', '-')}", Address(*address))
+        if taken is not None:
+            sockets[name] = stack.enter_context(taken)
+            where[name] = f"http://{Address(*taken.getsockname()[:2])}"
+    return _Bound(Ready(where), sockets, paths)
 
 
 def _agent_apps(guest: "Guest", places: Places) -> "dict[str, App]":

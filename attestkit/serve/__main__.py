@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from attestkit.serve.access_log import AccessLog
     from attestkit.serve.options import Options
     from attestkit.serve.settings import Settings
+    from attestkit.serve.supervised import Supervisor
     from attestkit.serve.verifier_settings import VerifierSettings
     from attestkit.verifier.pipeline import Verifier
 
@@ -26,6 +27,7 @@ __all__ = ["main"]
 
 _Read = TypeVar("_Read")
 
+_AGENT_LISTENERS = ("dstack", "tappd", "http", "dev_http", "pccs")
 _EXTRA = frozenset({"httptools", "uvicorn", "uvloop"})
 _LISTENERS = 6
 _OPEN_FILES = 1024  # besides connections
@@ -44,8 +46,7 @@ class _Shared(NamedTuple):
 def main(arguments: list[str] | None = None) -> int:
     """Serve until told to stop; return the exit code.
 
-    Whatever goes wrong is one line on stderr: 0 good, 1 usage or configuration, 3 the device, the
-    machine or ourselves, 5 unreadable input.
+    Whatever goes wrong is one line on stderr; --help says what each code means.
     """
     _hold_standard_streams()
     log = Log()
@@ -116,6 +117,7 @@ def _serve(options: "Options", log: Log) -> None:
     from attestkit.backends import signs_of_hardware
     from attestkit.serve.settings import decide
     from attestkit.serve.sockets import Lock, make_folder
+    from attestkit.serve.supervised import Supervisor
     from attestkit.serve.verifier_settings import decide_verifier
 
     judging = decide_verifier(options, os.environ)
@@ -126,9 +128,13 @@ def _serve(options: "Options", log: Log) -> None:
     )
     _raise_file_limit(shared.limits)
     if judging is not None and judging.alone:
-        _serve_verifier(judging, shared)
+        supervisor = Supervisor.from_environ(os.environ, {"verifier"}, watchdog=options.watchdog)
+        _serve_verifier(judging, shared, supervisor)
         return
     settings = decide(options, os.environ, signs_of_hardware)
+    on = {name for name in _AGENT_LISTENERS if getattr(settings, name) is not None}
+    on |= set() if judging is None else {"verifier"}
+    supervisor = Supervisor.from_environ(os.environ, on, watchdog=options.watchdog)
     make_folder(settings.folder, private=settings.private, ignored=settings.private)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.closing(Lock(settings.folder)))
@@ -136,17 +142,19 @@ def _serve(options: "Options", log: Log) -> None:
         stack.enter_context(attester)
         if settings.measure_app and not settings.simulated:
             attester.measure_app(settings.app_id)
-        _listen(settings, attester, judging, shared)
+        _listen(settings, attester, judging, shared, supervisor)
 
 
-def _serve_verifier(settings: "VerifierSettings", shared: _Shared) -> None:
+def _serve_verifier(
+    settings: "VerifierSettings", shared: _Shared, supervisor: "Supervisor"
+) -> None:
     """Serve the verifier alone: no agent, no TEE, nothing on disk."""
-    from attestkit.serve import Places, serve
+    from attestkit.serve import Places
 
-    serve(
+    supervisor.serve(
         None,
         Places(verifier=settings.address),
-        on_ready=lambda ready: _announce(shared.log, ready, "a verifier"),
+        lambda ready: _announce(shared.log, ready, "a verifier"),
         verifier=_open_verifier(settings),
         limits=shared.limits,
         access_log=shared.access_log,
@@ -267,8 +275,9 @@ def _listen(
     attester: "Attester",
     judging: "VerifierSettings | None",
     shared: _Shared,
+    supervisor: "Supervisor",
 ) -> None:
-    from attestkit.serve import Places, serve
+    from attestkit.serve import Places
 
     what, lines = "a TEE, on hardware", []
     if attester.simulated:
@@ -276,7 +285,7 @@ def _listen(
         lines = [
             f"  its root for verifiers that are to believe it: {_leave_anchor(settings, attester)}"
         ]
-    serve(
+    supervisor.serve(
         attester,
         Places(
             settings.dstack,
@@ -288,9 +297,7 @@ def _listen(
             verifier=None if judging is None else judging.address,
             pccs=settings.pccs,
         ),
-        on_ready=lambda ready: _announce(
-            shared.log, ready, what, lines, simulated=attester.simulated
-        ),
+        lambda ready: _announce(shared.log, ready, what, lines, simulated=attester.simulated),
         # Its files are read now, when the simulator has left its root.
         verifier=None if judging is None else _open_verifier(judging),
         ident=settings.ident,
@@ -311,7 +318,7 @@ def _leave_anchor(settings: "Settings", attester: "Attester") -> Path:
 def _announce(
     log: Log, ready: "Ready", what: str, lines: Sequence[str] = (), *, simulated: bool = False
 ) -> None:
-    """Tell the people, the program that started us, and the service manager."""
+    """Tell the people, and the program that started us."""
     log.say(
         _banner(ready, what, lines, simulated=simulated),
         places={name: str(at) for name, at in ready.places.items()},
@@ -320,8 +327,6 @@ def _announce(
         print(ready, flush=True)  # noqa: T201 - for the program that started us
     except OSError:  # it does not read; the sockets are what counts
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tries again when it ends
-    if where := os.environ.get("NOTIFY_SOCKET"):
-        _notify(where)
 
 
 def _banner(ready: "Ready", what: str, more: Sequence[str], *, simulated: bool) -> list[str]:
@@ -340,18 +345,6 @@ def _banner(ready: "Ready", what: str, more: Sequence[str], *, simulated: bool) 
     if "verifier" in ready.places:
         lines.append(f"  curl {ready.places['verifier']}/verify -d @evidence.json")
     return list(filter(None, lines))
-
-
-def _notify(where: str) -> None:
-    import socket
-
-    address = f"\0{where[1:]}" if where.startswith("@") else where
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
-            notifier.connect(address)
-            notifier.send(b"READY=1")
-    except OSError as error:
-        _logger.warning("$NOTIFY_SOCKET %s: %s", where, error.strerror or error)
 
 
 def _raise_file_limit(limits: Limits) -> None:

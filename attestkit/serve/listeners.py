@@ -2,26 +2,35 @@
 
 import asyncio
 import contextlib
-import signal
+import logging
 import socket
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import uvicorn
 import uvloop
 
 from attestkit.serve.access_log import AccessLog
-from attestkit.serve.http_protocol import ListenerConfig, Shared
+from attestkit.serve.drain import Door, drain
+from attestkit.serve.http_protocol import HttpProtocol, ListenerConfig, Shared
 from attestkit.serve.limits import Limits
 from attestkit.serve.rpc import App
+from attestkit.serve.signals import until_signalled
 from attestkit.serve.stats import Traffic
 
 __all__ = ["Listener", "run"]
 
+Work: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+
+_logger = logging.getLogger("attestkit.serve")
+
 
 class Listener(NamedTuple):
-    """An application, and the listening socket that leads to it."""
+    """An application, and the listening socket that leads to it.
+
+    An application may have a method `stop` that ends answers which would go on for ever. A socket
+    that was handed over is not ours to turn people away from.
+    """
 
     app: App
     socket: socket.socket
@@ -29,46 +38,74 @@ class Listener(NamedTuple):
     name: str = ""
     traffic: Traffic | None = None
     access_log: AccessLog | None = None
+    handed_over: bool = False
 
 
-def run(listeners: Sequence[Listener], on_ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM or SIGINT, then finish the requests in flight and return.
+def run(
+    listeners: Sequence[Listener],
+    on_ready: Callable[[], None],
+    on_stop: Callable[[], None] = lambda: None,
+    background: Sequence[Work] = (),
+) -> int:
+    """Serve until a signal says to stop (see signals), then finish what is in flight (see drain).
 
     Args:
         listeners: What is served; their sockets are closed at the end.
         on_ready: Called once, when every listener accepts.
+        on_stop: Called once, before the first listener stops to accept.
+        background: Coroutines that run from then on in the same event loop, and end with it.
+
+    Returns:
+        How many connections had to be cut off, because the time to finish was over.
     """
-    uvloop.run(_run(listeners, on_ready))
+    return uvloop.run(_run(listeners, on_ready, on_stop, background))
 
 
-async def _run(listeners: Sequence[Listener], on_ready: Callable[[], None]) -> None:
-    servers = [_Server(_config(listener)) for listener in listeners]
-    loop = asyncio.get_running_loop()
+async def _run(
+    listeners: Sequence[Listener],
+    on_ready: Callable[[], None],
+    on_stop: Callable[[], None] = lambda: None,
+    background: Sequence[Work] = (),
+) -> int:
+    servers = [_Server(listener) for listener in listeners]
+    helpers: list[asyncio.Task[None]] = []
 
     def stop() -> None:
+        if not any(server.should_exit for server in servers):
+            on_stop()
+        for helper in helpers:
+            helper.cancel()
         for server in servers:
             server.stop()
 
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop)
-    tasks = [
-        asyncio.create_task(server.serve(sockets=[listener.socket]))
-        for server, listener in zip(servers, listeners, strict=True)
-    ]
-    try:
-        while not all(server.started for server in servers):
-            for task in tasks:
-                if task.done():
-                    task.result()  # raises what kept it from starting
-            await asyncio.sleep(0)
-        on_ready()
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-    finally:  # stopped, cancelled, or one failed: all end in good order
-        stop()
-        await asyncio.wait(tasks)
+    with until_signalled(stop):
+        tasks = [
+            asyncio.create_task(server.serve(sockets=[listener.socket]))
+            for server, listener in zip(servers, listeners, strict=True)
+        ]
+        try:
+            while not all(server.started for server in servers):
+                for task in tasks:
+                    if task.done():
+                        task.result()  # raises what kept it from starting
+                await asyncio.sleep(0)
+            on_ready()
+            helpers += [asyncio.create_task(_tell(work)) for work in background]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        finally:  # stopped, cancelled, or one failed: all end in good order
+            stop()
+            await asyncio.wait((*tasks, *helpers))
     for task in tasks:
         task.result()
+    return sum(server.cut_off for server in servers)
+
+
+async def _tell(work: Work) -> None:
+    """Do work in the background; if it fails the log has it, and the server goes on."""
+    try:
+        await work()
+    except Exception:
+        _logger.exception("work in the background ended")
 
 
 def _config(listener: Listener) -> ListenerConfig:
@@ -81,8 +118,11 @@ def _config(listener: Listener) -> ListenerConfig:
 class _Server(uvicorn.Server):
     """One of several servers in a process: signals are not its business, idle it sleeps."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
+    def __init__(self, listener: Listener) -> None:
+        self._shared = _config(listener)
+        super().__init__(self._shared)
+        self.cut_off = 0
+        self._listener = listener
         self._stopped = asyncio.Event()
 
     @contextlib.contextmanager
@@ -93,6 +133,8 @@ class _Server(uvicorn.Server):
     def stop(self) -> None:
         """Accept no more, finish what is in flight."""
         self.should_exit = True
+        for connection in self.server_state.connections:
+            cast("HttpProtocol", connection).last_call()
         self._stopped.set()
 
     async def main_loop(self) -> None:
@@ -100,3 +142,28 @@ class _Server(uvicorn.Server):
         while not await self.on_tick(0):
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), 1.0)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the listening socket; answer those who are in."""
+        sock = self._listener.socket
+        door = Door(sock.dup(), ours=not self._listener.handed_over)
+        for server in self.servers:
+            server.close()
+        for each in sockets or ():
+            each.close()
+        self.cut_off = await drain(
+            door,
+            self.server_state.connections,  # type: ignore[arg-type]  # of HttpProtocol
+            self.server_state.tasks,
+            connect=self._connect,
+            end_streams=getattr(self._listener.app, "stop", lambda: None),
+            seconds=self._listener.limits.drain_seconds,
+        )
+
+    async def _connect(self, accepted: socket.socket) -> None:
+        """Serve a connection that was accepted outside of the event loop."""
+
+        def protocol() -> HttpProtocol:
+            return HttpProtocol(self._shared, self.server_state, self.lifespan.state)
+
+        await asyncio.get_running_loop().connect_accepted_socket(protocol, accepted)

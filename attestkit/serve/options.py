@@ -30,9 +30,24 @@ __all__ = [
 LOG_FORMATS: Final = ("text", "json")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
-FLAGS: Final = frozenset({"access_log", "measure_app", "reset"})
+FLAGS: Final = frozenset({"access_log", "measure_app", "reset", "watchdog"})
 """Options that are on or off."""
 
+_EPILOG: Final = """\
+Environment: $ATTESTKIT_BACKEND and $PCCS_URL stand for --backend and --verifier-pccs;
+$DSTACK_HOST_SHARED_DIR is the folder of the app's files that no option names; $DSTACK_CCEL_FILE,
+$DCAP_TDX_QUOTE_CONFIGFS_PATH and $DCAP_TDX_RTMR_SYSFS_PATH name files of the hardware's backends.
+A command line goes before the environment, that before a configuration, and that before the
+defaults.
+
+Exit codes:
+  0    stopped by a signal; requests that outlasted the time to finish were cut off, and logged
+  1    usage or configuration
+  3    the device, the machine, or an error of our own
+  5    unreadable input
+  130  SIGINT before it served
+Killed by SIGTERM or SIGINT itself: that signal came before it served, or a second time.
+"""
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 # Of these one is enough: who names one in a stronger place does away with the others below it.
 _RIVALS: Final = (
@@ -73,6 +88,7 @@ class Options(NamedTuple):
     verifier_collateral: str | None = None
     verifier_policy: str | None = None
     trust_anchor: str | None = None
+    watchdog: bool = False
     log_format: str | None = None
     log_level: str | None = None
     access_log: bool | None = None
@@ -161,11 +177,8 @@ def parse_options(arguments: Sequence[str]) -> Options:
     parser = _Parser(
         prog="attestkit serve",
         description="Serve the dstack guest agent API.",
-        epilog="Environment: $ATTESTKIT_BACKEND and $PCCS_URL stand for --backend and "
-        "--verifier-pccs; $DSTACK_HOST_SHARED_DIR is the folder of the app's files that no option "
-        "names; $DSTACK_CCEL_FILE, $DCAP_TDX_QUOTE_CONFIGFS_PATH and $DCAP_TDX_RTMR_SYSFS_PATH "
-        "name files of the hardware's backends. A command line goes before the environment, that "
-        "before a configuration, and that before the defaults.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     for title, add_options in _GROUPS:
@@ -221,6 +234,12 @@ _Add = Callable[..., object]
 def _add_general(add: _Add) -> None:
     add("-c", "--config", metavar="FILE", help="the agent's configuration, TOML or JSON")
     add("--backend", metavar="NAME", help="a backend's name; default: auto")
+    add(
+        "-w",
+        "--watchdog",
+        action="store_true",
+        help="tell the service manager that we live, every half of $WATCHDOG_USEC",
+    )
     add("--version", action=_Version, help="print the version and exit")
 
 

@@ -152,8 +152,12 @@ class UnixListener:
             raise
 
     def close(self) -> None:
-        """Stop listening; remove the path while it still leads to this socket."""
+        """Stop listening, and remove the path."""
         self.socket.close()
+        self.unlink()
+
+    def unlink(self) -> None:
+        """Remove the path while it still leads to this socket; who is connected stays so."""
         with contextlib.suppress(OSError):  # gone already, or no longer ours to remove
             if self._file is not None and _file_id(self.path) == self._file:
                 self.path.unlink()

@@ -41,7 +41,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 @contextlib.asynccontextmanager
 async def serving(
     *apps: App, limits: Limits = DEFAULT
-) -> AsyncIterator[tuple[list[Connect], "asyncio.Task[None]"]]:
+) -> AsyncIterator[tuple[list[Connect], "asyncio.Task[int]"]]:
     """Serve applications on free ports; give a way to connect to each, and the server's task."""
     sockets = []
     for _ in apps:

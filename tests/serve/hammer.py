@@ -1,0 +1,120 @@
+"""Clients that send one request after the other, and note for each what became of it.
+
+A request counts as accepted when connect() and sendall() succeeded, on a connection whose server
+had not said `Connection: close`; it is lost when it then has no complete answer.
+"""
+
+import contextlib
+import socket
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import BinaryIO, Final
+
+PATIENCE: Final = 60
+
+
+class Client(threading.Thread):
+    """One client: over a connection that it keeps, or over a new one for each request.
+
+    Attributes:
+        counts: How many requests were `answered`, `lost` and, at connect(), `turned away`.
+        losses: What happened to the lost ones.
+        after: How many were answered after `stopping` was set.
+    """
+
+    def __init__(self, place: str, *, keep: bool, stopping: threading.Event) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self.losses: list[str] = []
+        self.after = 0
+        self._keep = keep
+        self._stopping = stopping
+        self._place = place
+        connection = "keep-alive" if keep else "close"
+        target = "/prpc/Tappd.Version" if place.endswith("tappd.sock") else "/prpc/Worker.Version"
+        if place.endswith("dstack.sock"):
+            target = "/GetKey"
+        body = b'{"path": "a"}'
+        self._request = (
+            f"POST {target} HTTP/1.1\r\nHost: x\r\nConnection: {connection}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        ).encode() + body
+
+    def run(self) -> None:
+        """Go on until nobody answers any more."""
+        while (connection := self._connect()) is not None:
+            with connection, connection.makefile("rb") as reader:
+                while self._exchange(connection, reader):
+                    pass
+
+    def _connect(self) -> socket.socket | None:
+        host, _, port = self._place.removeprefix("http://").rpartition(":")
+        is_path = self._place.startswith("/")
+        connection = socket.socket(socket.AF_UNIX if is_path else socket.AF_INET)
+        connection.settimeout(PATIENCE)
+        try:
+            connection.connect(self._place if is_path else (host, int(port)))
+        except (ConnectionRefusedError, FileNotFoundError):
+            connection.close()
+            self.counts["turned away"] += 1
+            return None
+        return connection
+
+    def _exchange(self, connection: socket.socket, reader: BinaryIO) -> bool:
+        """Send a request, read its answer; return whether the connection may have another."""
+        stopping = self._stopping.is_set()
+        try:
+            connection.sendall(self._request)
+        except OSError as error:
+            self._lose(f"sendall: {error}")
+            return False
+        try:
+            last = _read(reader)
+        except (OSError, ValueError) as error:
+            self._lose(str(error))
+            return False
+        self.counts["answered"] += 1
+        self.after += stopping
+        return self._keep and not last
+
+    def _lose(self, reason: str) -> None:
+        self.counts["lost"] += 1
+        self.losses.append(f"{self._place} keep={self._keep}: {reason}")
+
+
+def _read(reader: BinaryIO) -> bool:
+    """Read one whole response; return whether it says that it is the last one."""
+    head = []
+    while (line := reader.readline()) not in {b"\r\n", b""}:
+        head.append(line)
+    if not head or not line:
+        raise ValueError(f"no whole head: {head!r}")
+    if not head[0].startswith(b"HTTP/1.1 200 "):
+        raise ValueError(f"refused: {head[0]!r}")
+    length = next(
+        int(field.split(b":")[1]) for field in head if field.startswith(b"content-length")
+    )
+    body = reader.read(length)
+    if len(body) != length:
+        raise ValueError(f"{len(body)} bytes of a body of {length}")
+    return b"connection: close\r\n" in head
+
+
+@contextlib.contextmanager
+def hammering(places: list[str], each: int = 2) -> Iterator[tuple[list[Client], threading.Event]]:
+    """Run `each` clients that keep their connection and as many that do not at every place."""
+    stopping = threading.Event()
+    clients = [
+        Client(place, keep=keep, stopping=stopping)
+        for place in places
+        for keep in (True, False)
+        for _ in range(each)
+    ]
+    for client in clients:
+        client.start()
+    try:
+        yield clients, stopping
+    finally:
+        for client in clients:
+            client.join(PATIENCE)

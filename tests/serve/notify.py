@@ -1,0 +1,41 @@
+"""A service manager's ear: a datagram socket that notes what it is told."""
+
+import socket
+from pathlib import Path
+
+
+class Manager:
+    """Listens at a path, or under an abstract name behind an `@`.
+
+    Attributes:
+        address: What `$NOTIFY_SOCKET` is to say.
+    """
+
+    def __init__(self, address: Path | str) -> None:
+        self.address = str(address)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self.address.replace("@", "\0", 1))
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._socket.close()
+
+    def next(self, seconds: float = 60.0) -> str:
+        """Return the next message; TimeoutError if none comes."""
+        self._socket.settimeout(seconds)
+        return self._socket.recv(4096).decode()
+
+    def next_but_status(self, seconds: float = 60.0) -> str:
+        """Return the next message that is not for people."""
+        while (message := self.next(seconds)).startswith("STATUS="):
+            pass
+        return message
+
+    def forget(self) -> None:
+        """Drop what was said so far."""
+        self._socket.setblocking(False)  # noqa: FBT003 - named by the method
+        try:
+            while True:
+                self._socket.recv(4096)
+        except BlockingIOError:
+            pass

@@ -1,0 +1,153 @@
+"""What deploy/ says holds: units that systemd takes, options that exist, an image of this tree."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attestkit.serve.options import parse_options
+from tests.serve.server import ROOT
+
+DEPLOY = ROOT / "deploy"
+UNITS = ("attestkit.service", "attestkit.socket", "attestkit-http.socket")
+
+
+def settings(unit: str) -> list[tuple[str, str]]:
+    """Return the settings of a unit, in their order."""
+    lines = (DEPLOY / unit).read_text().splitlines()
+    pairs = (line.split("=", 1) for line in lines if line and line[0] not in "#[")
+    return [(name, value) for name, value in pairs]
+
+
+def all_of(unit: str, name: str) -> list[str]:
+    """Return the values of a setting."""
+    return [value for found, value in settings(unit) if found == name]
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """The units, with a Python that is on this machine."""
+    for unit in UNITS:
+        text = (DEPLOY / unit).read_text().replace("/opt/attestkit/bin/python", sys.executable)
+        (tmp_path / unit).write_text(text)
+    return tmp_path
+
+
+def analyze(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run systemd-analyze."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze: it comes with systemd")
+    return subprocess.run(  # noqa: S603 - systemd's program
+        ["systemd-analyze", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+# -- systemd ---------------------------------------------------------------------------------------
+
+
+def test_systemd_takes_the_units(units: Path) -> None:
+    """No unknown setting, no value that systemd would ignore."""
+    done = analyze("verify", "--man=no", *(str(units / unit) for unit in UNITS))
+    ours = [line for line in done.stderr.splitlines() if "attestkit" in line]
+    assert (done.returncode, ours) == (0, [])
+
+
+def test_the_service_is_exposed_to_little(units: Path) -> None:
+    """The measure is systemd's own; 2.1 as it stands, which it calls OK."""
+    path = str(units / "attestkit.service")
+    assert analyze("security", "--offline=yes", "--threshold=25", path).returncode == 0
+
+
+def test_the_order_of_the_sockets_is_the_servers() -> None:
+    """The first is dstack.sock, the second tappd.sock; the external one is known by its name."""
+    assert all_of("attestkit.socket", "ListenStream") == ["/run/dstack.sock", "/run/tappd.sock"]
+    assert all_of("attestkit.socket", "FileDescriptorName") == []
+    assert all_of("attestkit-http.socket", "FileDescriptorName") == ["http"]
+    assert all_of("attestkit-http.socket", "ListenStream") == ["0.0.0.0:8090"]
+    for socket in UNITS[1:]:
+        assert all_of(socket, "Service") == ["attestkit.service"]
+
+
+def test_the_service_starts_a_server_that_answers_the_watchdog() -> None:
+    """Its options are ours, and it has what the option needs."""
+    [command] = all_of("attestkit.service", "ExecStart")
+    python, *words = shlex.split(command)
+    assert (python, words[:2]) == ("/opt/attestkit/bin/python", ["-m", "attestkit.serve"])
+    options = parse_options(words[2:])
+    assert options.watchdog
+    assert dict(settings("attestkit.service"))["Type"] == "notify"
+    folders = all_of("attestkit.service", "RuntimeDirectory")[0].split()
+    assert [f"/run/{name}" for name in folders] == [options.dir, "/run/log/dstack"]
+
+
+def test_the_log_of_events_outlives_the_service() -> None:
+    """Without its log a boot whose registers have events has evidence of nothing."""
+    assert all_of("attestkit.service", "RuntimeDirectoryPreserve") == ["yes"]
+
+
+# -- containers ------------------------------------------------------------------------------------
+
+
+def dockerfile() -> list[str]:
+    """Return the instructions of the Dockerfile, each on one line."""
+    lines = [line for line in (DEPLOY / "Dockerfile").read_text().splitlines() if line[:1] != "#"]
+    return [line for line in re.sub(r"\\\n", " ", "\n".join(lines)).splitlines() if line]
+
+
+def instruction(name: str) -> list[str]:
+    """Return the words of the last instruction of that name, in its exec form."""
+    [*_, line] = [line for line in dockerfile() if line.startswith(f"{name} ")]
+    words: list[str] = json.loads(line.removeprefix(f"{name} "))
+    return words
+
+
+def test_the_image_starts_our_server_as_nobody() -> None:
+    """Entry point and command are options of ours; it is not root, nor a simulator by itself."""
+    entry = instruction("ENTRYPOINT")
+    assert entry[:3] == ["python", "-m", "attestkit.serve"]
+    options = parse_options([*entry[3:], *instruction("CMD")])
+    assert options.backend == "configfs_tsm"
+    assert f'VOLUME ["{options.dir}"]' in dockerfile()
+    assert "USER attestkit" in dockerfile()
+
+
+def test_the_image_is_built_from_what_a_wheel_is_built_from() -> None:
+    """Nothing else gets into the context: no .git, no virtual environment, no built core."""
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    rules = [line for line in lines if line and line[0] != "#"]
+    assert rules[0] == "*"
+    kept = [rule[1:] for rule in rules if rule.startswith("!")]
+    assert all((ROOT / name).exists() for name in kept)
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    needed = {"attestkit", "build_cffi.py", "pyproject.toml"}
+    needed |= set(re.findall(r'^readme = "(.+)"', pyproject, re.MULTILINE))
+    needed |= set(re.findall(r'^license-files = \["(.+)"\]', pyproject, re.MULTILINE))
+    assert set(kept) == needed
+
+
+def test_compose_starts_the_simulator_and_an_app() -> None:
+    """The options exist, the app finds the socket in the volume, and compose takes the file."""
+    text = (DEPLOY / "compose.yaml").read_text()
+    options = parse_options(
+        [*instruction("ENTRYPOINT")[3:], *re.findall(r"^      - (--\S+)", text, re.MULTILINE)]
+    )
+    assert (options.backend, options.socket_mode) == ("simulator", "660")
+    assert f"DSTACK_SIMULATOR_ENDPOINT: {options.dir}/dstack.sock" in text
+    program_of_app = text.split("      - |\n")[1].split("\nvolumes:")[0]
+    compile(re.sub(r"^ {8}", "", program_of_app, flags=re.MULTILINE), "app", "exec")
+    compose = shutil.which("docker-compose")
+    if compose is None:
+        pytest.skip("no docker-compose: the file was not given to it")
+    done = subprocess.run(  # noqa: S603 - Docker's program
+        [compose, "-f", str(DEPLOY / "compose.yaml"), "config", "--quiet"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
