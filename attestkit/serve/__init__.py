@@ -65,6 +65,7 @@ def serve(  # noqa: PLR0913 - everything by name
     app_keys: "AppKeys | None" = None,
     vm_config: str | None = None,
     verifier: "Verifier | None" = None,
+    docker: str | None = None,
 ) -> None:
     """Serve the guest agent API, or the verifier service, or both, until SIGTERM or SIGINT.
 
@@ -78,11 +79,12 @@ def serve(  # noqa: PLR0913 - everything by name
             so.
         vm_config: JSON text that is given back unchanged; default what `attester` knows.
         verifier: Judges what comes to `places.verifier`, by its policy too.
+        docker: Where the container engine is; default `unix:///var/run/docker.sock`.
 
     Raises:
         UsageError: A place cannot be, there is none, or nobody says what the app is.
         BackendBusyError: Somebody else listens at one of the places.
-        ConfigError: A socket cannot be made, or a file of the host is wrong.
+        ConfigError: A socket cannot be made, a file of the host or the engine's address is wrong.
     """
     from attestkit.serve import listeners  # uvicorn: for those who serve, not for all who import
 
@@ -90,7 +92,7 @@ def serve(  # noqa: PLR0913 - everything by name
     with ExitStack() as stack:
         apps = {} if verifier is None else {"verifier": _verifier_app(verifier, stack)}
         if attester is not None:
-            guest = _guest(attester, app_compose, app_keys, vm_config)
+            guest = _guest(attester, app_compose, app_keys, vm_config, docker)
             stack.callback(guest.close)
             apps.update(_agent_apps(guest, places))
         ready, sockets = _listen(places, stack)
@@ -119,11 +121,13 @@ def _guest(
     app_compose: "AppCompose | None",
     app_keys: "AppKeys | None",
     vm_config: str | None,
+    docker: str | None,
 ) -> "Guest":
     import os
     import time
 
     from attestkit.errors import UnsupportedError, UsageError
+    from attestkit.serve.containers import DOCKER
     from attestkit.serve.guest import Guest
 
     try:
@@ -141,6 +145,7 @@ def _guest(
         vm_config=vm_config,
         now=time.time,  # noqa: TID251 - here the clock is handed in
         random=os.urandom,
+        docker=docker or DOCKER,
     )
 
 

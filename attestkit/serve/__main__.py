@@ -299,6 +299,7 @@ def _listen(settings: "Settings", attester: "Attester", judging: "VerifierSettin
         on_ready=lambda ready: _announce(ready, what, lines, simulated=attester.simulated),
         # Its files are read now, when the simulator has left its root.
         verifier=None if judging is None else _open_verifier(judging),
+        docker=os.environ.get("DOCKER_HOST"),
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from attestkit.errors import UsageError
-from attestkit.serve import agent, tappd, worker
+from attestkit.serve import agent, logs, tappd, worker
 from attestkit.serve.guest import Guest
 from attestkit.serve.pages import VIEWS
 from attestkit.serve.rpc import App, Guard, RpcApp, Scope, Service
@@ -32,7 +32,7 @@ def external_app(guest: Guest) -> App:
     release = guest.release
     version = f"v{release.version} ({release.rev})".encode("ascii")
     headers = [(b"x-app-version", version)]
-    return _app("http", guest, [worker.SERVICE], headers, views=VIEWS)
+    return _app("http", guest, [worker.SERVICE], headers, views={**VIEWS, **logs.views(guest)})
 
 
 def dev_app(guest: Guest) -> App:

@@ -22,6 +22,7 @@ from attestkit.errors import (
     UsageError,
 )
 from attestkit.keys import AppKeys, LocalKeys
+from attestkit.serve.containers import DOCKER, Containers
 from attestkit.serve.json_codec import JsonText, Prepared
 from attestkit.serve.limits import Limits
 from attestkit.serve.messages import AppInfo, GetQuoteResponse, GetTlsKeyArgs, GetTlsKeyResponse
@@ -101,6 +102,7 @@ class Guest:
         release: What the server says of itself.
         stats: Counts what the server does.
         limits: How much, how many, how long.
+        docker: Where the container engine is; ConfigError if that cannot be.
     """
 
     def __init__(  # noqa: PLR0913 - everything that is handed in, by name
@@ -116,6 +118,7 @@ class Guest:
         release: Release | None = None,
         stats: Stats | None = None,
         limits: Limits | None = None,
+        docker: str = DOCKER,
     ) -> None:
         self.attester = attester
         self.app_compose = app_compose
@@ -128,6 +131,7 @@ class Guest:
         self.release = release or Release(ident="attestkit simulator" if simulated else "attestkit")
         self.stats = stats or Stats()
         self.limits = limits or Limits()
+        self.containers = Containers(docker)
         self.run_id = random(4).hex()
         self._keys = None if app_keys is None else LocalKeys(app_keys)
         self._log: tuple[Rtmrs, JsonText] | None = None

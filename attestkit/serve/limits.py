@@ -2,7 +2,13 @@
 
 from typing import NamedTuple
 
-__all__ = ["Limits"]
+from attestkit.errors import AttestKitError
+
+__all__ = ["LimitError", "Limits"]
+
+
+class LimitError(AttestKitError):
+    """A client has as much as it may have of something; later there may be more. A 503."""
 
 
 class Limits(NamedTuple):

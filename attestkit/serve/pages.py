@@ -76,4 +76,4 @@ def _rows(info: AppInfo) -> list[tuple[str, str]]:
 
 
 VIEWS = {"/": View(_dashboard)}
-"""The views by path; `/metrics` and `/logs` are not served yet, which is a 404."""
+"""The views by path; `/metrics` is not served yet, which is a 404."""
