@@ -136,7 +136,7 @@ class Containers:
 
         # With a connector of ours aiodocker leaves the environment alone.
         made = TCPConnector() if self._path is None else UnixConnector(self._path)
-        async with made, Docker(self._url, made, timeout=_timeout()) as docker:
+        async with made, Docker(self._url, made, timeout=_timeout(ANSWER_SECONDS)) as docker:
             yield docker
 
     @contextmanager
@@ -162,6 +162,8 @@ class Containers:
 
     def _unreachable(self, error: BaseException | None) -> BackendError:
         reason = getattr(error, "strerror", None) or type(error).__name__
+        if isinstance(error, asyncio.TimeoutError):
+            reason = "it does not answer"
         return BackendError(
             f"the container engine at {self.address} cannot be reached: {reason}; "
             "$DOCKER_HOST says where it is"
@@ -184,18 +186,18 @@ async def _open_log(
     response = await docker.session.get(
         f"{docker.docker_host}/{docker.api_version}/containers/{container}/logs",
         params=parameters,
-        timeout=_timeout(total=None, silence=silence),
+        timeout=_timeout(None, silence),
         read_bufsize=_BUFFER,
     )
     if response.status != 200:
         async with response:
-            raise DockerError(response.status, str((await response.json())["message"]))
+            raise DockerError(
+                response.status, str((await response.json(content_type=None))["message"])
+            )
     return response
 
 
-def _timeout(
-    *, total: float | None = ANSWER_SECONDS, silence: float | None = None
-) -> "ClientTimeout":
+def _timeout(total: float | None, silence: float | None = None) -> "ClientTimeout":
     from aiohttp import ClientTimeout
 
     return ClientTimeout(total=total, sock_connect=ANSWER_SECONDS, sock_read=silence)
