@@ -28,6 +28,9 @@ DOCKER: Final = "unix:///var/run/docker.sock"
 ANSWER_SECONDS: Final = 10.0
 """For which the engine may think about a question; a log may be silent longer."""
 
+REFUSAL_SECONDS: Final = 0.5
+"""For which a log may be refused with a status; after that it is an error in the log itself."""
+
 _PORT: Final = 2375  # of an engine without TLS
 _BUFFER: Final = 64 * 1024  # bytes of a log read ahead; at twice as many the engine has to wait
 # The names that the engine gives out, and ids; nothing else gets into the path of a question.
@@ -46,11 +49,16 @@ class Container(NamedTuple):
     created: int  # seconds since 1970
 
 
-class Log(NamedTuple):
-    """An open log. With a `terminal` it is the bytes as they are, else frames (see `frames`)."""
+class Log:
+    """An open log.
 
-    terminal: bool
-    response: "ClientResponse"
+    Attributes:
+        terminal: Whether the container has one; then the log is bytes as they are, else frames.
+    """
+
+    def __init__(self, opening: "asyncio.Task[ClientResponse | None]", *, terminal: bool) -> None:
+        self.terminal = terminal
+        self._opening = opening
 
     async def read(self) -> bytes:
         """Return what has come since, waiting for something; nothing at its end.
@@ -59,11 +67,15 @@ class Log(NamedTuple):
 
         Raises:
             BackendError: The engine went away in the middle.
+            AttestKitError: It refused, when nobody reckoned with that any more.
         """
         from aiohttp import ClientError
 
+        response = await self._opening
+        if response is None:
+            return b""
         try:
-            return await self.response.content.readany()
+            return await response.content.readany()
         except asyncio.TimeoutError:
             return b""
         except (ClientError, OSError) as error:
@@ -122,12 +134,47 @@ class Containers:
                 terminal, its_id = bool(container["Config"]["Tty"]), str(container["Id"])
             except (KeyError, TypeError) as error:
                 raise self._strange() from error
-            with self._translated(name):
-                response = await _open_log(docker, its_id, parameters, silence)
+            response = self._open_log(docker, name, its_id, parameters, silence)
+            opening = asyncio.create_task(response)
             try:
-                yield Log(terminal, response)
+                # An engine refuses at once, but says yes with the first words of a container.
+                await asyncio.wait({opening}, timeout=REFUSAL_SECONDS)
+                if opening.done():
+                    opening.result()
+                yield Log(opening, terminal=terminal)
             finally:
-                response.close()  # at once, whatever is still on its way
+                await _close(opening)
+
+    async def _open_log(
+        self,
+        docker: "Docker",
+        name: str,
+        its_id: str,
+        parameters: Mapping[str, str],
+        silence: float,
+    ) -> "ClientResponse | None":
+        """Return the response that is a log, None if the engine was silent for too long.
+
+        aiodocker's own call loses the channels, and takes a log that breaks off for its end.
+        """
+        from aiodocker import DockerError
+        from aiohttp import SocketTimeoutError
+
+        with self._translated(name):
+            try:
+                response = await docker.session.get(
+                    f"{docker.docker_host}/{docker.api_version}/containers/{its_id}/logs",
+                    params=parameters,
+                    timeout=_timeout(None, silence),
+                    read_bufsize=_BUFFER,
+                )
+            except SocketTimeoutError:
+                return None
+            if response.status != 200:
+                async with response:
+                    answer = await response.json(content_type=None)
+                    raise DockerError(response.status, str(answer["message"]))
+            return response
 
     @asynccontextmanager
     async def _engine(self) -> AsyncIterator["Docker"]:
@@ -143,7 +190,7 @@ class Containers:
     def _translated(self, name: str = "") -> "Iterator[None]":
         """Turn what aiodocker raises into errors of ours."""
         from aiodocker import DockerError
-        from aiohttp import ClientError
+        from aiohttp import ClientError, ClientResponseError
 
         try:
             yield
@@ -155,15 +202,16 @@ class Containers:
             raise BackendError(
                 f"the container engine answers with status {error.status}: {error.message}"
             ) from error
+        except (ClientResponseError, KeyError, TypeError, ValueError) as error:
+            raise self._strange() from error
         except (ClientError, OSError, asyncio.TimeoutError) as error:
             raise self._unreachable(error) from error
-        except (KeyError, TypeError, ValueError) as error:  # an answer that is not the engine's
-            raise self._strange() from error
 
     def _unreachable(self, error: BaseException | None) -> BackendError:
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        if isinstance(error, asyncio.TimeoutError):
-            reason = "it does not answer"
+        slow = isinstance(error, asyncio.TimeoutError)
+        reason = getattr(error, "strerror", None) or (
+            "it does not answer" if slow else "it hung up"
+        )
         return BackendError(
             f"the container engine at {self.address} cannot be reached: {reason}; "
             "$DOCKER_HOST says where it is"
@@ -173,28 +221,15 @@ class Containers:
         return BackendError(f"what answers at {self.address} is no container engine")
 
 
-async def _open_log(
-    docker: "Docker", container: str, parameters: Mapping[str, str], silence: float
-) -> "ClientResponse":
-    """Ask for a log; aiodocker's own call loses the channels, and takes a broken log for its end.
-
-    Raises:
-        DockerError: The engine refuses.
-    """
-    from aiodocker import DockerError
-
-    response = await docker.session.get(
-        f"{docker.docker_host}/{docker.api_version}/containers/{container}/logs",
-        params=parameters,
-        timeout=_timeout(None, silence),
-        read_bufsize=_BUFFER,
-    )
-    if response.status != 200:
-        async with response:
-            raise DockerError(
-                response.status, str((await response.json(content_type=None))["message"])
-            )
-    return response
+async def _close(opening: "asyncio.Task[ClientResponse | None]") -> None:
+    """Let go of a log at once, whatever is still on its way."""
+    if not opening.done():
+        opening.cancel()
+        await asyncio.wait({opening})
+    if not opening.cancelled() and opening.exception() is None:
+        response = opening.result()
+        if response is not None:
+            response.close()
 
 
 def _timeout(total: float | None, silence: float | None = None) -> "ClientTimeout":

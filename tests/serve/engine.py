@@ -40,7 +40,8 @@ class Engine:
         address: Where it is.
         answers: What it says, by the path without the version: a status and anything of JSON, or
             bytes. With none at all it hangs up.
-        log: What it does when it is asked for a log, after the head of its response.
+        head: How its response begins when it is asked for a log.
+        log: What it does after that.
         asked: The targets of all requests.
         gone: Set when a client has closed the connection of a log.
     """
@@ -52,6 +53,7 @@ class Engine:
             "/containers/app/json": (200, {"Id": ID, "Config": {"Tty": False}}),
             "/containers/tty/json": (200, {"Id": ID, "Config": {"Tty": True}}),
         }
+        self.head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         self.log: Script = say()
         self.asked: list[str] = []
         self.gone = asyncio.Event()
@@ -84,7 +86,7 @@ class Engine:
             writer.close()
 
     async def _log(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        writer.write(self.head)
         script = asyncio.ensure_future(self.log(writer))
         try:
             await reader.read()  # until the client has closed

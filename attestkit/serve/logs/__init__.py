@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from attestkit.errors import BackendError
+from attestkit.errors import AttestKitError
 from attestkit.serve.containers import Log
 from attestkit.serve.guest import Guest
 from attestkit.serve.limits import LimitError
@@ -48,7 +48,8 @@ class _Logs:
         opened = guest.containers.logs(asked.name, wanted.for_engine(), guest.limits.stream_seconds)
         with self._counted(guest, asked.client):
             async with opened as log:
-                yield b""
+                yield b""  # for show()
+                yield b""  # so that the head of the answer leaves before the container says a word
                 written = _Written(log, wanted)
                 while not written.ended:
                     if piece := await written.next():
@@ -91,7 +92,7 @@ class _Written:
             self.ended = not data
             for frame in self._splitter.feed(data) if data else self._splitter.end():
                 parts.append(self._form.write(frame))  # noqa: PERF401 - kept when it breaks off
-        except BackendError as error:
+        except AttestKitError as error:
             self.ended = True
             return b"".join((*parts, self._form.end(), self._form.error(str(error))))
         return b"".join((*parts, self._form.end())) if self.ended else b"".join(parts)

@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from attestkit.errors import BackendError, FormatError, NotFoundError
-from attestkit.serve import apps
+from attestkit.serve import apps, containers
 from attestkit.serve.limits import LimitError, Limits
 from attestkit.serve.logs import views
 from attestkit.serve.logs.frames import LONGEST, Frame
@@ -34,8 +34,10 @@ class Shown:
         return await self.view.show(self.guest, Asked(name, query.encode(), client))
 
     async def pieces(self, query: str = "text&bare", name: str = "app", client: str = "") -> Pieces:
-        """Return the pieces of a log."""
-        return cast("Pieces", (await self.open(query, name, client)).body)
+        """Return the pieces of a log behind the first, which is empty and sends the head."""
+        pieces = cast("Pieces", (await self.open(query, name, client)).body)
+        assert await anext(pieces) == b""
+        return pieces
 
     async def whole(self, query: str = "text&bare", name: str = "app") -> str:
         """Return a log to its end."""
@@ -211,6 +213,65 @@ def test_silence(make_guest: MakeGuest) -> None:
     run(main())
 
 
+def test_a_container_that_says_nothing(make_guest: MakeGuest) -> None:
+    """The engine says yes with its first words only; the client's answer does not wait for them."""
+
+    async def main() -> None:
+        async with scripted() as engine:
+            engine.head = b""
+            engine.log = say(then="wait")
+            shown = Shown(make_guest, engine, stream_seconds=1.0)
+            pieces = await shown.pieces("text&bare&follow")
+            assert (shown.streams, engine.gone.is_set()) == (1, False)
+            await pieces.aclose()
+            await engine.gone.wait()
+            assert shown.streams == 0
+            assert await shown.whole("text&bare&follow") == ""  # after a second
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("refusal", "text"),
+    [
+        (
+            b'501 No\r\nContent-Length: 16\r\n\r\n{"message":"no"}',
+            "the container engine answers with status 501: no",
+        ),
+        (
+            b'404 No\r\nContent-Length: 16\r\n\r\n{"message":"no"}',
+            "No such container: app",
+        ),
+        (b"500 No\r\nContent-Length: 0\r\n\r\n", "what answers at ADDRESS is no container engine"),
+        (b"200 OK\r\nContent-Length: x\r\n\r\n", "what answers at ADDRESS is no container engine"),
+    ],
+)
+def test_a_late_refusal(
+    make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch, refusal: bytes, text: str
+) -> None:
+    """One that comes when the answer has begun is a line of it."""
+
+    async def main() -> None:
+        async with scripted() as engine:
+            opened = asyncio.Event()
+            engine.head = b""
+
+            async def refuse(writer: asyncio.StreamWriter) -> None:
+                await opened.wait()
+                writer.write(b"HTTP/1.1 " + refusal)
+
+            engine.log = refuse
+            monkeypatch.setattr(containers, "REFUSAL_SECONDS", 0.0)
+            async with aclosing(await Shown(make_guest, engine).pieces()) as pieces:
+                opened.set()
+                [(key, error)] = json.loads(await anext(pieces)).items()
+                assert (key, error.replace(engine.address, "ADDRESS")) == ("error", text)
+                with pytest.raises(StopAsyncIteration):
+                    await anext(pieces)
+
+    run(main())
+
+
 @pytest.mark.parametrize("how", ["waiting", "between", "unread", "forgotten"])
 def test_a_client_that_goes(make_guest: MakeGuest, how: str) -> None:
     """The engine's connection ends at once, whatever we were about to do."""
@@ -219,8 +280,10 @@ def test_a_client_that_goes(make_guest: MakeGuest, how: str) -> None:
         async with scripted() as engine:
             engine.log = say(framed([OUT]), then="wait")
             shown = Shown(make_guest, engine)
-            pieces = await shown.pieces("text&bare&follow")
+            pieces = cast("Pieces", (await shown.open("text&bare&follow")).body)
             assert shown.streams == 1
+            if how in {"waiting", "between"}:
+                assert await anext(pieces) == b""
             if how in {"waiting", "between"}:
                 assert await anext(pieces) == b"out\n"
             if how == "waiting":
