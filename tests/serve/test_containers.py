@@ -1,5 +1,7 @@
 """What the engine says of containers comes as values, and what it does wrong as our own errors."""
 
+import subprocess
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -82,6 +84,16 @@ def test_any_address_raises_only_our_error(address: str) -> None:
     """Whatever $DOCKER_HOST holds, there is an endpoint or a ConfigError."""
     with suppress(ConfigError):
         assert Containers(address)._url.startswith(("unix://localhost", "http://"))
+
+
+def test_nobody_pays_before_the_first_question() -> None:
+    """A server that is never asked for containers loads neither HTTP client nor wcwidth."""
+    code = "import sys, attestkit.serve.apps, attestkit.serve.listeners; print(*sys.modules)"
+    done = subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "attestkit.serve.containers" in done.stdout.split()
+    assert not {"aiodocker", "aiohttp", "wcwidth"} & set(done.stdout.split())
 
 
 def test_a_server_with_a_wrong_address() -> None:
