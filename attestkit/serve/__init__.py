@@ -80,6 +80,7 @@ def serve(  # noqa: PLR0913 - everything by name
     data_disks: Sequence[str] = ("/",),
     limits: "Limits | None" = None,
     access_log: "AccessLog | None" = None,
+    docker: str | None = None,
 ) -> int:
     """Serve the guest agent API, or the verifier service, or both, until a signal says to stop.
 
@@ -105,6 +106,7 @@ def serve(  # noqa: PLR0913 - everything by name
         data_disks: Mount points of the file systems that the figures tell about.
         limits: How much, how many, how long; of every listener.
         access_log: Takes every request; what it holds back is written at the end.
+        docker: Where the container engine is; default `unix:///var/run/docker.sock`.
 
     Returns:
         How many connections were cut off, because their requests outlasted `Limits.drain_seconds`.
@@ -113,7 +115,7 @@ def serve(  # noqa: PLR0913 - everything by name
     Raises:
         UsageError: A place cannot be, there is none, or nobody says what the app is.
         BackendBusyError: Somebody else listens at one of the places.
-        ConfigError: A socket cannot be made, or a file of the host is wrong.
+        ConfigError: A socket cannot be made, a file of the host or the engine's address is wrong.
     """
     from attestkit.serve import listeners  # uvicorn: for those who serve, not for all who import
     from attestkit.serve.limits import Limits
@@ -129,7 +131,7 @@ def serve(  # noqa: PLR0913 - everything by name
             apps["verifier"] = _verifier_app(verifier, limits, stats.of("verifier"), stack)
         if attester is not None:
             guest = _guest(
-                attester, app_compose, app_keys, vm_config, ident, data_disks, stats, limits
+                attester, app_compose, app_keys, vm_config, ident, data_disks, docker, stats, limits
             )
             stack.callback(guest.close)
             apps.update(_agent_apps(guest, places))
@@ -189,6 +191,7 @@ def _guest(  # noqa: PLR0913, PLR0917 - what serve() was given, but for the plac
     vm_config: str | None,
     ident: str | None,
     data_disks: Sequence[str],
+    docker: str | None,
     stats: "Stats",
     limits: "Limits",
 ) -> "Guest":
@@ -196,6 +199,7 @@ def _guest(  # noqa: PLR0913, PLR0917 - what serve() was given, but for the plac
     import time
 
     from attestkit.errors import UnsupportedError, UsageError
+    from attestkit.serve.containers import DOCKER
     from attestkit.serve.guest import Guest, Release
 
     try:
@@ -217,6 +221,7 @@ def _guest(  # noqa: PLR0913, PLR0917 - what serve() was given, but for the plac
         data_disks=data_disks,
         stats=stats,
         limits=limits,
+        docker=docker or DOCKER,
     )
 
 

@@ -304,6 +304,7 @@ def _listen(
         data_disks=settings.data_disks,
         limits=shared.limits,
         access_log=shared.access_log,
+        docker=os.environ.get("DOCKER_HOST"),
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from attestkit.errors import UsageError
-from attestkit.serve import agent, docs, pages, tappd, worker
+from attestkit.serve import agent, docs, logs, pages, tappd, worker
 from attestkit.serve.api import Api
 from attestkit.serve.guest import Guest
 from attestkit.serve.rpc import App, Guard, RpcApp, Scope, Service
@@ -41,9 +41,8 @@ def external_app(guest: Guest) -> App:
     release = guest.release
     version = f"v{release.version} ({release.rev})".encode("ascii")
     headers = [(b"x-app-version", version)]
-    return _app(
-        "http", guest, [worker.SERVICE], headers, views=pages.views(guest, linked=docs.PATHS)
-    )
+    views = pages.views(guest, logs.views(guest), linked=docs.PATHS)
+    return _app("http", guest, [worker.SERVICE], headers, views=views)
 
 
 def dev_app(guest: Guest) -> App:

@@ -8,13 +8,14 @@ import asyncio
 from collections.abc import Collection, Sequence
 from datetime import datetime, timezone
 from functools import cache
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
 
 from attestkit.backends.base import GuestAgent
 from attestkit.errors import AttestKitError, BackendError
 from attestkit.event_log.readable import printable
 from attestkit.serve.assets import asset_path
+from attestkit.serve.containers import Container
 from attestkit.serve.facts import LONGEST, Row, identity_rows, machine_rows
 from attestkit.serve.guest import Guest
 from attestkit.serve.json_codec import Prepared
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-__all__ = ["Container", "Containers", "Dashboard"]
+__all__ = ["Dashboard"]
 
 _POLICY: Final = (
     b"default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -48,37 +49,6 @@ _LINKS: Final = (
 _MOST_CONTAINERS: Final = 200  # in the table
 _ENGINE_SECONDS: Final = 5.0  # that the engine may take
 _KEPT_SECONDS: Final = 1.0  # for which its answer is good
-
-
-class Container(Protocol):
-    """A container, as its engine describes it."""
-
-    @property
-    def id(self) -> str:
-        """What tells it from all others."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Its names, the first for people."""
-
-    @property
-    def image(self) -> str:
-        """What it was made from."""
-
-    @property
-    def state(self) -> str:
-        """One word: running, exited, ..."""
-
-    @property
-    def status(self) -> str:
-        """A few words: Up 3 minutes, ..."""
-
-
-class Containers(Protocol):
-    """Who knows the containers."""
-
-    async def list(self) -> Sequence[Container]:
-        """Return all, running or not; AttestKitError if the engine cannot be reached."""
 
 
 class _Listed(NamedTuple):
@@ -177,11 +147,8 @@ def _system(guest: Guest) -> list[Row] | None:
 
 async def _ask_engine(guest: Guest) -> _Found:
     """Return the containers for the table, or what is wrong."""
-    engine: Containers | None = getattr(guest, "containers", None)
-    if engine is None:
-        return _Found()
     try:
-        found = await asyncio.wait_for(engine.list(), _ENGINE_SECONDS)
+        found = await asyncio.wait_for(guest.containers.list(), _ENGINE_SECONDS)
     except asyncio.TimeoutError:
         return _Found(trouble=f"It did not answer within {_ENGINE_SECONDS:g} seconds.")
     except AttestKitError as error:
@@ -190,7 +157,7 @@ async def _ask_engine(guest: Guest) -> _Found:
 
 
 def _listed(container: Container) -> _Listed:
-    name = container.names[0].removeprefix("/") if container.names else ""
+    name = container.names[0] if container.names else ""
     return _Listed(
         printable(container.id, LONGEST),
         printable(name, LONGEST),

@@ -22,6 +22,7 @@ from attestkit.errors import (
     UsageError,
 )
 from attestkit.keys import AppKeys, LocalKeys
+from attestkit.serve.containers import DOCKER, Containers
 from attestkit.serve.json_codec import HexBytes, JsonText, Prepared
 from attestkit.serve.limits import Limits
 from attestkit.serve.messages import AppInfo, GetQuoteResponse, GetTlsKeyArgs, GetTlsKeyResponse
@@ -82,6 +83,7 @@ class Guest:
         stats: Counts what the server does.
         limits: How much, how many, how long.
         data_disks: Mount points of the file systems that the figures tell about.
+        docker: Where the container engine is; ConfigError if that cannot be.
     """
 
     def __init__(  # noqa: PLR0913 - everything that is handed in, by name
@@ -98,6 +100,7 @@ class Guest:
         stats: Stats | None = None,
         limits: Limits | None = None,
         data_disks: Sequence[str] = DATA_DISKS,
+        docker: str = DOCKER,
     ) -> None:
         self.attester = attester
         self.app_compose = app_compose
@@ -111,6 +114,7 @@ class Guest:
         self.stats = stats or Stats()
         self.limits = limits or Limits()
         self.data_disks = data_disks
+        self.containers = Containers(docker)
         self.run_id = random(4).hex()
         self._keys = None if app_keys is None else LocalKeys(app_keys)
         self._log: tuple[Rtmrs, JsonText] | None = None

@@ -4,11 +4,15 @@ import re
 from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from attestkit.errors import UsageError
+from attestkit.errors import AttestKitError, UsageError
 
-__all__ = ["Limits", "parse_limit", "read_limit"]
+__all__ = ["LimitError", "Limits", "parse_limit", "read_limit"]
 
 Kind: TypeAlias = Literal["size", "count", "time"]
+
+
+class LimitError(AttestKitError):
+    """A client has as much as it may have of something; later there may be more. A 503."""
 
 
 class Limits(NamedTuple):

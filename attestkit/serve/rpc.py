@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from attestkit.errors import AttestKitError, FormatError, NotFoundError, UsageError
 from attestkit.serve import json_codec, query
 from attestkit.serve.guest import Guest
-from attestkit.serve.limits import Limits
+from attestkit.serve.limits import LimitError, Limits
 from attestkit.serve.stats import OTHER, Traffic
 from attestkit.serve.views import Asked, Header, Pieces, View
 
@@ -42,7 +42,10 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Guard: TypeAlias = Callable[[Scope], None]
 
 
-_STATUSES = ((FormatError, 400), (UsageError, 400), (NotFoundError, 404), (AttestKitError, 500))
+_STATUSES = (
+    *((FormatError, 400), (UsageError, 400), (NotFoundError, 404), (LimitError, 503)),
+    (AttestKitError, 500),
+)
 _VERBS = frozenset({"GET", "HEAD", "POST"})
 _FORMS = frozenset({b"", b"application/x-www-form-urlencoded", b"text/plain"})
 _CLOSE = ((b"connection", b"close"),)
@@ -134,7 +137,7 @@ class _DisconnectedError(Exception):
 
 
 def status_of(error: AttestKitError) -> int:
-    """Return the HTTP status of an error: 400 the caller's, 404 nothing there, 500 ours."""
+    """Return the HTTP status of an error: 400 the caller's, 404 not there, 503 full, else 500."""
     return next(status for kind, status in _STATUSES if isinstance(error, kind))
 
 

@@ -15,12 +15,13 @@ from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendUnavailableError
 from attestkit.serve import pages
+from attestkit.serve.containers import Container
 from attestkit.serve.guest import Guest
 from attestkit.serve.listeners import Listener, run
 from attestkit.serve.rpc import RpcApp
 from attestkit.serve.views import Answer, Asked, View
 from attestkit.serve.worker import SERVICE
-from tests.serve.page import Container, Engine
+from tests.serve.page import Engine, container
 
 HOSTILE = (
     "<script>document.title='broken into'</script>",
@@ -63,11 +64,11 @@ def _make(attester: Attester) -> Guest:
         random=os.urandom,
     )
     containers = [
-        Container([f"/{text}"], text, text, text, f"{index}{text}")
+        container([f"{text}"], text, text, text, f"{index}{text}")
         for index, text in enumerate(HOSTILE)
     ]
     engine = Failing if "--failing" in sys.argv else Engine
-    guest.containers = engine(*containers)  # type: ignore[attr-defined]  # comes with the containers
+    guest.containers = engine(*containers)  # type: ignore[assignment]  # a stand-in
     return guest
 
 

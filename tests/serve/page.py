@@ -3,16 +3,16 @@
 import asyncio
 from collections.abc import Sequence
 from html.parser import HTMLParser
-from typing import NamedTuple
 
 from attestkit.serve import pages
+from attestkit.serve.containers import Container
 from attestkit.serve.guest import Guest
 from attestkit.serve.rpc import RpcApp
 from attestkit.serve.views import Answer, Asked, View
 from attestkit.serve.worker import SERVICE
 from tests.serve.asgi import Client
 
-__all__ = ["Container", "Engine", "Page", "client_with", "page_of"]
+__all__ = ["Engine", "Page", "client_with", "container", "page_of"]
 
 
 class Page(HTMLParser):
@@ -78,14 +78,15 @@ class Page(HTMLParser):
         return self.text[places[at] : places[at + 1]]
 
 
-class Container(NamedTuple):
-    """A container as an engine describes it."""
-
-    names: Sequence[str]
-    image: str = "an-image:1"
-    state: str = "running"
-    status: str = "Up 3 minutes"
-    id: str = "0123abcd"
+def container(
+    names: Sequence[str],
+    image: str = "an-image:1",
+    state: str = "running",
+    status: str = "Up 3 minutes",
+    id: str = "0123abcd",  # noqa: A002 - as the engine calls it
+) -> Container:
+    """Return a container as an engine describes it."""
+    return Container(id, tuple(names), image, state, status, 0)
 
 
 class Engine:
@@ -119,7 +120,7 @@ def client_with(
     guest: Guest, engine: Engine, loop: asyncio.AbstractEventLoop, *paths: str
 ) -> Client:
     """Return a client of the pages of a guest with an engine, and views at other paths besides."""
-    guest.containers = engine  # type: ignore[attr-defined]  # comes with the containers
+    guest.containers = engine  # type: ignore[assignment]  # a stand-in
     others = {path: View(_nothing, named=path.endswith("/")) for path in paths}
     app = RpcApp(guest, [SERVICE], views=pages.views(guest, others))
     return Client(app, loop)

@@ -11,10 +11,11 @@ import pytest
 
 from attestkit.errors import BackendUnavailableError
 from attestkit.serve import apps, dashboard
+from attestkit.serve.containers import Container
 from attestkit.serve.timeline import FIRST, LAST
 from tests.serve.asgi import Client
 from tests.serve.guests import NOW, Blocking, Broken, Counting, MakeGuest
-from tests.serve.page import Container, Engine, Page, client_with, page_of
+from tests.serve.page import Engine, Page, client_with, container, page_of
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -107,10 +108,10 @@ def test_values_are_escaped(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, name: str
 ) -> None:
     """Nothing that the app, its events, its containers or its engine say becomes markup."""
-    usual = page_of(client_with(make_guest(), Engine(Container(["/a"])), loop, "/logs/"))
+    usual = page_of(client_with(make_guest(), Engine(container(["a"])), loop, "/logs/"))
     guest = make_guest(compose={"name": name, "docker_compose_file": f"</textarea>{name}"})
-    container = Container([f"/{name}"], image=name, state=name, status=name, id=name)
-    client = client_with(guest, Engine(container), loop, "/logs/")
+    hostile = container([f"{name}"], image=name, state=name, status=name, id=name)
+    client = client_with(guest, Engine(hostile), loop, "/logs/")
     page = page_of(client)
     assert page.rows["App Name"] == name
     assert page.table[-1] == [name, name, "Follow Last 1,000", name]
@@ -130,7 +131,7 @@ def test_directions_are_shown_as_numbers(
 ) -> None:
     """What would turn the text around it, or hide in it, is shown for what it is."""
     guest = make_guest(compose={"name": "a\u202eb\u200bc\n"})
-    page = page_of(client_with(guest, Engine(Container(["/x\u202e"])), loop))
+    page = page_of(client_with(guest, Engine(container(["x\u202e"])), loop))
     assert page.rows["App Name"] == "a\\u202eb\\u200bc\\u000a"
     assert page.table[-1][0] == "x\\u202e"
 
@@ -197,9 +198,9 @@ def test_no_figures_unasked(external: Client) -> None:
 def test_containers(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
     """All of them, running or not, by their names, with links to their logs."""
     engine = Engine(
-        Container(["/gateway-1", "/alias"], id="1"),
-        Container(["migrate"], "img", "exited", "Exited (0) 2 minutes ago", id="2"),
-        Container([], id="3"),
+        container(["gateway-1", "alias"], id="1"),
+        container(["migrate"], "img", "exited", "Exited (0) 2 minutes ago", id="2"),
+        container([], id="3"),
     )
     page = page_of(client_with(make_guest(), engine, loop, "/logs/"))
     assert page.table == [
@@ -216,7 +217,7 @@ def test_a_link_to_logs_is_one_segment(
 ) -> None:
     """Whatever a container is called, its link asks for the logs of that name."""
     name = "../a/b?follow=no#c%2Fd"
-    client = client_with(make_guest(), Engine(Container([f"/{name}"])), loop, "/logs/")
+    client = client_with(make_guest(), Engine(container([f"{name}"])), loop, "/logs/")
     links = [link for link in page_of(client).links if link.startswith("/logs/")]
     assert len(links) == 2
     for link in links:
@@ -227,7 +228,7 @@ def test_no_links_to_logs_that_are_not_public(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
 ) -> None:
     """Where logs are not served the table has no such column."""
-    page = page_of(client_with(make_guest(), Engine(Container(["/a"])), loop))
+    page = page_of(client_with(make_guest(), Engine(container(["a"])), loop))
     assert page.table == [["a", "Up 3 minutes", "an-image:1"]]
     assert not any(link.startswith("/logs") for link in page.links)
 
@@ -271,7 +272,7 @@ def test_the_engine_is_asked_once_a_second(
 ) -> None:
     """Strangers cannot work the engine; a clock set back does not keep an old answer."""
     clock = [float(NOW)]
-    engine = Engine(Container(["/a"]))
+    engine = Engine(container(["a"]))
     client = client_with(make_guest(now=lambda: clock[0]), engine, loop)
     for at, asked in ((0, 1), (0, 1), (0.9, 1), (1.1, 2), (1.2, 2), (-5, 3)):
         clock[0] = NOW + at
@@ -281,7 +282,7 @@ def test_the_engine_is_asked_once_a_second(
 
 def test_many_containers(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
     """The table has an end, and says how many there are."""
-    engine = Engine(*[Container([f"/c{index}"], id=str(index)) for index in range(1500)])
+    engine = Engine(*[container([f"c{index}"], id=str(index)) for index in range(1500)])
     page = page_of(client_with(make_guest(), engine, loop))
     assert len(page.table) == 200
     assert "The first 200 of 1,500 containers." in page.text

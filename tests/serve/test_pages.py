@@ -11,7 +11,7 @@ import pytest
 from attestkit.serve.assets import ASSETS
 from tests.serve.asgi import Client
 from tests.serve.guests import MakeGuest
-from tests.serve.page import Container, Engine, Page, client_with, page_of
+from tests.serve.page import Engine, Page, client_with, container, page_of
 from tests.serve.server import running_server
 from tests.vectors import SHARED
 
@@ -25,7 +25,7 @@ def test_every_link_leads_somewhere(make_guest: MakeGuest, loop: asyncio.Abstrac
     """What the page links to is served, and only what is served is linked to."""
     guest = make_guest(compose={"public_sysinfo": True})
     for paths in ((), ("/docs", "/openapi.json", "/logs/")):
-        client = client_with(guest, Engine(Container(["/a"])), loop, *paths)
+        client = client_with(guest, Engine(container(["a"])), loop, *paths)
         page = page_of(client)
         for link in page.links:
             if link.startswith("#"):
@@ -62,7 +62,7 @@ def test_the_page_keeps_to_its_policy(
 ) -> None:
     """No style or handler stands in a tag; what is loaded is ours, and can be kept for good."""
     guest = make_guest(compose={"public_sysinfo": True})
-    client = client_with(guest, Engine(Container(["/a"])), loop, "/logs/")
+    client = client_with(guest, Engine(container(["a"])), loop, "/logs/")
     text = client.get("/").body.decode()
     page = Page(text)
     assert "style" not in page.tags

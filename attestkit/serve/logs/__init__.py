@@ -1,0 +1,98 @@
+"""`/logs/<container>`: what a container wrote, for everybody, if its app wants it so.
+
+Whatever can be told before the first byte is a status: 400 for a parameter, 404 for a container,
+500 for an engine that cannot be reached, 503 for a client that has too many logs open. Later it is
+a line of its own, `{"error":"..."}`, and the last one.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from attestkit.errors import AttestKitError
+from attestkit.serve.containers import Log
+from attestkit.serve.guest import Guest
+from attestkit.serve.limits import LimitError
+from attestkit.serve.logs.form import Form
+from attestkit.serve.logs.frames import Frames, Lines, Splitter
+from attestkit.serve.logs.parameters import Parameters, parse
+from attestkit.serve.views import Answer, Asked, Pieces, View
+
+__all__ = ["views"]
+
+
+def views(guest: Guest) -> Mapping[str, View]:
+    """Return the view of the logs by its path; nothing if the app does not want them public."""
+    if not guest.app_compose.public_logs:
+        return {}
+    return {"/logs/": View(_Logs().show, named=True)}
+
+
+class _Logs:
+    """The view of the logs, and how many of them each client has open."""
+
+    def __init__(self) -> None:
+        self._open: Counter[str] = Counter()
+
+    async def show(self, guest: Guest, asked: Asked) -> Answer:
+        """Open a container's log."""
+        pieces = self._pieces(guest, asked, parse(asked.query, guest.now()))
+        # The first piece is empty, and comes when the engine has opened the log. From then on the
+        # generator runs, and so lets go of it however it ends.
+        await anext(pieces)
+        return Answer(
+            b"text/plain; charset=utf-8", pieces, headers=[(b"cache-control", b"no-store")]
+        )
+
+    async def _pieces(self, guest: Guest, asked: Asked, wanted: Parameters) -> Pieces:
+        opened = guest.containers.logs(asked.name, wanted.for_engine(), guest.limits.stream_seconds)
+        with self._counted(guest, asked.client):
+            async with opened as log:
+                yield b""  # for show()
+                yield b""  # so that the head of the answer leaves before the container says a word
+                written = _Written(log, wanted)
+                while not written.ended:
+                    if piece := await written.next():
+                        yield piece
+
+    @contextmanager
+    def _counted(self, guest: Guest, client: str) -> Iterator[None]:
+        """Count a stream as long as it is open.
+
+        Raises:
+            LimitError: The client has as many as it may have.
+        """
+        if self._open[client] >= guest.limits.streams:
+            raise LimitError(f"you have {guest.limits.streams} logs open already: close one first")
+        self._open[client] += 1
+        guest.stats.streams += 1
+        try:
+            yield
+        finally:
+            guest.stats.streams -= 1
+            self._open[client] -= 1
+            if not self._open[client]:
+                del self._open[client]
+
+
+class _Written:
+    """A log as the client wants it, in pieces of whatever is there together."""
+
+    def __init__(self, log: Log, wanted: Parameters) -> None:
+        self.ended = False
+        self._log = log
+        self._splitter: Splitter = Lines() if log.terminal else Frames()
+        self._form = Form(text=wanted.text, bare=wanted.bare, ansi=wanted.ansi)
+
+    async def next(self) -> bytes:
+        """Return the next piece; an empty one is not the end."""
+        parts: list[bytes] = []
+        try:
+            data = await self._log.read()
+            self.ended = not data
+            for frame in self._splitter.feed(data) if data else self._splitter.end():
+                parts.append(self._form.write(frame))  # noqa: PERF401 - kept when it breaks off
+        except AttestKitError as error:
+            self.ended = True
+            return b"".join((*parts, self._form.end(), self._form.error(str(error))))
+        return b"".join((*parts, self._form.end())) if self.ended else b"".join(parts)
