@@ -13,6 +13,7 @@ import pytest
 
 from attestkit.errors import UsageError
 from attestkit.serve.service_manager import ServiceManager
+from attestkit.serve.settings import Options, decide_verifier
 from tests.serve.notify import Manager
 from tests.serve.server import environment, refusal, running_server
 
@@ -122,6 +123,14 @@ def test_who_cannot_be_told_is_logged(address: str, caplog: pytest.LogCaptureFix
     """A server goes on without its manager; the log says that it could not be told."""
     ServiceManager(address).stopping()
     assert f"$NOTIFY_SOCKET {address}" in caplog.text
+
+
+def test_a_verifier_alone_may_be_watched() -> None:
+    """The watchdog is no option of an agent."""
+    options = Options(backend="none", verifier="127.0.0.1:0", watchdog=True)
+    settings = decide_verifier(options, {})
+    assert settings is not None
+    assert settings.alone
 
 
 # -- what counts as a sign of life -----------------------------------------------------------------
