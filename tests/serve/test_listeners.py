@@ -37,7 +37,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(*apps: App) -> AsyncIterator[tuple[list[Connect], "asyncio.Task[None]"]]:
+async def serving(*apps: App) -> AsyncIterator[tuple[list[Connect], "asyncio.Task[int]"]]:
     """Serve applications on free ports; give a way to connect to each, and the server's task."""
     sockets = []
     for _ in apps:
