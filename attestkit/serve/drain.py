@@ -153,7 +153,7 @@ def _close_idle(connections: "set[Connection]") -> None:
 async def _cut_off(
     connections: "set[Connection]", tasks: "set[asyncio.Task[None]]", seconds: float
 ) -> int:
-    cut = len(connections)
+    cut = max(len(connections), len(tasks))  # a task may outlive its connection
     _logger.warning("cut off %d connections that were still busy after %g s", cut, seconds)
     for connection in tuple(connections):
         connection.transport.abort()
@@ -162,4 +162,4 @@ async def _cut_off(
         task.cancel()
     if tasks:
         await asyncio.wait(tuple(tasks), timeout=1.0)
-    return max(cut, 1)
+    return cut

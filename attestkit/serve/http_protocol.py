@@ -156,6 +156,11 @@ class HttpProtocol(HttpToolsProtocol):
         if self.cycle is not None:
             self.cycle.transport = self.transport
 
+    def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio has it
+        """Answer a client that says no more; tell whether the connection is kept for that."""
+        self.last_call()
+        return not self._answered()
+
     def last_call(self) -> None:
         """Let the request in flight, else the next one, be the last."""
         self._last = True
@@ -165,12 +170,6 @@ class HttpProtocol(HttpToolsProtocol):
     def is_idle(self) -> bool:
         """Tell whether no request is in flight, not even a part of one."""
         return self._answered() and not self._in_message
-
-    def shutdown(self) -> None:
-        """Finish what is on its way, then close."""
-        self.last_call()
-        if self.is_idle():
-            self.transport.close()
 
     def check(self, now: float) -> None:
         """End the connection, or its request, if its state has lasted for too long."""

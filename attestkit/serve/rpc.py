@@ -110,6 +110,7 @@ class _Stream(NamedTuple):
     content_type: bytes
     pieces: Pieces
     headers: Sequence[Header]
+    endless: bool
 
 
 class DirectCall(NamedTuple):
@@ -176,7 +177,7 @@ class RpcApp:
         self._traffic = traffic or Traffic()
         self._ids = map(f"{run_id}-%08x".__mod__, count(1))
         self._heads: dict[tuple[int, bytes], bytes] = {}
-        self._streams: set[asyncio.Future[None]] = set()
+        self._endless: set[asyncio.Future[None]] = set()
         self._routes = {
             f"{service.mount}{prefix}{name}".encode("ascii"): DirectCall(name, method)
             for service in services
@@ -206,7 +207,7 @@ class RpcApp:
             await send({"type": "http.response.body", "body": body})
         else:
             await send(start)
-            await self._stream(reply.pieces, scope["method"], receive, send)
+            await self._stream(reply, scope["method"], receive, send)
 
     def direct(self, target: bytes) -> DirectCall | None:
         """Return the method that a target leads to, None if its answer might wait."""
@@ -247,8 +248,8 @@ class RpcApp:
         return head
 
     def stop(self) -> None:
-        """End the answers that are still coming, in good order: the server stops."""
-        for stream in self._streams:
+        """End the answers that would go on for ever, in good order: the server stops."""
+        for stream in self._endless:
             stream.cancel()
 
     async def _reply(
@@ -269,10 +270,10 @@ class RpcApp:
             name = found.name
             if isinstance(found, _Look):
                 asked = Asked(found.rest, payload, (scope.get("client") or ("",))[0])
-                content_type, shown, headers = await found.view.show(self._guest, asked)
+                content_type, shown, headers, endless = await found.view.show(self._guest, asked)
                 if isinstance(shown, bytes):
                     return name, Reply(200, content_type, (shown,), headers)
-                return name, _Stream(content_type, shown, headers)
+                return name, _Stream(content_type, shown, headers, endless)
             codec = codec if verb == "POST" else QUERY
             if found.method.device:
                 call = partial(self._call, found.method, codec, payload)
@@ -345,19 +346,21 @@ class RpcApp:
                 return b"".join((*parts, part)) if parts else part
             parts.append(part)
 
-    async def _stream(self, pieces: Pieces, verb: str, receive: Receive, send: Send) -> None:
+    async def _stream(self, stream: _Stream, verb: str, receive: Receive, send: Send) -> None:
         """Send pieces as fast as the client takes them, until they end or the client is gone."""
+        pieces = stream.pieces
         if verb == "HEAD":
             await pieces.aclose()
             await send({"type": "http.response.body", "body": b""})
             return
         pump = asyncio.ensure_future(_pump(pieces, send))
         gone = asyncio.ensure_future(_gone(receive))
-        self._streams.add(pump)
+        if stream.endless:
+            self._endless.add(pump)
         try:
             await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._streams.discard(pump)
+            self._endless.discard(pump)
             pump.cancel()
             gone.cancel()
             await asyncio.wait({pump, gone})

@@ -86,15 +86,19 @@ class ServiceManager:
         """Say that we are about to end."""
         self._send("STOPPING=1")
 
+    @property
+    def interval(self) -> float:
+        """Seconds between two signs of life: half of what is expected, and no less than one."""
+        return max((self.watchdog_seconds or 0.0) / 2, 1.0)
+
     async def watch(self, places: Mapping[str, Path | str], interval: float | None = None) -> None:
         """Show signs of life for as long as we answer at one of `places`; never returns.
 
         Args:
             places: The path, or the URL, of each listener that is on.
-            interval: Seconds between two; default half of what is expected, at least one.
+            interval: Seconds between two; default `self.interval`.
         """
-        if interval is None:
-            interval = max((self.watchdog_seconds or 0.0) / 2, 1.0)
+        interval = self.interval if interval is None else interval
         loop, well = asyncio.get_running_loop(), True
         while True:
             begin = loop.time()

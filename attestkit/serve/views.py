@@ -24,11 +24,15 @@ class Asked(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a view shows. The pieces are closed when the client is gone."""
+    """What a view shows. The pieces are closed when the client is gone.
+
+    An `endless` answer goes on until then; it is ended in good order when the server stops.
+    """
 
     content_type: bytes
     body: bytes | Pieces
     headers: Sequence[Header] = ()
+    endless: bool = False
 
 
 class View(NamedTuple):

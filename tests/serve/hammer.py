@@ -28,6 +28,7 @@ class Client(threading.Thread):
         self.counts: Counter[str] = Counter()
         self.losses: list[str] = []
         self.after = 0
+        self._enough = False
         self._keep = keep
         self._stopping = stopping
         self._place = place
@@ -42,11 +43,15 @@ class Client(threading.Thread):
         ).encode() + body
 
     def run(self) -> None:
-        """Go on until nobody answers any more."""
-        while (connection := self._connect()) is not None:
+        """Go on until nobody answers any more, or it is enough."""
+        while not self._enough and (connection := self._connect()) is not None:
             with connection, connection.makefile("rb") as reader:
-                while self._exchange(connection, reader):
+                while self._exchange(connection, reader) and not self._enough:
                     pass
+
+    def stop(self) -> None:
+        """Let it end with the request that is under way."""
+        self._enough = True
 
     def _connect(self) -> socket.socket | None:
         host, _, port = self._place.removeprefix("http://").rpartition(":")

@@ -149,6 +149,24 @@ def test_pipelined_requests_are_answered_in_order() -> None:
     run(test)
 
 
+def test_a_client_that_says_no_more_gets_its_answer() -> None:
+    """The end of what it sends is not the end of what it waits for."""
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.05)
+        await echo(scope, receive, send)
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        writer.write(GET)
+        writer.write_eof()
+        assert (await response(reader))[2] == b"/path 0"
+        assert await reader.read() == b""
+        writer.close()
+
+    run(test, slow)
+
+
 @pytest.mark.parametrize(
     "garbage",
     [

@@ -106,8 +106,10 @@ def test_help_names_every_option(folder: Path) -> None:
     """--help is the one thing that goes to stdout."""
     done = run_to_end("--help", folder=folder)
     assert done.returncode == 0
-    for option in ("--backend", "--dev-http", "--app-keys", "--seed-file", "--reset"):
+    for option in ("--backend", "--dev-http", "--app-keys", "--seed-file", "--reset", "--watchdog"):
         assert option in done.stdout
+    for code in (0, 1, 3, 5, 130):  # and every exit code
+        assert re.search(rf"^  {code} ", done.stdout, re.MULTILINE)
 
 
 # -- what it keeps ---------------------------------------------------------------------------------

@@ -36,13 +36,13 @@ class _Logs:
 
     async def show(self, guest: Guest, asked: Asked) -> Answer:
         """Open a container's log."""
-        pieces = self._pieces(guest, asked, parse(asked.query, guest.now()))
+        wanted = parse(asked.query, guest.now())
+        pieces = self._pieces(guest, asked, wanted)
         # The first piece is empty, and comes when the engine has opened the log. From then on the
         # generator runs, and so lets go of it however it ends.
         await anext(pieces)
-        return Answer(
-            b"text/plain; charset=utf-8", pieces, headers=[(b"cache-control", b"no-store")]
-        )
+        headers = [(b"cache-control", b"no-store")]
+        return Answer(b"text/plain; charset=utf-8", pieces, headers, endless=wanted.follow)
 
     async def _pieces(self, guest: Guest, asked: Asked, wanted: Parameters) -> Pieces:
         opened = guest.containers.logs(asked.name, wanted.for_engine(), guest.limits.stream_seconds)
