@@ -1,13 +1,15 @@
 """Load the server for an hour, and write down how it fared: `make soak`.
 
 200 connections over both sockets and HTTP ask for everything that is served, in JSON, in binary
-and as pages. Every ten seconds the server's memory, its descriptors and the latencies go into
+and as pages; where a container engine can run, ten of them follow the log of a container that
+writes. Every ten seconds the server's memory, its descriptors and the latencies go into
 docs/records/soak.json, and from there into soak.svg. It fails if a request does, or if memory or
 descriptors grow after the first five minutes. With less than ten minutes it records nothing.
 """
 
 import argparse
 import asyncio
+import contextlib
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -18,12 +20,15 @@ from typing import Any
 import uvloop
 
 from tests.records import write_record
+from tests.rigs.docker_engine import missing, running_engine
 from tests.serve.client import call
-from tests.serve.server import Server, running_server
-from tests.soak.load import Ask, Ledger, client
+from tests.serve.server import Server, environment, running_server
+from tests.soak.load import Ask, Ledger, client, follower
 from tests.soak.plot import write_plot
 
-CONNECTIONS = {"dstack": 110, "tappd": 40, "http": 50}
+CONNECTIONS = {"dstack": 110, "tappd": 40, "http": 40}
+FOLLOWERS = 10
+WRITER = "while true; do echo $(seq 20); sleep 0.1; done"  # what the container runs
 WARM = 300.0  # seconds after which nothing may grow any more
 PERIOD = 10.0  # seconds between two samples
 MEMORY_SLACK = 2.0  # MB: noise, and the log of the few events that are emitted
@@ -35,14 +40,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Load the server, and see whether it grows.")
     parser.add_argument("--seconds", type=float, default=3600.0)
     options = parser.parse_args()
-    with running_server() as server:
-        ledger = Ledger()
-        samples = uvloop.run(_soak(server, ledger, options.seconds))
+    ledger = Ledger()
+    with contextlib.ExitStack() as stack:
+        docker = None if missing() else stack.enter_context(running_engine())
+        environ = environment(**({} if docker is None else {"DOCKER_HOST": docker.address}))
+        if docker is not None:
+            docker.run("writer", WRITER)
+        server = stack.enter_context(running_server("--access-log", environ=environ))
+        samples = uvloop.run(_soak(server, ledger, options.seconds, follow=docker is not None))
         log = server.log()
     growth = _growth(samples)
     figures = {
         "command": f"python -m tests.soak --seconds {options.seconds:g}",
-        "connections": sum(CONNECTIONS.values()),
+        "connections": sum(CONNECTIONS.values()) + FOLLOWERS,
+        "container_engine": missing() or "dockerd",
+        "log_bytes": ledger.log_bytes,
         "requests": ledger.requests.total(),
         "failures": dict(ledger.failures),
         "growth": growth,
@@ -52,7 +64,7 @@ def main() -> int:
     print(f"{figures['requests']} requests, failures {figures['failures']}, growth {growth}")  # noqa: T201 - a program
     if options.seconds >= 2 * WARM:
         write_plot(write_record("soak", figures).with_suffix(".svg"), samples)
-    failed = ledger.failures or "Traceback" in log
+    failed = ledger.failures or not ledger.requests or "Traceback" in log
     grown = growth["rss_mb"] > MEMORY_SLACK or growth["descriptors"] > DESCRIPTOR_SLACK
     return 1 if failed or grown else 0
 
@@ -91,7 +103,9 @@ def _asks(server: Server) -> dict[str, Sequence[Ask]]:
     }
 
 
-async def _soak(server: Server, ledger: Ledger, seconds: float) -> list[dict[str, Any]]:
+async def _soak(
+    server: Server, ledger: Ledger, seconds: float, *, follow: bool
+) -> list[dict[str, Any]]:
     end = time.monotonic() + seconds
     asks = _asks(server)
     endpoints = {"dstack": server.dstack, "tappd": server.tappd, "http": server.url}
@@ -100,6 +114,14 @@ async def _soak(server: Server, ledger: Ledger, seconds: float) -> list[dict[str
         for name, count in CONNECTIONS.items()
         for _ in range(count)
     ]
+    target = "/logs/writer?text&bare&follow&tail=10"
+    for _ in range(FOLLOWERS):
+        work = (
+            follower(server.url, target, ledger, end)
+            if follow
+            else client(server.url, asks["http"], ledger, end)
+        )
+        tasks.append(asyncio.create_task(work))
     samples = [sample async for sample in _samples(server, ledger, end)]
     await asyncio.gather(*tasks)
     return samples
