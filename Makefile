@@ -50,7 +50,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(C_FILES) $(OTHER_C)
-	$(BIN)/codespell attestkit tests benchmarks docs README.md CHANGELOG.md Makefile
+	$(BIN)/codespell attestkit tests benchmarks deploy docs README.md CHANGELOG.md Makefile
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks $(ARGS)
