@@ -5,6 +5,8 @@ from typing import Any, Final, TypeAlias
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
+from attestkit.serve.views import ENDLESS
+
 __all__ = ["COPIED", "GONE", "Cycle"]
 
 COPIED: Final = 4096
@@ -24,6 +26,7 @@ class Cycle(RequestResponseCycle):
 
     pending: Message | None = None  # the start of a response, until its first piece comes
     is_chunked = False
+    is_endless = False  # the answer has begun, and goes on until the client leaves
     status = GONE
     size = 0  # bytes of the body
     request_id = b""
@@ -39,6 +42,7 @@ class Cycle(RequestResponseCycle):
             self.response_started = True
             self.waiting_for_100_continue = False
             self.pending = message
+            self.is_endless = message.get(ENDLESS, False)
             return
         if not self.response_started or message["type"] != "http.response.body":
             raise RuntimeError(f"cannot send {message['type']!r} here")

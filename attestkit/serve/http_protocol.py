@@ -157,9 +157,14 @@ class HttpProtocol(HttpToolsProtocol):
             self.cycle.transport = self.transport
 
     def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio has it
-        """Answer a client that says no more; tell whether the connection is kept for that."""
+        """Answer a client that says no more; tell whether the connection is kept for that.
+
+        Of one that follows a log it is taken for having gone: else we would follow it for nobody.
+        """
         self.last_call()
-        return not self._answered()
+        if self._answered() or self._in_message:
+            return False
+        return not cast("Cycle", self.cycle).is_endless
 
     def last_call(self) -> None:
         """Let the request in flight, else the next one, be the last."""

@@ -19,7 +19,7 @@ from attestkit.serve import json_codec, query
 from attestkit.serve.guest import Guest
 from attestkit.serve.limits import LimitError, Limits
 from attestkit.serve.stats import OTHER, Traffic
-from attestkit.serve.views import Asked, Header, Pieces, View
+from attestkit.serve.views import ENDLESS, Asked, Header, Pieces, View
 
 __all__ = [
     "App",
@@ -206,7 +206,7 @@ class RpcApp:
             body = b"" if scope["method"] == "HEAD" else body
             await send({"type": "http.response.body", "body": body})
         else:
-            await send(start)
+            await send({**start, ENDLESS: reply.endless})
             await self._stream(reply, scope["method"], receive, send)
 
     def direct(self, target: bytes) -> DirectCall | None:

@@ -5,14 +5,18 @@ one that goes away ends them. What is wrong with a request is raised before the 
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from attestkit.serve.guest import Guest
 
-__all__ = ["Answer", "Asked", "Header", "Pieces", "View"]
+__all__ = ["ENDLESS", "Answer", "Asked", "Header", "Pieces", "View"]
 
 Header: TypeAlias = tuple[bytes, bytes]
 Pieces: TypeAlias = AsyncGenerator[bytes, None]
+
+
+ENDLESS: Final = "attestkit.endless"
+"""The member of a response's start, as ASGI has it, that says whether the answer is endless."""
 
 
 class Asked(NamedTuple):
