@@ -45,6 +45,7 @@ LINGER_LIMIT: Final = 4 * 1024 * 1024  # bytes
 
 _DIRECT_BODY: Final = 64 * 1024  # a longer one goes where its sender can be slowed down
 _DIRECT_VERBS: Final = frozenset({b"GET", b"POST"})
+_MOST_OUT: Final = 64 * 1024  # bytes of answers that wait to leave
 _INDIRECT_FIELDS: Final = frozenset({b"expect", b"transfer-encoding"})
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
@@ -86,6 +87,28 @@ class Shared(NamedTuple):
     access_log: AccessLog | None
 
 
+class Outbox:
+    """Connections with answers that leave when all requests of the loop's turn have theirs.
+
+    To wake a client costs more than most methods. So all are answered first: by the second of them
+    the client is awake.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[HttpProtocol] = []
+
+    def add(self, connection: "HttpProtocol") -> None:
+        """Have the connection's answers leave soon."""
+        if not self._waiting:
+            connection.loop.call_soon(self._flush)
+        self._waiting.append(connection)
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for connection in waiting:
+            connection.flush()
+
+
 class ListenerConfig(uvicorn.Config):
     """uvicorn's settings, with what the connections of one listener share."""
 
@@ -106,6 +129,7 @@ class ListenerConfig(uvicorn.Config):
         )
         self.shared = shared
         self.sweep = Sweep(shared.limits)
+        self.outbox = Outbox()
         self.rpc_app = app if isinstance(app, RpcApp) else None
 
 
@@ -116,6 +140,9 @@ class HttpProtocol(HttpToolsProtocol):
         super().__init__(config, *args, **kwargs)
         self._listener, self.limits, self._traffic, self._access_log = config.shared
         self._sweep = config.sweep
+        self._outbox = config.outbox
+        self._out: list[bytes] = []  # answers that have not left yet
+        self._out_size = 0
         self._direct_body = min(_DIRECT_BODY, self.limits.body)
         self._app = config.rpc_app
         self._peer = ""
@@ -153,6 +180,7 @@ class HttpProtocol(HttpToolsProtocol):
             cast("Cycle", self.cycle).end()
         super().connection_lost(exc)
         self._response = self._call = self._body = None
+        self._out = []
         if self.cycle is not None:
             self.cycle.transport = self.transport
 
@@ -174,7 +202,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def is_idle(self) -> bool:
         """Tell whether no request is in flight, not even a part of one."""
-        return self._answered() and not self._in_message
+        return self._answered() and not self._in_message and not self._out
 
     def check(self, now: float) -> None:
         """End the connection, or its request, if its state has lasted for too long."""
@@ -333,14 +361,28 @@ class HttpProtocol(HttpToolsProtocol):
         for name, value in self.server_state.default_headers:
             parts += (name, b": ", value, b"\r\n")
         parts.append(b"connection: close\r\n\r\n" if self._last else b"\r\n")
-        if sum(map(len, body)) < COPIED:
-            self.transport.write(b"".join((*parts, *body)))
-        else:
-            self.transport.writelines((b"".join(parts), *body))
+        if not self._out:
+            self._outbox.add(self)
+        self._out.append(b"".join(parts))
+        self._out += body
+        self._out_size += sum(map(len, body))
+        if self._out_size > _MOST_OUT:
+            self.flush()
         self._since = self.loop.time()
         self.server_state.total_requests += 1
         if self._last:
             self.close_after_response()
+
+    def flush(self) -> None:
+        """Let the answers go."""
+        if not self._out:
+            return
+        out, self._out = self._out, []
+        if self._out_size < COPIED:
+            self.transport.write(b"".join(out))
+        else:
+            self.transport.writelines(out)
+        self._out_size = 0
 
     def on_response_complete(self) -> None:
         """Go on with the next request; inherited, but for its timer."""
@@ -388,11 +430,13 @@ class HttpProtocol(HttpToolsProtocol):
         fields = [*self.server_state.default_headers, (b"content-type", b"application/json")]
         head = [b"HTTP/1.1 %d %s" % (status, reason.encode()), *(b"%s: %s" % f for f in fields)]
         head += [b"content-length: %d" % len(body), b"connection: close", b"", body]
+        self.flush()
         self.transport.write(b"\r\n".join(head))
         self._linger()
 
     def close_after_response(self) -> None:
         """End the connection, after a moment if the client is still sending."""
+        self.flush()
         self._since = self.loop.time()
         if self._in_message and not self.transport.is_closing():
             self._refused = True
@@ -416,13 +460,22 @@ class HttpProtocol(HttpToolsProtocol):
 class _Response:
     """What the answer to a request may do to its connection."""
 
-    __slots__ = ("_protocol", "is_closing", "write", "writelines")
+    __slots__ = ("_protocol", "_transport", "is_closing")
 
     def __init__(self, protocol: HttpProtocol) -> None:
         self._protocol = protocol
+        self._transport = protocol.transport
         self.is_closing = protocol.transport.is_closing
-        self.write = protocol.transport.write
-        self.writelines = protocol.transport.writelines
+
+    def write(self, data: bytes) -> None:
+        """Send bytes behind the answers that come first."""
+        self._protocol.flush()
+        self._transport.write(data)
+
+    def writelines(self, pieces: Sequence[bytes]) -> None:
+        """The same, in pieces."""
+        self._protocol.flush()
+        self._transport.writelines(pieces)
 
     def close(self) -> None:
         """End it, in good order."""
