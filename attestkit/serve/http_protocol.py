@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from functools import partial
 from http import HTTPStatus
 from time import perf_counter
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 import httptools
 import uvicorn
@@ -31,82 +31,22 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from attestkit.serve.access_log import AccessLog
 from attestkit.serve.http_cycle import COPIED, Cycle
+from attestkit.serve.http_shared import LINGER_SECONDS, Shared
 from attestkit.serve.json_codec import encode_error
-from attestkit.serve.limits import Limits
 from attestkit.serve.rpc import App, DirectCall, RpcApp
-from attestkit.serve.stats import Traffic
 
-__all__ = ["HttpProtocol", "ListenerConfig", "Shared"]
+__all__ = ["HttpProtocol", "ListenerConfig"]
 
-LINGER_SECONDS: Final = 1.0
 LINGER_LIMIT: Final = 4 * 1024 * 1024  # bytes
 
 _DIRECT_BODY: Final = 64 * 1024  # a longer one goes where its sender can be slowed down
 _DIRECT_VERBS: Final = frozenset({b"GET", b"POST"})
+_SLICE: Final = 4096  # bytes that are parsed at a time
+_MOST_REST: Final = 1024 * 1024  # bytes that may wait for it
 _MOST_OUT: Final = 64 * 1024  # bytes of answers that wait to leave
 _INDIRECT_FIELDS: Final = frozenset({b"expect", b"transfer-encoding"})
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
-
-
-class Sweep:
-    """Ends what took too long on any connection of a listener."""
-
-    def __init__(self, limits: Limits) -> None:
-        shortest = min(
-            limits.head_seconds,
-            limits.body_seconds,
-            limits.idle_seconds,
-            limits.write_seconds,
-            LINGER_SECONDS,
-        )
-        self._seconds = min(1.0, max(0.02, shortest / 4))
-        self._timer: asyncio.TimerHandle | None = None
-
-    def watch(self, connections: set[Any], loop: asyncio.AbstractEventLoop) -> None:
-        """Look at these connections from time to time, as long as there are any."""
-        if self._timer is None:
-            self._timer = loop.call_later(self._seconds, self._look, connections, loop)
-
-    def _look(self, connections: set[Any], loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
-        now = loop.time()
-        for connection in list(connections):
-            connection.check(now)
-        if connections:
-            self.watch(connections, loop)
-
-
-class Shared(NamedTuple):
-    """What the connections of one listener share."""
-
-    name: str
-    limits: Limits
-    traffic: Traffic
-    access_log: AccessLog | None
-
-
-class Outbox:
-    """Connections with answers that leave when all requests of the loop's turn have theirs.
-
-    To wake a client costs more than most methods. So all are answered first: by the second of them
-    the client is awake.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: list[HttpProtocol] = []
-
-    def add(self, connection: "HttpProtocol") -> None:
-        """Have the connection's answers leave soon."""
-        if not self._waiting:
-            connection.loop.call_soon(self._flush)
-        self._waiting.append(connection)
-
-    def _flush(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for connection in waiting:
-            connection.flush()
 
 
 class ListenerConfig(uvicorn.Config):
@@ -128,8 +68,6 @@ class ListenerConfig(uvicorn.Config):
             timeout_graceful_shutdown=shared.limits.drain_seconds,  # type: ignore[arg-type]  # it takes any number
         )
         self.shared = shared
-        self.sweep = Sweep(shared.limits)
-        self.outbox = Outbox()
         self.rpc_app = app if isinstance(app, RpcApp) else None
 
 
@@ -138,9 +76,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def __init__(self, config: ListenerConfig, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - handed through
         super().__init__(config, *args, **kwargs)
-        self._listener, self.limits, self._traffic, self._access_log = config.shared
-        self._sweep = config.sweep
-        self._outbox = config.outbox
+        self._listener, self.limits, self._traffic = config.shared[:3]
+        self._access_log, self._sweep, self._outbox = config.shared[3:]
         self._out: list[bytes] = []  # answers that have not left yet
         self._out_size = 0
         self._direct_body = min(_DIRECT_BODY, self.limits.body)
@@ -148,6 +85,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._peer = ""
         self._in_head = self._in_message = self._refused = self._is_extra = False
         self._spoke = self._last = self._lingers = False
+        self._rest = b""  # what was read and is not parsed yet
         self._unread = 0  # bytes of a head, or behind a refusal
         self._unsent = 0  # bytes that the client had not taken when last looked at
         self._since = 0.0  # when the present state began, by the loop's clock
@@ -202,7 +140,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def is_idle(self) -> bool:
         """Tell whether no request is in flight, not even a part of one."""
-        return self._answered() and not self._in_message and not self._out
+        return self._answered() and not (self._in_message or self._out or self._rest)
 
     def check(self, now: float) -> None:
         """End the connection, or its request, if its state has lasted for too long."""
@@ -243,10 +181,40 @@ class HttpProtocol(HttpToolsProtocol):
     # -- requests ------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser, unless the head grows too long or the request was refused."""
+        """Parse what came, unless the request was refused.
+
+        In slices, so that one packet with thousands of requests does not become as many objects:
+        while an answer is under way what is behind its request waits as it came.
+        """
         if self._refused:
             self._drop(data)
-            return
+        elif self._rest:
+            self._rest += data
+            self._hold()
+        elif len(data) <= _SLICE:
+            self._parse(data)
+        else:
+            self._rest = data
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Parse what waits, until there is an answer to wait for."""
+        while self._rest and not self._refused:
+            if self.pipeline or not (self._answered() or self._in_message):
+                self._hold()
+                return
+            data, self._rest = self._rest[:_SLICE], self._rest[_SLICE:]
+            self._parse(data)
+        self._rest = b""
+
+    def _hold(self) -> None:
+        """Read no more for now; whoever sends on and on all the same is none of our clients."""
+        self.flow.pause_reading()
+        if len(self._rest) > _MOST_REST:
+            self.transport.abort()
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser, unless the head grows too long."""
         if self._in_head or not self._in_message:
             if not self._in_head:
                 self._since = self.loop.time()
@@ -393,6 +361,8 @@ class HttpProtocol(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
+        elif self._rest:
+            self._go_on()
 
     # -- the access log ------------------------------------------------------------------------
 

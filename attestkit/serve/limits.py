@@ -24,6 +24,7 @@ class Limits(NamedTuple):
 
     body: int = 10 * 1024 * 1024  # of a request to a method; a larger one is a 400
     verifier_body: int = 1024 * 1024  # of a request to the verifier; a larger one is a 413
+    bodies: int = 64 * 1024 * 1024  # of all that a listener is reading at a time; 503
     head: int = 32 * 1024  # request line and headers; a larger one is a 431
     headers: int = 100  # how many; more are a 431
     head_seconds: float = 10.0  # from a request's first byte to the end of its headers; 408
@@ -62,6 +63,7 @@ _NUMBER: Final = re.compile(r"([0-9]{1,15})(\.[0-9]{1,9})? ?([A-Za-z]{0,3})")
 _RANGES: Final[Mapping[str, _Range]] = {
     "body": _Range("size", 4 * _KIB, 256 * _MIB),
     "verifier_body": _Range("size", 4 * _KIB, 256 * _MIB),
+    "bodies": _Range("size", _MIB, 4096 * _MIB),
     "head": _Range("size", _KIB, _MIB),
     "headers": _Range("count", 16, 10_000),
     "head_seconds": _Range("time", 0.1, _HOUR),

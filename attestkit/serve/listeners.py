@@ -12,7 +12,8 @@ import uvloop
 
 from attestkit.serve.access_log import AccessLog
 from attestkit.serve.drain import Door, drain
-from attestkit.serve.http_protocol import HttpProtocol, ListenerConfig, Shared
+from attestkit.serve.http_protocol import HttpProtocol, ListenerConfig
+from attestkit.serve.http_shared import Shared
 from attestkit.serve.limits import Limits
 from attestkit.serve.rpc import App
 from attestkit.serve.signals import until_signalled
@@ -109,7 +110,7 @@ async def _tell(work: Work) -> None:
 
 
 def _config(listener: Listener) -> ListenerConfig:
-    shared = Shared(
+    shared = Shared.of(
         listener.name, listener.limits, listener.traffic or Traffic(), listener.access_log
     )
     return ListenerConfig(listener.app, shared)

@@ -48,6 +48,7 @@ _STATUSES = (
 )
 _VERBS = frozenset({"GET", "HEAD", "POST"})
 _FORMS = frozenset({b"", b"application/x-www-form-urlencoded", b"text/plain"})
+_SMALL = 64 * 1024  # bytes of a body that are always taken
 _CLOSE = ((b"connection", b"close"),)
 _logger = logging.getLogger("attestkit.serve")
 
@@ -133,6 +134,13 @@ class _TooLargeError(UsageError):
         super().__init__("failed to read data: payload too large")
 
 
+class _CrowdedError(LimitError):
+    """All bodies together are over their limit; what is left of this one is not read."""
+
+    def __init__(self) -> None:
+        super().__init__("too many large requests at a time: try again later")
+
+
 class _DisconnectedError(Exception):
     """The client went away before its request was complete."""
 
@@ -177,6 +185,7 @@ class RpcApp:
         self._traffic = traffic or Traffic()
         self._ids = map(f"{run_id}-%08x".__mod__, count(1))
         self._heads: dict[tuple[int, bytes], bytes] = {}
+        self._held = 0  # bytes of bodies that are being read
         self._endless: set[asyncio.Future[None]] = set()
         self._routes = {
             f"{service.mount}{prefix}{name}".encode("ascii"): DirectCall(name, method)
@@ -334,17 +343,25 @@ class RpcApp:
     async def _read(self, receive: Receive) -> bytes:
         """Return the body of a request, counting while it comes in."""
         parts: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise _DisconnectedError
-            part: bytes = message.get("body", b"")
-            size += len(part)
-            self._refuse_large(size)
-            if not message.get("more_body", False):
-                return b"".join((*parts, part)) if parts else part
-            parts.append(part)
+        size = held = 0
+        try:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise _DisconnectedError
+                part: bytes = message.get("body", b"")
+                size += len(part)
+                self._refuse_large(size)
+                if not message.get("more_body", False):
+                    return b"".join((*parts, part)) if parts else part
+                parts.append(part)
+                more = max(0, size - _SMALL) - held
+                held += more
+                self._held += more
+                if self._held > self._limits.bodies:
+                    raise _CrowdedError
+        finally:
+            self._held -= held
 
     async def _stream(self, stream: _Stream, verb: str, receive: Receive, send: Send) -> None:
         """Send pieces as fast as the client takes them, until they end or the client is gone."""
@@ -394,7 +411,7 @@ def _failed(error: Exception, codec: Codec, request_id: str) -> Reply:
         known = {"request_id": request_id}
         _logger.error("request %s failed", request_id, exc_info=error, extra=known)
         status, text = 500, f"internal error, request {request_id}"
-    headers = _CLOSE if isinstance(error, _TooLargeError) else ()
+    headers = _CLOSE if isinstance(error, (_TooLargeError, _CrowdedError)) else ()
     return Reply(status, codec.error_type, (codec.encode_error(text),), headers)
 
 

@@ -1,0 +1,93 @@
+"""What the connections of one listener share, and what is done for all of them at once."""
+
+import asyncio
+from typing import Any, Final, NamedTuple, Protocol
+
+from attestkit.serve.access_log import AccessLog
+from attestkit.serve.limits import Limits
+from attestkit.serve.stats import Traffic
+
+__all__ = ["LINGER_SECONDS", "Shared"]
+
+LINGER_SECONDS: Final = 1.0
+"""For which a client that was refused is listened to, so that it gets to read why."""
+
+
+class Connection(Protocol):
+    """What is needed of a connection."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def check(self, now: float) -> None:
+        """End it, or its request, if its state has lasted for too long."""
+
+    def flush(self) -> None:
+        """Let its answers go."""
+
+
+class Shared(NamedTuple):
+    """What the connections of one listener share."""
+
+    name: str
+    limits: Limits
+    traffic: Traffic
+    access_log: AccessLog | None
+    sweep: "Sweep"
+    outbox: "Outbox"
+
+    @classmethod
+    def of(
+        cls, name: str, limits: Limits, traffic: Traffic, access_log: AccessLog | None
+    ) -> "Shared":
+        """Return it with a sweep and an outbox of its own."""
+        return cls(name, limits, traffic, access_log, Sweep(limits), Outbox())
+
+
+class Outbox:
+    """Connections with answers that leave when all requests of the loop's turn have theirs.
+
+    To wake a client costs more than most methods. So all are answered first: by the second of them
+    the client is awake.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[Connection] = []
+
+    def add(self, connection: Connection) -> None:
+        """Have the connection's answers leave soon."""
+        if not self._waiting:
+            connection.loop.call_soon(self._flush)
+        self._waiting.append(connection)
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for connection in waiting:
+            connection.flush()
+
+
+class Sweep:
+    """Ends what took too long on any connection of a listener."""
+
+    def __init__(self, limits: Limits) -> None:
+        shortest = min(
+            limits.head_seconds,
+            limits.body_seconds,
+            limits.idle_seconds,
+            limits.write_seconds,
+            LINGER_SECONDS,
+        )
+        self._seconds = min(1.0, max(0.02, shortest / 4))
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, connections: set[Any], loop: asyncio.AbstractEventLoop) -> None:
+        """Look at these connections from time to time, as long as there are any."""
+        if self._timer is None:
+            self._timer = loop.call_later(self._seconds, self._look, connections, loop)
+
+    def _look(self, connections: set[Any], loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        now = loop.time()
+        for connection in list(connections):
+            connection.check(now)
+        if connections:
+            self.watch(connections, loop)
