@@ -1,13 +1,15 @@
 """One request and its response on a connection, as ASGI has it; in place of uvicorn's own."""
 
-from collections.abc import Callable, MutableMapping
-from typing import Any, Final, TypeAlias
+import asyncio
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Any, Final, Protocol, TypeAlias
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
+from attestkit.serve.json_codec import encode_error
 from attestkit.serve.views import ENDLESS
 
-__all__ = ["COPIED", "GONE", "Cycle"]
+__all__ = ["COPIED", "GONE", "Cycle", "Response"]
 
 COPIED: Final = 4096
 """Bytes of a body from which on it is not copied behind its head."""
@@ -19,14 +21,17 @@ Message: TypeAlias = MutableMapping[str, Any]
 
 
 class Cycle(RequestResponseCycle):
-    """A request and its response; a whole response leaves in one system call.
+    """A request and its response; one whose length is known leaves in one system call.
 
     That call, and the client that it wakes, cost more than most methods.
     """
 
     pending: Message | None = None  # the start of a response, until its first piece comes
     is_chunked = False
+    is_half_closed = False  # the client says no more, or has gone
     is_endless = False  # the answer has begun, and goes on until the client leaves
+    length: int | None = None  # of the body; then it leaves in one go
+    pieces: list[bytes]  # that have not left yet
     status = GONE
     size = 0  # bytes of the body
     request_id = b""
@@ -39,31 +44,61 @@ class Cycle(RequestResponseCycle):
         if self.disconnected:
             return
         if not self.response_started and message["type"] == "http.response.start":
-            self.response_started = True
-            self.waiting_for_100_continue = False
-            self.pending = message
-            self.is_endless = message.get(ENDLESS, False)
+            self._start(message)
             return
         if not self.response_started or message["type"] != "http.response.body":
             raise RuntimeError(f"cannot send {message['type']!r} here")
         body, is_whole = message.get("body", b""), not message.get("more_body", False)
         self.size += len(body)
-        pieces = [] if self.pending is None else [self._head(self.pending, len(body), is_whole)]
-        self.pending = None
-        if self.is_chunked and body:
-            pieces += (b"%x\r\n" % len(body), body, b"\r\n")
-        elif self.scope["method"] != "HEAD":
-            pieces.append(body)
-        if is_whole and self.is_chunked:
-            pieces.append(b"0\r\n\r\n")
-        self._write(pieces)
+        if self.pending is not None:
+            self.pieces = [self._head(self.pending)]
+            self.pending = None
+        self._take(body, is_whole=is_whole)
+        if is_whole or self.length is None:
+            self._write()
         if is_whole:
-            self.response_complete = True
-            self.message_event.set()
-            self.end()
-            if not self.keep_alive:
-                self.transport.close()
-            self.on_response()
+            self._complete()
+
+    def _take(self, body: bytes, *, is_whole: bool) -> None:
+        if self.is_chunked:
+            self.pieces += (b"%x\r\n" % len(body), body, b"\r\n") if body else ()
+            self.pieces += (b"0\r\n\r\n",) if is_whole else ()
+        elif self.scope["method"] != "HEAD":
+            self.pieces.append(body)
+
+    def _start(self, message: Message) -> None:
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        self.pending = message
+        self.is_endless = message.get(ENDLESS, False)
+        if self.is_endless and self.is_half_closed:
+            self.leave()
+            self.transport.close()
+
+    def leave(self) -> None:
+        """Take note that the client is gone."""
+        self.disconnected = True
+        self.message_event.set()
+        self.end()
+
+    def _complete(self) -> None:
+        self.response_complete = True
+        self.message_event.set()
+        self.end()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+
+    async def send_500_response(self) -> None:
+        """Answer for an application that failed; the log has the reason."""
+        body = encode_error("internal error")
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        await self.send({"type": "http.response.start", "status": 500, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
 
     def end(self) -> None:
         """Tell who wants to know that it is over."""
@@ -71,29 +106,29 @@ class Cycle(RequestResponseCycle):
             self.on_end(self)
             self.on_end = None
 
-    def _write(self, pieces: list[bytes]) -> None:
+    def _write(self) -> None:
+        pieces, self.pieces = self.pieces, []
+        if self.length is not None and self.size != self.length and self.scope["method"] != "HEAD":
+            raise RuntimeError(f"a body of {self.size} bytes, Content-Length {self.length}")
         if sum(map(len, pieces)) < COPIED:
             self.transport.write(b"".join(pieces))
         else:
             self.transport.writelines(pieces)
 
-    def _head(self, start: Message, length: int, is_whole: bool) -> bytes:  # noqa: FBT001 - private
-        """Return the bytes before a body whose first piece has `length` bytes."""
+    def _head(self, start: Message) -> bytes:
+        """Return the bytes before the body."""
         self.status = start["status"]
         parts = [STATUS_LINE[self.status]]
-        has_length = False
         for name, value in (*self.default_headers, *start.get("headers", ())):
             if name == b"content-length":
-                has_length = True
-                if is_whole and self.scope["method"] != "HEAD" and value != b"%d" % length:
-                    raise RuntimeError(f"a body of {length} bytes, Content-Length {value!r}")
+                self.length = int(value)
             elif name == b"connection":
                 self.keep_alive = False
                 continue
             elif name == b"x-request-id":
                 self.request_id = value
             parts += (name, b": ", value, b"\r\n")
-        if not has_length and self.scope["method"] != "HEAD":
+        if self.length is None and self.scope["method"] != "HEAD":
             if self.scope["http_version"] == "1.1":
                 self.is_chunked = True
                 parts.append(b"transfer-encoding: chunked\r\n")
@@ -105,3 +140,40 @@ class Cycle(RequestResponseCycle):
             raise RuntimeError("a line break in the value of a header")
         parts.append(b"\r\n")
         return b"".join(parts)
+
+
+class Replying(Protocol):
+    """What a response may do to its connection, besides writing."""
+
+    transport: asyncio.Transport
+
+    def flush(self) -> None:
+        """Let the answers go that come first."""
+
+    def close_after_response(self) -> None:
+        """End the connection in good order."""
+
+
+class Response:
+    """The transport, as the answer to a request has it."""
+
+    __slots__ = ("_connection", "_transport", "is_closing")
+
+    def __init__(self, connection: Replying) -> None:
+        self._connection = connection
+        self._transport = connection.transport
+        self.is_closing = connection.transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """Send bytes behind the answers that come first."""
+        self._connection.flush()
+        self._transport.write(data)
+
+    def writelines(self, pieces: Sequence[bytes]) -> None:
+        """The same, in pieces."""
+        self._connection.flush()
+        self._transport.writelines(pieces)
+
+    def close(self) -> None:
+        """End it, in good order."""
+        self._connection.close_after_response()

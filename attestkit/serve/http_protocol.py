@@ -31,7 +31,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from attestkit.serve.http_cycle import COPIED, Cycle
+from attestkit.serve.http_cycle import COPIED, Cycle, Response
 from attestkit.serve.http_shared import LINGER_SECONDS, Shared
 from attestkit.serve.json_codec import encode_error
 from attestkit.serve.rpc import App, DirectCall, RpcApp
@@ -69,6 +69,7 @@ class ListenerConfig(uvicorn.Config):
         )
         self.shared = shared
         self.rpc_app = app if isinstance(app, RpcApp) else None
+        self.fixed_headers: Sequence[tuple[bytes, bytes]] = getattr(app, "headers", ())
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -82,6 +83,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._out_size = 0
         self._direct_body = min(_DIRECT_BODY, self.limits.body)
         self._app = config.rpc_app
+        self._headers = config.fixed_headers
         self._peer = ""
         self._in_head = self._in_message = self._refused = self._is_extra = False
         self._spoke = self._last = self._lingers = False
@@ -93,7 +95,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_post = False
         self._content_type = b""
         self._body: list[bytes] | None = None
-        self._response: _Response | None = None
+        self._response: Response | None = None
+        self._working: Cycle | None = None  # whose answer is under way; others wait in `pipeline`
         self.url = b""
 
     # -- the connection ------------------------------------------------------------------------
@@ -101,7 +104,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as inherited
         """Take a connection, unless there are far too many."""
         super().connection_made(transport)
-        self._response = _Response(self)
+        self._response = Response(self)
         self._peer = self.client[0] if self.client else ""
         self._traffic.connections += 1
         self._since = self.loop.time()
@@ -112,10 +115,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._sweep.watch(self.connections, self.loop)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget what holds on to us."""
+        """Tell all whose answers nobody waits for any more, and forget what holds on to us."""
         self._traffic.connections -= 1
-        if not self._answered():
-            cast("Cycle", self.cycle).end()
+        for cycle in self._unanswered():
+            cycle.leave()
+        self.pipeline.clear()
         super().connection_lost(exc)
         self._response = self._call = self._body = None
         self._out = []
@@ -125,18 +129,20 @@ class HttpProtocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio has it
         """Answer a client that says no more; tell whether the connection is kept for that.
 
-        Of one that follows a log it is taken for having gone: else we would follow it for nobody.
+        One that follows a log is taken to have gone: else we would follow it for nobody.
         """
         self.last_call()
         if self._answered() or self._in_message:
             return False
-        return not cast("Cycle", self.cycle).is_endless
+        for cycle in self._unanswered():
+            cycle.is_half_closed = True
+        return self._working is None or not self._working.is_endless
 
     def last_call(self) -> None:
         """Let the request in flight, else the next one, be the last."""
         self._last = True
         if not self._answered():
-            self.cycle.keep_alive = False
+            self._last_cycle().keep_alive = False
 
     def is_idle(self) -> bool:
         """Tell whether no request is in flight, not even a part of one."""
@@ -163,8 +169,16 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _answered(self) -> bool:
         """Tell whether there is no answer under way through ASGI."""
-        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
-        return cycle is None or cycle.response_complete
+        return self._working is None or self._working.response_complete
+
+    def _unanswered(self) -> list[Cycle]:
+        """Return what is under way through ASGI, in its order."""
+        if self._working is None or self._working.response_complete:
+            return []
+        return [self._working, *(cast("Cycle", cycle) for cycle, _ in reversed(self.pipeline))]
+
+    def _last_cycle(self) -> Cycle:
+        return self._unanswered()[-1]
 
     def _check_request(self, waited: float) -> None:
         if self._in_head:
@@ -173,7 +187,7 @@ class HttpProtocol(HttpToolsProtocol):
             late = waited > self.limits.body_seconds and not self.flow.read_paused
         if not late:
             return
-        if not self._in_head and self._body is None and self.cycle.response_complete:
+        if not self._in_head and self._body is None and self._answered():
             self.transport.close()
         else:
             self._refuse(408, "the request did not come in time")
@@ -226,6 +240,8 @@ class HttpProtocol(HttpToolsProtocol):
                 return
             if b"pgrade" in data:
                 data = _without_upgrade(data)
+        else:
+            self._unread += len(data)  # until on_body() tells that it was read
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -235,6 +251,8 @@ class HttpProtocol(HttpToolsProtocol):
             pass  # refused when its head was complete
         if self._in_message and not self._in_head:
             self._since = self.loop.time()
+            if self._unread > self.limits.head and not self._refused:
+                self._refuse(431, "what is between or behind the chunks of the body is too long")
 
     def on_message_begin(self) -> None:
         """Note that a request has begun."""
@@ -291,15 +309,21 @@ class HttpProtocol(HttpToolsProtocol):
         self.scope["headers"] = headers
         self.expect_100_continue = fields.get(b"expect", b"").lower() == b"100-continue"
         super().on_headers_complete()
-        self.cycle.__class__ = Cycle  # uvicorn has no other way to say which class to make
-        self.cycle.transport = self._response  # type: ignore[assignment]  # all that it uses of one
+        cycle = cast("Cycle", self.cycle)
+        cycle.__class__ = Cycle  # uvicorn has no other way to say which class to make
+        cycle.transport = self._response  # type: ignore[assignment]  # all that it uses of one
         if self._access_log is not None:
-            cast("Cycle", self.cycle).on_end = partial(self._note_cycle, url, perf_counter())
+            cycle.on_end = partial(self._note_cycle, url, perf_counter())
         if self._last:
             self.cycle.keep_alive = False
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - as inherited
+        self._working = cast("Cycle", cycle)
+        super()._start_asgi_task(cycle, app)
+
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""
+        self._unread = 0
         if self._body is None:
             super().on_body(body)
         else:
@@ -308,6 +332,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Note that the request is all here, and answer it where that takes no task."""
         self._in_message = False
+        self._unread = 0
         if self._body is None:
             super().on_message_complete()
             return
@@ -386,23 +411,34 @@ class HttpProtocol(HttpToolsProtocol):
         self._since = self.loop.time()
         if self.transport.is_closing():
             return
-        if not self._answered():
-            if self.cycle.response_started or not self.cycle.more_body:
-                self.cycle.keep_alive = False  # its answer comes first, and ends the connection
-                return
-            self.cycle.disconnected = True  # this very request; nobody need wait for its rest
-            self.cycle.message_event.set()
+        if not self._answered() and not self._drop_unfinished():
+            return  # the answers before come first, and the last of them ends the connection
         self._traffic.refusals[status] += 1
         body = encode_error(text)
+        request_id = "" if self._app is None else self._app.new_id()
         if self._access_log is not None:
-            self._note("", self.url, status, len(body), perf_counter(), "")
-        reason = HTTPStatus(status).phrase
-        fields = [*self.server_state.default_headers, (b"content-type", b"application/json")]
-        head = [b"HTTP/1.1 %d %s" % (status, reason.encode()), *(b"%s: %s" % f for f in fields)]
+            self._note("", self.url, status, len(body), perf_counter(), request_id)
+        reason = HTTPStatus(status).phrase.encode("ascii")
+        fields = [*self.server_state.default_headers, *self._headers]
+        fields += ((b"content-type", b"application/json"), (b"x-request-id", request_id.encode()))
+        head = [b"HTTP/1.1 %d %s" % (status, reason), *(b"%s: %s" % f for f in fields if f[1])]
         head += [b"content-length: %d" % len(body), b"connection: close", b"", body]
         self.flush()
         self.transport.write(b"\r\n".join(head))
         self._linger()
+
+    def _drop_unfinished(self) -> bool:
+        """Forget the request that is refused; tell whether no other is being answered."""
+        *before, last = self._unanswered()
+        if last.more_body and not last.response_started:
+            if self.pipeline:
+                self.pipeline.popleft()
+            last.leave()  # nobody need wait for the rest of it
+            if not before:
+                return True
+            last = before[-1]
+        last.keep_alive = False
+        return False
 
     def close_after_response(self) -> None:
         """End the connection, after a moment if the client is still sending."""
@@ -425,31 +461,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._unread += len(data)
         if self._unread > LINGER_LIMIT:
             self.transport.close()
-
-
-class _Response:
-    """What the answer to a request may do to its connection."""
-
-    __slots__ = ("_protocol", "_transport", "is_closing")
-
-    def __init__(self, protocol: HttpProtocol) -> None:
-        self._protocol = protocol
-        self._transport = protocol.transport
-        self.is_closing = protocol.transport.is_closing
-
-    def write(self, data: bytes) -> None:
-        """Send bytes behind the answers that come first."""
-        self._protocol.flush()
-        self._transport.write(data)
-
-    def writelines(self, pieces: Sequence[bytes]) -> None:
-        """The same, in pieces."""
-        self._protocol.flush()
-        self._transport.writelines(pieces)
-
-    def close(self) -> None:
-        """End it, in good order."""
-        self._protocol.close_after_response()
 
 
 def _without_upgrade(data: bytes) -> bytes:

@@ -179,11 +179,11 @@ class RpcApp:
         self._guest = guest
         self._services = sorted(services, key=lambda service: -len(service.mount))
         self._views = dict(views or {})
-        self._headers = list(headers)
+        self.headers = list(headers)
         self._guard = guard
         self._limits = limits or Limits()
         self._traffic = traffic or Traffic()
-        self._ids = map(f"{run_id}-%08x".__mod__, count(1))
+        self.new_id = map(f"{run_id}-%08x".__mod__, count(1)).__next__
         self._heads: dict[tuple[int, bytes], bytes] = {}
         self._held = 0  # bytes of bodies that are being read
         self._endless: set[asyncio.Future[None]] = set()
@@ -198,22 +198,23 @@ class RpcApp:
         """Answer a request, as ASGI has it."""
         if scope["type"] != "http":
             raise RuntimeError(f"cannot serve the scope {scope['type']!r}")
-        begin, request_id = perf_counter(), next(self._ids)
+        begin, request_id = perf_counter(), self.new_id()
         try:
             name, reply = await self._reply(scope, receive, request_id)
         except _DisconnectedError:
             return
         status = reply.status if isinstance(reply, Reply) else 200
         self._traffic.done(name, status, perf_counter() - begin)
-        headers = [(b"content-type", reply.content_type), *self._headers, *reply.headers]
+        headers = [(b"content-type", reply.content_type), *self.headers, *reply.headers]
         headers.append((b"x-request-id", request_id.encode("ascii")))
         start = {"type": "http.response.start", "status": status, "headers": headers}
         if isinstance(reply, Reply):
-            body = b"".join(reply.body)
-            headers.append((b"content-length", b"%d" % len(body)))
+            headers.append((b"content-length", b"%d" % sum(map(len, reply.body))))
             await send(start)
-            body = b"" if scope["method"] == "HEAD" else body
-            await send({"type": "http.response.body", "body": body})
+            *pieces, last = (b"",) if scope["method"] == "HEAD" else reply.body or (b"",)
+            for piece in pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": last})
         else:
             await send({**start, ENDLESS: reply.endless})
             await self._stream(reply, scope["method"], receive, send)
@@ -234,7 +235,7 @@ class RpcApp:
         Returns:
             The status, the headers as they are sent, the body in pieces, and the request's id.
         """
-        begin, request_id = perf_counter(), next(self._ids)
+        begin, request_id = perf_counter(), self.new_id()
         codec, payload = QUERY, target.partition(b"?")[2]
         try:
             if body is not None:
@@ -250,7 +251,7 @@ class RpcApp:
         return reply.status, head, reply.body, request_id
 
     def _make_head(self, reply: Reply) -> bytes:
-        fields = ((b"content-type", reply.content_type), *self._headers)
+        fields = ((b"content-type", reply.content_type), *self.headers)
         fixed = b"".join(b"%b: %b\r\n" % field for field in fields).replace(b"%", b"%%")
         head = fixed + b"content-length: %d\r\nx-request-id: %b\r\n"
         self._heads[reply.status, reply.content_type] = head
@@ -265,33 +266,37 @@ class RpcApp:
         self, scope: Scope, receive: Receive, request_id: str
     ) -> tuple[str, Reply | _Stream]:
         """Return the name of what a request leads to, for statistics, and what it gets."""
-        name, codec = OTHER, JSON
-        verb, payload = scope["method"], scope["query_string"]
+        name, codec = OTHER, QUERY
+        verb, path, payload = scope["method"], scope["raw_path"], scope["query_string"]
         try:
             content_type, size = self._check(scope)
             if verb == "POST":
                 codec = _choose(content_type, payload, b"{")  # until the body can tell
-            self._refuse_large(size)
-            if verb == "POST":
-                body = await self._read(receive)
+                # Of what leads nowhere enough is read to learn how the error is to be written.
+                most = self._limits.body if path in self._routes else _SMALL
+                body = await self._read(receive, size, most)
                 codec, payload = _choose(content_type, payload, body), body
-            found = self._find(verb, scope["raw_path"])
+            found = self._find(verb, path)
             name = found.name
-            if isinstance(found, _Look):
-                asked = Asked(found.rest, payload, (scope.get("client") or ("",))[0])
-                content_type, shown, headers, endless = await found.view.show(self._guest, asked)
-                if isinstance(shown, bytes):
-                    return name, Reply(200, content_type, (shown,), headers)
-                return name, _Stream(content_type, shown, headers, endless)
-            codec = codec if verb == "POST" else QUERY
-            if found.method.device:
-                call = partial(self._call, found.method, codec, payload)
-                return name, await self._guest.on_device(call)
-            return name, self._call(found.method, codec, payload)
+            return name, await self._answer(found, codec, payload, scope)
         except _DisconnectedError:
             raise
         except Exception as error:  # noqa: BLE001 - it is logged there
             return name, _failed(error, codec, request_id)
+
+    async def _answer(
+        self, found: DirectCall | _Look, codec: Codec, payload: bytes, scope: Scope
+    ) -> Reply | _Stream:
+        if isinstance(found, _Look):
+            asked = Asked(found.rest, payload, (scope.get("client") or ("",))[0])
+            content_type, shown, headers, endless = await found.view.show(self._guest, asked)
+            if isinstance(shown, bytes):
+                return Reply(200, content_type, (shown,), headers)
+            return _Stream(content_type, shown, headers, endless)
+        if found.method.device:
+            call = partial(self._call, found.method, codec, payload)
+            return await self._guest.on_device(call)
+        return self._call(found.method, codec, payload)
 
     def _call(self, method: Method, codec: Codec, payload: bytes) -> Reply:
         request = None if method.request is None else codec.decode(method.request, payload)
@@ -325,7 +330,7 @@ class RpcApp:
         raise NotFoundError(f"No such path: {path}")
 
     def _check(self, scope: Scope) -> tuple[bytes, int]:
-        """Return the media type and the declared size of the body, or raise what the guard does."""
+        """Return the media type and the declared size of the body, or raise what refuses it."""
         if self._guard is not None:
             self._guard(scope)
         content_type, size = b"", 0
@@ -334,25 +339,28 @@ class RpcApp:
                 content_type = value
             elif name == b"content-length":
                 size = int(value)
+        if size > self._limits.body and scope["method"] != "POST":  # else once it is known how
+            raise _TooLargeError
         return content_type, size
 
-    def _refuse_large(self, size: int) -> None:
-        if size > self._limits.body:
-            raise _TooLargeError
+    async def _read(self, receive: Receive, declared: int, most: int) -> bytes:
+        """Return the body of a request, counting while it comes in.
 
-    async def _read(self, receive: Receive) -> bytes:
-        """Return the body of a request, counting while it comes in."""
+        Args:
+            receive: Gives the next piece.
+            declared: How many bytes it is said to have.
+            most: How many it may have.
+        """
         parts: list[bytes] = []
         size = held = 0
         try:
-            while True:
+            while max(size, declared) <= most:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise _DisconnectedError
                 part: bytes = message.get("body", b"")
                 size += len(part)
-                self._refuse_large(size)
-                if not message.get("more_body", False):
+                if not message.get("more_body", False) and size <= most:
                     return b"".join((*parts, part)) if parts else part
                 parts.append(part)
                 more = max(0, size - _SMALL) - held
@@ -360,6 +368,7 @@ class RpcApp:
                 self._held += more
                 if self._held > self._limits.bodies:
                     raise _CrowdedError
+            raise _TooLargeError
         finally:
             self._held -= held
 

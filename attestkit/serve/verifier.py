@@ -48,7 +48,12 @@ SECONDS: Final = 60.0
 
 _LONGEST: Final = 500  # characters of a stranger's evidence in a line of the log
 _HEALTH: Final = b'{"service":"dstack-verifier","status":"ok"}'
-_HEADERS: Final = ((b"server", b"attestkit"), (b"x-content-type-options", b"nosniff"))
+_HEADERS: Final = (
+    (b"server", b"attestkit"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"SAMEORIGIN"),
+    (b"permissions-policy", b"interest-cohort=()"),
+)
 _READING: Final = frozenset({"GET", "HEAD"})
 _logger = logging.getLogger("attestkit.serve")
 
@@ -71,6 +76,8 @@ class VerifierApp:
         random: Returns that many bytes, for ids of requests.
         traffic: Counts the requests.
     """
+
+    headers = _HEADERS  # of every response, also of those that the listener gives
 
     def __init__(  # noqa: PLR0913 - everything by name
         self,

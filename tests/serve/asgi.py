@@ -86,12 +86,14 @@ class Client:
             messages.append(message)
 
         await self.app(scope, receive, send)
-        start, sent = messages
-        assert (start["type"], sent["type"]) == ("http.response.start", "http.response.body")
+        start, *pieces = messages
+        assert [piece["type"] for piece in pieces] == ["http.response.body"] * len(pieces)
+        assert [piece.get("more_body", False) for piece in pieces][-1:] == [False]
+        assert all(piece["more_body"] for piece in pieces[:-1])
         headers = {name.decode(): value.decode() for name, value in start["headers"]}
         assert len(headers) == len(start["headers"])
         request_id = headers.pop("x-request-id", "")
-        body: bytes = sent["body"]
+        body = b"".join(piece["body"] for piece in pieces)
         if scope["method"] == "HEAD":
             assert body == b""
         else:

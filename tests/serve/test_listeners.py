@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,6 +16,7 @@ from attestkit.serve import listeners
 from attestkit.serve.limits import Limits
 from attestkit.serve.listeners import Listener
 from attestkit.serve.rpc import App, Receive, Scope, Send
+from attestkit.serve.views import ENDLESS
 
 Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Connect: TypeAlias = Callable[[], Awaitable[Streams]]
@@ -147,6 +149,86 @@ def test_pipelined_requests_are_answered_in_order() -> None:
         writer.close()
 
     run(test)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        b"POST /b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        b"nonsense\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("between", [0, 2])
+def test_a_refusal_takes_nobody_s_place(second: bytes, between: int) -> None:
+    """What is wrong behind requests ends the connection when these have their answers."""
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.05)
+        await echo(scope, receive, send)
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        writer.write(GET * (1 + between) + second)
+        for _ in range(1 + between):
+            assert (await response(reader))[::2] == (200, b"/path 0")
+        assert await reader.read() == b""
+        writer.close()
+
+    run(test, slow)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("behind", [b"", GET])
+@pytest.mark.parametrize("reset", [False, True])
+def test_who_follows_is_missed(*, begun: bool, behind: bytes, reset: bool) -> None:
+    """An answer without an end ends with its client, whenever that leaves, and however."""
+    ended = asyncio.Event()
+    started = asyncio.Event()
+
+    async def endless(_scope: Scope, receive: Receive, send: Send) -> None:
+        started.set()
+        if not begun:
+            await asyncio.sleep(0.1)  # the client goes before the answer begins
+        start = {"type": "http.response.start", "status": 200, "headers": [], ENDLESS: True}
+        await send(start)
+        await send({"type": "http.response.body", "body": b"", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        ended.set()
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        writer.write(GET + behind)
+        await started.wait()
+        if begun:
+            await reader.readuntil(b"\r\n\r\n")
+        if reset:
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort() if reset else writer.close()
+        await ended.wait()
+
+    run(test, endless)
+
+
+def test_refusals_have_the_headers_of_all_answers() -> None:
+    """Whatever the listener itself says looks like what its application says."""
+
+    class App:
+        headers = ((b"server", b"test"), (b"x-frame-options", b"SAMEORIGIN"))
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await echo(scope, receive, send)
+
+    async def test(connect: Connect) -> None:
+        for head in (b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 200 + b"\r\n"):
+            reader, writer = await connect()
+            writer.write(head)
+            _, headers, _ = await response(reader)
+            assert (headers["server"], headers["x-frame-options"]) == ("test", "SAMEORIGIN")
+            writer.close()
+
+    run(test, App())
 
 
 def test_a_client_that_says_no_more_gets_its_answer() -> None:
