@@ -4,7 +4,7 @@
 Attester. HTTP is a coat: everything below works without this package.
 """
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from attestkit.serve.limits import Limits
     from attestkit.serve.rpc import App
     from attestkit.serve.sockets import UnixListener
-    from attestkit.serve.stats import Stats, Traffic
+    from attestkit.serve.stats import Stats
     from attestkit.verifier.pipeline import Verifier
 
 __all__ = ["Places", "Ready", "serve"]
@@ -117,55 +117,81 @@ def serve(  # noqa: PLR0913 - everything by name
         BackendBusyError: Somebody else listens at one of the places.
         ConfigError: A socket cannot be made, a file of the host or the engine's address is wrong.
     """
-    from attestkit.serve import listeners  # uvicorn: for those who serve, not for all who import
     from attestkit.serve.limits import Limits
     from attestkit.serve.stats import Stats
 
     _refuse_what_cannot_be(attester, places, verifier)
+    common = _Common(Stats(), limits or Limits(), access_log)
     with ExitStack() as stack:
-        if access_log is not None:
-            stack.callback(access_log.flush, patience=1.0)
-        stats, limits = Stats(), limits or Limits()
-        apps = {}
-        if verifier is not None:
-            apps["verifier"] = _verifier_app(verifier, limits, stats.of("verifier"), stack)
+        stack.callback(common.flush)
+        apps = {} if verifier is None else {"verifier": _verifier_app(verifier, common, stack)}
         if attester is not None:
             guest = _guest(
-                attester, app_compose, app_keys, vm_config, ident, data_disks, docker, stats, limits
+                attester, app_compose, app_keys, vm_config, ident, data_disks, docker, common
             )
             stack.callback(guest.close)
             apps.update(_agent_apps(guest, places))
-        handed_over = handed_over or {}
-        bound = _listen(places, handed_over, stack)
-        served = [
-            listeners.Listener(
-                apps[name],
-                sock,
-                limits,
-                name,
-                stats.of(name),
-                access_log,
-                handed_over=name in handed_over,
-            )
-            for name, sock in bound.sockets.items()
-        ]
-
-        def stopping() -> None:
-            for path in bound.paths:  # nobody is to find a door that is about to close
-                path.unlink()
-            on_stop()
-
-        cut_off = listeners.run(
-            served,
-            lambda: on_ready(bound.ready),
-            stopping,
-            [partial(work, bound.ready) for work in background],
-        )
+        bound = _listen(places, handed_over or {}, stack)
+        bound = bound._replace(on_ready=on_ready, on_stop=on_stop)
+        cut_off = _run(bound, apps, common, [partial(work, bound.ready) for work in background])
         if cut_off:
-            if access_log is not None:
-                access_log.flush(patience=1.0)
+            common.flush()
             stack.pop_all()  # what their requests wait for may take for ever
         return cut_off
+
+
+class _Common(NamedTuple):
+    """What all listeners share."""
+
+    stats: "Stats"
+    limits: "Limits"
+    access_log: "AccessLog | None"
+
+    def flush(self) -> None:
+        """Write what the access log holds back."""
+        if self.access_log is not None:
+            self.access_log.flush(patience=1.0)
+
+
+class _Bound(NamedTuple):
+    """What listens, and who is told."""
+
+    ready: Ready
+    sockets: "dict[str, socket]"  # by the name of the listener
+    handed_over: Collection[str]  # names of those that are not ours to turn people away from
+    paths: "list[UnixListener]"
+    on_ready: Callable[[Ready], None] = lambda _: None
+    on_stop: Callable[[], None] = lambda: None
+
+    def stop(self) -> None:
+        """Remove our paths, for nobody is to find a door that is about to close."""
+        for path in self.paths:
+            path.unlink()
+        self.on_stop()
+
+
+def _run(
+    bound: _Bound,
+    apps: "Mapping[str, App]",
+    common: _Common,
+    background: "Sequence[Callable[[], Coroutine[Any, Any, None]]]",
+) -> int:
+    """Serve the applications until a signal; return how many connections were cut off."""
+    from attestkit.serve import listeners  # uvicorn: for those who serve, not for all who import
+
+    served = [
+        listeners.Listener(
+            apps[name],
+            sock,
+            common.limits,
+            name,
+            common.stats.of(name),
+            common.access_log,
+            handed_over=name in bound.handed_over,
+        )
+        for name, sock in bound.sockets.items()
+    ]
+    return listeners.run(served, lambda: bound.on_ready(bound.ready), bound.stop, background)
 
 
 def _refuse_what_cannot_be(
@@ -192,8 +218,7 @@ def _guest(  # noqa: PLR0913, PLR0917 - what serve() was given, but for the plac
     ident: str | None,
     data_disks: Sequence[str],
     docker: str | None,
-    stats: "Stats",
-    limits: "Limits",
+    common: _Common,
 ) -> "Guest":
     import os
     import time
@@ -219,8 +244,8 @@ def _guest(  # noqa: PLR0913, PLR0917 - what serve() was given, but for the plac
         random=os.urandom,
         release=None if ident is None else Release(ident=_honest(ident, attester)),
         data_disks=data_disks,
-        stats=stats,
-        limits=limits,
+        stats=common.stats,
+        limits=common.limits,
         docker=docker or DOCKER,
     )
 
@@ -230,12 +255,6 @@ def _honest(ident: str, attester: "Attester") -> str:
     if not attester.simulated or "simulator" in ident.lower():
         return ident
     return f"{ident} (attestkit simulator)"
-
-
-class _Bound(NamedTuple):
-    ready: Ready
-    sockets: "dict[str, socket]"  # by the name of the listener
-    paths: "list[UnixListener]"
 
 
 def _listen(places: Places, handed_over: "Mapping[str, socket]", stack: ExitStack) -> _Bound:
@@ -269,7 +288,7 @@ def _listen(places: Places, handed_over: "Mapping[str, socket]", stack: ExitStac
         if taken is not None:
             sockets[name] = stack.enter_context(taken)
             where[name] = f"http://{Address(*taken.getsockname()[:2])}"
-    return _Bound(Ready(where), sockets, paths)
+    return _Bound(Ready(where), sockets, handed_over.keys(), paths)
 
 
 def _agent_apps(guest: "Guest", places: Places) -> "dict[str, App]":
@@ -285,9 +304,7 @@ def _agent_apps(guest: "Guest", places: Places) -> "dict[str, App]":
     }
 
 
-def _verifier_app(
-    verifier: "Verifier", limits: "Limits", traffic: "Traffic", stack: ExitStack
-) -> "App":
+def _verifier_app(verifier: "Verifier", common: _Common, stack: ExitStack) -> "App":
     """Return the verifier service; its threads end with `stack`."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -295,4 +312,9 @@ def _verifier_app(
 
     executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="verifier")
     stack.callback(executor.shutdown, cancel_futures=True)
-    return VerifierApp(verifier, executor, max_body=limits.verifier_body, traffic=traffic)
+    return VerifierApp(
+        verifier,
+        executor,
+        max_body=common.limits.verifier_body,
+        traffic=common.stats.of("verifier"),
+    )
