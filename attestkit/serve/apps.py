@@ -1,5 +1,6 @@
 """Which application answers on which listener, and what it sends with every response."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from attestkit.errors import UsageError
@@ -14,7 +15,9 @@ __all__ = ["collateral_app", "dev_app", "dstack_app", "external_app", "tappd_app
 # The older clients inherit the methods of the newer ones and call them under their own names, or
 # at the root of their own socket; both lead to the same keys.
 _OLD_CLIENTS = tappd.SERVICE._replace(methods={**agent.SERVICE.methods, **tappd.SERVICE.methods})
-_LOOPBACK = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
+_HOST = rb"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?"
+_OUR_HOST = re.compile(_HOST, re.IGNORECASE)
+_OUR_PAGES = re.compile(rb"http://" + _HOST + rb"(/|\Z)", re.IGNORECASE)
 
 
 # What the documents call a listener, and how one gets to where it is documented to be.
@@ -111,8 +114,8 @@ def _headers(guest: Guest) -> list[Header]:
 def refuse_web_pages(scope: Scope) -> None:
     """Let only requests through that no web page can have made.
 
-    A page of another site sends its `Origin`, or the browser says `Sec-Fetch-Site`; a page whose
-    name was rebound to this machine sends that name as `Host`.
+    A page of another site sends its `Origin`, or the browser says `Sec-Fetch-Site`, or an older one
+    at least the `Referer`; a page whose name was rebound to this machine sends that name as `Host`.
 
     Raises:
         UsageError: The request names an origin, or a host that is not this machine.
@@ -123,8 +126,9 @@ def refuse_web_pages(scope: Scope) -> None:
             raise UsageError("requests with an Origin are refused: this port is not for web pages")
         if name == b"sec-fetch-site" and value not in {b"none", b"same-origin"}:
             raise UsageError("requests from other sites are refused")
+        if name == b"referer" and not _OUR_PAGES.match(value):
+            raise UsageError("requests from the pages of other sites are refused")
         if name == b"host":
             host = value
-    bare = host.partition(b"]")[0] + b"]" if host.startswith(b"[") else host.partition(b":")[0]
-    if bare.lower() not in _LOOPBACK:
+    if not _OUR_HOST.fullmatch(host):
         raise UsageError("the Host is refused: use localhost or 127.0.0.1")

@@ -17,6 +17,7 @@ state costs more than many methods.
 
 import asyncio
 import re
+import select
 from collections.abc import Sequence
 from functools import partial
 from http import HTTPStatus
@@ -43,8 +44,10 @@ LINGER_LIMIT: Final = 4 * 1024 * 1024  # bytes
 _DIRECT_BODY: Final = 64 * 1024  # a longer one goes where its sender can be slowed down
 _DIRECT_VERBS: Final = frozenset({b"GET", b"POST"})
 _SLICE: Final = 4096  # bytes that are parsed at a time
+_TURN: Final = 64  # answers in a turn of the loop
 _MOST_REST: Final = 1024 * 1024  # bytes that may wait for it
 _MOST_OUT: Final = 64 * 1024  # bytes of answers that wait to leave
+_VERSIONS: Final = frozenset({"1.0", "1.1"})
 _INDIRECT_FIELDS: Final = frozenset({b"expect", b"transfer-encoding"})
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
@@ -81,6 +84,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._access_log, self._sweep, self._outbox = config.shared[3:]
         self._out: list[bytes] = []  # answers that have not left yet
         self._out_size = 0
+        self._turn = 0  # answers in this turn of the loop
         self._direct_body = min(_DIRECT_BODY, self.limits.body)
         self._app = config.rpc_app
         self._headers = config.fixed_headers
@@ -122,7 +126,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.pipeline.clear()
         super().connection_lost(exc)
         self._response = self._call = self._body = None
-        self._out = []
+        self._out, self._rest = [], b""
         if self.cycle is not None:
             self.cycle.transport = self.transport
 
@@ -164,8 +168,14 @@ class HttpProtocol(HttpToolsProtocol):
             self._check_request(waited)
         elif self._answered():
             idle = self.limits.idle_seconds if self._spoke else self.limits.head_seconds
-            if waited > idle:
+            if waited > idle and not self._has_input():
                 self.transport.close()
+
+    def _has_input(self) -> bool:
+        """Tell whether the kernel has a request that the loop had no time for yet."""
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     def _answered(self) -> bool:
         """Tell whether there is no answer under way through ASGI."""
@@ -197,41 +207,43 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse what came, unless the request was refused.
 
-        In slices, so that one packet with thousands of requests does not become as many objects:
-        while an answer is under way what is behind its request waits as it came.
+        In slices, so that one packet with thousands of requests neither becomes as many objects nor
+        keeps all others waiting: while an answer is under way, and when this turn of the loop has
+        brought enough of them, the rest waits as it came.
         """
         if self._refused:
             self._drop(data)
-        elif self._rest:
+        elif self._rest or len(data) > _SLICE or self._turn >= _TURN:
             self._rest += data
-            self._hold()
-        elif len(data) <= _SLICE:
-            self._parse(data)
-        else:
-            self._rest = data
             self._go_on()
+        else:
+            self._parse(data)
 
     def _go_on(self) -> None:
-        """Parse what waits, until there is an answer to wait for."""
+        """Parse what waits, until there is an answer to wait for, or others to be served."""
         while self._rest and not self._refused:
-            if self.pipeline or not (self._answered() or self._in_message):
-                self._hold()
+            busy = self.pipeline or not (self._answered() or self._in_message)
+            if busy or self._turn >= _TURN:  # then on_response_complete(), next_turn() go on
+                self.flow.pause_reading()
+                if len(self._rest) > _MOST_REST:  # it sends on and on all the same
+                    self.transport.abort()
                 return
             data, self._rest = self._rest[:_SLICE], self._rest[_SLICE:]
             self._parse(data)
         self._rest = b""
+        if not self.pipeline:
+            self.flow.resume_reading()
 
-    def _hold(self) -> None:
-        """Read no more for now; whoever sends on and on all the same is none of our clients."""
-        self.flow.pause_reading()
-        if len(self._rest) > _MOST_REST:
-            self.transport.abort()
+    def next_turn(self) -> None:
+        """Let the answers of this turn go, and go on in the next one."""
+        self.flush()
+        self._turn = 0
+        if self._rest:
+            self.loop.call_soon(self._go_on)
 
     def _parse(self, data: bytes) -> None:
         """Feed the parser, unless the head grows too long."""
         if self._in_head or not self._in_message:
-            if not self._in_head:
-                self._since = self.loop.time()
             limit = self.limits.head
             end = data.find(b"\r\n\r\n") if len(data) > limit else len(data)
             self._unread += len(data) if end < 0 else end
@@ -258,11 +270,13 @@ class HttpProtocol(HttpToolsProtocol):
         """Note that a request has begun."""
         self.url = b""
         self.headers = []
+        self._since = self.loop.time()
         self._in_head = self._in_message = self._spoke = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header."""
-        self.headers.append((name.lower(), value))
+        """Take a header; what follows a body in chunks is none, for the request has begun."""
+        if self._in_head:
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Start the request, unless this connection is one too many."""
@@ -276,9 +290,11 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(431, f"more than {self.limits.headers} headers")
         elif self.parser.should_upgrade():  # the parser would drop its body
             self._refuse(400, "this server speaks HTTP/1.1 only")
+        fields = dict(self.headers)
+        if len(fields) < len(self.headers) and [n for n, _ in self.headers].count(b"host") > 1:
+            self._refuse(400, "more than one Host")
         if self._refused:
             raise ConnectionRefusedError  # stops the parser
-        fields = dict(self.headers)
         if not self._go_directly(fields):
             self._go_through_asgi(fields)
 
@@ -303,11 +319,16 @@ class HttpProtocol(HttpToolsProtocol):
         return True
 
     def _go_through_asgi(self, fields: dict[bytes, bytes]) -> None:
+        version = self.parser.get_http_version()
+        if version not in _VERSIONS:
+            self._refuse(400, f"HTTP/{version} is not spoken here")
+            raise ConnectionRefusedError  # stops the parser
         url, headers = self.url, self.headers
         super().on_message_begin()
         self.url, self.headers = url, headers
         self.scope["headers"] = headers
-        self.expect_100_continue = fields.get(b"expect", b"").lower() == b"100-continue"
+        expected = fields.get(b"expect", b"").lower() == b"100-continue"
+        self.expect_100_continue = expected and version == "1.1"
         super().on_headers_complete()
         cycle = cast("Cycle", self.cycle)
         cycle.__class__ = Cycle  # uvicorn has no other way to say which class to make
@@ -359,6 +380,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._out.append(b"".join(parts))
         self._out += body
         self._out_size += sum(map(len, body))
+        self._turn += 1
         if self._out_size > _MOST_OUT:
             self.flush()
         self._since = self.loop.time()
@@ -383,10 +405,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._since = self.loop.time()
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-        elif self._rest:
+        else:
             self._go_on()
 
     # -- the access log ------------------------------------------------------------------------

@@ -21,8 +21,8 @@ class Connection(Protocol):
     def check(self, now: float) -> None:
         """End it, or its request, if its state has lasted for too long."""
 
-    def flush(self) -> None:
-        """Let its answers go."""
+    def next_turn(self) -> None:
+        """Let its answers of this turn go."""
 
 
 class Shared(NamedTuple):
@@ -62,7 +62,7 @@ class Outbox:
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
         for connection in waiting:
-            connection.flush()
+            connection.next_turn()
 
 
 class Sweep:

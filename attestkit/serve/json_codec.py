@@ -6,6 +6,7 @@ ASCII, because one of the official clients counts characters where it should cou
 """
 
 import json
+import sys
 from binascii import hexlify, unhexlify
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -25,7 +26,11 @@ M = TypeVar("M", bound=tuple[Any, ...])
 MAX_UINT64 = 2**64 - 1
 _ABSENT = object()
 _NAMES = {str: "a string", bool: "a boolean", int: "a number", bytes: "a string of hex digits"}
+_SMALL = 64 * 1024  # bytes of a body that may be made objects of, whatever they are
+_USUAL_RECURSION = 5000
 _parse = msgspec.json.Decoder().decode
+_parse_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_parse_strings = msgspec.json.Decoder(list[str]).decode
 
 
 class JsonText(str):
@@ -79,11 +84,11 @@ def decode(message: type[M], body: bytes) -> M:
     if not body:
         return message()
     try:
-        if len(body) > MAX_DEPTH:  # what is shorter cannot nest deeper
+        if len(body) > MAX_DEPTH and not _is_bounded(body):  # what is shorter cannot nest deeper
             check_depth(body)
-        found = _parse(body)
+        found = _parse(body) if len(body) <= _SMALL else _large_members(message, body)
         # Each member brings a colon, so as many colons as members: no name came twice.
-        if type(found) is dict and body.count(b":") != len(found):
+        if len(body) <= _SMALL and type(found) is dict and body.count(b":") != len(found):
             _refuse_repeated(message, json.loads(body, object_pairs_hook=list))
     except FormatError:
         raise
@@ -99,11 +104,45 @@ def decode(message: type[M], body: bytes) -> M:
     return message(*values)
 
 
+def _is_bounded(body: bytes) -> bool:
+    """Tell whether the parser's own bound on nesting is enough for a large body.
+
+    To count the brackets of ten megabytes takes a second. The parser stops at the interpreter's
+    limit, which is far from the end of the stack unless a library has raised it.
+    """
+    return len(body) > _SMALL and sys.getrecursionlimit() <= _USUAL_RECURSION
+
+
 def _refuse_repeated(message: type[M], members: list[tuple[str, object]]) -> None:
     names = [name for name, _ in members]
     for field in fields_of(message):
         if names.count(field.name) > 1:
             raise FormatError(f"{field.name} is given twice")
+
+
+def _large_members(message: type[M], body: bytes) -> dict[str, object]:
+    """Return the known members of a large object, without making objects of all the others.
+
+    Ten megabytes of `[],[],[],...` would take seconds, in which nobody else is served.
+    """
+    if body.lstrip(b" \t\r\n")[:1] != b"{":
+        raise FormatError("the body is not a JSON object")
+    raw = {name: bytes(value) for name, value in _parse_members(body).items()}
+    inside = sum(value.count(b":") for value in raw.values())
+    if body.count(b":") != len(raw) + inside + sum(name.count(":") for name in raw):
+        raise FormatError("in a large body each name is given once, and its colons are not escaped")
+    fields = {field.name: field for field in fields_of(message)}
+    return {
+        name: _large_value(fields[name], value) for name, value in raw.items() if name in fields
+    }
+
+
+def _large_value(field: Field, raw: bytes) -> object:
+    if raw[:1] in {b"[", b"{"}:
+        if not (field.repeated and raw[:1] == b"["):
+            return {}  # of the wrong type, whatever is in it
+        return _parse_strings(raw)
+    return _parse(raw)
 
 
 @cache

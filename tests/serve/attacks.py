@@ -186,6 +186,8 @@ def _heads() -> list[Attack]:
     many = [b"X-%d: y" % number for number in range(200)]
     attacks = [Attack(name, "http", [head], ([400], [404])) for head, name in _HEADS]
     attacks += [
+        Attack("two hosts", "http", [_get(b"/prpc/Version", b"Host: y")], ([400],)),
+        Attack("HTTP/1.2", "http", [_get(b"/nope", version=b"1.2")], ([400],)),
         Attack("bare line feeds", "http", [b"GET /GetKey HTTP/1.1\nHost: x\n\n"], ([400], [404])),
         Attack("200 headers", "http", [_get(b"/prpc/Version", *many)], ([431],)),
         Attack("a long target", "http", [_get(b"/" + b"a" * 40_000)], ([431],)),
@@ -239,6 +241,7 @@ def _slow() -> list[Attack]:
             ([408],),
         ),
         Attack("nothing", "dstack", [], ([],)),
+        Attack("line ends and nothing else", "dstack", [b"\r\n"] * 20, ([],)),
         Attack("half a head, then gone", "dstack", [start], ([],), _reset),
         Attack("half a body, then gone", "dstack", [start + body + b"{"], ([],), _reset),
         Attack("a request, then gone", "http", [_get(b"/")], ([],), _reset),

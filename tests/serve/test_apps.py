@@ -35,7 +35,10 @@ def test_loopback_names(dev: Client, host: str) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["", "example.com", "localhost.example.com:80", "127.0.0.1.example.com", "127.0.0.2", "[::2]"],
+    [
+        *("", "example.com", "localhost.example.com:80", "127.0.0.1.example.com", "127.0.0.2"),
+        *("[::2]", "[::1].example.com", "[::1]x", "127.0.0.1:80:example.com", "localhost:x@a"),
+    ],
 )
 def test_foreign_hosts(dev: Client, host: str) -> None:
     """A name that was rebound to this machine is refused, on every path."""
@@ -52,8 +55,11 @@ def test_requests_of_web_pages(dev: Client) -> None:
         {"origin": "http://localhost:8091"},
         {"sec_fetch_site": "cross-site"},
         {"sec_fetch_site": "same-site"},
+        {"referer": "https://example.com/localhost"},
+        {"referer": "http://localhost.example.com/"},
     ):
         response = dev.get("/EmitEvent?event=a", **headers)
         assert (response.status, "refused" in response.error()) == (400, True)
+    assert dev.get("/GetKey", referer="http://localhost:8091/docs").status == 200
     for site in ("none", "same-origin"):
         assert dev.get("/GetKey", sec_fetch_site=site).status == 200

@@ -1,6 +1,8 @@
 """JSON in is taken strictly where a mistake could hide; JSON out is compact, whole and ASCII."""
 
 import json
+import sys
+import tracemalloc
 from contextlib import suppress
 from typing import Any
 
@@ -147,7 +149,7 @@ def test_what_is_no_json_is_refused(body: bytes) -> None:
         decode(GetKeyArgs, body)
 
 
-@pytest.mark.parametrize("body", [b'{"x":' * 100_000, b"[" * 100_000, b'{"x":' + b"[" * 300])
+@pytest.mark.parametrize("body", [b'{"x":' * 300, b"[" * 10_000, b'{"x":' + b"[" * 300])
 def test_what_nests_too_deep_is_refused(body: bytes) -> None:
     """Depth is bounded before a parser recurses into it."""
     with pytest.raises(FormatError, match=r"^JSON nests deeper than "):
@@ -237,3 +239,60 @@ def test_error_is_pretty_printed(text: str) -> None:
     assert body.startswith(b'{\n  "error": "')
     assert body.endswith(b'"\n}')
     assert json.loads(body) == {"error": text}
+
+
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_large_bodies_are_read_as_small_ones(size: int) -> None:
+    """The way that makes no objects of what nobody asked for finds the same."""
+    fill = "x" * size
+    body = json.dumps({"subject": f"a:b{fill}", "alt_names": ["c:d", fill], "z": {"subject": [1]}})
+    assert decode(GetTlsKeyArgs, f" {body}".encode()) == GetTlsKeyArgs(
+        subject=f"a:b{fill}", alt_names=("c:d", fill)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ('{"path":"a","path":"b","x":"%s"}', "given"),
+        ('{"path":"a","p\\u0061th":"b","x":"%s"}', "given"),
+        ('{"path":["%s"]}', "path must be a string"),
+        ('{"path":{"a":"%s"}}', "path must be a string"),
+        ('["%s"]', "not a JSON object"),
+        ('"%s"', "not a JSON object"),
+        ('{"path":"%s"', "not valid JSON"),
+        ('{"path":"a","x":[%s,]}', "not valid JSON"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_large_bodies_are_refused_as_small_ones(text: str, error: str, size: int) -> None:
+    """What is wrong with a small body is wrong with a large one."""
+    with pytest.raises(FormatError, match=error):
+        decode(GetKeyArgs, (text % ("1" * size)).encode())
+
+
+@pytest.mark.parametrize("member", ['"x":[%s[]]', '"path":[%s[]]', '"alt_names":[%s[]]'])
+def test_a_bomb_makes_no_objects(member: str) -> None:
+    """A body of many small things takes no more than a few times its own memory."""
+    body = ("{" + member % ("[]," * 100_000) + "}").encode()
+    tracemalloc.start()
+    try:
+        with suppress(FormatError):
+            decode(GetTlsKeyArgs, body)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(body)
+
+
+@pytest.mark.parametrize("limit", [1000, 100_000])
+@pytest.mark.parametrize("depth", [201, 50_000, 1_000_000])
+def test_deep_nesting_of_any_size(limit: int, depth: int) -> None:
+    """It is refused, also where a library has told Python that its stack has no end."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit)
+    try:
+        with pytest.raises(FormatError):
+            decode(GetTlsKeyArgs, b'{"x":' + b"[" * depth + b"]" * depth + b"}")
+    finally:
+        sys.setrecursionlimit(before)
