@@ -1,0 +1,146 @@
+"""What comes in one packet is answered in turns, so that nobody else waits for all of it."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import uvloop
+from uvicorn.server import ServerState
+
+from attestkit.serve import apps
+from attestkit.serve.guest import Guest
+from attestkit.serve.http_protocol import HttpProtocol, ListenerConfig
+from attestkit.serve.http_shared import Shared
+from attestkit.serve.limits import Limits
+from attestkit.serve.stats import Traffic
+
+REQUEST = b"GET /Version HTTP/1.1\r\n\r\n"
+SLOW = b"GET /docs HTTP/1.1\r\n\r\n"
+PACKET = 1 << 18  # bytes that the loop reads at a time
+
+
+class Transport:
+    """Takes everything at once; counts answers."""
+
+    def __init__(self) -> None:
+        self.answers = 0
+        self.paused = False
+        self.aborted = False
+
+    def get_extra_info(self, _name: str, default: object = None) -> object:
+        """Know nothing."""
+        return default
+
+    def write(self, data: bytes) -> None:
+        """Count what is written."""
+        self.answers += data.count(b"HTTP/1.1 200 OK")
+
+    def writelines(self, pieces: list[bytes]) -> None:
+        """Count what is written."""
+        self.write(b"".join(pieces))
+
+    def is_closing(self) -> bool:
+        """Never close."""
+        return self.aborted
+
+    def get_write_buffer_size(self) -> int:
+        """Hold nothing."""
+        return 0
+
+    def pause_reading(self) -> None:
+        """Take note."""
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        """Take note."""
+        self.paused = False
+
+    def abort(self) -> None:
+        """Take note."""
+        self.aborted = True
+
+
+def connection(guest: Guest) -> tuple[HttpProtocol, Transport]:
+    """Return a connection to dstack.sock, and the transport below it."""
+    shared = Shared.of("dstack", Limits(), Traffic(), None)
+    config = ListenerConfig(apps.dstack_app(guest), shared)
+    config.load()
+    protocol, transport = HttpProtocol(config, ServerState(), {}), Transport()
+    protocol.connection_made(transport)  # type: ignore[arg-type]  # as much of one as is used
+    return protocol, transport
+
+
+async def _until(done: Callable[[], bool]) -> int:
+    """Let the loop turn until something is done; return how often it has."""
+    turns = 0
+    while not done():
+        await asyncio.sleep(0)
+        turns += 1
+    return turns
+
+
+def run(test: Callable[[], Any]) -> None:
+    """Run a coroutine in the loop that the server has."""
+    uvloop.run(asyncio.wait_for(test(), 60))
+
+
+def test_a_packet_of_requests_is_answered_in_turns(guest: Guest) -> None:
+    """Each turn has some of the answers, and until the last one nothing more is read."""
+
+    async def test() -> None:
+        protocol, transport = connection(guest)
+        count = PACKET // len(REQUEST)
+        protocol.data_received(REQUEST * count)
+        assert transport.paused
+        most, before = 0, 0
+        turns = 0
+        while transport.answers < count:
+            await asyncio.sleep(0)
+            most, before = max(most, transport.answers - before), transport.answers
+            turns += 1
+        assert turns > count / 300
+        assert most < 300  # those of a turn, and of the slice in which it ended
+        await _until(lambda: not transport.paused)
+
+    run(test)
+
+
+def test_many_small_packets_are_as_one(guest: Guest) -> None:
+    """The loop may read one socket many times in a row; what it brings then waits too."""
+
+    async def test() -> None:
+        protocol, transport = connection(guest)
+        for _ in range(1000):
+            protocol.data_received(REQUEST * 3)
+        assert transport.answers < 300
+        await _until(lambda: transport.answers == 3000)
+
+    run(test)
+
+
+def test_requests_behind_a_slow_one_stay_as_they_came(guest: Guest) -> None:
+    """They become objects when it is their turn: memory is that of the packet."""
+
+    async def test() -> None:
+        protocol, transport = connection(guest)
+        count = PACKET // len(REQUEST)
+        protocol.data_received(SLOW + REQUEST * count)
+        assert len(protocol.pipeline) < 300
+        assert transport.paused
+        await _until(lambda: transport.answers == count + 1)
+        assert not protocol.pipeline
+
+    run(test)
+
+
+def test_a_client_that_ignores_all_pauses_is_dropped(guest: Guest) -> None:
+    """Nothing is kept without end, whatever the transport does."""
+
+    async def test() -> None:
+        protocol, transport = connection(guest)
+        protocol.data_received(SLOW)
+        for _ in range(10):
+            protocol.data_received(REQUEST * (PACKET // len(REQUEST)))
+        assert transport.aborted
+
+    run(test)
