@@ -138,7 +138,7 @@ def server() -> Iterator[Server]:
     """A running server that publishes everything."""
     with running_server() as server:
         yield server
-        assert "Traceback" not in server.log()
+        server.check_log()
 
 
 @contextlib.contextmanager
