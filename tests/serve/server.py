@@ -57,7 +57,8 @@ class Server(NamedTuple):
 
     def check_log(self) -> None:
         """Assert that the server has told of nothing that went wrong within it."""
-        assert errors_in(self.log()) == []
+        found = errors_in(self.log())
+        assert not found, "\n".join(found)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit code."""
