@@ -9,11 +9,11 @@ import re
 from base64 import b64encode
 from functools import cache
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._json import check_depth
+from attestkit._version import own_version
 from attestkit.attestation import Attestation
 from attestkit.cli.judge import Outcome
 from attestkit.cli.report_endorsements import Link, Part, Row, chain, day, parts, presented_chain
@@ -148,17 +148,10 @@ def page(outcome: Outcome) -> str:
 @cache
 def _template() -> "Template":
     try:  # late: slow to import
-        from jinja2 import Environment, PackageLoader, StrictUndefined
+        from attestkit._templates import templates
     except ModuleNotFoundError as error:
         raise UsageError(f"a report needs {error.name}: pip install 'attestkit[cli]'") from error
-    environment = Environment(
-        loader=PackageLoader("attestkit.cli", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.jinja")
+    return templates("attestkit.cli").get_template("report.html.jinja")
 
 
 def page_of(outcome: Outcome) -> Page:
@@ -342,8 +335,4 @@ def _config(evidence: Attestation | Quote) -> str:
 
 def _footer(outcome: Outcome) -> str:
     del outcome
-    try:
-        own = version("attestkit")
-    except PackageNotFoundError:
-        own = "from a checkout"
-    return f"Made by attestkit {own}. The page loads nothing and runs nothing."
+    return f"Made by attestkit {own_version()}. The page loads nothing and runs nothing."

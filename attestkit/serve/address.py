@@ -1,11 +1,14 @@
 """Where a TCP listener binds, as people write it."""
 
 import re
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from attestkit.errors import UsageError
 
-__all__ = ["OFF", "Address", "parse_address"]
+__all__ = ["HTTP_PORT", "OFF", "Address", "parse_address"]
+
+HTTP_PORT: Final = 8090
+"""The port of the external listener where nobody says another."""
 
 OFF = "none"
 """What a listener's option says to have none."""

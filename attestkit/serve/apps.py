@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from attestkit.errors import UsageError
 from attestkit.serve import agent, docs, logs, pages, tappd, worker
+from attestkit.serve.address import HTTP_PORT
 from attestkit.serve.api import Api
 from attestkit.serve.guest import Guest
 from attestkit.serve.rpc import App, Guard, RpcApp, Scope, Service
@@ -24,7 +25,7 @@ _OUR_PAGES = re.compile(rb"http://" + _HOST + rb"(/|\Z)", re.IGNORECASE)
 _REACHED = {
     "dstack": ("dstack.sock", "--unix-socket /var/run/dstack.sock http://dstack"),
     "tappd": ("tappd.sock", "--unix-socket /var/run/tappd.sock http://tappd"),
-    "http": ("the external listener", "http://localhost:8090"),
+    "http": ("the external listener", f"http://localhost:{HTTP_PORT}"),
     "dev_http": ("the development listener", "http://localhost:8091"),
 }
 

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 from attestkit import _toml
 from attestkit._json import decode_strictly
 from attestkit.errors import ConfigError, FormatError, UsageError
-from attestkit.serve.address import Address
+from attestkit.serve.address import HTTP_PORT, Address
 from attestkit.serve.limits import read_limit
 from attestkit.serve.options import FLAGS, LOG_FORMATS, LOG_LEVELS, Options
 
@@ -54,7 +54,6 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
 _LONGEST: Final = 4096  # characters of a text
 _IDENT: Final = re.compile(r"[!-~](?:[ -~]{0,98}[!-~])?")  # what a header may hold
 _MOST_DISKS: Final = 64
-_HTTP_PORT: Final = 8090
 
 
 class Config(NamedTuple):
@@ -235,7 +234,7 @@ class _Reader:
     def _external(self) -> None:
         members = self._listener("external")
         address, port = members.get("address"), members.get("port")
-        number = _HTTP_PORT if port is None else self._port(port)
+        number = HTTP_PORT if port is None else self._port(port)
         if address is None:
             if port is not None:
                 self._set("http", port, f":{number}")  # at the host of the default

@@ -170,16 +170,9 @@ def _listed(container: Container) -> _Listed:
 
 @cache
 def _templates() -> "Environment":
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # late: slow to import
+    from attestkit._templates import templates  # late: slow to import
 
-    environment = Environment(
-        loader=PackageLoader("attestkit.serve", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        auto_reload=False,
-    )
+    environment = templates("attestkit.serve")
     environment.globals["asset"] = asset_path
     environment.filters["grouped"] = "{:,}".format
     return environment

@@ -13,9 +13,9 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from attestkit._templates import templates
 from attestkit.serve.api import ENCODINGS, ERRORS, STATUSES, Api, Call, Message, calls_of, words_of
 from attestkit.serve.messages import Field, fields_of
 from attestkit.serve.openapi_pages import PAGES
@@ -80,13 +80,7 @@ def page_of(api: Api) -> str:
 
 @cache
 def _template() -> "Template":
-    environment = Environment(
-        loader=PackageLoader("attestkit.serve", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("attestkit.serve")
     environment.filters["words"] = _words
     return environment.get_template("docs.html.jinja")
 

@@ -116,18 +116,13 @@ class Guest:
         self.data_disks = data_disks
         self.containers = Containers(docker)
         self.run_id = random(4).hex()
+        self.executor = _device_thread() if attester.blocking else None
         self._keys = None if app_keys is None else LocalKeys(app_keys)
         self._log: tuple[Rtmrs, JsonText] | None = None
         self._tail = self._tail_hex = b""
         self._app_cert: str | None = None
         self._kept: dict[str, tuple[Rtmrs | None, Any]] = {}
         self._failed: dict[str, tuple[float, BackendError]] = {}
-        # One thread, because a device takes one caller at a time anyway.
-        self.executor: Executor | None = (
-            ThreadPoolExecutor(1, thread_name_prefix="attestkit-device")
-            if attester.blocking
-            else None
-        )
 
     def close(self) -> None:
         """Wait for the device's thread; the attester stays open."""
@@ -321,6 +316,11 @@ class Guest:
             return ""
         self._app_cert = "\n".join(chain)
         return self._app_cert
+
+
+def _device_thread() -> Executor:
+    """Return one thread, because a device takes one caller at a time anyway."""
+    return ThreadPoolExecutor(1, thread_name_prefix="attestkit-device")
 
 
 def _pad(report_data: bytes) -> bytes:

@@ -5,11 +5,11 @@ comma between labels, a blank line between families. Ours are the library's to w
 """
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from attestkit._native import CORE
+from attestkit._version import own_version
 from attestkit.errors import AttestKitError, BackendError
 from attestkit.serve.guest import Guest
 from attestkit.serve.stats import BOUNDS
@@ -201,15 +201,5 @@ class _Collector:
             labels=("version", "core", "backend", "simulated"),
         )
         simulated = "true" if attester.simulated else "false"
-        build.add_metric((_version(), CORE, attester.backend.name, simulated), 1)
+        build.add_metric((own_version(), CORE, attester.backend.name, simulated), 1)
         return build
-
-
-@cache
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version  # slow to import
-
-    try:
-        return version("attestkit")
-    except PackageNotFoundError:
-        return "unknown"  # a copy of the files, not installed

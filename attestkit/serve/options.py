@@ -10,8 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
+from attestkit._version import own_version
 from attestkit.errors import ConfigError, UsageError
-from attestkit.serve.address import OFF, Address, parse_address
+from attestkit.serve.address import HTTP_PORT, OFF, Address, parse_address
 from attestkit.serve.limits import Limits, parse_limit
 
 if TYPE_CHECKING:
@@ -140,19 +141,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
-    """Print the version; it is looked up only then, for that takes as long as half the start."""
+    """Print the version."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **rest: Any) -> None:  # noqa: ANN401 - handed through
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **rest)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            found = version("attestkit")
-        except PackageNotFoundError:
-            found = "(not installed)"
-        print(f"attestkit {found}")  # noqa: T201 - what was asked for
+        print(f"attestkit {own_version()}")  # noqa: T201 - what was asked for
         parser.exit()
 
 
@@ -253,7 +248,7 @@ def _add_listeners(add: _Add) -> None:
         "--http",
         metavar="HOST:PORT",
         help="external listener, port 0: any free one, unix:PATH: a socket, none: off; "
-        "default: 127.0.0.1:8090 for the simulator, 0.0.0.0:8090 on hardware",
+        f"default: 127.0.0.1:{HTTP_PORT} for the simulator, 0.0.0.0:{HTTP_PORT} on hardware",
     )
     add(
         "--limit",

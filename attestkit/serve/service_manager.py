@@ -4,7 +4,10 @@
 |---|---|
 | every listener accepts | `READY=1`, then the ready line as `STATUS` |
 | we stop | `STOPPING=1` |
-| with --watchdog, as long as we answer | `WATCHDOG=1`, at least twice in `$WATCHDOG_USEC` |
+| with --watchdog, as long as we answer | `WATCHDOG=1`, twice in `$WATCHDOG_USEC` |
+
+What is said once may wait a second for a service manager that is busy. A sign of life waits for
+nothing, because all our clients would wait with it; there will be another.
 
 The watchdog asks like a stranger: a GET over a connection of its own to our external listener,
 through kernel, event loop, HTTP and RPC. Without a 2xx nothing is sent, and after `$WATCHDOG_USEC`
@@ -38,7 +41,8 @@ _PROBES: Final = {  # what each listener answers without work; the first that is
     "verifier": "/health",
     "pccs": "/sgx/certification/v4/rootcacrl",
 }
-_SEND_SECONDS: Final = 1.0  # for which a service manager may be slow to take a message
+_SEND_SECONDS: Final = 1.0  # for which a service manager may be slow to take what is said once
+_LEAST_INTERVAL: Final = 0.05  # seconds; no service manager means less
 _logger = logging.getLogger("attestkit.serve")
 
 
@@ -88,8 +92,8 @@ class ServiceManager:
 
     @property
     def interval(self) -> float:
-        """Seconds between two signs of life: half of what is expected, and no less than one."""
-        return max((self.watchdog_seconds or 0.0) / 2, 1.0)
+        """Seconds between two signs of life: half of what is expected, and no less than 0.05."""
+        return max((self.watchdog_seconds or 0.0) / 2, _LEAST_INTERVAL)
 
     async def watch(self, places: Mapping[str, Path | str], interval: float | None = None) -> None:
         """Show signs of life for as long as we answer at one of `places`; never returns.
@@ -107,22 +111,22 @@ class ServiceManager:
             except (OSError, _SilentError, asyncio.TimeoutError) as error:
                 reason = str(error) or f"no answer in {interval:g} s"
                 _logger.warning("the watchdog is not told that we live: %s", reason)
-                self._send(f"STATUS=unwell: {reason}")
+                self._send(f"STATUS=unwell: {reason}", patience=0)
                 well = False
             else:
-                self._send("WATCHDOG=1")
+                self._send("WATCHDOG=1", patience=0)
                 if not well:
-                    self._send(f"STATUS={self._status}")
+                    self._send(f"STATUS={self._status}", patience=0)
                 well = True
             await asyncio.sleep(begin + interval - loop.time())
 
-    def _send(self, message: str) -> None:
+    def _send(self, message: str, patience: float = _SEND_SECONDS) -> None:
         if self._address is None:
             return
         where = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
-                notifier.settimeout(_SEND_SECONDS)
+                notifier.settimeout(patience)
                 notifier.connect(where)
                 notifier.send(message.encode("utf-8", "replace"))
         except OSError as error:

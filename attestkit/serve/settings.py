@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from attestkit.errors import UsageError
-from attestkit.serve.address import OFF, Address
+from attestkit.serve.address import HTTP_PORT, OFF, Address
 from attestkit.serve.options import Options, refuse_empty
+from attestkit.serve.system import DATA_DISKS
 
 __all__ = ["AGENT", "SIMULATOR", "Files", "Settings", "decide"]
 
 SIMULATOR = "simulator"
 AGENT = "dstack_agent"
-HTTP_PORT = 8090
 UNIX = "unix:"
 _RUN = ("/run", "/var/run")
 # systemd's socket activation and readiness: an unattended service must not become a simulator.
@@ -104,7 +104,7 @@ def decide(
         seed_file=options.path("seed_file"),
         reset=options.reset,
         ident=options.ident,
-        data_disks=("/",) if options.data_disks is None else options.data_disks,
+        data_disks=DATA_DISKS if options.data_disks is None else options.data_disks,
     )
 
 

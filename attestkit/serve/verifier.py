@@ -6,7 +6,7 @@ object; what cannot be judged is an error:
 | status | when |
 |---|---|
 | 400 | the body is not JSON |
-| 413 | it has over 1 MiB |
+| 413 | it is larger than the limit `verifier_body` |
 | 422 | a field has the wrong type |
 | 503 | too many verifications are waiting, or this one took too long |
 
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit.errors import AttestKitError, FormatError
 from attestkit.serve.json_codec import encode_error
+from attestkit.serve.limits import Limits
 from attestkit.serve.rpc import Receive, Scope, Send
 from attestkit.serve.stats import OTHER, Traffic
 from attestkit.serve.verification import VerifyRequest, WrongTypeError, judge
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LIMIT", "MAX_BODY", "SECONDS", "WORKERS", "VerifierApp"]
 
-MAX_BODY: Final = 1024 * 1024
-"""Bytes of the largest request."""
+MAX_BODY: Final = Limits().verifier_body
+"""Bytes of the largest request where nobody says another number."""
 
 WORKERS: Final = 4
 """Threads that verify; more than processors, because one may wait for a PCCS."""

@@ -23,7 +23,7 @@ def server() -> Iterator[Server]:
     """A server that also listens on a URL."""
     with running_server("--dev-http", "127.0.0.1:0") as server:
         yield server
-        assert "Traceback" not in server.log()
+        server.check_log()
 
 
 class Caller:

@@ -36,7 +36,7 @@ def server() -> Iterator[Server]:
     keys = ("--app-keys", str(APP_KEYS)) if HAVE_SHARED else ()
     with running_server("--dev-http", "127.0.0.1:0", *keys) as server:
         yield server
-        assert "Traceback" not in server.log()
+        server.check_log()
 
 
 @pytest.fixture(scope="module", params=["socket", "environment", "url"])

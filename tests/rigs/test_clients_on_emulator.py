@@ -53,7 +53,7 @@ def server(guest: System, app: AppFiles) -> Iterator[Server]:
     with guest.serving(*options) as server:
         yield server
         assert server.stop() == 0
-        assert "Traceback" not in server.log()
+        server.check_log()
         assert "simulated" not in server.log().lower()
     assert guest.machine.entries() == []
 

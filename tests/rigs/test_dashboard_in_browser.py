@@ -4,8 +4,6 @@ The clock of the page is the test's, so that five seconds pass when they should 
 """
 
 import contextlib
-import importlib.util
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,23 +11,12 @@ from typing import Any, Final
 
 import pytest
 
+from tests.rigs.browser import MARKS, open_browser
 from tests.rigs.dashboard_server import HOSTILE
 from tests.serve.client import call
 from tests.serve.server import PATIENCE, ROOT, Server, environment, running_server
 
-CHROMIUM: Final = shutil.which("chromium") or shutil.which("chromium-browser")
-MISSING: Final = [
-    what
-    for what, there in {
-        "chromium": CHROMIUM is not None,
-        "playwright": importlib.util.find_spec("playwright") is not None,
-    }.items()
-    if not there
-]
-pytestmark = [
-    pytest.mark.rig,
-    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
-]
+pytestmark = MARKS
 WINDOWS: Final = [(1440, 900), (360, 780)]
 SCHEMES: Final = ["light", "dark"]
 ROUND: Final = 5100  # milliseconds, a little more than between two fetches
@@ -124,13 +111,8 @@ class Tab:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium without a window."""
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+    with open_browser() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +120,7 @@ def server() -> Iterator[Server]:
     """A running server that publishes everything."""
     with running_server() as server:
         yield server
-        assert "Traceback" not in server.log()
+        server.check_log()
 
 
 @contextlib.contextmanager

@@ -1,28 +1,15 @@
 """The page about the API in Chromium: it loads nothing, complains of nothing, fits its window."""
 
-import importlib.util
-import shutil
 from collections.abc import Iterator
 from typing import Any, Final
 
 import pytest
 
+from tests.rigs.browser import MARKS, open_browser
 from tests.serve.bridge import bridge
 from tests.serve.server import running_server
 
-CHROMIUM: Final = shutil.which("chromium") or shutil.which("chromium-browser")
-MISSING: Final = [
-    what
-    for what, there in {
-        "chromium": CHROMIUM is not None,
-        "playwright": importlib.util.find_spec("playwright") is not None,
-    }.items()
-    if not there
-]
-pytestmark = [
-    pytest.mark.rig,
-    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +25,8 @@ def urls() -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium without a window."""
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+    with open_browser() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.mark.parametrize("listener", ["http", "dev_http", "tappd"])

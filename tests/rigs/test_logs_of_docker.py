@@ -96,7 +96,7 @@ def rig(docker: DockerEngine, tmp_path_factory: pytest.TempPathFactory) -> Itera
     host = environment(DOCKER_HOST=docker.address)
     with running_server("--app-compose", str(compose), environ=host) as server:
         yield Rig(server, docker)
-        assert "Traceback" not in server.log()
+        server.check_log()
 
 
 @pytest.fixture(scope="module")

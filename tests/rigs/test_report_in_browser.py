@@ -1,7 +1,5 @@
 """The report in Chromium: it loads nothing, complains about nothing, and fits its window."""
 
-import importlib.util
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -11,33 +9,17 @@ import pytest
 from attestkit.__main__ import main
 from tests.cli import evidence_files
 from tests.cli.evidence_files import Files
+from tests.rigs.browser import MARKS, open_browser
 
-CHROMIUM: Final = shutil.which("chromium") or shutil.which("chromium-browser")
-MISSING: Final = [
-    what
-    for what, there in {
-        "chromium": CHROMIUM is not None,
-        "playwright": importlib.util.find_spec("playwright") is not None,
-    }.items()
-    if not there
-]
-pytestmark = [
-    pytest.mark.rig,
-    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
-]
+pytestmark = MARKS
 WINDOWS: Final = [(1280, 900), (390, 844)]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium without a window and without a network."""
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+    with open_browser() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A service manager's ear: a datagram socket that notes what it is told."""
 
+import contextlib
 import socket
 from pathlib import Path
 
@@ -30,6 +31,15 @@ class Manager:
         while (message := self.next(seconds)).startswith("STATUS="):
             pass
         return message
+
+    def fill(self) -> None:
+        """Be told so much that nobody can tell more."""
+        with contextlib.suppress(BlockingIOError):
+            while True:  # a new socket each time, so that it is not the teller who has no more room
+                with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as teller:
+                    teller.setblocking(False)  # noqa: FBT003 - named by the method
+                    teller.connect(self.address.replace("@", "\0", 1))
+                    teller.send(b"STATUS=")
 
     def forget(self) -> None:
         """Drop what was said so far."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -15,6 +16,11 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60  # seconds that a loaded machine may take for what usually takes one
 SEED = "11" * 32
+_ERROR = re.compile(
+    r"""(ERROR|CRITICAL)\ |\{"time":"[^"]*","level":"(error|critical)"
+    |attestkit\ serve:|Traceback|Exception\ ignored|Fatal\ Python""",
+    re.VERBOSE,
+)
 
 
 class Server(NamedTuple):
@@ -49,10 +55,20 @@ class Server(NamedTuple):
         """What the server has said on stderr so far."""
         return (self.folder / "stderr").read_text()
 
+    def check_log(self) -> None:
+        """Assert that the server has told of nothing that went wrong within it."""
+        found = errors_in(self.log())
+        assert not found, "\n".join(found)
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and return the exit code."""
         self.process.send_signal(number)
         return self.process.wait(PATIENCE)
+
+
+def errors_in(log: str) -> list[str]:
+    """Return the lines of a log, text or JSON, that are errors, or that Python wrote by itself."""
+    return [line for line in log.splitlines() if _ERROR.match(line)]
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -20,9 +20,7 @@ def server() -> Iterator[Server]:
     options = [word for limit in _LIMITS for word in ("--limit", limit)]
     with running_server(*options) as server:
         yield server
-        log = server.log()
-        assert "Traceback" not in log
-        assert "internal error" not in log
+        server.check_log()
 
 
 def connect(server: Server, listener: str) -> socket.socket:

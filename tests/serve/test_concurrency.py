@@ -28,7 +28,7 @@ def server() -> Iterator[Server]:
     """A server to be worked hard."""
     with running_server("--state-dir", "state") as server:
         yield server
-        assert "Traceback" not in server.log()
+        server.check_log()
 
 
 def names(connection: Connection) -> list[str]:

@@ -35,7 +35,7 @@ def server() -> Iterator[Server]:
     """A server that nobody stops before the end."""
     with running_server("--dev-http", "127.0.0.1:0") as server:
         yield server
-        assert "Traceback" not in server.log()
+        server.check_log()
 
 
 def log_of(endpoint: str) -> list[tuple[str, str]]:

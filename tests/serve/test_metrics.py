@@ -74,7 +74,7 @@ def server() -> Iterator[Server]:
         ):
             call(server.dstack, method, message)
         yield server
-        assert "Traceback" not in server.log()
+        server.check_log()
 
 
 @pytest.fixture

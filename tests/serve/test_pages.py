@@ -133,4 +133,4 @@ def test_dashboard_example_of_the_document() -> None:
             page = Page(done.stdout)
             assert page.headings[:2] == ["Worker Information", "Node Information"]
             assert {"/prpc/Worker.Info", "/metrics"} <= set(page.links)
-        assert "Traceback" not in server.log()
+        server.check_log()

@@ -51,7 +51,7 @@ def server() -> Iterator[Server]:
         pytest.skip("curl is not installed")
     with running_server() as server:
         yield server
-        assert "Traceback" not in server.log()
+        server.check_log()
 
 
 def shell(command: str, server: Server) -> tuple[int, Any]:

@@ -103,10 +103,11 @@ def test_the_watchdog_must_mean_us(pid: str | None, seconds: float | None) -> No
 
 
 @pytest.mark.parametrize(
-    ("expected", "interval"), [("60000000", 30.0), ("3000000", 1.5), ("2000000", 1.0), ("1", 1.0)]
+    ("expected", "interval"),
+    [("60000000", 30.0), ("3000000", 1.5), ("1000000", 0.5), ("100000", 0.05), ("1", 0.05)],
 )
 def test_half_of_what_is_expected(expected: str, interval: float) -> None:
-    """Signs of life come twice as often as they must, and never more than once a second."""
+    """Signs of life come twice as often as they must, but not all the time."""
     environ = {"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": expected}
     assert ServiceManager.from_environ(environ).interval == interval
 
@@ -264,6 +265,26 @@ def test_strangers_who_fill_a_listener_end_no_agent(
 
     watch(folder, manager, test, http=Answering(answer), dstack=inner)
     assert len(inner.asked) >= 1
+
+
+def test_nobody_waits_for_a_service_manager(
+    folder: Path, manager: Manager, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that reads nothing costs its own signs of life and no client's time; later it hears."""
+    manager.fill()
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        for _ in range(20):  # turns of the loop that belong to others
+            await asyncio.sleep(0.02)
+        told = caplog.text.count("$NOTIFY_SOCKET")
+        assert told >= 2
+        assert loop.time() - begin < told  # where each waited for a second
+        manager.forget()
+        assert await hear(manager) == "WATCHDOG=1"
+
+    watch(folder, manager, test, 0.01, http=Answering(OK))
 
 
 def test_a_full_listener_alone_is_no_sign_of_life(folder: Path, manager: Manager) -> None:

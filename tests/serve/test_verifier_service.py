@@ -71,7 +71,7 @@ def agent() -> Iterator[Server]:
     """An agent, on the simulator, whose verifier trusts the makers' roots only."""
     with running_server("--verifier", "127.0.0.1:0") as server:
         yield server
-        assert "Traceback" not in server.log()
+        server.check_log()
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def trusting(agent: Server, collateral: Path) -> Iterator[Server]:
     options = ("--trust-anchor", anchor, "--verifier-collateral", str(collateral))
     with running_verifier(*options) as server:
         yield server
-        assert "Traceback" not in server.log()
+        server.check_log()
 
 
 def post(server: Server, request: object) -> httpx.Response:

@@ -22,7 +22,7 @@ import uvloop
 from tests.records import write_record
 from tests.rigs.docker_engine import missing, running_engine
 from tests.serve.client import call
-from tests.serve.server import Server, environment, running_server
+from tests.serve.server import Server, environment, errors_in, running_server
 from tests.soak.load import Ask, Ledger, client, follower
 from tests.soak.plot import write_plot
 
@@ -64,7 +64,9 @@ def main() -> int:
     print(f"{figures['requests']} requests, failures {figures['failures']}, growth {growth}")  # noqa: T201 - a program
     if options.seconds >= 2 * WARM:
         write_plot(write_record("soak", figures).with_suffix(".svg"), samples)
-    failed = ledger.failures or not ledger.requests or "Traceback" in log
+    errors = errors_in(log)
+    print(f"{len(errors)} errors in the log", *errors[:5], sep="\n")  # noqa: T201 - a program
+    failed = ledger.failures or not ledger.requests or errors
     grown = growth["rss_mb"] > MEMORY_SLACK or growth["descriptors"] > DESCRIPTOR_SLACK
     return 1 if failed or grown else 0
 

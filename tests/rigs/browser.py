@@ -1,0 +1,36 @@
+"""Chromium without a window, for rigs that look at pages."""
+
+import contextlib
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+
+_CHROMIUM: Final = shutil.which("chromium") or shutil.which("chromium-browser")
+_MISSING: Final = [
+    what
+    for what, there in {
+        "chromium": _CHROMIUM is not None,
+        "playwright": importlib.util.find_spec("playwright") is not None,
+    }.items()
+    if not there
+]
+MARKS: Final = [
+    pytest.mark.rig,
+    pytest.mark.skipif(bool(_MISSING), reason=f"not installed: {', '.join(_MISSING)}"),
+]
+"""What a file of such rigs has as its `pytestmark`."""
+
+
+@contextlib.contextmanager
+def open_browser() -> Iterator[Any]:
+    """Run one until the end of the block."""
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=_CHROMIUM, args=flags)
+        yield opened
+        opened.close()
