@@ -47,6 +47,7 @@ _DIRECT_BODY: Final = 64 * 1024  # a longer one goes where its sender can be slo
 _DIRECT_VERBS: Final = frozenset({b"GET", b"POST"})
 _MOST_OUT: Final = 64 * 1024  # bytes of answers that wait to leave
 _INDIRECT_FIELDS: Final = frozenset({b"expect", b"transfer-encoding"})
+_JSON: Final = (b"content-type", b"application/json")
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
@@ -131,6 +132,7 @@ class ListenerConfig(uvicorn.Config):
         self.sweep = Sweep(shared.limits)
         self.outbox = Outbox()
         self.rpc_app = app if isinstance(app, RpcApp) else None
+        self.refusal_fields: Sequence[tuple[bytes, bytes]] = (*getattr(app, "headers", ()), _JSON)
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -145,6 +147,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._out_size = 0
         self._direct_body = min(_DIRECT_BODY, self.limits.body)
         self._app = config.rpc_app
+        self._refusal_fields = config.refusal_fields
         self._peer = ""
         self._in_head = self._in_message = self._refused = self._is_extra = False
         self._spoke = self._last = self._lingers = False
@@ -427,7 +430,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._access_log is not None:
             self._note("", self.url, status, len(body), perf_counter(), "")
         reason = HTTPStatus(status).phrase
-        fields = [*self.server_state.default_headers, (b"content-type", b"application/json")]
+        fields = (*self.server_state.default_headers, *self._refusal_fields)
         head = [b"HTTP/1.1 %d %s" % (status, reason.encode()), *(b"%s: %s" % f for f in fields)]
         head += [b"content-length: %d" % len(body), b"connection: close", b"", body]
         self.flush()

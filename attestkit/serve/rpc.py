@@ -149,7 +149,7 @@ class RpcApp:
         guest: What the methods work on.
         services: What is served; no two share a mount point.
         views: What GET shows besides, by path.
-        headers: Sent with every response.
+        headers: Sent with every response, and by a listener with what it refuses itself.
         guard: Called first with each request; raises the error that refuses it.
         limits: Of requests.
         traffic: Counts them.
@@ -171,7 +171,7 @@ class RpcApp:
         self._guest = guest
         self._services = sorted(services, key=lambda service: -len(service.mount))
         self._views = dict(views or {})
-        self._headers = list(headers)
+        self.headers = list(headers)
         self._guard = guard
         self._limits = limits or Limits()
         self._traffic = traffic or Traffic()
@@ -196,7 +196,7 @@ class RpcApp:
             return
         status = reply.status if isinstance(reply, Reply) else 200
         self._traffic.done(name, status, perf_counter() - begin)
-        headers = [(b"content-type", reply.content_type), *self._headers, *reply.headers]
+        headers = [(b"content-type", reply.content_type), *self.headers, *reply.headers]
         headers.append((b"x-request-id", request_id.encode("ascii")))
         start = {"type": "http.response.start", "status": status, "headers": headers}
         if isinstance(reply, Reply):
@@ -241,7 +241,7 @@ class RpcApp:
         return reply.status, head, reply.body, request_id
 
     def _make_head(self, reply: Reply) -> bytes:
-        fields = ((b"content-type", reply.content_type), *self._headers)
+        fields = ((b"content-type", reply.content_type), *self.headers)
         fixed = b"".join(b"%b: %b\r\n" % field for field in fields).replace(b"%", b"%%")
         head = fixed + b"content-length: %d\r\nx-request-id: %b\r\n"
         self._heads[reply.status, reply.content_type] = head

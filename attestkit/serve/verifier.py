@@ -72,6 +72,9 @@ class VerifierApp:
         traffic: Counts the requests.
     """
 
+    headers = _HEADERS
+    """Sent with every response, and by a listener with what it refuses itself."""
+
     def __init__(  # noqa: PLR0913 - everything by name
         self,
         verifier: "Verifier",
@@ -109,7 +112,7 @@ class VerifierApp:
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(answer.body)),
-            *_HEADERS,
+            *self.headers,
             *answer.headers,
         ]
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
