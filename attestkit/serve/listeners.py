@@ -29,8 +29,9 @@ _logger = logging.getLogger("attestkit.serve")
 class Listener(NamedTuple):
     """An application, and the listening socket that leads to it.
 
-    An application may have a method `stop` that ends answers which would go on for ever. A socket
-    that was handed over is not ours to turn people away from.
+    An application may have a method `stop` that ends answers which would go on for ever, and
+    `headers` that go with every response: then they go with what the listener itself refuses. A
+    socket that was handed over is not ours to turn people away from.
     """
 
     app: App

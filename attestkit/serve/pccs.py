@@ -8,11 +8,11 @@ from typing import Final
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.pccs import Answer, ServedPlatform, SimulatedPccs
 from attestkit.quote import Quote
-from attestkit.serve.rpc import App, Receive, Scope, Send
+from attestkit.serve.rpc import Receive, Scope, Send
 from attestkit.serve.stats import Traffic
 from attestkit.serve.views import Header
 
-__all__ = ["pccs_app", "pccs_of"]
+__all__ = ["PccsApp", "pccs_of"]
 
 _PLAIN: Final = ("Content-Type", "text/plain")
 _NOT_ALLOWED: Final = Answer(405, (_PLAIN, ("Allow", "GET")), b"Only GET is served.")
@@ -27,23 +27,32 @@ def pccs_of(simulator: Simulator) -> SimulatedPccs:
     return SimulatedPccs(simulator.collateral, [platform])
 
 
-def pccs_app(
-    pccs: SimulatedPccs, headers: Sequence[Header] = (), traffic: Traffic | None = None
-) -> App:
-    """Return the ASGI application of `pccs`; `headers` go with every answer."""
-    counts = traffic or Traffic()
+class PccsApp:
+    """The ASGI application of a PCCS.
 
-    async def app(scope: Scope, _: Receive, send: Send) -> None:
+    Args:
+        pccs: What answers.
+        headers: Go with every answer, and with what the listener refuses itself.
+        traffic: Counts the requests.
+    """
+
+    def __init__(
+        self, pccs: SimulatedPccs, headers: Sequence[Header] = (), traffic: Traffic | None = None
+    ) -> None:
+        self.headers = headers
+        self._pccs = pccs
+        self._traffic = traffic or Traffic()
+
+    async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
+        """Answer one request."""
         begin = perf_counter()
-        answer = _answer(pccs, scope)
-        counts.done("pccs", answer.status, perf_counter() - begin)
+        answer = _answer(self._pccs, scope)
+        self._traffic.done("pccs", answer.status, perf_counter() - begin)
         start = [(name.encode("ascii"), value.encode("ascii")) for name, value in answer.headers]
-        start += [(b"content-length", b"%d" % len(answer.body)), *headers]
+        start += [(b"content-length", b"%d" % len(answer.body)), *self.headers]
         await send({"type": "http.response.start", "status": answer.status, "headers": start})
         body = b"" if scope["method"] == "HEAD" else answer.body
         await send({"type": "http.response.body", "body": body})
-
-    return app
 
 
 def _answer(pccs: SimulatedPccs, scope: Scope) -> Answer:

@@ -157,7 +157,7 @@ class RpcApp:
         guest: What the methods work on.
         services: What is served; no two share a mount point.
         views: What GET shows besides, by path.
-        headers: Sent with every response.
+        headers: Sent with every response, and by a listener with what it refuses itself.
         guard: Called first with each request; raises the error that refuses it.
         limits: Of requests.
         traffic: Counts them.

@@ -78,7 +78,8 @@ class VerifierApp:
         traffic: Counts the requests.
     """
 
-    headers = _HEADERS  # of every response, also of those that the listener gives
+    headers = _HEADERS
+    """Sent with every response, and by a listener with what it refuses itself."""
 
     def __init__(  # noqa: PLR0913 - everything by name
         self,
@@ -117,7 +118,7 @@ class VerifierApp:
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(answer.body)),
-            *_HEADERS,
+            *self.headers,
             *answer.headers,
         ]
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
