@@ -64,12 +64,12 @@ def collateral_app(guest: Guest) -> App:
         UsageError: The guest is not on the simulator, whose collateral it is.
     """
     from attestkit.backends.simulator import Simulator  # late: servers on hardware have none
-    from attestkit.serve.pccs import pccs_app, pccs_of
+    from attestkit.serve.pccs import PccsApp, pccs_of
 
     simulator = guest.attester.backend
     if not isinstance(simulator, Simulator):
         raise UsageError("collateral is served for the simulator only")
-    return pccs_app(pccs_of(simulator), _headers(guest), guest.stats.of("pccs"))
+    return PccsApp(pccs_of(simulator), _headers(guest), guest.stats.of("pccs"))
 
 
 def _app(  # noqa: PLR0913 - everything by name

@@ -25,7 +25,7 @@ from attestkit.quote import Quote
 from attestkit.serve import Places, serve
 from attestkit.serve.address import Address
 from attestkit.serve.options import Options
-from attestkit.serve.pccs import pccs_app, pccs_of
+from attestkit.serve.pccs import PccsApp, pccs_of
 from attestkit.serve.settings import decide
 from tests.serve.asgi import Client
 from tests.serve.server import SEED, Server, refusal, running_server
@@ -157,7 +157,7 @@ def test_a_failure_says_nothing_to_strangers(
     platform = ServedPlatform(quote.header.user_data[:16], quote.pck_chain[0])
     failing = Failing(simulator.collateral, [platform])
     assert pccs_of(simulator).answer("/sgx/certification/v4/rootcacrl", "").status == 200
-    response = Client(pccs_app(failing), loop).get("/sgx/certification/v4/rootcacrl")
+    response = Client(PccsApp(failing), loop).get("/sgx/certification/v4/rootcacrl")
     assert (response.status, response.body) == (500, b"Internal error.")
     assert "a private thing" in caplog.text
 
