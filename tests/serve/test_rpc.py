@@ -427,3 +427,30 @@ def test_other_scopes_are_refused(client: Client, loop: asyncio.AbstractEventLoo
     """Only HTTP is spoken; a server sees that at once."""
     with pytest.raises(RuntimeError, match="lifespan"):
         loop.run_until_complete(client.app({"type": "lifespan"}, None, None))  # type: ignore[arg-type]  # not reached
+
+
+_TYPES = (b"", b"application/json", b"APPLICATION/JSON;x", b"text/plain", b"application/x-protobuf")
+
+
+@pytest.mark.parametrize("query", ["", "?json", "?report_data=ab&json=1", "?report_data=z"])
+@pytest.mark.parametrize("path", ["/Echo", "/Ping", "/Fail", "/prpc/Old.Note"])
+def test_both_ways_answer_alike(client: Client, path: str, query: str) -> None:
+    """A request that is answered directly gets what it would get through ASGI."""
+    app = client.app
+    assert isinstance(app, RpcApp)
+    app._guard = None
+    target = f"{path}{query}".encode()
+    call = app.direct(target)
+    assert call is not None
+    bodies = (b"", b"{", b'{"report_data":"ab","path":"UsageError"}', b'{"path":"foreign"}', b"[]")
+    ways: list[tuple[bytes, bytes | None]] = [(b"", None)]
+    for content_type, body in [*ways, *((t, b) for t in _TYPES for b in (*bodies, b"\x0a\x01a"))]:
+        headers = {"content-type": content_type.decode()} if content_type else {}
+        slow = client.request(
+            "GET" if body is None else "POST", target.decode(), body or b"", headers
+        )
+        status, head, pieces, request_id = app.respond(call, target, content_type, body)
+        found = dict(line.split(": ", 1) for line in head.decode().splitlines())
+        assert found.pop("x-request-id") == request_id != slow.request_id
+        assert (status, found) == (slow.status, slow.headers)
+        assert b"".join(pieces) == slow.body.replace(slow.request_id.encode(), request_id.encode())
