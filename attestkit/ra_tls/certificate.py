@@ -141,6 +141,7 @@ def issue(  # noqa: PLR0913 - the fields of a request for a certificate
         UsageError: A value cannot be written into a certificate.
         FormatError: `ca_cert` is no certificate, or the evidence cannot be read.
     """
+    # Zero means unset, for each of the two by itself: clients write it for "no limit".
     if not_before and not_after and not_before >= not_after:
         raise UsageError("not_before must be earlier than not_after")
     key = key or derive_p256(random(32))

@@ -1,6 +1,5 @@
 """The service DstackGuest on dstack.sock: one short function per call."""
 
-from attestkit.errors import UsageError
 from attestkit.keys import verify_signature
 from attestkit.serve.guest import Guest
 from attestkit.serve.json_codec import Prepared
@@ -31,11 +30,7 @@ def _get_tls_key(guest: Guest, args: GetTlsKeyArgs) -> GetTlsKeyResponse:
 
     The key is a new one with each call; with `usage_ra_tls` the certificate has evidence over it.
     """
-    # Zero means unset, for each of the two by itself: clients write it for "no limit".
-    first, last = args.not_before or None, args.not_after or None
-    if first is not None and last is not None and first >= last:
-        raise UsageError("not_before must be earlier than not_after")
-    return guest.certificate(args._replace(not_before=first, not_after=last), None)
+    return guest.certificate(args, None)
 
 
 def _get_key(guest: Guest, args: GetKeyArgs) -> GetKeyResponse:

@@ -10,7 +10,7 @@ import pytest
 
 from attestkit import ra_tls
 from attestkit._crypto.certificates import read_certificate
-from attestkit.attestation import Attestation
+from attestkit.attestation import Attestation, v1_msgpack
 from attestkit.event_log import EventLog
 from attestkit.quote import Quote
 from attestkit.serve import agent, apps
@@ -207,6 +207,7 @@ def test_get_quote(guest: Guest, dstack: Client) -> None:
 def test_attest(guest: Guest, dstack: Client) -> None:
     """The evidence is whole: it decodes, replays, and names the app."""
     response = dstack.get("/Attest?report_data=1234").json()
+    assert response["attestation"].startswith("00")  # version 0, which older verifiers read
     evidence = Attestation.from_bytes(bytes.fromhex(response["attestation"]))
     assert evidence.quote is not None
     evidence.event_log.check(evidence.quote)
@@ -242,7 +243,14 @@ def test_emitted_event_is_in_all_later_evidence(dstack: Client) -> None:
     assert after["event_log"][-1] == last
 
 
-@pytest.mark.parametrize("name", ["app-id", "compose-hash", "system-ready", "key-provider", "a:b"])
+RESERVED = (
+    *("system-preparing", "app-id", "compose-hash", "init-script-hash", "gpu-policy-hash"),
+    *("gpu-attestation", "instance-id", "boot-mr-done", "os-image-hash", "key-provider"),
+    *("storage-fs", "system-ready"),
+)
+
+
+@pytest.mark.parametrize("name", [*RESERVED, "a:b"])
 def test_names_that_cannot_be_emitted(dstack: Client, name: str) -> None:
     """Identity cannot be claimed, and no border between name and payload can be shifted."""
     before = dstack.get("/GetQuote").json()["event_log"]
@@ -255,14 +263,19 @@ def test_names_that_cannot_be_emitted(dstack: Client, name: str) -> None:
 def test_events_of_version_2_have_their_preimage(
     make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
 ) -> None:
-    """With event_log_version 2 a name may have a colon, and GetQuote gives the preimage."""
+    """A name may have a colon then, GetQuote gives the preimage, and Attest is of version 1."""
     client = Client(apps.dstack_app(make_guest(compose={"event_log_version": 2})), loop)
     assert client.post("/EmitEvent", {"event": "a:b", "payload": "00"}).status == 200
+    for name in RESERVED:
+        assert client.post("/EmitEvent", {"event": name}).status == 400
     quoted = client.get("/GetQuote").json()
     EventLog.parse(quoted["event_log"]).check(Quote.parse(bytes.fromhex(quoted["quote"])))
     assert list(json.loads(quoted["event_log"])[-1])[-2:] == ["version", "preimage"]
     in_info = json.loads(client.get("/Info").json()["tcb_info"])["event_log"][-1]
     assert list(in_info)[-1] == "version"
+    evidence = bytes.fromhex(client.get("/Attest").json()["attestation"])
+    assert evidence[0] in v1_msgpack.FIRST_BYTES
+    assert b"preimage" in evidence
 
 
 INFO_KEYS = [
@@ -300,13 +313,18 @@ def test_info(guest: Guest, dstack: Client) -> None:
     assert any(event.payload for event in log.events if event.register == 0)
 
 
-def test_info_has_a_certificate_that_carries_evidence(dstack: Client) -> None:
+def test_info_has_a_certificate_that_carries_evidence(guest: Guest, dstack: Client) -> None:
     """app_cert is a chain made once, for a client, with the evidence of this TD."""
     chain = dstack.get("/Info").json()["app_cert"]
     leaf = read_certificate(chain)
     assert leaf.subject == "CN=demo-cert"
     assert ra_tls.read(chain).quote is not None
-    assert chain.count("BEGIN CERTIFICATE") == 2
+    assert leaf.extensions.keys() == {
+        *("2.5.29.15", "2.5.29.37", ra_tls.OID_CERT_USAGE, ra_tls.OID_ATTESTATION),
+    }
+    assert leaf.extensions["2.5.29.37"].hex() == "300a06082b06010505070302"  # for clients alone
+    assert guest.app_keys is not None
+    assert chain == f"{leaf.pem}\n{guest.app_keys.ca_cert}"
     dstack.post("/EmitEvent", {"event": "a"})
     assert dstack.get("/Info").json()["app_cert"] == chain
 
@@ -338,10 +356,26 @@ def test_info_without_a_certificate_asks_again(
     assert "CERTIFICATE" in client.get("/Info").json()["app_cert"]
 
 
-def _refuse(**_: object) -> bytes:
+def _refuse(*_: object, **__: object) -> bytes:
     from attestkit.errors import BackendError
 
     raise BackendError("not now")
+
+
+def test_info_of_odd_evidence(
+    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A provider that is no text is left out; what cannot be decoded at all is a 500."""
+    guest = make_guest()
+    client = Client(apps.dstack_app(guest), loop)
+    odd = guest.attester.info()._replace(key_provider_info=b"\xff")
+    with monkeypatch.context() as patch:
+        patch.setattr("attestkit.serve.guest.app_info", lambda _: odd)
+        assert client.get("/Info").json()["key_provider_info"] == ""
+    client.post("/EmitEvent", {"event": "a"})
+    monkeypatch.setattr("attestkit.serve.guest.app_info", _refuse)
+    response = client.get("/Info")
+    assert (response.status, response.error()) == (500, "Failed to decode app info: not now")
 
 
 def test_methods_that_need_keys_say_that_there_are_none(
@@ -375,17 +409,25 @@ def test_version(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None
     assert response.json() == {"version": "0.6.0", "rev": "git:0123456789abcdef0123"}
 
 
-def test_gpu_info(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, tmp_path: Path) -> None:
-    """The file's content verbatim; nothing where it is missing or cannot be read."""
+def test_gpu_info(
+    make_guest: MakeGuest,
+    loop: asyncio.AbstractEventLoop,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The file's content verbatim; nothing where it is missing, or cannot be read and is logged."""
     path = tmp_path / "attestation.out"
     guest = make_guest(machine=Machine(gpu_attestation=path))
     client = Client(apps.dstack_app(guest), loop)
     assert client.get("/GpuInfo").json() == {"attestation": ""}
     path.write_bytes(' {"ü":1}\r\n'.encode())
     assert client.get("/GpuInfo").json() == {"attestation": ' {"ü":1}\r\n'}
+    assert caplog.text == ""
     path.unlink()
     path.mkdir()
     assert client.get("/GpuInfo").json() == {"attestation": ""}
+    assert f"cannot read {path}: " in caplog.text
+    assert str(Machine().gpu_attestation) == "/run/nvidia-gpu-attestation/attestation.out"
 
 
 def test_machine_is_read_from_firmware(tmp_path: Path) -> None:

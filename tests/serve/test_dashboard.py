@@ -53,6 +53,7 @@ def test_page_says_who_the_app_is(dstack: Client, external: Client) -> None:
     ]
     assert "This TEE is simulated" in page.text
     assert page.textarea.strip() == info["tcb_info"].strip()
+    assert "readonly" in page.attributes
 
 
 def test_registers_and_timeline(dstack: Client, external: Client) -> None:
@@ -203,6 +204,7 @@ def test_containers(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> N
         container([], id="3"),
     )
     page = page_of(client_with(make_guest(), engine, loop, "/logs/"))
+    assert "NameStatusLogsImage" in page.section("Deployed Containers")
     assert page.table == [
         ["gateway-1", "Up 3 minutes", "Follow Last 1,000", "an-image:1"],
         ["migrate", "Exited (0) 2 minutes ago", "Follow Last 1,000", "img"],
@@ -229,6 +231,7 @@ def test_no_links_to_logs_that_are_not_public(
 ) -> None:
     """Where logs are not served the table has no such column."""
     page = page_of(client_with(make_guest(), Engine(container(["a"])), loop))
+    assert "NameStatusImage" in page.section("Deployed Containers")
     assert page.table == [["a", "Up 3 minutes", "an-image:1"]]
     assert not any(link.startswith("/logs") for link in page.links)
 

@@ -38,6 +38,12 @@ def test_what_is_written(text: str, expected: float) -> None:
     assert type(value) is type(getattr(Limits(), name))
 
 
+def test_what_clients_count_on() -> None:
+    """The bounds that the API documents have their values."""
+    assert Limits().body == 10_485_760
+    assert (Limits().idle_seconds, Limits().stream_seconds) == (10, 600)
+
+
 @pytest.mark.parametrize("name", Limits._fields)
 def test_every_limit_has_bounds(name: str) -> None:
     """The default is within; far less and far more are not, and both ends are told."""

@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 
+from attestkit import ra_tls
 from attestkit._crypto.certificates import read_certificate
 from attestkit._crypto.ecdsa import P256Key
 from attestkit.event_log import EventLog
+from attestkit.keys import derive_p256
 from attestkit.quote import Quote
 from attestkit.serve import apps, tappd
 from attestkit.serve.guest import Guest
 from attestkit.serve.messages import fields_of
 from tests.serve.asgi import Client
-from tests.serve.guests import Broken, MakeGuest
+from tests.serve.guests import NOW, Broken, MakeGuest
 from tests.vectors import load, needs_shared
 
 REPORT_DATA = load("report_data.json")
@@ -121,6 +123,26 @@ def test_random_seed_makes_another_key(
     ]
     assert len(set(keys)) == 3
     assert keys[2] == keys[3]
+    made = client.post("/prpc/DeriveKey", {"path": "b", "random_seed": True}).json()["key"]
+    # Besides these calls nobody has asked for random bytes of that many.
+    assert made in {derive_p256(bytes([n]) * 32, b"b").pkcs8_pem for n in range(1, 100)}
+
+
+def test_the_certificate_of_a_derived_key(guest: Guest, tappd: Client) -> None:
+    """Its names are those asked for, with evidence if that was, of the default validity."""
+    message = {"path": "a", "subject": "s", "alt_names": ["x.example", "10.0.0.1"]}
+    plain, whole = (
+        tappd.post("/prpc/DeriveKey", {**message, "usage_ra_tls": wish}).json()["certificate_chain"]
+        for wish in (False, True)
+    )
+    assert guest.app_keys is not None
+    assert plain[1:] == whole[1:] == [guest.app_keys.ca_cert]
+    leaf = read_certificate(plain[0])
+    assert (leaf.subject, leaf.alt_names) == ("CN=s", ("x.example", "10.0.0.1"))
+    assert leaf.valid_from.timestamp() == 157_766_400
+    assert leaf.valid_until.timestamp() == NOW + 3650 * 86_400
+    assert leaf.extensions.keys() == {"2.5.29.17", "2.5.29.15", ra_tls.OID_CERT_USAGE}
+    assert ra_tls.read(whole[0]).quote is not None
 
 
 @needs_shared

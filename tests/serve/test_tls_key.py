@@ -7,6 +7,7 @@ import pytest
 
 from attestkit import ra_tls
 from attestkit._crypto.certificates import Certificate, read_certificate
+from attestkit.keys import AppKeys, derive_p256
 from attestkit.serve import apps
 from attestkit.serve.guest import Guest
 from tests.serve.asgi import Client
@@ -42,6 +43,43 @@ def test_get_tls_key_of_defaults(guest: Guest, dstack: Client) -> None:
     assert leaf.content(ra_tls.OID_ATTESTATION) is None
     assert guest.app_keys is not None
     assert response["certificate_chain"][1] == guest.app_keys.ca_cert
+
+
+def test_the_key_is_made_of_random_bytes(dstack: Client) -> None:
+    """The key is that of 32 random bytes without a path, PKCS#8 in PEM to its last line end."""
+    made = dstack.post("/GetTlsKey").json()
+    key = derive_p256(bytes(range(1, 33)))  # what the guest of the tests has for random
+    assert made["key"] == key.pkcs8_pem
+    assert made["key"].endswith("\n-----END PRIVATE KEY-----\n")
+    assert len(key.pkcs8_der) == 138
+    assert _chain(made)[0].spki_der == key.spki_der
+
+
+SERVER, CLIENT = "06082b06010505070301", "06082b06010505070302"  # of extKeyUsage
+
+
+@pytest.mark.parametrize(
+    ("server", "client", "usages"),
+    [
+        (False, False, None),
+        (True, False, f"300a{SERVER}"),
+        (False, True, f"300a{CLIENT}"),
+        (True, True, f"3014{SERVER}{CLIENT}"),
+    ],
+)
+def test_usages(
+    dstack: Client,
+    tappd: Client,
+    server: bool,  # noqa: FBT001 - a table
+    client: bool,  # noqa: FBT001
+    usages: str | None,
+) -> None:
+    """Each usage is in the certificate if it was asked for, and only then; of old keys too."""
+    asked = {"usage_server_auth": server, "usage_client_auth": client}
+    for made in (dstack.post("/GetTlsKey", asked), tappd.post("/prpc/DeriveKey", asked)):
+        leaf, _ = _chain(made.json())
+        found = leaf.extensions.get("2.5.29.37")
+        assert (None if found is None else found.hex()) == usages
 
 
 def test_get_tls_key_with_everything(dstack: Client) -> None:
@@ -117,3 +155,16 @@ def test_certificates_of_a_kms_are_refused_clearly(
     assert guest.attester.backend.quotes == 0
     assert client.get("/Info").json()["app_cert"] == ""
     assert client.get("/GetKey").status == 200
+
+
+def test_an_authority_that_cannot_sign(
+    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
+) -> None:
+    """What is wrong with the authority is not the caller's mistake."""
+    good = AppKeys.from_seed(bytes(32))
+    keys = AppKeys(k256_key=good.k256_key, ca_cert="no certificate", ca_key=good.ca_key)
+    client = Client(apps.dstack_app(make_guest(app_keys=keys)), loop)
+    response = client.post("/GetTlsKey")
+    assert response.status == 500
+    assert response.error().startswith("Failed to sign the CSR: ")
+    assert client.get("/Info").json()["app_cert"] == ""

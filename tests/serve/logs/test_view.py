@@ -3,7 +3,7 @@
 import asyncio
 import json
 from contextlib import aclosing
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -397,13 +397,15 @@ def test_logs_that_are_not_public(
 
 
 def test_head(make_guest: MakeGuest) -> None:
-    """HEAD finds out whether there is a log, and keeps none open."""
+    """HEAD finds out whether there is a log, and keeps none open; the version is told."""
 
     async def main() -> None:
         sent: list[int] = []
 
-        async def send(message: dict[str, int]) -> None:
+        async def send(message: dict[str, Any]) -> None:
             sent.append(message.get("status", 0))
+            if "headers" in message:
+                assert dict(message["headers"])[b"x-app-version"] == b"v0.5.11 (unknown)"
 
         async with scripted() as engine:
             engine.log = say(framed([OUT]), then="wait")
