@@ -1,4 +1,4 @@
-"""The port for development gives out keys, so it lets nothing through that a web page can send."""
+"""Each listener has what is its own; the port for development nothing that a web page can send."""
 
 import asyncio
 
@@ -7,12 +7,46 @@ import pytest
 from attestkit.serve import agent, apps, tappd
 from attestkit.serve.guest import Guest
 from tests.serve.asgi import Client
+from tests.serve.guests import MakeGuest
 
 
 @pytest.fixture
 def dev(guest: Guest, loop: asyncio.AbstractEventLoop) -> Client:
     """A client of the port for development."""
     return Client(apps.dev_app(guest), loop)
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/logs/a", "/assets/icon.svg", "/api/Info"])
+def test_pages_are_on_the_external_listener_alone(
+    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop, path: str
+) -> None:
+    """The sockets and the port for development have methods and what describes them."""
+    public = make_guest(compose={"public_sysinfo": True, "public_logs": True})
+    for app in (apps.dstack_app(public), apps.tappd_app(public), apps.dev_app(public)):
+        assert Client(app, loop).get(path).status == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("/DstackGuest.GetKey", "Service not found: DstackGuest.GetKey"),
+        ("/prpc/GetKey", "No such path: /prpc/GetKey"),
+        ("/Worker.Info", "Service not found: Worker.Info"),
+        ("/DeriveKey", "Service not found: DeriveKey"),
+    ],
+)
+def test_names_that_dstack_does_not_know(dstack: Client, path: str, error: str) -> None:
+    """On dstack.sock no prefix is stripped, and nothing is mounted below another path."""
+    response = dstack.get(path)
+    assert (response.status, response.error()) == (404, error)
+
+
+def test_the_host_does_not_matter(dstack: Client, tappd: Client, external: Client) -> None:
+    """Clients of the sockets call their host as they like, and one of the port by any name."""
+    for host in ("dstack", "localhost", "example.com:1", ""):
+        assert dstack.get("/Version", host=host).status == 200
+        assert tappd.get("/prpc/Version", host=host).status == 200
+        assert external.get("/prpc/Version", host=host).status == 200
 
 
 def test_both_services_are_there(dev: Client, dstack: Client) -> None:
