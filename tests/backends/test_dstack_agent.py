@@ -33,6 +33,7 @@ from tests.vectors import data, needs_shared
 
 VARIABLE = "DSTACK_SIMULATOR_ENDPOINT"
 ASKED = bytes(range(64))
+USUAL = backends.AGENT_SOCKETS  # which the tests hide
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +240,11 @@ def test_agents_without_events() -> None:
 
 
 def test_the_order_of_places(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The argument, the environment, the first socket that exists."""
+    """The argument, the environment, the first socket that exists; as the official clients look."""
+    assert (
+        *("/var/run/dstack.sock", "/run/dstack.sock"),
+        *("/var/run/dstack/dstack.sock", "/run/dstack/dstack.sock"),
+    ) == USUAL
     with usual_agent() as named, usual_agent() as usual:
         monkeypatch.setattr(backends, "AGENT_SOCKETS", ("/nowhere", usual.path, named.path))
         assert backends.agent_endpoint() == (usual.path, False)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from attestkit.app_compose import AppCompose
-from attestkit.backends import host_shared
+from attestkit.backends import host_shared, host_shared_folder
 from attestkit.backends.base import AppHost
 from attestkit.backends.host_shared import HostShared
 from attestkit.errors import ConfigError, UnsupportedError, UsageError
@@ -244,3 +244,11 @@ def key_file(keys: AppKeys) -> dict[str, object]:
         "ca_cert": keys.ca_cert,
         "key_provider": {"Kms": {"url": "", "pubkey": "", "tmp_ca_key": "", "tmp_ca_cert": ""}},
     }
+
+
+def test_where_the_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the guest's own programs look, or where the variable says."""
+    monkeypatch.delenv("DSTACK_HOST_SHARED_DIR", raising=False)
+    assert str(host_shared_folder()) == "/dstack/.host-shared"
+    monkeypatch.setenv("DSTACK_HOST_SHARED_DIR", str(tmp_path))
+    assert host_shared_folder() == tmp_path
