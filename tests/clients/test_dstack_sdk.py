@@ -95,6 +95,21 @@ def tappd(
     return _runner(make, endpoint)
 
 
+NEW = {
+    *("attest", "emit_event", "get_key", "get_quote", "get_tls_key", "info", "is_reachable"),
+    *("sign", "verify", "version"),
+}
+
+
+@pytest.mark.parametrize("kind", ["", "Async"])
+def test_no_method_is_left_out(kind: str) -> None:
+    """The tests below call all that the clients have; a release with more shows here."""
+    for name, known in (("DstackClient", NEW), ("TappdClient", NEW | {"derive_key", "tdx_quote"})):
+        client = getattr(sdk, kind + name)
+        public = {each for each in dir(client) if not each.startswith("_")}
+        assert {each for each in public if callable(getattr(client, each))} == known
+
+
 def test_keys_of_both_algorithms(dstack: Run) -> None:
     """GetKey answers 32 bytes and a chain of two signatures, the same ones every time."""
 

@@ -63,6 +63,12 @@ def answers(node: str, server: Server, request: pytest.FixtureRequest) -> Any:  
     return json.loads(done.stdout)
 
 
+@pytest.fixture(params=["dstack", "tappd"])
+def found(answers: Any, request: pytest.FixtureRequest) -> Any:  # noqa: ANN401 - JSON
+    """What either client got, for the older one has all methods of the newer."""
+    return answers["dstack"] if request.param == "dstack" else answers["tappd"]["inherited"]
+
+
 def check_quote(answer: Any) -> Quote:  # noqa: ANN401 - JSON
     """Check that log and quote agree, and that the client's own replay says so."""
     quote = Quote.parse(bytes.fromhex(answer["quote"]))
@@ -71,39 +77,38 @@ def check_quote(answer: Any) -> Quote:  # noqa: ANN401 - JSON
     return quote
 
 
-def test_quotes_and_evidence(answers: Any) -> None:  # noqa: ANN401 - JSON
+def test_quotes_and_evidence(found: Any) -> None:  # noqa: ANN401 - JSON
     """GetQuote and Attest are over what was asked, and replay."""
     hello = b"hello".ljust(64, b"\0")
-    assert check_quote(answers["dstack"]["quote"]).report_data == hello
-    evidence = Attestation.from_bytes(bytes.fromhex(answers["dstack"]["attestation"]))
+    assert check_quote(found["quote"]).report_data == hello
+    evidence = Attestation.from_bytes(bytes.fromhex(found["attestation"]))
     assert evidence.report_data == hello
-    assert answers["dstack"]["refused"] is None  # this client sends nothing; 64 zeros are quoted
+    assert found["refused"] is None  # this client sends nothing; 64 zeros are quoted
 
 
-def test_events(answers: Any) -> None:  # noqa: ANN401 - JSON
+def test_events(found: Any) -> None:  # noqa: ANN401 - JSON
     """EmitEvent answers something that parses, and its event is in the next log."""
-    found = answers["dstack"]
     assert found["emitted"] is None
     assert found["info"]["tcb_info"]["rtmr3"] != found["before"]
     last = json.loads(found["quote"]["event_log"])[-1]
     assert (last["event"], last["event_payload"]) == ("from-javascript", "deadbeef")
 
 
-def test_info_and_version(answers: Any) -> None:  # noqa: ANN401 - JSON
+def test_info_and_version(found: Any) -> None:  # noqa: ANN401 - JSON
     """Info's parts belong together; the version is new enough for every option."""
-    info = answers["dstack"]["info"]
+    info = found["info"]
     app_compose = info["tcb_info"]["app_compose"].encode()
     assert info["compose_hash"] == hashlib.sha256(app_compose).hexdigest()
     assert "simulat" in info["cloud_vendor"]
-    assert tuple(map(int, answers["dstack"]["version"]["version"].split("."))) >= (0, 5, 8)
-    assert answers["dstack"]["reachable"] is True
+    assert tuple(map(int, found["version"]["version"].split("."))) >= (0, 5, 8)
+    assert found["reachable"] is True
 
 
-def test_tls_key(answers: Any) -> None:  # noqa: ANN401 - JSON
+def test_tls_key(found: Any) -> None:  # noqa: ANN401 - JSON
     """GetTlsKey takes every option."""
     from cryptography import x509
 
-    tls = answers["dstack"]["tls"]
+    tls = found["tls"]
     assert tls["length"] == 138
     leaf, issuer = (x509.load_pem_x509_certificate(c.encode()) for c in tls["certificate_chain"])
     leaf.verify_directly_issued_by(issuer)
@@ -111,17 +116,16 @@ def test_tls_key(answers: Any) -> None:  # noqa: ANN401 - JSON
 
 
 @pytest.mark.parametrize("algorithm", ["ed25519", "secp256k1", "secp256k1_prehashed"])
-def test_signatures(answers: Any, algorithm: str) -> None:  # noqa: ANN401 - JSON
+def test_signatures(found: Any, algorithm: str) -> None:  # noqa: ANN401 - JSON
     """What Sign signs, Verify accepts; another text it does not."""
-    found = answers["dstack"]["signatures"][algorithm]
-    assert found["chain"][0] == found["signature"]
-    assert (found["good"], found["bad"]) == (True, False)
+    answer = found["signatures"][algorithm]
+    assert answer["chain"][0] == answer["signature"]
+    assert (answer["good"], answer["bad"]) == (True, False)
 
 
 @needs_shared
-def test_known_keys_and_accounts(answers: Any) -> None:  # noqa: ANN401 - JSON
+def test_known_keys_and_accounts(found: Any) -> None:  # noqa: ANN401 - JSON
     """Keys, chains and the accounts made of them are the known ones for known app keys."""
-    found = answers["dstack"]
     known = {
         f"{case['request']['path']} {case['request']['algorithm']}": case["response"]
         for case in load("getkey.json")["cases"]
@@ -147,4 +151,16 @@ def test_tappd(answers: Any) -> None:  # noqa: ANN401 - JSON
     assert found["reachable"] is True
     assert found["info"] == answers["dstack"]["info"]["tcb_info"]["mrtd"]
     # One path gives one secret, whatever the curve.
-    assert found["inherited"] == P256Key.from_pem(found["key"]).scalar.hex()
+    assert found["secret"] == P256Key.from_pem(found["key"]).scalar.hex()
+
+
+def test_what_the_newer_client_has_left_of_the_older(answers: Any) -> None:  # noqa: ANN401 - JSON
+    """Its tdxQuote is GetQuote, and its deriveKey asks nobody."""
+    found = answers["old"]
+    assert check_quote(found["quote"]).report_data == b"hello".ljust(64, b"\0")
+    assert "deprecated" in found["refused"]
+
+
+def test_no_method_is_left_out(answers: Any) -> None:  # noqa: ANN401 - JSON
+    """Every method that the clients have was called."""
+    assert answers["uncalled"] == []

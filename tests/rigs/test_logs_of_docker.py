@@ -53,6 +53,7 @@ class Rig(NamedTuple):
         answer = self.get(target)
         assert answer.status == 200, answer.body
         assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+        assert answer.headers["x-app-version"].startswith("v")
         return answer.body
 
     def messages(self, target: str) -> list[tuple[str, str]]:
@@ -266,6 +267,7 @@ def test_unknown_containers(rig: Rig, target: str, text: str) -> None:
     """A 404 in JSON before anything else, and no other question can be smuggled to the engine."""
     answer = rig.get(target)
     assert (answer.status, answer.headers["content-type"]) == (404, "application/json")
+    assert answer.headers["x-app-version"].startswith("v")
     assert answer.json() == {"error": text}
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -76,6 +77,13 @@ def test_all_methods_have_examples() -> None:
     """Nothing was missed when the document was read."""
     assert {example.method for example in EXAMPLES} == set(RPC)
     assert len(EXAMPLES) == 11
+    documents = [path.read_text() for path in sorted(SHARED.glob("seeds/*.txt"))]
+    commands = re.findall(r"^curl .*", "\n".join(documents), flags=re.MULTILINE)
+    of_pages = [re.fullmatch(r'curl "http://[^/]+(/\w*)\S*"', command) for command in commands]
+    # Their tests are in test_logs_of_docker.py, test_metrics.py and test_pages.py.
+    pages = Counter(page[1] for page in of_pages if page)
+    assert pages == {"/logs": 4, "/metrics": 1, "/": 1}
+    assert len(commands) == len(EXAMPLES) + pages.total()
 
 
 @needs_document

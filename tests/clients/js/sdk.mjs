@@ -12,6 +12,18 @@ const hex = (bytes) => Buffer.from(bytes).toString('hex');
 const keyOf = ({ key, signature_chain }) => ({ key: hex(key), signature_chain: signature_chain.map(hex) });
 const quoteOf = (answer) => ({ ...answer, replayRtmrs: answer.replayRtmrs() });
 
+// Names the methods of a client that nobody has called by then.
+function watched(client) {
+  const called = new Set();
+  const names = [];
+  for (let found = client; found !== Object.prototype; found = Object.getPrototypeOf(found)) {
+    names.push(...Object.getOwnPropertyNames(found).filter((name) => typeof client[name] === 'function'));
+  }
+  const get = (target, name, receiver) => called.add(name) && Reflect.get(target, name, receiver);
+  const uncalled = () => names.filter((name) => name !== 'constructor' && !called.has(name));
+  return [new Proxy(client, { get }), uncalled];
+}
+
 async function dstack(client) {
   const found = { before: (await client.info()).tcb_info.rtmr3 };
   found.emitted = (await client.emitEvent('from-javascript', Buffer.from('deadbeef', 'hex'))) ?? null;
@@ -56,6 +68,14 @@ async function dstack(client) {
   return found;
 }
 
+// What the newer client has of the older one's methods.
+async function old(client) {
+  return {
+    quote: quoteOf(await client.tdxQuote('hello', 'raw')),
+    refused: await client.deriveKey('my/path').then(() => null, (error) => error.message),
+  };
+}
+
 async function tappd(client) {
   const { key, certificate_chain } = await client.deriveKey('my/path', 'subject', ['alt.example.com']);
   return {
@@ -67,14 +87,19 @@ async function tappd(client) {
     plain: quoteOf(await client.tdxQuote('hello')),
     reachable: await client.isReachable(),
     info: (await client.info()).tcb_info.mrtd,
-    inherited: hex((await client.getKey('my/path', 'signing')).key),
+    secret: hex((await client.getKey('my/path', 'signing')).key),
+    inherited: await dstack(client),
   };
 }
 
 const [, , dstackEndpoint, tappdEndpoint] = process.argv;
+const [newer, uncalledOfNewer] = watched(new DstackClient(dstackEndpoint || undefined));
+const [older, uncalledOfOlder] = watched(new TappdClient(tappdEndpoint || undefined));
 process.stdout.write(
   JSON.stringify({
-    dstack: await dstack(new DstackClient(dstackEndpoint || undefined)),
-    tappd: await tappd(new TappdClient(tappdEndpoint || undefined)),
+    dstack: await dstack(newer),
+    old: await old(newer),
+    tappd: await tappd(older),
+    uncalled: [...uncalledOfNewer(), ...uncalledOfOlder()],
   }),
 );
