@@ -69,14 +69,14 @@ class Log:
             BackendError: The engine went away in the middle.
             AttestKitError: It refused, when nobody reckoned with that any more.
         """
-        from aiohttp import ClientError
+        from aiohttp import ClientError, SocketTimeoutError
 
         response = await self._opening
         if response is None:
             return b""
         try:
             return await response.content.readany()
-        except asyncio.TimeoutError:
+        except SocketTimeoutError:  # not any TimeoutError: the kernel gives up with one as well
             return b""
         except (ClientError, OSError) as error:
             raise BackendError("the log broke off: the container engine went away") from error

@@ -25,6 +25,7 @@ _LAST_PATIENCE: Final = 1.0  # the same at the end, when nothing else waits
 _OUR_LOGGERS: Final = "attestkit"
 _PLAIN: Final = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"})
 _RESERVED: Final = frozenset({"time", "level", "logger", "message", "exception"})
+_NAMED: Final = frozenset({"request_id", "dropped"})  # our messages say these themselves
 _CONTROLS: Final = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 _CUT: Final = "..."
 
@@ -71,9 +72,10 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, without its end."""
-        parts = [f"{record.levelname} {record.name}: {_message(record)}"]
+        message = _message(record)
+        parts = [f"{record.levelname} {record.name}: {message}"]
         for key, value in _members(record).items():
-            if str(value) not in parts[0]:
+            if key not in _NAMED or str(value) not in message:
                 parts.append(f"{key}={value}")
         if record.exc_info and (told := in_one_line(record.exc_info[1])):
             parts.append(told)
@@ -134,6 +136,13 @@ class _Handler(logging.Handler):
         super().__init__()
         self.before_error: Callable[[], None] | None = None
         self._sink = sink
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Write one record, without a lock, which a destructor might wait for: the sink has one."""
+        wanted = bool(self.filter(record))
+        if wanted:
+            self.emit(record)
+        return wanted
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record; whatever goes wrong with it, the program goes on."""

@@ -3,20 +3,28 @@
 The event loop writes here, so nobody may be waited for long. A pipe that is asked first takes at
 least PIPE_BUF bytes at once, and so does a socket; lines are handed over in pieces of at most that
 many. What cannot be handed over is dropped, counted, and told as soon as somebody reads again.
+
+Nobody waits for whoever is writing: that may be the same thread, a destructor or a signal having
+come in between. Who is writing takes the lines of the others along.
 """
 
 import os
 import select
 import stat
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 __all__ = ["LONGEST_LINE", "Sink"]
+
+T = TypeVar("T")
 
 LONGEST_LINE = select.PIPE_BUF
 """Bytes of a line with its end, so that no other process's line gets into it."""
 
 _AT_ONCE = 64 * 1024  # bytes that are written to a file in one call
+_WAITING = 4096  # lines that wait for whoever is writing
 
 
 class Sink:
@@ -30,7 +38,9 @@ class Sink:
     def __init__(self, descriptor: int, tell_dropped: Callable[[int], bytes]) -> None:
         self.tell_dropped = tell_dropped
         self.dropped = 0
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # never waited for
+        self._waiting: deque[bytes] = deque()
+        self._refused: deque[int] = deque()  # how many lines found no place among those
         self._rest = b""  # of a line that a terminal took in part
         self._descriptor = _own_terminal(descriptor)
         mode = os.fstat(self._descriptor).st_mode
@@ -43,23 +53,36 @@ class Sink:
         """Hand lines over, each with its end, or drop them.
 
         Args:
-            lines: Of at most LONGEST_LINE bytes.
+            lines: Of at most LONGEST_LINE bytes; at most 4,096 of them.
             patience: Seconds to wait for a reader, unless it made us drop lines before.
         """
-        with self._lock:
-            if self.dropped:
-                patience = 0.0
-                if not self._put(self.tell_dropped(self.dropped), patience):
-                    self.dropped += len(lines)
-                    return
-                self.dropped = 0
-            most = LONGEST_LINE if self._poll else _AT_ONCE
-            done = 0
-            for piece, count in _packed(lines, most):
-                if not self._put(piece, patience):
-                    self.dropped = len(lines) - done
-                    return
-                done += count
+        room = max(0, _WAITING - len(self._waiting))
+        self._waiting.extend(lines[:room])
+        if len(lines) > room:
+            self._refused.append(len(lines) - room)
+        # Whoever has the lock looks again after giving it back, so that no line is left behind.
+        while self._lock.acquire(blocking=False):
+            try:
+                self._write([*_taken(self._waiting)], patience)
+                self.dropped += sum(_taken(self._refused))
+            finally:
+                self._lock.release()
+            if not (self._waiting or self._refused):
+                return
+
+    def _write(self, lines: Sequence[bytes], patience: float) -> None:
+        if self.dropped:
+            patience = 0.0
+            if not self._put(self.tell_dropped(self.dropped), patience):
+                self.dropped += len(lines)
+                return
+            self.dropped = 0
+        done = 0
+        for piece, count in _packed(lines, LONGEST_LINE if self._poll else _AT_ONCE):
+            if not self._put(piece, patience):
+                self.dropped = len(lines) - done
+                return
+            done += count
 
     def _put(self, data: bytes, patience: float) -> bool:
         """Return whether all of `data` has gone, or will go before anything else does."""
@@ -83,6 +106,12 @@ class Sink:
             return True
         found = self._poll.poll(patience * 1000)
         return bool(found) and bool(found[0][1] & select.POLLOUT)
+
+
+def _taken(queue: deque[T]) -> Iterator[T]:
+    """Take what is in a queue now, and not what comes meanwhile."""
+    for _ in range(len(queue)):
+        yield queue.popleft()
 
 
 def _packed(lines: Sequence[bytes], most: int) -> Iterator[tuple[bytes, int]]:

@@ -1,5 +1,7 @@
 """What the engine says of containers comes as values, and what it does wrong as our own errors."""
 
+import asyncio
+import errno
 import subprocess
 import sys
 import tempfile
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from attestkit.errors import BackendError, ConfigError, NotFoundError
 from attestkit.serve import containers
 from attestkit.serve.containers import Container, Containers
-from tests.serve.engine import ID, SILENCE, Engine, run, scripted
+from tests.serve.engine import ID, SILENCE, Engine, run, say, scripted
 from tests.serve.server import refusal
 
 LISTED = {
@@ -220,6 +222,30 @@ def test_a_container_that_vanishes() -> None:
             engine.answers[f"/containers/{ID}/logs"] = 404, {"message": f"No such container: {ID}"}
             with pytest.raises(NotFoundError, match="No such container: app"):
                 await _open(engine)
+
+    run(main())
+
+
+@pytest.mark.parametrize("translated", [True, False])
+def test_an_engine_whose_machine_died(*, translated: bool) -> None:
+    """When the kernel gives a connection up, that is no log that was silent for too long.
+
+    The HTTP client makes an error of its own of it; should it once not, it is still an error.
+    """
+
+    async def main() -> None:
+        async with scripted(tcp=True) as engine:
+            engine.log = say(then="wait")
+            async with Containers(engine.address).logs("app", {"stdout": "1"}, 50.0) as log:
+                response = await log._opening
+                assert response is not None
+                assert response.connection is not None
+                transport: Any = response.connection.transport
+                lost = transport._fatal_error if translated else response.content.set_exception
+                error = TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+                asyncio.get_running_loop().call_soon(lost, error)
+                with pytest.raises(BackendError, match="broke off: the container engine went"):
+                    await log.read()
 
     run(main())
 

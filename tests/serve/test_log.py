@@ -5,10 +5,12 @@ import json
 import logging
 import os
 import re
+import subprocess
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,6 +81,12 @@ def test_text(written: Written) -> None:
         r"ERROR attestkit\.serve: request 1-2 failed ValueError: .* \(test_log\.py:\d+\)", first
     )
     assert second == "WARNING attestkit.serve: slow seconds=1.5"
+
+
+def test_members_that_the_message_seems_to_hold(written: Written) -> None:
+    """Only the number of a request is not said twice, and only where it is said at all."""
+    OURS.info("took 100 ms", extra={"retries": 1, "request_id": "1-2"})
+    assert written.lines() == ["INFO attestkit.serve: took 100 ms retries=1 request_id=1-2"]
 
 
 def test_json(written: Written) -> None:
@@ -215,6 +223,47 @@ def test_what_nobody_catches(written: Written) -> None:
     first, second = written.lines()
     assert first.startswith("ERROR attestkit.serve: a thread failed ValueError: in a thread (")
     assert "ValueError: in a destructor (test_log.py:" in second
+
+
+DESTRUCTORS = """
+import faulthandler, gc, logging, os, threading
+from attestkit.serve.log import Log
+
+class Foreign:
+    def __init__(self):
+        self.cycle = self
+    def __del__(self):
+        logging.getLogger("aiohttp").warning("unclosed")
+
+def say():
+    for n in range(1500):
+        Foreign()
+        log._sink.write([b"x\\n"] * 20)
+        logging.getLogger("other").warning("said")
+
+faulthandler.dump_traceback_later(30, exit=True)
+log = Log(os.open("/dev/null", os.O_WRONLY))
+gc.set_threshold(20, 1000, 1000)  # as often as a busy server would sooner or later
+threads = [threading.Thread(target=say) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print("done")
+"""
+
+
+def test_destructors_may_log() -> None:
+    """Wherever garbage is collected, also while lines are being written, by several threads."""
+    done = subprocess.run(  # noqa: S603 - our own words
+        [sys.executable, "-c", DESTRUCTORS],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "done\n", done.stderr
 
 
 def test_what_people_are_told(written: Written) -> None:

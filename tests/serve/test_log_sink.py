@@ -195,6 +195,47 @@ def test_from_many_threads(pipe: tuple[int, int]) -> None:
         assert [n for who, n in lines if who == name] == list(range(200))
 
 
+def test_nobody_waits_for_who_is_writing(pipe: tuple[int, int]) -> None:
+    """Who waits for a reader takes the lines along that others have meanwhile."""
+    reader, writer = pipe
+    sink = Sink(writer, told)
+    sink.write([LINE] * 160)  # fills it
+    assert sink.dropped == 0
+    waiter = threading.Thread(target=sink.write, args=([b"first\n"], 30.0))
+    waiter.start()
+    while waiter.is_alive() and not sink._lock.locked():
+        waiter.join(0.001)
+    assert waiter.is_alive()
+    begin = time.monotonic()
+    sink.write([b"second\n"], patience=30.0)
+    assert time.monotonic() - begin < 5
+    before = read_all(reader)
+    waiter.join()
+    assert (before + read_all(reader)).endswith(LINE + b"first\nsecond\n")
+
+
+def test_a_line_in_the_middle_of_another(pipe: tuple[int, int]) -> None:
+    """What somebody logs while this thread is writing comes behind it, up to a number."""
+    reader, writer = pipe
+    count = 1
+
+    def told_and_more(dropped: int) -> bytes:
+        if dropped == 7:
+            sink.write([b"inner\n"] * count)  # as a destructor does, anywhere in there
+        return told(dropped)
+
+    sink = Sink(writer, told_and_more)
+    for count in (1, 5000):
+        sink.dropped = 7
+        sink.write([b"outer\n"])
+        first, second, *rest = read_all(reader).splitlines(keepends=True)
+        assert (first, second) == (told(7), b"outer\n")
+        inner = rest.count(b"inner\n")
+        lost = [int(line.split()[0]) for line in rest if line != b"inner\n"]
+        assert inner + sum(lost) + sink.dropped == count
+        assert inner == 1 or (count > 1 and inner > 100)
+
+
 def test_a_program_without_stderr(tmp_path: Path) -> None:
     """Where it is closed, nothing of ours gets its number, and the server says why it ends."""
     script = (

@@ -1,10 +1,11 @@
 """Load the server for an hour, and write down how it fared: `make soak`.
 
 200 connections over both sockets and HTTP ask for everything that is served, in JSON, in binary
-and as pages; where a container engine can run, ten of them follow the log of a container that
-writes. Every ten seconds the server's memory, its descriptors and the latencies go into
-docs/records/soak.json, and from there into soak.svg. It fails if a request does, or if memory or
-descriptors grow after the first five minutes. With less than ten minutes it records nothing.
+and as pages; where a container engine can run, ten of them follow the logs of a container that
+writes, and of one that says nothing. Every ten seconds the server's memory, its descriptors and
+the latencies go into docs/records/soak.json, and from there into soak.svg. It fails if a request
+does, or if memory or descriptors grow after the first five minutes. With less than ten minutes it
+records nothing.
 """
 
 import argparse
@@ -27,8 +28,9 @@ from tests.soak.load import Ask, Ledger, client, follower
 from tests.soak.plot import write_plot
 
 CONNECTIONS = {"dstack": 110, "tappd": 40, "http": 40}
-FOLLOWERS = 10
-WRITER = "while true; do echo $(seq 20); sleep 0.1; done"  # what the container runs
+FOLLOWERS = {"writer": 7, "quiet": 3}
+WRITER = "while true; do echo $(seq 20); sleep 0.1; done"  # what a container runs
+QUIET = "sleep 1000000"
 WARM = 300.0  # seconds after which nothing may grow any more
 PERIOD = 10.0  # seconds between two samples
 MEMORY_SLACK = 2.0  # MB: noise, and the log of the few events that are emitted
@@ -46,13 +48,14 @@ def main() -> int:
         environ = environment(**({} if docker is None else {"DOCKER_HOST": docker.address}))
         if docker is not None:
             docker.run("writer", WRITER)
+            docker.run("quiet", QUIET)
         server = stack.enter_context(running_server("--access-log", environ=environ))
         samples = uvloop.run(_soak(server, ledger, options.seconds, follow=docker is not None))
         log = server.log()
     growth = _growth(samples)
     figures = {
         "command": f"python -m tests.soak --seconds {options.seconds:g}",
-        "connections": sum(CONNECTIONS.values()) + FOLLOWERS,
+        "connections": sum((CONNECTIONS | FOLLOWERS).values()),
         "container_engine": missing() or "dockerd",
         "log_bytes": ledger.log_bytes,
         "requests": ledger.requests.total(),
@@ -116,14 +119,15 @@ async def _soak(
         for name, count in CONNECTIONS.items()
         for _ in range(count)
     ]
-    target = "/logs/writer?text&bare&follow&tail=10"
-    for _ in range(FOLLOWERS):
-        work = (
-            follower(server.url, target, ledger, end)
-            if follow
-            else client(server.url, asks["http"], ledger, end)
-        )
-        tasks.append(asyncio.create_task(work))
+    for name, count in FOLLOWERS.items():
+        target = f"/logs/{name}?text&bare&follow&tail=10"
+        for _ in range(count):
+            work = (
+                follower(server.url, target, ledger, end)
+                if follow
+                else client(server.url, asks["http"], ledger, end)
+            )
+            tasks.append(asyncio.create_task(work))
     samples = [sample async for sample in _samples(server, ledger, end)]
     await asyncio.gather(*tasks)
     return samples

@@ -13,6 +13,7 @@ __all__ = ["Ask", "Ledger", "client", "follower"]
 _PAUSE = 0.3  # seconds between two requests of a connection, on average
 _LIFE = 60  # requests of a connection, on average
 _PATIENCE = 60  # seconds for an answer
+_HEAD_PATIENCE = 10  # seconds for the head of an answer that goes on
 _JSON = "application/json"
 
 
@@ -97,12 +98,17 @@ async def client(endpoint: str, asks: Sequence[Ask], ledger: Ledger, end: float)
 
 
 async def follower(endpoint: str, target: str, ledger: Ledger, end: float) -> None:
-    """Follow a log until `end`, leaving and coming back from time to time."""
+    """Follow a log until `end`, leaving and coming back from time to time.
+
+    The answer must begin at once, also where the container has not said a word yet.
+    """
     while (now := time.monotonic()) < end:
         reader, writer = await _connect(endpoint)
         leave = min(end, now + random.uniform(1, 60))  # noqa: S311
         writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         try:
+            if not await _is_answered(reader, target, ledger):
+                break
             while (left := leave - time.monotonic()) > 0:
                 piece = await asyncio.wait_for(reader.read(1 << 16), left)
                 if not piece:
@@ -111,7 +117,21 @@ async def follower(endpoint: str, target: str, ledger: Ledger, end: float) -> No
                 ledger.log_bytes += len(piece)
         except asyncio.TimeoutError:
             pass
-        except OSError as error:
+        except (OSError, asyncio.IncompleteReadError) as error:
             ledger.failures[f"{target}: {type(error).__name__}"] += 1
         finally:
             writer.close()
+
+
+async def _is_answered(reader: asyncio.StreamReader, target: str, ledger: Ledger) -> bool:
+    """Read the head of an answer whose body goes on and on; return whether all is well."""
+    try:
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _HEAD_PATIENCE)
+    except asyncio.TimeoutError:
+        ledger.failures[f"{target}: no answer"] += 1
+        return False
+    ledger.requests[target] += 1
+    status = int(head.split()[1])
+    if status != 200:
+        ledger.failures[f"{target}: {status}"] += 1
+    return status == 200

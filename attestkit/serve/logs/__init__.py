@@ -5,20 +5,26 @@ Whatever can be told before the first byte is a status: 400 for a parameter, 404
 a line of its own, `{"error":"..."}`, and the last one.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Final
 
 from attestkit.errors import AttestKitError
 from attestkit.serve.containers import Log
 from attestkit.serve.guest import Guest
 from attestkit.serve.limits import LimitError
 from attestkit.serve.logs.form import Form
-from attestkit.serve.logs.frames import Frames, Lines, Splitter
+from attestkit.serve.logs.frames import Frame, Frames, Lines, Splitter
 from attestkit.serve.logs.parameters import Parameters, parse
 from attestkit.serve.views import Answer, Asked, Pieces, View
 
 __all__ = ["views"]
+
+# Of a piece. Its frames may be single bytes, each of which becomes forty: they take milliseconds.
+_MOST_FRAMES: Final = 1000
+_MOST_BYTES: Final = 64 * 1024
 
 
 def views(guest: Guest) -> Mapping[str, View]:
@@ -76,23 +82,37 @@ class _Logs:
 
 
 class _Written:
-    """A log as the client wants it, in pieces of whatever is there together."""
+    """A log as the client wants it, in pieces of whatever is there together, up to a size."""
 
     def __init__(self, log: Log, wanted: Parameters) -> None:
         self.ended = False
         self._log = log
         self._splitter: Splitter = Lines() if log.terminal else Frames()
         self._form = Form(text=wanted.text, bare=wanted.bare, ansi=wanted.ansi)
+        self._frames: Iterator[Frame] | None = None  # of what was read, if not all is written
+        self._last = False  # whether nothing comes behind those
 
     async def next(self) -> bytes:
         """Return the next piece; an empty one is not the end."""
         parts: list[bytes] = []
         try:
-            data = await self._log.read()
-            self.ended = not data
-            for frame in self._splitter.feed(data) if data else self._splitter.end():
-                parts.append(self._form.write(frame))  # noqa: PERF401 - kept when it breaks off
+            if self._frames is None:
+                data = await self._log.read()
+                self._last = not data
+                self._frames = self._splitter.feed(data) if data else self._splitter.end()
+            else:
+                await asyncio.sleep(0)  # everybody else has a turn
+            size = 0
+            for count, frame in enumerate(self._frames, 1):
+                parts.append(self._form.write(frame))
+                size += len(parts[-1])
+                if count == _MOST_FRAMES or size >= _MOST_BYTES:
+                    return b"".join(parts)
         except AttestKitError as error:
             self.ended = True
             return b"".join((*parts, self._form.end(), self._form.error(str(error))))
-        return b"".join((*parts, self._form.end())) if self.ended else b"".join(parts)
+        self._frames = None
+        if self._last:
+            self.ended = True
+            parts.append(self._form.end())
+        return b"".join(parts)

@@ -15,7 +15,7 @@ __all__ = ["Form"]
 _LONGEST_BEGUN: Final = 64 * 1024  # characters of an escape sequence that are kept for its end
 _ESCAPE: Final = "\x1b"
 # The beginning of an escape sequence (ECMA-48) at the end of a frame, but not of a line.
-_BEGUN: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b\n]*\x1b?|[ -/]+)?\Z")
+_BEGUN: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b\n]*\x1b?|[ -/]+\x1b?)?\Z")
 _json = msgspec.json.Encoder().encode
 
 

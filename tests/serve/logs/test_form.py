@@ -4,7 +4,7 @@ import base64
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from attestkit.serve.logs.form import Form
@@ -163,6 +163,7 @@ PART = st.sampled_from(
 
 
 @given(st.lists(PART).map("".join), st.lists(st.integers(0, 40), max_size=6))
+@example("\x1b(\x1b\x1b", [3])
 def test_cuts_do_not_show(text: str, cuts: list[int]) -> None:
     """A line in parts is the same as a whole one, and keeps no escape character."""
     log = text.encode()

@@ -188,6 +188,57 @@ def test_half_a_character_at_the_break(make_guest: MakeGuest) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("name", ["app", "tty"])
+def test_many_short_lines(make_guest: MakeGuest, name: str) -> None:
+    """They come whole, in pieces of which none keeps the server for long, and others have turns."""
+
+    async def main() -> None:
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        async with scripted() as engine:
+            count = 20_000
+            data = framed([Frame("stdout", b"\n")]) if name == "app" else b"\n"
+            engine.log = say(data * count)
+            shown = Shown(make_guest, engine)
+            found, longest = 0, 0
+            async with aclosing(await shown.pieces("text", name)) as pieces:
+                counting = asyncio.create_task(others())
+                async for piece in pieces:
+                    found += piece.count(b"\n")
+                    longest = max(longest, piece.count(b"\n"))
+                counting.cancel()
+            assert found == count
+            assert longest <= 1000
+            assert turns >= count / 1000 - 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("then", ["end", "break"])
+def test_a_last_piece_in_parts(make_guest: MakeGuest, then: str) -> None:
+    """What is left of it when the log ends is shown before its end, or before the error."""
+
+    async def main() -> None:
+        async with scripted() as engine:
+            cut = Frame("stdout", b"a\xe2\x82")
+            engine.log = say(framed([OUT] * 2500 + [cut]), then=then)
+            *lines, last = (await Shown(make_guest, engine).whole()).splitlines()
+            if then == "break":
+                assert json.loads(last) == {
+                    "error": "the log broke off: the container engine went away"
+                }
+                last = lines.pop()
+            assert (lines, last) == (["out"] * 2500, "a\ufffd")
+
+    run(main())
+
+
 def test_silence(make_guest: MakeGuest) -> None:
     """A log without a word ends after a while, without an error; words put that off."""
 
