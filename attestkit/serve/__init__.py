@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from attestkit.serve.system import DATA_DISKS
+
 if TYPE_CHECKING:
     from socket import socket
 
@@ -77,7 +79,7 @@ def serve(  # noqa: PLR0913 - everything by name
     vm_config: str | None = None,
     verifier: "Verifier | None" = None,
     ident: str | None = None,
-    data_disks: Sequence[str] = ("/",),
+    data_disks: Sequence[str] = DATA_DISKS,
     limits: "Limits | None" = None,
     access_log: "AccessLog | None" = None,
     docker: str | None = None,

@@ -41,6 +41,8 @@ class Cycle(RequestResponseCycle):
         """Take a piece of the response."""
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
+        if self.transport.is_closing():  # connection_lost() will tell in a moment
+            self.disconnected = True
         if self.disconnected:
             return
         if not self.response_started and message["type"] == "http.response.start":

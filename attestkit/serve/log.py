@@ -18,7 +18,7 @@ from typing import Any, Final
 from attestkit.serve.access_log import AccessLog
 from attestkit.serve.log_sink import LONGEST_LINE, Sink
 
-__all__ = ["JsonLines", "Log", "TextLines", "in_one_line", "printable"]
+__all__ = ["JsonLines", "Log", "TextLines", "ascii_line", "in_one_line"]
 
 _PATIENCE: Final = 0.05  # seconds that one record may wait for a reader
 _LAST_PATIENCE: Final = 1.0  # the same at the end, when nothing else waits
@@ -30,7 +30,7 @@ _CONTROLS: Final = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 _CUT: Final = "..."
 
 
-def printable(text: str, longest: int) -> str:
+def ascii_line(text: str, longest: int) -> str:
     """Return text as ASCII in one line of at most so many characters.
 
     White space of any kind is one space, other characters that a terminal or an editor might act
@@ -79,7 +79,7 @@ class TextLines(logging.Formatter):
                 parts.append(f"{key}={value}")
         if record.exc_info and (told := in_one_line(record.exc_info[1])):
             parts.append(told)
-        return printable(" ".join(parts), LONGEST_LINE - 1)
+        return ascii_line(" ".join(parts), LONGEST_LINE - 1)
 
 
 class JsonLines(logging.Formatter):
@@ -216,7 +216,7 @@ class Log:
         if self.format == "json":
             self._logger.info("%s", lines[0], extra=members)
         else:
-            told = [f"{printable(line, LONGEST_LINE - 1)}\n".encode("ascii") for line in lines]
+            told = [f"{ascii_line(line, LONGEST_LINE - 1)}\n".encode("ascii") for line in lines]
             self._sink.write(told, _PATIENCE)
 
     def complain(self, text: str) -> None:
@@ -224,7 +224,7 @@ class Log:
         if self.format == "json":
             self._logger.critical("%s", text)
         else:
-            line = printable(f"attestkit serve: {text}", LONGEST_LINE - 1)
+            line = ascii_line(f"attestkit serve: {text}", LONGEST_LINE - 1)
             self._sink.write([f"{line}\n".encode("ascii")], _LAST_PATIENCE)
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit.serve.log import JsonLines, Log, TextLines, printable
+from attestkit.serve.log import JsonLines, Log, TextLines, ascii_line
 from attestkit.serve.log_sink import LONGEST_LINE
 
 OURS = logging.getLogger("attestkit.serve")
@@ -312,7 +312,7 @@ def test_half_a_surrogate_pair(form: type[logging.Formatter]) -> None:
 @given(st.text(), st.integers(10, 50))
 def test_printable(text: str, longest: int) -> None:
     """Any text is a line of ASCII within its bound; plain text is itself."""
-    found = printable(text, longest)
+    found = ascii_line(text, longest)
     assert found.isascii()
     assert found.isprintable() or not found
     assert len(found) <= longest

@@ -23,6 +23,7 @@ def server() -> Iterator[Server]:
     with running_server("--limit", f"bodies={HELD}MiB") as server:
         call(server.dstack, "Info")
         yield server
+        server.check_log()
 
 
 def memory(server: Server) -> int:
