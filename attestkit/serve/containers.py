@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from attestkit.errors import BackendError, ConfigError, NotFoundError
+from attestkit.serve.late import load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -178,6 +179,7 @@ class Containers:
 
     @asynccontextmanager
     async def _engine(self) -> AsyncIterator["Docker"]:
+        await load("aiodocker")
         from aiodocker import Docker
         from aiohttp import TCPConnector, UnixConnector
 

@@ -19,13 +19,14 @@ from attestkit.serve.containers import Container
 from attestkit.serve.facts import LONGEST, Row, identity_rows, machine_rows
 from attestkit.serve.guest import Guest
 from attestkit.serve.json_codec import Prepared
+from attestkit.serve.late import load
 from attestkit.serve.messages import AppInfo
 from attestkit.serve.system import read_figures
 from attestkit.serve.timeline import measured
 from attestkit.serve.views import Answer, Asked, Header
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from jinja2 import Template
     from markupsafe import Markup
 
 __all__ = ["Dashboard"]
@@ -92,7 +93,8 @@ class Dashboard:
             raise BackendError(f"Failed to get worker info: {error}") from error
         info = prepared.message
         assert isinstance(info, AppInfo)
-        page = _templates().get_template("dashboard.html.jinja")
+        await load("psutil")
+        page, measurements = await _templates()
         containers = await self._containers(guest)
         text = page.render(
             simulated=guest.attester.simulated,
@@ -102,7 +104,7 @@ class Dashboard:
             system=_system(guest),
             containers=containers,
             public_logs="/logs/" in self._mounted,
-            measurements=self._measurements(prepared, info),
+            measurements=self._measurements(measurements, prepared, info),
             hidden=hidden,
             links=[(path, what) for path, what in _LINKS if path in self._mounted],
             now=datetime.fromtimestamp(guest.now(), timezone.utc),
@@ -118,12 +120,13 @@ class Dashboard:
                 known = self._found = guest.now(), found
             return known[1]
 
-    def _measurements(self, prepared: Prepared[AppInfo], info: AppInfo) -> "Markup":
+    def _measurements(
+        self, template: "Template", prepared: Prepared[AppInfo], info: AppInfo
+    ) -> "Markup":
         """Return registers, events and TCB info as HTML; made anew when they are others."""
         if self._shown is None or self._shown[0] is not prepared:
             from markupsafe import Markup  # comes with the template library
 
-            template = _templates().get_template("measurements.html.jinja")
             # The template has escaped whatever is in there.
             self._shown = prepared, Markup(template.render(measured=measured(info)))  # noqa: S704
         return self._shown[1]
@@ -168,11 +171,21 @@ def _listed(container: Container) -> _Listed:
     )
 
 
+async def _templates() -> "tuple[Template, Template]":
+    """Return the templates of the page and of its measurements; a thread makes them once."""
+    if _made.cache_info().currsize:
+        return _made()
+    return await asyncio.to_thread(_made)
+
+
 @cache
-def _templates() -> "Environment":
+def _made() -> "tuple[Template, Template]":
     from attestkit._templates import templates  # late: slow to import
 
     environment = templates("attestkit.serve")
     environment.globals["asset"] = asset_path
     environment.filters["grouped"] = "{:,}".format
-    return environment
+    page, measurements = map(
+        environment.get_template, ("dashboard.html.jinja", "measurements.html.jinja")
+    )
+    return page, measurements

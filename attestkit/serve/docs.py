@@ -3,8 +3,8 @@
 Each is made when it is first asked for, and kept; what makes them is loaded no sooner.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 
 from attestkit.serve.api import Api
 from attestkit.serve.guest import Guest
@@ -46,9 +46,13 @@ def views_of(api: Api) -> Mapping[str, View]:
 
 
 def _kept(make: Callable[[], Answer]) -> View:
-    kept = cache(make)
+    """Return a view of what is made once, in a thread: loading what makes it takes its time."""
+    kept: Answer | None = None
 
     async def show(_guest: Guest, _asked: Asked) -> Answer:
-        return kept()
+        nonlocal kept
+        if kept is None:
+            kept = await asyncio.to_thread(make)
+        return kept
 
     return View(show)

@@ -4,6 +4,7 @@ The agent's families are written as the agent writes them: whole numbers as such
 comma between labels, a blank line between families. Ours are the library's to write.
 """
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
@@ -12,6 +13,7 @@ from attestkit._native import CORE
 from attestkit._version import own_version
 from attestkit.errors import AttestKitError, BackendError
 from attestkit.serve.guest import Guest
+from attestkit.serve.late import load
 from attestkit.serve.stats import BOUNDS
 from attestkit.serve.system import Disk, Figures, read_figures
 from attestkit.serve.views import Answer, Asked
@@ -19,21 +21,46 @@ from attestkit.serve.views import Answer, Asked
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-__all__ = ["CONTENT_TYPE", "show_metrics"]
+__all__ = ["CONTENT_TYPE", "Metrics"]
 
 CONTENT_TYPE: Final = b"text/plain; charset=utf-8"
+_DEVICE_SECONDS: Final = 0.1  # that a device may take: who collects does not wait for long
 _DISK: Final = ("name", "mount_point")
 
 
-async def show_metrics(guest: Guest, _: Asked) -> Answer:
-    """Show everything there is to count, for a program that collects it."""
-    try:
-        figures = read_figures(guest.data_disks)
-    except AttestKitError as error:
-        raise BackendError(f"Failed to get system info: {error}") from error
-    events = await guest.on_device(lambda: _runtime_events(guest))
-    text = "\n".join(map(_as_the_agent, _machine(figures)))
-    return Answer(CONTENT_TYPE, f"{text}\n".encode() + _ours(guest, events))
+class Metrics:
+    """The metrics of one guest."""
+
+    def __init__(self) -> None:
+        self._events: int | None = None  # as far as it is known
+        self._counting: asyncio.Task[int | None] | None = None
+
+    async def show(self, guest: Guest, _: Asked) -> Answer:
+        """Show everything there is to count, for a program that collects it."""
+        await load("psutil", "prometheus_client")
+        try:
+            figures = read_figures(guest.data_disks)
+        except AttestKitError as error:
+            raise BackendError(f"Failed to get system info: {error}") from error
+        events = await self._count(guest)
+        text = "\n".join(map(_as_the_agent, _machine(figures)))
+        return Answer(CONTENT_TYPE, f"{text}\n".encode() + _ours(guest, events))
+
+    async def _count(self, guest: Guest) -> int | None:
+        """Return how many events the app has emitted; while the device is busy, the last number.
+
+        The question stays in the queue of the device then, once, for the next who wants to know.
+        """
+        if self._counting is None:
+            work = guest.on_device(lambda: _runtime_events(guest))
+            self._counting = asyncio.create_task(work)
+        counting = self._counting
+        await asyncio.wait({counting}, timeout=_DEVICE_SECONDS)
+        if counting.done():
+            if self._counting is counting:
+                self._counting = None
+            self._events = counting.result()
+        return self._events
 
 
 def _runtime_events(guest: Guest) -> int | None:

@@ -8,7 +8,7 @@ from attestkit.errors import NotFoundError
 from attestkit.serve.assets import ASSETS, asset
 from attestkit.serve.dashboard import Dashboard
 from attestkit.serve.guest import Guest
-from attestkit.serve.metrics import show_metrics
+from attestkit.serve.metrics import Metrics
 from attestkit.serve.views import Answer, Asked, View
 from attestkit.serve.worker import SERVICE
 
@@ -29,7 +29,7 @@ def views(
     """
     found = {"/assets/": View(_show_asset, named=True), **others}
     if guest.app_compose.public_sysinfo:
-        found["/metrics"] = View(show_metrics)
+        found["/metrics"] = View(Metrics().show)
     methods = {f"{SERVICE.mount}{SERVICE.prefix}{name}" for name in SERVICE.methods}
     return {"/": View(Dashboard({*methods, *found, *linked}).show), **found}
 

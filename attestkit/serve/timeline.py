@@ -4,11 +4,15 @@ A log may have 65,536 events and an app may write ten megabytes into one. The fi
 events are shown with the start of their data; whoever wants all of it asks `/prpc/Worker.Info`.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Sequence
+from itertools import starmap
+from typing import Final, NamedTuple
+
+from msgspec import Struct
+from msgspec.json import Decoder
 
 from attestkit.event_log import Event
+from attestkit.event_log.event_types import RUNTIME_EVENT_TYPE
 from attestkit.event_log.readable import Payload, event_name, preview
 from attestkit.serve.messages import AppInfo
 
@@ -71,16 +75,45 @@ class Measurements(NamedTuple):
         return len(self.text) < self.length
 
 
+class _Logged(Struct, gc=False):
+    """An event as the agent's JSON has it, which this server wrote itself.
+
+    There may be many, of which few are shown: only those become events.
+    """
+
+    imr: int
+    event_type: int
+    digest: str
+    event: str
+    event_payload: str
+
+
+class _TcbInfo(Struct):
+    """What is shown of the TCB info."""
+
+    event_log: list[_Logged]
+    mrtd: str | None
+    rtmr0: str | None
+    rtmr1: str | None
+    rtmr2: str | None
+    rtmr3: str | None
+
+
+_read = Decoder(_TcbInfo).decode
+
+
 def measured(info: AppInfo) -> Measurements:
     """Return what is shown of the measurements in `info`."""
     if not info.tcb_info:
         return Measurements()
-    found = json.loads(info.tcb_info)
-    events = list(enumerate(map(_event, found["event_log"])))
-    boot = [(at, event) for at, event in events if not event.is_runtime]
-    runtime = [(at, event) for at, event in events if event.is_runtime]
+    found = _read(info.tcb_info)
+    boot: list[tuple[int, _Logged]] = []
+    runtime: list[tuple[int, _Logged]] = []
+    for event in enumerate(found.event_log):
+        (runtime if event[1].event_type == RUNTIME_EVENT_TYPE else boot).append(event)
+    registers = ((name, getattr(found, name)) for name in _WHAT)
     return Measurements(
-        tuple(_register(name, found[name]) for name in _WHAT if found[name] is not None),
+        tuple(_register(name, value) for name, value in registers if value is not None),
         _span(boot),
         _span(runtime),
         info.tcb_info[:LONGEST_TEXT],
@@ -93,15 +126,17 @@ def _register(name: str, value: str) -> Register:
     return Register(name.upper(), _WHAT[name], value, groups)
 
 
-def _span(events: Sequence[tuple[int, Event]]) -> Span:
+def _span(events: Sequence[tuple[int, _Logged]]) -> Span:
     if len(events) <= FIRST + LAST:
-        return Span(len(events), tuple(_entry(at, event) for at, event in events))
+        return Span(len(events), tuple(starmap(_entry, events)))
     shown = [*events[:FIRST], *events[-LAST:]]
     gap = len(events) - len(shown)
-    return Span(len(events), tuple(_entry(at, event) for at, event in shown), FIRST, gap)
+    return Span(len(events), tuple(starmap(_entry, shown)), FIRST, gap)
 
 
-def _entry(at: int, event: Event) -> Entry:
+def _entry(at: int, logged: _Logged) -> Entry:
+    digest, payload = bytes.fromhex(logged.digest), bytes.fromhex(logged.event_payload)
+    event = Event(logged.imr, logged.event_type, digest, logged.event, payload)
     return Entry(
         at,
         f"RTMR{event.register}",
@@ -109,15 +144,4 @@ def _entry(at: int, event: Event) -> Entry:
         event_name(event),
         preview(event.payload),
         event.digest.hex(),
-    )
-
-
-def _event(fields: Mapping[str, Any]) -> Event:
-    """Return the event in an entry of the agent's JSON, which this server wrote itself."""
-    return Event(
-        fields["imr"],
-        fields["event_type"],
-        bytes.fromhex(fields["digest"]),
-        fields["event"],
-        bytes.fromhex(fields["event_payload"]),
     )

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +20,14 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from attestkit import _native
-from attestkit.serve import apps
+from attestkit.serve import apps, pages
 from attestkit.serve.metrics import _as_the_agent, _machine
 from attestkit.serve.stats import BOUNDS
 from attestkit.serve.system import Disk, read_figures
+from attestkit.serve.views import Asked
 from tests.serve.asgi import Client
 from tests.serve.client import Connection, call
+from tests.serve.engine import run
 from tests.serve.guests import Blocking, Broken, MakeGuest
 from tests.serve.server import Server, running_server
 from tests.vectors import SHARED
@@ -320,6 +323,36 @@ def test_the_log_is_read_in_the_devices_thread(
     """On a device that blocks the length of the log is there too."""
     text = _text(Client(apps.external_app(make_guest(Blocking, compose=PUBLIC)), loop))
     assert _value(text, "attestkit_runtime_events") == 9
+
+
+def test_nobody_waits_for_a_busy_device(make_guest: MakeGuest) -> None:
+    """While another question takes its time, the number of events is the last, or left out."""
+
+    async def main() -> None:
+        guest = make_guest(Blocking, compose=PUBLIC)
+        show = pages.views(guest)["/metrics"].show
+        done = threading.Event()
+
+        async def events() -> str:
+            body = (await show(guest, Asked())).body
+            assert isinstance(body, bytes)
+            found = re.search(r"^attestkit_runtime_events (.*)$", body.decode(), re.MULTILINE)
+            return found[1] if found else ""
+
+        for expected in ("", "9.0"):
+            done.clear()
+            quote = asyncio.create_task(guest.on_device(done.wait))
+            await asyncio.sleep(0)
+            try:
+                for _ in range(3):
+                    assert await events() == expected
+            finally:
+                done.set()
+            assert await quote
+            assert await events() == "9.0"
+        await asyncio.to_thread(guest.close)
+
+    run(main())
 
 
 def test_only_where_the_app_publishes_them(external: Client) -> None:

@@ -1,11 +1,14 @@
 """What is shown of registers and events has an end, and says what it left out."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attestkit.event_log import Event
+from attestkit.serve import timeline
 from attestkit.serve.messages import AppInfo
 from attestkit.serve.timeline import FIRST, LAST, LONGEST_TEXT, measured
 
@@ -72,6 +75,23 @@ def test_a_long_span_has_a_gap(more: int) -> None:
         assert numbers == [*range(FIRST), *range(total - LAST, total)]
     else:
         assert numbers == list(range(total))
+
+
+def test_only_what_is_shown_becomes_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log may have 65,536 events, and everybody else waits while they are read."""
+    made = 0
+
+    class Counted(Event):
+        def __new__(cls, *values: Any) -> Event:  # type: ignore[misc]  # noqa: ANN401
+            nonlocal made
+            made += 1
+            return Event(*values)
+
+    monkeypatch.setattr(timeline, "Event", Counted)
+    events = [_event(f"e{index}", runtime=index % 2 == 0) for index in range(5000)]
+    shown = measured(_info(*events))
+    assert (shown.boot.total, shown.runtime.total) == (2500, 2500)
+    assert made == 2 * (FIRST + LAST)
 
 
 @pytest.mark.parametrize("more", [-1, 0, 1])

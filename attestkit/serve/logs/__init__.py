@@ -14,6 +14,7 @@ from typing import Final
 from attestkit.errors import AttestKitError
 from attestkit.serve.containers import Log
 from attestkit.serve.guest import Guest
+from attestkit.serve.late import load
 from attestkit.serve.limits import LimitError
 from attestkit.serve.logs.form import Form
 from attestkit.serve.logs.frames import Frame, Frames, Lines, Splitter
@@ -56,6 +57,7 @@ class _Logs:
             async with opened as log:
                 yield b""  # for show()
                 yield b""  # so that the head of the answer leaves before the container says a word
+                await load("wcwidth")
                 written = _Written(log, wanted)
                 while not written.ended:
                     if piece := await written.next():

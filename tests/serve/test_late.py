@@ -1,0 +1,65 @@
+"""What is large is loaded by threads, so that the event loop goes on meanwhile."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+# Asks for every page, and notes what the thread of the event loop had to load for it.
+PROGRAM = """
+import asyncio, os, sys, threading, time
+import attestkit
+from attestkit.app_compose import AppCompose
+from attestkit.errors import AttestKitError
+from attestkit.serve import api, docs, pages, worker
+from attestkit.serve.guest import Guest
+from attestkit.serve.views import Asked
+
+LARGE = {"aiodocker", "aiohttp", "jinja2", "prometheus_client", "psutil", "wcwidth"}
+found = set()
+
+class Noting:
+    def find_spec(self, name, path=None, target=None):
+        if name in LARGE:
+            found.add((name, threading.current_thread() is threading.main_thread()))
+
+async def ask(view):
+    try:
+        await view.show(guest, Asked(name="x"))
+    except AttestKitError:
+        pass
+
+async def main():
+    views = pages.views(guest)
+    for view in (views["/"], views["/metrics"], *docs.views_of(described).values()):
+        await ask(view)
+
+tee = attestkit.open("simulator")
+text = b'{"manifest_version":2,"name":"a","runner":"bash","public_sysinfo":true}'
+compose = AppCompose.parse(text)
+guest = Guest(
+    tee, app_compose=compose, app_keys=None, vm_config="{}", now=time.time, random=os.urandom,
+    docker="/nowhere/docker.sock",
+)
+described = api.Api("t", "0", "curl", [worker.SERVICE], docs.PATHS, names_version=False)
+assert not LARGE & sys.modules.keys()
+sys.meta_path.insert(0, Noting())
+asyncio.run(main())
+print(*sorted(name for name, by_loop in found if by_loop))
+print(*sorted(name for name, by_loop in found if not by_loop))
+"""
+
+
+def test_pages_are_not_loaded_by_the_loop() -> None:
+    """Neither the dashboard's libraries nor those of metrics and documents."""
+    done = subprocess.run(  # noqa: S603 - our own words
+        [sys.executable, "-c", PROGRAM],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    by_loop, by_threads = done.stdout.splitlines()
+    assert by_loop == ""
+    assert by_threads.split() == ["aiodocker", "aiohttp", "jinja2", "prometheus_client", "psutil"]
