@@ -16,7 +16,6 @@ state costs more than many methods.
 """
 
 import asyncio
-import re
 import select
 from collections.abc import Sequence
 from functools import partial
@@ -32,7 +31,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from attestkit.serve.http_cycle import COPIED, Cycle, Response
+from attestkit.serve.http_cycle import COPIED, Cycle, Response, without_upgrade
 from attestkit.serve.http_shared import LINGER_SECONDS, Shared
 from attestkit.serve.json_codec import encode_error
 from attestkit.serve.rpc import App, DirectCall, RpcApp
@@ -49,7 +48,6 @@ _MOST_REST: Final = 1024 * 1024  # bytes that may wait for it
 _MOST_OUT: Final = 64 * 1024  # bytes of answers that wait to leave
 _VERSIONS: Final = frozenset({"1.0", "1.1"})
 _INDIRECT_FIELDS: Final = frozenset({b"expect", b"transfer-encoding"})
-_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
 class ListenerConfig(uvicorn.Config):
@@ -92,6 +90,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_head = self._in_message = self._refused = self._is_extra = False
         self._spoke = self._last = self._lingers = False
         self._rest = b""  # what was read and is not parsed yet
+        self._held_back = False  # reading waits for that
+        self._ended = False  # the client says no more, and all it said is in `_rest`
         self._unread = 0  # bytes of a head, or behind a refusal
         self._unsent = 0  # bytes that the client had not taken when last looked at
         self._since = 0.0  # when the present state began, by the loop's clock
@@ -135,6 +135,10 @@ class HttpProtocol(HttpToolsProtocol):
 
         One that follows a log is taken to have gone: else we would follow it for nobody.
         """
+        if self._rest:
+            self._ended = True
+            return True
+        self.flush()
         self.last_call()
         if self._answered() or self._in_message:
             return False
@@ -224,6 +228,7 @@ class HttpProtocol(HttpToolsProtocol):
         while self._rest and not self._refused:
             busy = self.pipeline or not (self._answered() or self._in_message)
             if busy or self._turn >= _TURN:  # then on_response_complete(), next_turn() go on
+                self._held_back = True
                 self.flow.pause_reading()
                 if len(self._rest) > _MOST_REST:  # it sends on and on all the same
                     self.transport.abort()
@@ -231,8 +236,11 @@ class HttpProtocol(HttpToolsProtocol):
             data, self._rest = self._rest[:_SLICE], self._rest[_SLICE:]
             self._parse(data)
         self._rest = b""
-        if not self.pipeline:
+        if self._held_back:
+            self._held_back = False
             self.flow.resume_reading()
+        if self._ended and not self.eof_received():
+            self.transport.close()
 
     def next_turn(self) -> None:
         """Let the answers of this turn go, and go on in the next one."""
@@ -251,7 +259,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self._refuse(431, "the request line and headers are too long")
                 return
             if b"pgrade" in data:
-                data = _without_upgrade(data)
+                data = without_upgrade(data)
         else:
             self._unread += len(data)  # until on_body() tells that it was read
         try:
@@ -407,8 +415,10 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-        else:
-            self._go_on()
+            return
+        if not self._rest:  # else it stays as it is until that is parsed
+            self.flow.resume_reading()
+        self._go_on()
 
     # -- the access log ------------------------------------------------------------------------
 
@@ -482,12 +492,3 @@ class HttpProtocol(HttpToolsProtocol):
         self._unread += len(data)
         if self._unread > LINGER_LIMIT:
             self.transport.close()
-
-
-def _without_upgrade(data: bytes) -> bytes:
-    """Return a request that no longer asks for another protocol, as clients of HTTP/2 do.
-
-    Such a wish may be ignored, but the parser would take it for granted and drop the body.
-    """
-    head, blank, rest = data.partition(b"\r\n\r\n")
-    return _UPGRADE.sub(b"\r\nx-not-upgraded:", head) + blank + rest

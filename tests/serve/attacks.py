@@ -247,6 +247,20 @@ def _slow() -> list[Attack]:
         Attack("a request, then gone", "http", [_get(b"/")], ([],), _reset),
         Attack("1000 requests, then gone", "dstack", [ask * 1000], ([],), _reset),
         Attack("a request, then no more", "dstack", [ask], ([200],), _half_close),
+        Attack(
+            "2000 requests, then no more",
+            "http",
+            [_get(b"/prpc/Version") * 2000],
+            ([200] * 2000,),
+            _half_close,
+        ),
+        Attack(
+            "pages, then no more",
+            "http",
+            [(_get(b"/docs") + _get(b"/prpc/Version")) * 20],
+            ([200] * 40,),
+            _half_close,
+        ),
         Attack("half a head, then no more", "dstack", [start], ([],), _half_close),
         Attack("2000 requests at once", "http", [_get(b"/prpc/Version") * 2000], ([200] * 2000,)),
     ]
