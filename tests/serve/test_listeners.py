@@ -2,12 +2,9 @@
 
 import asyncio
 import contextlib
-import json
 import socket
-import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
 import uvloop
@@ -16,87 +13,7 @@ from attestkit.serve import listeners
 from attestkit.serve.limits import Limits
 from attestkit.serve.listeners import Listener
 from attestkit.serve.rpc import App, Receive, Scope, Send
-from attestkit.serve.views import ENDLESS
-
-Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-Connect: TypeAlias = Callable[[], Awaitable[Streams]]
-
-DEFAULT = Limits()
-GET = b"GET /path?query HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer with what was asked, once all of it is here."""
-    body, more = b"", True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return
-        body += message["body"]
-        more = message["more_body"]
-    text = b"%s %d" % (scope["raw_path"], len(body))
-    headers = [(b"content-length", b"%d" % len(text))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": text})
-
-
-@contextlib.asynccontextmanager
-async def serving(
-    *apps: App, limits: Limits = DEFAULT
-) -> AsyncIterator[tuple[list[Connect], "asyncio.Task[int]"]]:
-    """Serve applications on free ports; give a way to connect to each, and the server's task."""
-    sockets = []
-    for _ in apps:
-        sock = socket.create_server(("127.0.0.1", 0))
-        sockets.append(sock)
-    ports = [sock.getsockname()[1] for sock in sockets]
-    ready = asyncio.Event()
-    listening = [Listener(app, sock, limits) for app, sock in zip(apps, sockets, strict=True)]
-    task = asyncio.create_task(listeners._run(listening, ready.set))
-
-    def connector(port: int) -> Connect:
-        return lambda: asyncio.open_connection("127.0.0.1", port)
-
-    await asyncio.wait_for(ready.wait(), 30)
-    try:
-        yield [connector(port) for port in ports], task
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
-def run(
-    test: Callable[[Connect], Awaitable[None]], app: App = echo, limits: Limits = DEFAULT
-) -> None:
-    """Run a test against one application, in the event loop that the server has."""
-
-    async def main() -> None:
-        async with serving(app, limits=limits) as ([connect], _):
-            await asyncio.wait_for(test(connect), 30)
-
-    uvloop.run(main())
-
-
-async def response(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
-    """Read one response."""
-    head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
-    headers = dict(line.split(": ", 1) for line in head[1:-1])
-    return (
-        int(head[0].split()[1]),
-        headers,
-        await reader.readexactly(int(headers["content-length"])),
-    )
-
-
-async def refusal(reader: asyncio.StreamReader) -> int:
-    """Read a refusal, which is JSON and the last thing on the connection; return its status."""
-    status, headers, body = await response(reader)
-    assert headers["content-type"] == "application/json"
-    assert headers["connection"] == "close"
-    assert list(json.loads(body)) == ["error"]
-    assert await reader.read() == b""
-    return status
+from tests.serve.listening import GET, Connect, echo, refusal, response, run, serving
 
 
 def test_each_listener_has_its_application() -> None:
@@ -149,104 +66,6 @@ def test_pipelined_requests_are_answered_in_order() -> None:
         writer.close()
 
     run(test)
-
-
-@pytest.mark.parametrize(
-    "second",
-    [
-        b"POST /b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
-        b"nonsense\r\n\r\n",
-    ],
-)
-@pytest.mark.parametrize("between", [0, 2])
-def test_a_refusal_takes_nobody_s_place(second: bytes, between: int) -> None:
-    """What is wrong behind requests ends the connection when these have their answers."""
-
-    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-        await asyncio.sleep(0.05)
-        await echo(scope, receive, send)
-
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
-        writer.write(GET * (1 + between) + second)
-        for _ in range(1 + between):
-            assert (await response(reader))[::2] == (200, b"/path 0")
-        assert await reader.read() == b""
-        writer.close()
-
-    run(test, slow)
-
-
-@pytest.mark.parametrize("begun", [False, True])
-@pytest.mark.parametrize("behind", [b"", GET])
-@pytest.mark.parametrize("reset", [False, True])
-def test_who_follows_is_missed(*, begun: bool, behind: bytes, reset: bool) -> None:
-    """An answer without an end ends with its client, whenever that leaves, and however."""
-    ended = asyncio.Event()
-    started = asyncio.Event()
-
-    async def endless(_scope: Scope, receive: Receive, send: Send) -> None:
-        started.set()
-        if not begun:
-            await asyncio.sleep(0.1)  # the client goes before the answer begins
-        start = {"type": "http.response.start", "status": 200, "headers": [], ENDLESS: True}
-        await send(start)
-        await send({"type": "http.response.body", "body": b"", "more_body": True})
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        ended.set()
-
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
-        writer.write(GET + behind)
-        await started.wait()
-        if begun:
-            await reader.readuntil(b"\r\n\r\n")
-        if reset:
-            linger = struct.pack("ii", 1, 0)
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        writer.transport.abort() if reset else writer.close()
-        await ended.wait()
-
-    run(test, endless)
-
-
-def test_refusals_have_the_headers_of_all_answers() -> None:
-    """Whatever the listener itself says looks like what its application says."""
-
-    class App:
-        headers = ((b"server", b"test"), (b"x-frame-options", b"SAMEORIGIN"))
-
-        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-            await echo(scope, receive, send)
-
-    async def test(connect: Connect) -> None:
-        for head in (b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 200 + b"\r\n"):
-            reader, writer = await connect()
-            writer.write(head)
-            _, headers, _ = await response(reader)
-            assert (headers["server"], headers["x-frame-options"]) == ("test", "SAMEORIGIN")
-            writer.close()
-
-    run(test, App())
-
-
-def test_a_client_that_says_no_more_gets_its_answer() -> None:
-    """The end of what it sends is not the end of what it waits for."""
-
-    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-        await asyncio.sleep(0.05)
-        await echo(scope, receive, send)
-
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
-        writer.write(GET)
-        writer.write_eof()
-        assert (await response(reader))[2] == b"/path 0"
-        assert await reader.read() == b""
-        writer.close()
-
-    run(test, slow)
 
 
 @pytest.mark.parametrize(
@@ -488,20 +307,6 @@ def test_an_answer_before_the_end_of_the_request_arrives() -> None:
         writer.close()
 
     run(test, hasty)
-
-
-def test_a_refusal_waits_for_the_answer_before_it() -> None:
-    """Garbage behind a good request does not spoil the answer to that."""
-
-    async def test(connect: Connect) -> None:
-        reader, writer = await connect()
-        writer.write(GET + b"garbage\r\n\r\n")
-        status, headers, body = await response(reader)
-        assert (status, body, headers["connection"]) == (200, b"/path 0", "close")
-        assert await reader.read() == b""
-        writer.close()
-
-    run(test)
 
 
 def test_what_is_in_flight_is_finished() -> None:
