@@ -232,6 +232,15 @@ def test_the_first_listener_that_is_on_is_asked(
     assert all(other.asked == [] for other in others.values())
 
 
+def test_the_first_sign_of_life_comes_at_once(folder: Path, manager: Manager) -> None:
+    """Nobody waits half of an hour to hear it."""
+
+    async def test() -> None:
+        assert await hear(manager) == "WATCHDOG=1"
+
+    watch(folder, manager, test, 1800.0, http=Answering(OK))
+
+
 @pytest.mark.parametrize("answer", [BROKEN, b"HTTP/1.1 404 Not Found\r\n\r\n", b"what?", None])
 def test_without_a_good_answer_nothing_is_said(
     folder: Path, manager: Manager, answer: bytes | None, caplog: pytest.LogCaptureFixture
