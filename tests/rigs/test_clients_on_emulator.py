@@ -148,12 +148,16 @@ def answers(node: str, server: Server) -> Any:  # noqa: ANN401 - JSON
     return json.loads(done.stdout)
 
 
+found = javascript.found
+
 test_javascript_quotes = javascript.test_quotes_and_evidence
 test_javascript_events = javascript.test_events
 test_javascript_tls_key = javascript.test_tls_key
 test_javascript_signatures = javascript.test_signatures
 test_javascript_keys = javascript.test_known_keys_and_accounts
 test_javascript_tappd = javascript.test_tappd
+test_javascript_older = javascript.test_what_the_newer_client_has_left_of_the_older
+test_javascript_uncalled = javascript.test_no_method_is_left_out
 
 
 def test_javascript_info(answers: Any, app: AppFiles) -> None:  # noqa: ANN401 - JSON
