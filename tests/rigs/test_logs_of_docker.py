@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from html import unescape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -169,6 +170,21 @@ def _examples() -> list[str]:
     """Return the commands of the API document that show logs."""
     documents = [path.read_text() for path in sorted(SHARED.glob("seeds/*.txt"))]
     return re.findall(r'^curl "http://\S+/logs/[^"]+"$', "\n".join(documents), re.MULTILINE)
+
+
+def test_the_dashboard_links_to_every_log(rig: Rig, middle: int) -> None:
+    """The page lists what the engine has, and its links lead to what the containers wrote."""
+    assert middle
+    names = rig.docker.cli("ps", "--all", "--format", "{{.Names}}").stdout.decode().split()
+    connection = Connection(rig.server.url)
+    page = connection.send_request("GET", "/").body.decode()
+    links = [unescape(link) for link in re.findall(r'href="(/logs/[^"]+)"', page)]
+    for name in names:
+        assert f"/logs/{name}?text&bare&timestamps&follow&tail=20" in links
+    for link in links:
+        if "follow" not in link:
+            assert connection.send_request("GET", link).status == 200
+    connection.close()
 
 
 @pytest.mark.skipif(not _examples(), reason="the API document is not here")
