@@ -9,6 +9,7 @@ thousand brackets overflow the C stack and end the process.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
@@ -84,8 +85,8 @@ class _ConstantError(ValueError):
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
         raise _TwiceError(f"{ascii(twice[:64])[1:-1]}: occurs twice")
     return found
 
