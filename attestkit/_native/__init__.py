@@ -11,6 +11,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Any, Literal
 
+from attestkit._native._level import VARIABLE, choose
 from attestkit._native._status import refuse
 from attestkit.errors import UsageError
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CORE",
     "CORE_REASON",
+    "CPU_LEVEL",
     "LOG_RECORD",
     "ccel_walk",
     "cpuid",
@@ -43,6 +45,10 @@ else:
 
 CORE: Literal["compiled", "python"] = "python" if _PLAIN else "compiled"
 CORE_REASON: str = _PLAIN or "attestkit._native._lib is there"
+
+CPU_LEVEL: str | None
+"""What the compiled core's kernels may use: portable, avx2, avx512; None in the plain core."""
+CPU_LEVEL, _limit = choose(os.environ.get(VARIABLE), None if _PLAIN else lib.ak_cpu_features())
 
 # Offsets and sizes, in the order of `ak_quote`: body and its size, signature, QE report, QE
 # authentication data and their size, certification data's type and offset, end of the quote.
@@ -153,8 +159,7 @@ sha384: "Callable[[bytes], bytes]"
 cpuid: "Callable[[int, int], CpuRegisters | None]"  # by leaf and subleaf; None: plain core
 
 if CORE == "compiled":
-    if os.environ.get("ATTESTKIT_CPU") == "portable":
-        lib.ak_cpu_limit(0)
+    lib.ak_cpu_limit(_limit)
     _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
     quote_padding = lib.ak_quote_padding
     quote_layout = _compiled_quote_layout
