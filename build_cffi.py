@@ -30,6 +30,7 @@ TARGET = "_lib.abi3.so"
 SOURCES = [
     "cpu.c",
     "quote.c",
+    "quote_columns.c",
     "quote_object.c",
     "sha256.c",
     "tcg_log.c",

@@ -3,6 +3,7 @@
 One file per subject, as in C; this one puts them together.
 """
 
+from attestkit._native._python_columns import quote_columns
 from attestkit._native._python_cpu import cpuid
 from attestkit._native._python_log import ccel_walk, replay, replay_many, sha384, tpm_walk
 from attestkit._native._python_quote import QuoteBase, quote_layout, quote_parsers
@@ -11,6 +12,7 @@ __all__ = [
     "QuoteBase",
     "ccel_walk",
     "cpuid",
+    "quote_columns",
     "quote_layout",
     "quote_parsers",
     "replay",
