@@ -3,7 +3,7 @@
 The plain reader of the agent's JSON is `event_log.agent_json`, so this one leaves all to it.
 """
 
-from binascii import unhexlify as _unhexlify
+import binascii
 from typing import Literal
 
 __all__ = ["agent_json_walk", "hexlify", "unhex"]
@@ -17,11 +17,11 @@ def agent_json_walk(data: bytes) -> Literal["left"]:  # noqa: ARG001 - the signa
 def unhex(text: bytes | str) -> bytes | None:
     """Return the bytes of hex digits in either case, or None where it is not hex alone."""
     try:
-        return _unhexlify(text)
+        return binascii.unhexlify(text)
     except ValueError:
         return None
 
 
-def hexlify(data: bytes) -> str:
+def hexlify(data: bytes) -> bytes:
     """Return the hex digits of bytes, in lower case."""
-    return data.hex()
+    return binascii.hexlify(data)

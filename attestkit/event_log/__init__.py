@@ -317,12 +317,13 @@ class EventLog:
 
         Payloads of runtime events and of the ACPI tables' events stay.
         """
-        events = [
-            event
-            if event.event_type == RUNTIME_EVENT_TYPE or event.is_acpi_data
-            else Event(event.register, event.event_type, event.digest, event.name, b"")
-            for event in self.events
-        ]
+        events = []
+        for event in self.events:
+            register, event_type, digest, name, payload, _ = event
+            if payload and event_type != RUNTIME_EVENT_TYPE and not event.is_acpi_data:
+                events.append(tuple.__new__(Event, (register, event_type, digest, name, b"", 1)))
+            else:
+                events.append(event)
         return self._with(tuple(events), self._columns)
 
     def to_json(self, *, preimages: bool = True) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple, NoReturn
 from attestkit._json import check_depth
 from attestkit._native import AGENT_ROW, unhex
 from attestkit.errors import FormatError
-from attestkit.event_log.event import Event, WireEvent, json_string
+from attestkit.event_log.event import Event, WireEvent, json_string, runtime_preimage
 from attestkit.event_log.event_types import NO_ACTION, RUNTIME_EVENT_TYPE
 
 __all__ = ["MAX_EVENTS", "MAX_TEXT", "AgentJsonSource", "dump", "parse"]
@@ -164,20 +164,23 @@ def dump(events: Iterable[Event], *, preimages: bool) -> str:
 
     With `preimages`, runtime events of version 2 carry theirs.
     """
-    return f"[{','.join([_dump(event, preimages=preimages) for event in events])}]"
+    # One loop over plain names: with a call for each event it takes a third longer.
+    texts = [
+        f'{{"imr":{register},"event_type":{event_type},"digest":"{digest.hex()}",'
+        f'"event":{json_string(name) if name else _UNNAMED},"event_payload":"{payload.hex()}"'
+        f"{_version_2(name, payload, preimages=preimages) if version == 2 else _VERSION_1}}}"
+        for register, event_type, digest, name, payload, version in events
+    ]
+    return f"[{','.join(texts)}]"
 
 
-def _dump(event: Event, *, preimages: bool) -> str:
-    more = ""
-    if event.version == 2 and event.is_runtime:
-        more = (
-            f',"version":2,"preimage":"{event.preimage().hex()}"' if preimages else ',"version":2'
-        )
-    return (
-        f'{{"imr":{event.register},"event_type":{event.event_type},'
-        f'"digest":"{event.digest.hex()}","event":{json_string(event.name)},'
-        f'"event_payload":"{event.payload.hex()}"{more}}}'
-    )
+# What is not there in version 1, and most often is all there is in firmware's events.
+_VERSION_1, _UNNAMED = "", '""'
+
+
+def _version_2(name: str, payload: bytes, *, preimages: bool) -> str:
+    preimage = f',"preimage":"{runtime_preimage(name, payload, 2).hex()}"' if preimages else ""
+    return f',"version":2{preimage}'
 
 
 def _members(pairs: list[tuple[str, object]]) -> "dict[str, object] | _Doubled":

@@ -66,7 +66,7 @@ class Event(NamedTuple):
     @property
     def is_acpi_data(self) -> bool:
         """True for the three events whose payload every form of the log keeps."""
-        return (self.event_type, self.register, self.payload) == (ACPI_CONFIG, 0, ACPI_DATA)
+        return self.payload == ACPI_DATA and self.event_type == ACPI_CONFIG and self.register == 0
 
     def preimage(self) -> bytes:
         """Return the bytes whose SHA-384 is a runtime event's digest.
