@@ -25,6 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
         missing = UsageError(f"the command line needs {error.name}: pip install 'attestkit[cli]'")
         sys.stderr.write(f"attestkit: {missing}\n")
         return 1
+    except UsageError as error:  # the environment wants a core that cannot be
+        sys.stderr.write(f"attestkit: {error}\n")
+        return 1
     return run(words)
 
 

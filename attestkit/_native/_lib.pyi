@@ -31,6 +31,8 @@ class _Lib:
     AK_E_INNER_CERT_SIZE: int
     AK_E_QE_BINDING: int
     AK_E_TOO_LONG: int
+    AK_E_ENCLAVE: int
+    AK_E_OFFSETS: int
     AK_E_LOG_TRUNCATED: int
     AK_E_LOG_HEADER: int
     AK_E_LOG_ALGORITHM: int
@@ -44,13 +46,35 @@ class _Lib:
     AK_E_LOG_TOO_LONG: int
     AK_E_LOG_RUNTIME: int
     AK_E_REGISTER: int
+    AK_JSON_ACCEPTED: int
+    AK_JSON_REFUSED: int
+    AK_JSON_LEFT: int
     AK_QUOTE_MAX_SIZE: int
+    AK_QUOTE_TD_MIN_SIZE: int
+    AK_QUOTE_COLUMNS_SIZE: int
     AK_LOG_MAX_BANKS: int
     AK_LOG_MAX_EVENT: int
     AK_LOG_MAX_RECORDS: int
     AK_LOG_MAX_SIZE: int
     def ak_quote_walk(self, data: bytes, size: int, quote: FFI.CData) -> int: ...
-    def ak_quote_padding(self, data: bytes, size: int) -> int: ...
+    def ak_quote_columns(
+        self,
+        data: bytes,
+        size: int,
+        starts: FFI.CData,
+        count: int,
+        columns: FFI.CData,
+        place: FFI.CData,
+    ) -> int: ...
+    def ak_quote_columns_found(
+        self,
+        data: bytes,
+        size: int,
+        room: int,
+        starts: FFI.CData,
+        columns: FFI.CData,
+        place: FFI.CData,
+    ) -> int: ...
     def ak_log_walk(
         self,
         data: bytes,
@@ -67,7 +91,12 @@ class _Lib:
         count: int,
         registers: FFI.CData,
         digests: FFI.CData,
+    ) -> None: ...
+    def ak_agent_json_walk(
+        self, data: bytes, size: int, room: FFI.CData, room_size: int
     ) -> int: ...
+    def ak_hex_decode(self, text: bytes, size: int, found: FFI.CData) -> int: ...
+    def ak_hex_encode(self, data: bytes, size: int, text: FFI.CData) -> None: ...
     def ak_replay(self, registers: bytes, digests: bytes, count: int, values: FFI.CData) -> int: ...
     def ak_replay_many(
         self,

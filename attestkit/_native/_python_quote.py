@@ -1,15 +1,20 @@
-"""quote.c in plain Python: check a quote and tell where its parts are.
+"""quote.c and quote_object.c in plain Python: check a quote, tell where its parts are, make it.
 
 The checks have the order of quote.c, and refuse with the same status at the same byte.
 """
 
+import re
 from hashlib import sha256
 from struct import Struct
+from typing import TYPE_CHECKING, Any
 
 from attestkit._native._status import refuse
 from attestkit.errors import FormatError
 
-__all__ = ["quote_layout", "quote_padding"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["QuoteBase", "quote_layout", "quote_layout_among", "quote_padding", "quote_parsers"]
 
 _INTEL = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 _SGX, _TDX = 0x00, 0x81
@@ -18,14 +23,20 @@ _BODY_SIZES = {1: 384, 2: 584, 3: 648}
 
 _HEADER = Struct("<HHI4x16s20x")
 _TYPE_AND_SIZE = Struct("<HI")
+_ZEROS = re.compile(rb"\0+")
+# What people read most from the body of a TD, at one go.
+_TD_FIELDS = Struct("<136x48s144x48s48s48s48s64s")
+
+
+Layout = tuple[int, int, int, int, int, int, int, int, int]
 
 
 class _Cursor:
     """What has not been looked at, from `at` to `end`."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, at: int = 0) -> None:
         self.data = data
-        self.at = 0
+        self.at = at
         self.end = len(data)
 
     def take(self, size: int, status: int) -> int:
@@ -52,13 +63,13 @@ def _header(c: _Cursor) -> tuple[int, int]:
     start = c.take(48, 1)
     version, key_type, tee_type, vendor = _HEADER.unpack_from(c.data, start)
     if version not in (3, 4, 5):
-        raise refuse(2, 0)
+        raise refuse(2, start)
     if key_type != 2:
-        raise refuse(3, 2)
+        raise refuse(3, start + 2)
     if vendor != _INTEL:
-        raise refuse(4, 12)
+        raise refuse(4, start + 12)
     if tee_type != _SGX and (tee_type != _TDX or version == 3):
-        raise refuse(5, 4)
+        raise refuse(5, start + 4)
     return version, tee_type
 
 
@@ -75,18 +86,16 @@ def _body(c: _Cursor, version: int, tee_type: int) -> tuple[int, int]:
     return c.take(size, 10), size
 
 
-def _signature_data(c: _Cursor) -> None:
+def _extent(c: _Cursor) -> tuple[int, int, int, int]:
+    """Step over the quote; return version, where body and signature data are, the body's size."""
+    version, tee_type = _header(c)
+    body, body_size = _body(c, version, tee_type)
     size = c.integer(4, 11)
-    if size > c.end - c.at:
-        raise refuse(12, c.end)
-    end = c.at + size
-    if len(rest := c.data[end:].lstrip(b"\0")) != 0:
-        raise refuse(13, c.end - len(rest))
-    c.end = end
+    return version, body, body_size, c.take(size, 12)
 
 
-def _signature(c: _Cursor, version: int) -> int:
-    signature = c.take(64, 14)
+def _signature(c: _Cursor, version: int) -> None:
+    c.take(64, 14)
     c.take(64, 15)
     if version > 3:
         start, kind, size = c.type_and_size(16)
@@ -94,7 +103,6 @@ def _signature(c: _Cursor, version: int) -> int:
             raise refuse(17, start)
         if size != c.end - c.at:
             raise refuse(18, start + 2)
-    return signature
 
 
 def _certification(c: _Cursor) -> int:
@@ -106,19 +114,12 @@ def _certification(c: _Cursor) -> int:
     return kind
 
 
-def quote_layout(data: bytes) -> tuple[int, int, int, int, int, int, int, int, int]:
-    """Check a quote; return where its parts are, as `ak_quote` has them.
-
-    Raises:
-        FormatError: the first rule that the quote breaks.
-    """
-    if len(data) > _MAX_SIZE:
-        raise refuse(27, _MAX_SIZE)
-    c = _Cursor(data)
-    version, tee_type = _header(c)
-    body, body_size = _body(c, version, tee_type)
-    _signature_data(c)
-    signature = _signature(c, version)
+def _inside(c: _Cursor, extent: tuple[int, int, int, int]) -> Layout:
+    """Go back to the signature data, which end here, and check what is in them."""
+    data = c.data
+    version, body, body_size, signature = extent
+    c.at, c.end = signature, c.at
+    _signature(c, version)
     report = c.take(384, 19)
     c.take(64, 20)
     auth_size = c.integer(2, 21)
@@ -131,9 +132,104 @@ def quote_layout(data: bytes) -> tuple[int, int, int, int, int, int, int, int, i
     return body, body_size, signature, report, auth, auth_size, kind, c.at, c.end
 
 
+def quote_layout(data: bytes) -> Layout:
+    """Check a quote; return where its parts are, as `ak_quote` has them.
+
+    Raises:
+        FormatError: the first rule that the quote breaks.
+    """
+    if len(data) > _MAX_SIZE:
+        raise refuse(27, _MAX_SIZE)
+    c = _Cursor(data)
+    extent = _extent(c)
+    if len(rest := data[c.at :].lstrip(b"\0")) != 0:
+        raise refuse(13, c.end - len(rest))
+    return _inside(c, extent)
+
+
+def quote_layout_among(data: bytes, start: int) -> tuple[Layout, int]:
+    """Check one of quotes that lie one behind the other; return where its parts are in `data`.
+
+    Returns:
+        The same as `quote_layout`, and where the zeros behind the quote end.
+
+    Raises:
+        FormatError: the first rule that the quote breaks, at a byte of `data`.
+    """
+    c = _Cursor(data, start)
+    extent = _extent(c)
+    zeros = _ZEROS.match(data, c.at)
+    end = c.at if zeros is None else zeros.end()
+    if end - start > _MAX_SIZE:
+        raise refuse(27, start + _MAX_SIZE)
+    return _inside(c, extent), end
+
+
 def quote_padding(data: bytes, size: int) -> int:
     """Check a quote of `size` bytes and count the zero bytes behind it; -1 where it is refused."""
     try:
         return size - quote_layout(data)[-1]
     except FormatError:
         return -1
+
+
+class QuoteBase:
+    """What a quote holds; open to be filled in, where the compiled core's is closed."""
+
+    __slots__ = (
+        "_data",
+        "_made",
+        "mrtd",
+        "padding",
+        "report_data",
+        "rtmrs",
+        "tee_type",
+        "version",
+    )
+
+    _data: bytes
+    _made: dict[str, Any] | None
+    version: int
+    tee_type: int
+    padding: int
+    mrtd: bytes
+    rtmrs: tuple[bytes, bytes, bytes, bytes]
+    report_data: bytes
+
+
+def quote_parsers(
+    quote: type[QuoteBase], enclave: type[QuoteBase]
+) -> "tuple[Callable[[object], QuoteBase | None], Callable[[tuple[object, ...]], list[QuoteBase]]]":
+    """Return two functions that make quotes of these classes, one and many.
+
+    One returns None for what is no quote or not bytes; many returns the quotes before the first
+    such.
+    """
+
+    def parse(data: object) -> QuoteBase | None:
+        if type(data) is not bytes:
+            return None
+        padding = quote_padding(data, len(data))
+        if padding < 0:
+            return None
+        made = QuoteBase()
+        made._data, made._made = data, None  # noqa: SLF001 - it is going to be one of them
+        made.padding, made.version, made.tee_type = padding, data[0], data[4]
+        body = 54 if made.version == 5 else 48
+        if made.tee_type == _TDX:
+            made.mrtd, *registers, made.report_data = _TD_FIELDS.unpack_from(data, body)
+            made.rtmrs = tuple(registers)
+        else:
+            made.report_data = data[body + 320 : body + 384]
+        made.__class__ = quote if made.tee_type == _TDX else enclave
+        return made
+
+    def parse_many(quotes: tuple[object, ...]) -> list[QuoteBase]:
+        parsed = []
+        for data in quotes:
+            if (made := parse(data)) is None:
+                break
+            parsed.append(made)
+        return parsed
+
+    return parse, parse_many

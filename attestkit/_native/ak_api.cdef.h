@@ -33,6 +33,8 @@ typedef enum {
     AK_E_INNER_CERT_SIZE = 25,      /* one byte less than what is left */
     AK_E_QE_BINDING = 26,           /* another attestation key than the QE reported */
     AK_E_TOO_LONG = 27,             /* a quote with 1 MiB of zeros behind it; checked first */
+    AK_E_ENCLAVE = 28,              /* a quote of an SGX enclave among columns of TDs */
+    AK_E_OFFSETS = 29,              /* the third quote starts where the second does */
 
     /* tcg_log.c and rtmr_replay.c: 64 to 127. */
     AK_E_LOG_TRUNCATED = 64,    /* an event of 9 bytes of which 8 are there */
@@ -70,8 +72,28 @@ enum { AK_QUOTE_MAX_SIZE = 131072 };
 /* Check a quote of version 3, 4 or 5 and tell where its parts are. */
 ak_status ak_quote_walk(const uint8_t *data, size_t size, ak_quote *quote);
 
-/* Check a quote and count the zero bytes behind it; -1 where ak_quote_walk refuses it. */
-int64_t ak_quote_padding(const uint8_t *data, size_t size);
+/* Bytes of the shortest quote of a TD, and of a quote's fields in all columns. */
+enum { AK_QUOTE_TD_MIN_SIZE = 1226, AK_QUOTE_COLUMNS_SIZE = 651 };
+
+/* One of many quotes: its number, and a byte of the data. */
+typedef struct {
+    uint64_t row;
+    uint64_t at;
+} ak_quote_place;
+
+/* Check `count` quotes, of TDs all, and lay out each field of theirs as one column: version, TEE
+ * type and body type, a byte each, then the fields of the longest body in its order. Each column
+ * has `count` rows without gaps, and follows the one before it. A quote ends, with or without zeros
+ * behind it, where the next one starts, the last at `size`. *place becomes the first to be refused,
+ * or before them all the first start that is not behind the one before it and inside the data. */
+ak_status ak_quote_columns(const uint8_t *data, size_t size, const uint64_t *starts, size_t count,
+                           uint8_t *columns, ak_quote_place *place);
+
+/* The same for quotes that lie one behind the other, with or without zeros between them. `starts`
+ * become where they do, and place->row, if none is refused, how many they are. There is room for
+ * size / AK_QUOTE_TD_MIN_SIZE of them, and columns are so many rows apart. */
+ak_status ak_quote_columns_found(const uint8_t *data, size_t size, size_t room, uint64_t *starts,
+                                 uint8_t *columns, ak_quote_place *place);
 
 /* The CPU features the kernels may use: AK_CPU_* bits. A limit lowers them, for tests. */
 uint32_t ak_cpu_features(void);
@@ -106,8 +128,9 @@ typedef struct {
     uint32_t bank_count; /* how many of the two below */
     uint16_t algorithms[16];
     uint16_t digest_sizes[16];
-    uint32_t record_count; /* without the header */
-    uint32_t end;          /* offset behind the last record */
+    uint32_t record_count;    /* without the header */
+    uint32_t extending_count; /* of them those that are not EV_NO_ACTION */
+    uint32_t end;             /* offset behind the last record */
 } ak_log;
 
 /* Check a TCG log, a CCEL (`ccel` not 0) or a TPM's, and tell where its records are. Refuses a log
@@ -116,9 +139,9 @@ ak_status ak_log_walk(const uint8_t *data, size_t size, int ccel, size_t capacit
                       ak_log_record *records, ak_log *log);
 
 /* Gather what ak_log_walk found to extend registers in a CCEL: a register number, 0 to 3, and 48
- * bytes of digest each. Returns how many. */
-size_t ak_log_columns(const uint8_t *data, const ak_log_record *records, size_t count,
-                      uint8_t *registers, uint8_t *digests);
+ * bytes of digest for each of `extending_count` records. */
+void ak_log_columns(const uint8_t *data, const ak_log_record *records, size_t count,
+                    uint8_t *registers, uint8_t *digests);
 
 /* Fold 48-byte digests into the registers they are for: 4 values of 48 bytes. */
 ak_status ak_replay(const uint8_t *registers, const uint8_t *digests, size_t count,
@@ -130,3 +153,43 @@ ak_status ak_replay_many(const uint8_t *registers, const uint8_t *digests, const
 
 /* SHA-384: 48 bytes. */
 void ak_sha384(const uint8_t *data, size_t size, uint8_t *digest);
+
+/* What a pass over JSON says: accepted, with values; refused, as Python's parser refuses it; or
+ * left to that parser, which may do either. */
+typedef enum { AK_JSON_ACCEPTED = 0, AK_JSON_REFUSED = 1, AK_JSON_LEFT = 2 } ak_json_outcome;
+
+/* One event of the guest agent's log. Offsets and sizes are those of the texts between quotes. */
+typedef struct {
+    uint8_t imr;          /* 0 to 3 */
+    uint8_t version;      /* 1 or 2; 1 where it is not there */
+    uint8_t digest_size;  /* bytes: 48, or of a runtime event 0 */
+    uint8_t name_escaped; /* 1: the name has escapes */
+    uint32_t event_type;
+    uint32_t digest; /* hex; means nothing where digest_size is 0 */
+    uint32_t name;
+    uint32_t name_size;
+    uint32_t payload; /* hex */
+    uint32_t payload_size;
+} ak_agent_row;
+
+/* What was found in the guest agent's log. Offsets are in bytes from the start of this. */
+typedef struct {
+    uint32_t count; /* of the events */
+    uint32_t rows;
+    uint32_t extending; /* how many of them extend a register */
+    uint32_t registers; /* the register number, 0 to 3, of each that does */
+    uint32_t digests;   /* and its digest, 48 bytes; of runtime events computed */
+    uint32_t regular;   /* 1: RTMR3 has all the runtime events and no other that extends, and no
+                           name of version 1 has a colon */
+} ak_agent_log;
+
+/* Read the guest agent's log. The room, aligned as malloc does it, is scratch and result: at its
+ * start is an ak_agent_log. Four bytes for each of the text and 256 more are enough. */
+ak_json_outcome ak_agent_json_walk(const uint8_t *data, size_t size, uint8_t *room,
+                                   size_t room_size);
+
+/* Write the bytes of hex digits of either case; 0 where the text is not an even number of them. */
+int ak_hex_decode(const uint8_t *text, size_t size, uint8_t *found);
+
+/* Write two digits for each byte, in lower case. */
+void ak_hex_encode(const uint8_t *data, size_t size, uint8_t *text);

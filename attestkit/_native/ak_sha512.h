@@ -2,6 +2,7 @@
 #ifndef AK_SHA512_H
 #define AK_SHA512_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 /* Round constants, FIPS 180-4, 4.2.3. */
@@ -12,6 +13,11 @@ extern const uint64_t ak_sha384_start[8];
 
 /* Fold one block, sixteen words in host order, into the state. The words are used up. */
 void ak_sha512_portable(uint64_t state[8], uint64_t w[16]);
+
+/* SHA-384 of many messages: message i is the sizes[i] bytes at data + offsets[i], its digest the 48
+ * bytes at digests + 48 * i. */
+void ak_sha384_many(const uint8_t *data, const uint32_t *offsets, const uint32_t *sizes,
+                    size_t count, uint8_t *digests);
 
 static inline uint64_t ak_be64(const uint8_t *p)
 {

@@ -7,16 +7,41 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <cpuid.h>
 
+/* Which registers the operating system saves: bits of XCR0. The instruction is there if OSXSAVE is
+ * (CPUID 1, ECX bit 27). */
+static uint32_t saved_registers(void)
+{
+    uint32_t low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
+}
+
+static bool has(uint32_t word, uint32_t bits)
+{
+    return (word & bits) == bits;
+}
+
 static uint32_t detect(void)
 {
-    unsigned a, b, c, d;
-    if (!__get_cpuid(1, &a, &b, &c, &d))
+    const uint32_t ymm_saved = 0x06, zmm_saved = 0xe6;
+    const uint32_t avx512_f_dq_bw_vl = 1U << 16 | 1U << 17 | 1U << 30 | 1U << 31;
+    uint32_t a, b, c, d, first, saved = 0, found = 0;
+
+    if (!__get_cpuid(1, &a, &b, &first, &d) || !__get_cpuid_count(7, 0, &a, &b, &c, &d))
         return 0;
-    const unsigned ssse3_and_sse41 = 1U << 9 | 1U << 19;
-    const bool sse = (c & ssse3_and_sse41) == ssse3_and_sse41;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d))
-        return 0;
-    return sse && (b & 1U << 29) ? AK_CPU_SHA_NI : 0;
+    if (has(first, 1U << 27))
+        saved = saved_registers();
+    if (has(b, 1U << 29) && has(first, 1U << 9 | 1U << 19))
+        found |= AK_CPU_SHA_NI;
+    if (has(b, 1U << 8))
+        found |= AK_CPU_BMI2;
+    if (has(b, 1U << 5) && has(first, 1U << 28) && has(saved, ymm_saved))
+        found |= AK_CPU_AVX2;
+    if (has(b, avx512_f_dq_bw_vl) && has(found, AK_CPU_AVX2) && has(saved, zmm_saved))
+        found |= AK_CPU_AVX512;
+    if (has(c, 1U << 1) && has(found, AK_CPU_AVX512))
+        found |= AK_CPU_VBMI;
+    return found;
 }
 
 /* Tell whether the CPU has a leaf: one that has it not answers another question. */

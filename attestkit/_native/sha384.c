@@ -60,3 +60,10 @@ void ak_sha384(const uint8_t *data, size_t size, uint8_t *digest)
     for (unsigned i = 0; i < 6; i++)
         ak_put_be64(digest + 8 * i, state[i]);
 }
+
+void ak_sha384_many(const uint8_t *data, const uint32_t *offsets, const uint32_t *sizes,
+                    size_t count, uint8_t *digests)
+{
+    for (size_t i = 0; i < count; i++)
+        ak_sha384(data + offsets[i], sizes[i], digests + 48 * i);
+}

@@ -39,7 +39,8 @@ def findings(root: Path | None = None, *, quote: bool = False) -> dict[str, Any]
     A door is an object with the names and meanings of `surroundings.Door`. The keys:
 
     * `attestkit`, `python`: versions; `kernel`: release; `machine`: architecture.
-    * `core`: `runs` (compiled, python), `reason`; `extras`: by extra, version by package.
+    * `core`: `runs` (compiled, python), `reason`, `level` (portable, avx2, avx512, null in the
+      plain core); `extras`: by extra, version by package.
     * `root`: where was looked; `tee`: TDX, SEV-SNP, unknown (signs of one), null (none).
     * `signs`: a list of `what`, `positive`, `saw`. `platforms`: a list of `name`, `saw`,
       `supported`, `advice`. `container`: a list of texts, empty outside of one.
@@ -82,7 +83,7 @@ def _package() -> dict[str, Any]:
         "attestkit": _version("attestkit"),
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "core": {"runs": _native.CORE, "reason": _native.CORE_REASON},
+        "core": {"runs": _native.CORE, "reason": _native.CORE_REASON, "level": _native.CPU_LEVEL},
         "extras": {
             extra: {package: _version(package) for package in packages}
             for extra, packages in EXTRAS.items()

@@ -129,7 +129,7 @@ def _installed(package: dict[str, Any]) -> Iterator[Check]:
     yield Check("ok" if own else "--", "attestkit", own or "not installed, run from a checkout")
     yield Check("ok", "Python", f"{package['python']} {package['machine']}")
     compiled = package["core"]["runs"] == "compiled"
-    core = "compiled (C)" if compiled else "plain Python"
+    core = f"compiled (C, {package['core']['level']})" if compiled else "plain Python"
     yield Check("ok" if compiled else "--", "core", f"{core}: {package['core']['reason']}")
     for extra, packages in package["extras"].items():
         versions = ", ".join(f"{name} {have or 'missing'}" for name, have in packages.items())

@@ -19,6 +19,7 @@ def test_doctor_says_which_core_runs_and_why(capsys: pytest.CaptureFixture[str])
     found = json.loads(capsys.readouterr().out)
     assert found["core"]["runs"] in {"compiled", "python"}
     assert found["core"]["reason"]
+    assert found["core"]["level"] in {"portable", "avx2", "avx512", None}
     assert found["backends"]["simulator"] is None
     assert found["extras"]["cli"]["click"]
 

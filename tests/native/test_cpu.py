@@ -1,13 +1,21 @@
-"""CPUID through the core is what the kernel says of this CPU; an unknown leaf is zeros."""
+"""CPUID through the core is what the kernel says of this CPU; an unknown leaf is zeros.
 
+What kernels may use is what the kernel lists too, and ATTESTKIT_CPU lowers it or is refused.
+"""
+
+import os
 import platform
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from attestkit import _native
 from attestkit._native import _python
+from attestkit._native._level import choose
+from attestkit.errors import UsageError
 
 NONE = (0, 0, 0, 0)
 on_x86 = pytest.mark.skipif(
@@ -25,6 +33,17 @@ FLAGS = {
     "lahf_lm": (0x80000001, 2, 0),
     "lm": (0x80000001, 3, 29),
 }
+# AK_CPU_* bit: the flags of /proc/cpuinfo it stands for.
+FEATURES = {
+    1: {"sha_ni", "ssse3", "sse4_1"},
+    2: {"bmi2"},
+    4: {"avx2"},
+    8: {"avx2", "avx512f", "avx512bw", "avx512dq", "avx512vl"},
+    16: {"avx2", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vbmi"},
+}
+HASWELL, ICE_LAKE = 2 | 4, 1 | 2 | 4 | 8 | 16
+# Level: what it needs, and what it may use.
+LEVELS = {"portable": (0, 0), "avx2": (2 | 4, 7), "avx512": (2 | 4 | 8, 31)}
 
 
 def leaf(number: int, subleaf: int = 0) -> tuple[int, int, int, int]:
@@ -78,3 +97,89 @@ def test_a_subleaf_is_asked_for() -> None:
 def test_plain_python_does_not_know() -> None:
     """The twin says that it cannot tell, which is not a no."""
     assert _python.cpuid(0, 0) is None  # type: ignore[func-returns-value]  # that is its point
+
+
+@on_x86
+def test_features_are_the_kernel_s() -> None:
+    """A bit is there where the kernel, which knows what it saves, lists all its flags."""
+    lib = pytest.importorskip("attestkit._native._lib").lib
+    flags = set(cpuinfo("flags").split())
+    lib.ak_cpu_limit(2**32 - 1)
+    assert lib.ak_cpu_features() == sum(bit for bit, want in FEATURES.items() if want <= flags)
+
+
+@pytest.mark.parametrize(
+    ("found", "asked", "level", "allowed"),
+    [
+        (0, None, "portable", 0),
+        (1 | 2, None, "portable", 1 | 2),
+        (HASWELL, None, "avx2", HASWELL),
+        (4 | 8, None, "portable", 4 | 8),
+        (ICE_LAKE, None, "avx512", ICE_LAKE),
+        (ICE_LAKE, "", "avx512", ICE_LAKE),
+        (ICE_LAKE, "avx512", "avx512", ICE_LAKE),
+        (ICE_LAKE, "avx2", "avx2", 7),
+        (HASWELL, "avx2", "avx2", HASWELL),
+        (ICE_LAKE, "portable", "portable", 0),
+        (0, "portable", "portable", 0),
+        (None, "portable", None, 0),
+        (None, None, None, 0),
+    ],
+)
+def test_level_is_the_best_or_the_one_asked_for(
+    found: int | None, asked: str | None, level: str | None, allowed: int
+) -> None:
+    """Without a wish the best level runs with all that there is, else the level asked for."""
+    chosen, limit = choose(asked, found)
+    assert (chosen, limit & (found or 0)) == (level, allowed)
+
+
+@pytest.mark.parametrize(
+    ("found", "asked", "says"),
+    [
+        (HASWELL, "avx512", "is without AVX-512 .F, BW, DQ, VL.; unset it, or say 'avx2'"),
+        (1, "avx2", "is without BMI2 and AVX2; unset it, or say 'portable'"),
+        (0, "avx512", "is without BMI2 and AVX2 and AVX-512"),
+        (None, "avx2", "the core in plain Python runs"),
+        (ICE_LAKE, "AVX2", "'AVX2', which is not one of portable, avx2, avx512; unset it"),
+        (None, "sse", "'sse', which is not one of portable, avx2, avx512; unset it"),
+        (ICE_LAKE, " portable", "' portable', which is not one of"),
+    ],
+)
+def test_level_that_cannot_be_is_an_error(found: int | None, asked: str, says: str) -> None:
+    """A level is never faked: the error names variable, value, what is missing and what to do."""
+    with pytest.raises(UsageError, match=says) as caught:
+        choose(asked, found)
+    assert str(caught.value).startswith(f"ATTESTKIT_CPU is {asked!r}")
+
+
+def started(asked: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a fresh Python with ATTESTKIT_CPU set."""
+    root = Path(_native.__file__).parents[2]
+    env = {**os.environ, "PYTHONPATH": str(root), "ATTESTKIT_CPU": asked}
+    return subprocess.run(  # noqa: S603 - this very Python
+        [sys.executable, *arguments], env=env, capture_output=True, text=True, check=False
+    )
+
+
+@on_x86
+@pytest.mark.parametrize("level", LEVELS)
+def test_variable_forces_the_level(level: str) -> None:
+    """The variable decides at import what kernels may use; a level that is not here ends it."""
+    lib = pytest.importorskip("attestkit._native._lib").lib
+    code = "from attestkit import _native as n; print(n.CPU_LEVEL, n.lib.ak_cpu_features())"
+    done = started(level, "-c", code)
+    found = lib.ak_cpu_features()
+    if found & LEVELS[level][0] == LEVELS[level][0]:
+        assert done.stdout.split() == [level, str(found & LEVELS[level][1])]
+    else:
+        assert f"attestkit.errors.UsageError: ATTESTKIT_CPU is '{level}'" in done.stderr
+
+
+def test_wrong_variable_is_one_line_on_the_command_line() -> None:
+    """A person gets the sentence and not the way to it."""
+    for command, program in (("doctor", "attestkit"), ("serve", "attestkit serve")):
+        done = started("avx1024", "-m", "attestkit", command)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"{program}: ATTESTKIT_CPU is 'avx1024', which is not one of")
+        assert done.stderr.count("\n") == 1
