@@ -25,6 +25,7 @@ __all__ = [
     "LOG_RECORD",
     "ccel_walk",
     "cpuid",
+    "json_depth",
     "quote_layout",
     "quote_padding",
     "replay",
@@ -150,6 +151,7 @@ def _compiled_cpuid(leaf: int, subleaf: int) -> CpuRegisters:
 
 
 quote_padding: "Callable[[bytes, int], int]"
+json_depth: "Callable[[bytes, int, int], int]"  # by text, its size and the most levels
 quote_layout: "Callable[[bytes], QuoteLayout]"
 ccel_walk: "Callable[[bytes], tuple[bytes, bytes, bytes, int]]"
 tpm_walk: "Callable[[bytes], tuple[Banks, bytes]]"
@@ -169,6 +171,7 @@ if CORE == "compiled":
     replay_many = _compiled_replay_many
     sha384 = _compiled_sha384
     cpuid = _compiled_cpuid
+    json_depth = lib.ak_json_depth
 else:
     # Late, so that the compiled core does not pay for its twin.
     from attestkit._native import _python
@@ -181,3 +184,4 @@ else:
     replay_many = _python.replay_many
     sha384 = _python.sha384
     cpuid = _python.cpuid
+    json_depth = _python.json_depth

@@ -4,12 +4,14 @@ One file per subject, as in C; this one puts them together.
 """
 
 from attestkit._native._python_cpu import cpuid
+from attestkit._native._python_json_depth import json_depth
 from attestkit._native._python_log import ccel_walk, replay, replay_many, sha384, tpm_walk
 from attestkit._native._python_quote import quote_layout, quote_padding
 
 __all__ = [
     "ccel_walk",
     "cpuid",
+    "json_depth",
     "quote_layout",
     "quote_padding",
     "replay",

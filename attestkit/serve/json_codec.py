@@ -107,8 +107,9 @@ def decode(message: type[M], body: bytes) -> M:
 def _is_bounded(body: bytes) -> bool:
     """Tell whether the parser's own bound on nesting is enough for a large body.
 
-    To count the brackets of ten megabytes takes a second. The parser stops at the interpreter's
-    limit, which is far from the end of the stack unless a library has raised it.
+    To count the brackets of ten megabytes takes milliseconds, and two seconds in plain Python. The
+    parser stops at the interpreter's limit, which is far from the end of the stack unless a library
+    has raised it.
     """
     return len(body) > _SMALL and sys.getrecursionlimit() <= _USUAL_RECURSION
 
