@@ -54,6 +54,7 @@ class TdSource:
     def get_quote(self, report_data: bytes) -> Quote:
         """Return a quote over exactly 64 bytes."""
         with self._device:
+            self._check_usable()  # again, now that nobody can close it
             return self._quote(report_data)
 
     def quote_and_log(self, report_data: bytes) -> tuple[Quote, EventLog]:
@@ -68,6 +69,7 @@ class TdSource:
 
     def _agreeing(self, report_data: bytes) -> tuple[Quote, EventLog]:
         with self._history(), self._device:
+            self._check_usable()  # again, now that nobody can close it
             quote = self._quote(report_data)
             log = self._read_log()
             if quote.rtmrs != self._agreed:
@@ -84,6 +86,7 @@ class TdSource:
     def event_log(self) -> EventLog:
         """Return the firmware's log with the runtime events behind it."""
         with self._history(), self._device:
+            self._check_usable()  # again, now that nobody can close it
             return self._read_log()
 
     # -- registers -----------------------------------------------------------------------------
@@ -160,12 +163,10 @@ class TdSource:
 
     def _quote(self, report_data: bytes) -> Quote:
         """Return a quote that is well formed and over what was asked."""
-        self._check_usable()  # again, now that nobody can close it
         return parse_quote(self._backend.get_quote(report_data), report_data)
 
     def _read_log(self) -> EventLog:
         """Return the log as it is now, the same object as long as it is the same log."""
-        self._check_usable()  # again, now that nobody can close it
         area = self._backend.read_event_log()
         events = () if self._extender is None else self._open_journal().events()
         if area is not self._area and area != self._area:

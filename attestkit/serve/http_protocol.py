@@ -369,16 +369,16 @@ class HttpProtocol(HttpToolsProtocol):
         assert self._app is not None
         assert self._call is not None
         begin = perf_counter()
-        status, headers, pieces, request_id = self._app.respond(
+        status, headers, pieces, size, request_id = self._app.respond(
             self._call, self.url, self._content_type, body
         )
-        self._respond(status, headers, pieces)
+        self._respond(status, headers, pieces, size)
         if self._access_log is not None:
-            verb, size = "POST" if self._is_post else "GET", sum(map(len, pieces))
+            verb = "POST" if self._is_post else "GET"
             self._note(verb, self.url, status, size, begin, request_id)
 
-    def _respond(self, status: int, headers: bytes, body: Sequence[bytes]) -> None:
-        """Write a whole response."""
+    def _respond(self, status: int, headers: bytes, body: Sequence[bytes], size: int) -> None:
+        """Write a whole response, whose body has `size` bytes."""
         parts = [STATUS_LINE[status], headers]
         for name, value in self.server_state.default_headers:
             parts += (name, b": ", value, b"\r\n")
@@ -387,7 +387,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._outbox.add(self)
         self._out.append(b"".join(parts))
         self._out += body
-        self._out_size += sum(map(len, body))
+        self._out_size += size
         self._turn += 1
         if self._out_size > _MOST_OUT:
             self.flush()

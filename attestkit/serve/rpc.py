@@ -229,11 +229,12 @@ class RpcApp:
 
     def respond(
         self, found: DirectCall, target: bytes, content_type: bytes, body: bytes | None
-    ) -> tuple[int, bytes, Sequence[bytes], str]:
+    ) -> tuple[int, bytes, Sequence[bytes], int, str]:
         """Answer a request to what `direct` returned; `body` is None for GET.
 
         Returns:
-            The status, the headers as they are sent, the body in pieces, and the request's id.
+            The status, the headers as they are sent, the body in pieces and its length, and the
+            request's id.
         """
         begin, request_id = perf_counter(), self.new_id()
         codec, payload = QUERY, target.partition(b"?")[2]
@@ -248,7 +249,7 @@ class RpcApp:
         length = sum(map(len, reply.body))
         self._traffic.done(found.name, reply.status, perf_counter() - begin)
         head %= (length, request_id.encode("ascii"))
-        return reply.status, head, reply.body, request_id
+        return reply.status, head, reply.body, length, request_id
 
     def _make_head(self, reply: Reply) -> bytes:
         fields = ((b"content-type", reply.content_type), *self.headers)

@@ -449,7 +449,8 @@ def test_both_ways_answer_alike(client: Client, path: str, query: str) -> None:
         slow = client.request(
             "GET" if body is None else "POST", target.decode(), body or b"", headers
         )
-        status, head, pieces, request_id = app.respond(call, target, content_type, body)
+        status, head, pieces, size, request_id = app.respond(call, target, content_type, body)
+        assert size == sum(map(len, pieces))
         found = dict(line.split(": ", 1) for line in head.decode().splitlines())
         assert found.pop("x-request-id") == request_id != slow.request_id
         assert (status, found) == (slow.status, slow.headers)
