@@ -22,6 +22,11 @@ class LongText(NamedTuple):
     pieces: tuple[str, ...] = ()
     json: tuple[bytes, ...] = ()  # of each piece, without the quotes around the whole
 
+    @classmethod
+    def of(cls, text: str) -> "LongText":
+        """Return a text in one piece."""
+        return cls((text,), (escaped(text),))
+
     def between(self, before: str, after: str) -> "LongText":
         """Return this text with others around it."""
         return LongText(

@@ -73,7 +73,7 @@ class Measured(NamedTuple):
 class Identity(NamedTuple):
     """Who the app is."""
 
-    app: AppInfo  # without the TCB info
+    app: AppInfo  # without certificate and TCB info
     measured: Measured | None  # None: hidden
     answer: Prepared[AppInfo]
 
@@ -140,7 +140,7 @@ class Guest:
         self._keys = None if app_keys is None else LocalKeys(app_keys)
         self._quoted: _Quoted | None = None
         self._log_of_quotes, self._log_of_info = LogText(COMPACT), LogText(INDENTED)
-        self._app_cert: str | None = None
+        self._app_cert: LongText | None = None
         self._kept: dict[str, tuple[Rtmrs | None, Any]] = {}
         self._failed: dict[str, tuple[float, BackendError]] = {}
 
@@ -302,7 +302,6 @@ class Guest:
         info = AppInfo(
             app_id=app.app_id,
             instance_id=app.instance_id,
-            app_cert=self._self_test(),
             app_name=self.app_compose.name,
             device_id=app.device_id,
             mr_aggregated=app.mr_aggregated,
@@ -315,7 +314,8 @@ class Guest:
         )
         measured = None if hidden else self._measured(attestation, info)
         text = LongText() if measured is None else measured.tcb_info
-        return Identity(info, measured, Form(info, tcb_info=text).fill())
+        form = Form(info, app_cert=self._self_test(), tcb_info=text)
+        return Identity(info, measured, form.fill())
 
     def _measured(self, attestation: Attestation, info: AppInfo) -> Measured:
         quote, log = attestation.quote, attestation.event_log
@@ -326,22 +326,22 @@ class Guest:
         text = tcb_info({**registers, **hashes}, self._log_of_info.of(log), compose)
         return Measured(registers, log, text)
 
-    def _self_test(self) -> str:
+    def _self_test(self) -> LongText:
         """Return the chain of a certificate made once to show that it works, or nothing."""
         if self._app_cert is not None:
             return self._app_cert
         try:
             self._authority()
         except UnsupportedError:
-            self._app_cert = ""
-            return ""
+            self._app_cert = LongText()
+            return self._app_cert
         args = GetTlsKeyArgs(subject="demo-cert", usage_ra_tls=True, usage_client_auth=True)
         try:
             chain = self.certificate(args, None).certificate_chain
         except AttestKitError as error:
             _logger.warning("no certificate for the app yet: %s", error)
-            return ""
-        self._app_cert = "\n".join(chain)
+            return LongText()
+        self._app_cert = LongText.of("\n".join(chain))
         return self._app_cert
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from attestkit.event_log import Event
+from attestkit.event_log.event_types import RUNTIME_EVENT_TYPE
 from attestkit.event_log.readable import Payload, event_name, preview
 from attestkit.serve.guest import Measured
 
@@ -84,8 +85,9 @@ def measurements(measured: Measured | None) -> Measurements:
     if measured is None:
         return Measurements()
     events, text = measured.log.events, measured.tcb_info
-    runtime = [at for at, event in enumerate(events) if event.is_runtime]
-    boot = [at for at, event in enumerate(events) if not event.is_runtime]
+    # Not by is_runtime: there may be 65,536 of them, and everybody else waits.
+    runtime = [at for at, event in enumerate(events) if event.event_type == RUNTIME_EVENT_TYPE]
+    boot = [at for at, event in enumerate(events) if event.event_type != RUNTIME_EVENT_TYPE]
     registers = measured.registers.items()
     return Measurements(
         tuple([_register(name, value) for name, value in registers if value is not None]),

@@ -78,8 +78,13 @@ def test_a_long_span_has_a_gap(more: int) -> None:
 
 def test_only_what_is_shown_is_made_readable(monkeypatch: pytest.MonkeyPatch) -> None:
     """A log may have 65,536 events, and everybody else waits while they are read."""
-    made = []
-    monkeypatch.setattr(timeline, "event_name", lambda event: made.append(event) or event.name)
+    made: list[Event] = []
+
+    def name_of(event: Event) -> str:
+        made.append(event)
+        return event.name
+
+    monkeypatch.setattr(timeline, "event_name", name_of)
     shown = _shown(*[_event(f"e{index}", runtime=index % 2 == 0) for index in range(5000)])
     assert (shown.boot.total, shown.runtime.total) == (2500, 2500)
     assert len(made) == 2 * (FIRST + LAST)
