@@ -308,6 +308,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _go_directly(self, fields: dict[bytes, bytes]) -> bool:
         """Tell whether the request is to be answered without a task of its own."""
+        verb = self.parser.get_method()
+        content_type = fields.get(b"content-type", b"") if verb == b"POST" else None
         if (
             self._app is None
             or self.flow.write_paused
@@ -316,13 +318,13 @@ class HttpProtocol(HttpToolsProtocol):
             or int(fields.get(b"content-length", b"0")) > self._direct_body
             or not self.parser.should_keep_alive()
             or self.parser.get_http_version() != "1.1"
-            or (verb := self.parser.get_method()) not in _DIRECT_VERBS
-            or (call := self._app.direct(self.url)) is None
+            or verb not in _DIRECT_VERBS
+            or (call := self._app.direct(self.url, content_type)) is None
         ):
             return False
         self._call = call
-        self._is_post = verb == b"POST"
-        self._content_type = fields.get(b"content-type", b"")
+        self._is_post = content_type is not None
+        self._content_type = content_type or b""
         self._body = []
         return True
 

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 from attestkit.errors import AttestKitError, FormatError, NotFoundError, UsageError
 from attestkit.serve import json_codec, query
 from attestkit.serve.guest import Guest
+from attestkit.serve.late import is_loaded, load
 from attestkit.serve.limits import LimitError, Limits
 from attestkit.serve.stats import OTHER, Traffic
 from attestkit.serve.views import ENDLESS, Asked, Header, Pieces, View
@@ -65,13 +66,17 @@ class Codec(NamedTuple):
 
 _JSON = b"application/json"
 _BINARY = b"application/octet-stream"
+_DIRECT_TYPES = (None, _JSON)
 JSON = Codec(_JSON, json_codec.decode, json_codec.encode, _JSON, json_codec.encode_error)
 QUERY = JSON._replace(decode=query.decode)
 
 
+_PROTOBUF = "attestkit.serve.protobuf_codec"
+
+
 @cache
 def protobuf() -> Codec:
-    """Return the codec of the binary mode."""
+    """Return the codec of the binary mode, whose library takes 20 ms to load."""
     from attestkit.serve import protobuf_codec as codec  # late: many servers are never asked for it
 
     return Codec(_BINARY, codec.decode, codec.encode, _BINARY, codec.encode_error)
@@ -219,10 +224,18 @@ class RpcApp:
             await send({**start, ENDLESS: reply.endless})
             await self._stream(reply, scope["method"], receive, send)
 
-    def direct(self, target: bytes) -> DirectCall | None:
-        """Return the method that a target leads to, None if its answer might wait."""
+    def direct(self, target: bytes, content_type: bytes | None) -> DirectCall | None:
+        """Return the method that a target leads to, None if its answer might wait.
+
+        Args:
+            target: Of the request.
+            content_type: Of its body, None where it has none. What may not be JSON waits until the
+                library for it is there.
+        """
         call = self._routes.get(target.partition(b"?")[0])
         if call is None or self._guard is not None:
+            return None
+        if content_type not in _DIRECT_TYPES and not is_loaded(_PROTOBUF):
             return None
         blocks = call.method.device and self._guest.executor is not None
         return None if blocks else call
@@ -240,8 +253,9 @@ class RpcApp:
         codec, payload = QUERY, target.partition(b"?")[2]
         try:
             if body is not None:
-                codec, payload = JSON, body
-                codec = _choose(content_type, target.partition(b"?")[2], body)
+                codec, query_string, payload = JSON, payload, body
+                if not _is_json(content_type, query_string, body):
+                    codec = protobuf()
             reply = self._call(found.method, codec, payload)
         except Exception as error:  # noqa: BLE001 - it is logged there
             reply = _failed(error, codec, request_id)
@@ -272,11 +286,11 @@ class RpcApp:
         try:
             content_type, size = self._check(scope)
             if verb == "POST":
-                codec = _choose(content_type, payload, b"{")  # until the body can tell
+                codec = await _choose(content_type, payload, b"{")  # until the body can tell
                 # Of what leads nowhere enough is read to learn how the error is to be written.
                 most = self._limits.body if path in self._routes else _SMALL
                 body = await self._read(receive, size, most)
-                codec, payload = _choose(content_type, payload, body), body
+                codec, payload = await _choose(content_type, payload, body), body
             found = self._find(verb, path)
             name = found.name
             return name, await self._answer(found, codec, payload, scope)
@@ -425,14 +439,21 @@ def _failed(error: Exception, codec: Codec, request_id: str) -> Reply:
     return Reply(status, codec.error_type, (codec.encode_error(text),), headers)
 
 
-def _choose(content_type: bytes, query_string: bytes, body: bytes) -> Codec:
-    """Return the codec of a POST.
+async def _choose(content_type: bytes, query_string: bytes, body: bytes) -> Codec:
+    """Return the codec of a POST; a thread loads what it needs."""
+    if _is_json(content_type, query_string, body):
+        return JSON
+    await load(_PROTOBUF)
+    return protobuf()
+
+
+def _is_json(content_type: bytes, query_string: bytes, body: bytes) -> bool:
+    """Tell whether the body of a POST is JSON, so that the answer is.
 
     A body that starts with a brace is JSON also without a content type that says so, because that
     is what `curl -d '{...}'` sends.
     """
     if content_type != _JSON and not (query_string and query.asks_for_json(query_string)):
         media_type = content_type.partition(b";")[0].strip().lower()
-        if media_type != _JSON and not (media_type in _FORMS and body[:1] == b"{"):
-            return protobuf()
-    return JSON
+        return media_type == _JSON or (media_type in _FORMS and body[:1] == b"{")
+    return True

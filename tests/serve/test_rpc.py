@@ -440,7 +440,7 @@ def test_both_ways_answer_alike(client: Client, path: str, query: str) -> None:
     assert isinstance(app, RpcApp)
     app._guard = None
     target = f"{path}{query}".encode()
-    call = app.direct(target)
+    call = app.direct(target, None)
     assert call is not None
     bodies = (b"", b"{", b'{"report_data":"ab","path":"UsageError"}', b'{"path":"foreign"}', b"[]")
     ways: list[tuple[bytes, bytes | None]] = [(b"", None)]
