@@ -426,10 +426,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _note_cycle(self, url: bytes, begin: float, cycle: "Cycle") -> None:
         verb, status = cycle.scope["method"], cycle.status
-        self._note(verb, url, status, cycle.size, begin, cycle.request_id.decode("ascii"))
+        self._note(verb, url, status, cycle.size, begin, cycle.request_id)
 
     def _note(  # noqa: PLR0913, PLR0917 - what a request was
-        self, verb: str, url: bytes, status: int, size: int, begin: float, request_id: str
+        self, verb: str, url: bytes, status: int, size: int, begin: float, request_id: bytes
     ) -> None:
         assert self._access_log is not None
         seconds = perf_counter() - begin
@@ -448,12 +448,12 @@ class HttpProtocol(HttpToolsProtocol):
             return  # the answers before come first, and the last of them ends the connection
         self._traffic.refusals[status] += 1
         body = encode_error(text)
-        request_id = "" if self._app is None else self._app.new_id()
+        request_id = b"" if self._app is None else self._app.new_id()
         if self._access_log is not None:
             self._note("", self.url, status, len(body), perf_counter(), request_id)
         reason = HTTPStatus(status).phrase.encode("ascii")
         fields = [*self.server_state.default_headers, *self._headers]
-        fields += ((b"content-type", b"application/json"), (b"x-request-id", request_id.encode()))
+        fields += ((b"content-type", b"application/json"), (b"x-request-id", request_id))
         head = [b"HTTP/1.1 %d %s" % (status, reason), *(b"%s: %s" % f for f in fields if f[1])]
         head += [b"content-length: %d" % len(body), b"connection: close", b"", body]
         self.flush()

@@ -188,7 +188,7 @@ class RpcApp:
         self._guard = guard
         self._limits = limits or Limits()
         self._traffic = traffic or Traffic()
-        self.new_id = map(f"{run_id}-%08x".__mod__, count(1)).__next__
+        self.new_id = map(f"{run_id}-%08x".encode("ascii").__mod__, count(1)).__next__
         self._heads: dict[tuple[int, bytes], bytes] = {}
         self._held = 0  # bytes of bodies that are being read
         self._endless: set[asyncio.Future[None]] = set()
@@ -211,7 +211,7 @@ class RpcApp:
         status = reply.status if isinstance(reply, Reply) else 200
         self._traffic.done(name, status, perf_counter() - begin)
         headers = [(b"content-type", reply.content_type), *self.headers, *reply.headers]
-        headers.append((b"x-request-id", request_id.encode("ascii")))
+        headers.append((b"x-request-id", request_id))
         start = {"type": "http.response.start", "status": status, "headers": headers}
         if isinstance(reply, Reply):
             headers.append((b"content-length", b"%d" % sum(map(len, reply.body))))
@@ -242,7 +242,7 @@ class RpcApp:
 
     def respond(
         self, found: DirectCall, target: bytes, content_type: bytes, body: bytes | None
-    ) -> tuple[int, bytes, Sequence[bytes], int, str]:
+    ) -> tuple[int, bytes, Sequence[bytes], int, bytes]:
         """Answer a request to what `direct` returned; `body` is None for GET.
 
         Returns:
@@ -262,7 +262,7 @@ class RpcApp:
         head = self._heads.get(reply[:2]) or self._make_head(reply)
         length = sum(map(len, reply.body))
         self._traffic.done(found.name, reply.status, perf_counter() - begin)
-        head %= (length, request_id.encode("ascii"))
+        head %= (length, request_id)
         return reply.status, head, reply.body, length, request_id
 
     def _make_head(self, reply: Reply) -> bytes:
@@ -278,7 +278,7 @@ class RpcApp:
             stream.cancel()
 
     async def _reply(
-        self, scope: Scope, receive: Receive, request_id: str
+        self, scope: Scope, receive: Receive, request_id: bytes
     ) -> tuple[str, Reply | _Stream]:
         """Return the name of what a request leads to, for statistics, and what it gets."""
         name, codec = OTHER, QUERY
@@ -427,14 +427,14 @@ def _below(mount: str, path: str) -> str:
     return "" if name == path or "/" in name else unquote(name)
 
 
-def _failed(error: Exception, codec: Codec, request_id: str) -> Reply:
+def _failed(error: Exception, codec: Codec, request_id: bytes) -> Reply:
     if isinstance(error, AttestKitError):
         status, text = status_of(error), str(error)
     else:
         # The text of a foreign error may hold what is not for the client: it goes to the log.
-        known = {"request_id": request_id}
-        _logger.error("request %s failed", request_id, exc_info=error, extra=known)
-        status, text = 500, f"internal error, request {request_id}"
+        name = request_id.decode("ascii")
+        _logger.error("request %s failed", name, exc_info=error, extra={"request_id": name})
+        status, text = 500, f"internal error, request {name}"
     headers = _CLOSE if isinstance(error, (_TooLargeError, _CrowdedError)) else ()
     return Reply(status, codec.error_type, (codec.encode_error(text),), headers)
 

@@ -452,6 +452,6 @@ def test_both_ways_answer_alike(client: Client, path: str, query: str) -> None:
         status, head, pieces, size, request_id = app.respond(call, target, content_type, body)
         assert size == sum(map(len, pieces))
         found = dict(line.split(": ", 1) for line in head.decode().splitlines())
-        assert found.pop("x-request-id") == request_id != slow.request_id
+        assert found.pop("x-request-id") == request_id.decode() != slow.request_id
         assert (status, found) == (slow.status, slow.headers)
-        assert b"".join(pieces) == slow.body.replace(slow.request_id.encode(), request_id.encode())
+        assert b"".join(pieces) == slow.body.replace(slow.request_id.encode(), request_id)
