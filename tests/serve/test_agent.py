@@ -3,7 +3,6 @@
 import asyncio
 import json
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ import pytest
 from attestkit import ra_tls
 from attestkit._crypto.certificates import read_certificate
 from attestkit.attestation import Attestation, v1_msgpack
-from attestkit.event_log import Event, EventLog, agent_json
+from attestkit.event_log import EventLog
 from attestkit.quote import Quote
-from attestkit.serve import agent, apps, log_text
+from attestkit.serve import agent, apps
 from attestkit.serve.guest import Guest, Release
 from attestkit.serve.messages import fields_of
 from attestkit.serve.system import Machine
@@ -466,43 +465,3 @@ def test_blocking_device_is_called_in_one_other_thread(
         assert client.post(f"/{name}", VALID.get(name)).status == 200
     assert len(Blocking.threads) == 1
     assert threading.get_ident() not in Blocking.threads
-
-
-def test_the_log_is_written_once(guest: Guest) -> None:
-    """Answers share the log's JSON until an event is emitted, and none of them copies it."""
-    first, second = (guest.quote_response(bytes([number])) for number in (1, 2))
-    assert second.json[1] is first.json[1]
-    assert b'"event_log":"[' in first.json[1]
-    assert second.json[1].endswith(b']","report_data":"')
-    guest.attester.emit_event("more", b"")
-    third = guest.quote_response(b"")
-    assert third.message.event_log != first.message.event_log == second.message.event_log
-
-
-def test_an_event_costs_the_writing_of_one(
-    guest: Guest, dstack: Client, external: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a long log nothing is written again, neither for a quote nor for Info or the page."""
-    for number in range(300):
-        guest.attester.emit_event(f"e{number}", b"")
-    written: list[str] = []
-    dump = agent_json.dump
-
-    def counted(events: Sequence[Event], *, preimages: bool) -> str:
-        written.extend(event.name for event in events)
-        return dump(events, preimages=preimages)
-
-    monkeypatch.setattr(log_text, "dump", counted)
-
-    def ask() -> list[str]:
-        written.clear()
-        assert "e299" in dstack.get("/GetQuote").json()["event_log"]
-        assert "e299" in dstack.get("/Info").json()["tcb_info"]
-        assert external.get("/").status == 200
-        return written
-
-    assert len(ask()) > 600
-    guest.attester.emit_event("more", b"")
-    assert ask() == ["more", "more"]
-    assert '"event":"more"' in dstack.get("/GetQuote").json()["event_log"]
-    assert '"event": "more"' in dstack.get("/Info").json()["tcb_info"]

@@ -11,7 +11,9 @@ from attestkit.event_log import Event, EventLog, agent_json
 from attestkit.event_log.runtime import runtime_event
 from attestkit.serve import log_text
 from attestkit.serve.forms import SMALL, LongText
+from attestkit.serve.guest import Guest
 from attestkit.serve.log_text import COMPACT, INDENTED, LogText, Style, tcb_info
+from tests.serve.asgi import Client
 
 FIRMWARE = EventLog.parse(Simulator(seed=bytes(32)).read_event_log())
 NAMES = st.text(st.characters(exclude_categories=["Cs"])).filter(lambda name: ":" not in name)
@@ -108,3 +110,35 @@ def test_a_log_that_grows_stays_in_few_pieces() -> None:
     for count in range(201):
         small_text = small.of(EventLog(many.events[:count]))
     assert len(small_text.pieces) == 1
+
+
+def test_the_log_is_written_once(guest: Guest) -> None:
+    """Answers share the log's JSON until an event is emitted, and none of them copies it."""
+    first, second = (guest.quote_response(bytes([number])) for number in (1, 2))
+    assert second.json[1] is first.json[1]
+    assert b'"event_log":"[' in first.json[1]
+    assert second.json[1].endswith(b']","report_data":"')
+    guest.attester.emit_event("more", b"")
+    third = guest.quote_response(b"")
+    assert third.message.event_log != first.message.event_log == second.message.event_log
+
+
+def test_an_event_costs_the_writing_of_one(
+    guest: Guest, dstack: Client, external: Client, written: list[Event]
+) -> None:
+    """Of a long log nothing is written again, neither for a quote nor for Info or the page."""
+    for number in range(300):
+        guest.attester.emit_event(f"e{number}", b"")
+
+    def ask() -> list[str]:
+        written.clear()
+        assert "e299" in dstack.get("/GetQuote").json()["event_log"]
+        assert "e299" in dstack.get("/Info").json()["tcb_info"]
+        assert external.get("/").status == 200
+        return [event.name for event in written]
+
+    assert len(ask()) > 600
+    guest.attester.emit_event("more", b"")
+    assert ask() == ["more", "more"]
+    assert '"event":"more"' in dstack.get("/GetQuote").json()["event_log"]
+    assert '"event": "more"' in dstack.get("/Info").json()["tcb_info"]
