@@ -36,6 +36,7 @@ __all__ = [
     "ccel_walk",
     "cpuid",
     "hexlify",
+    "json_depth",
     "quote_columns",
     "quote_layout",
     "quote_parsers",
@@ -237,6 +238,7 @@ def _compiled_cpuid(leaf: int, subleaf: int) -> CpuRegisters:
     return eax, ebx, ecx, edx
 
 
+json_depth: "Callable[[bytes, int, int], int]"  # by text, its size and the most levels
 quote_layout: "Callable[[bytes], QuoteLayout]"
 quote_columns: "Callable[[bytes, bytes | None], QuoteColumns]"
 ccel_walk: "CcelWalk"
@@ -262,6 +264,7 @@ if CORE == "compiled":
     unhex = _compiled_unhex
     hexlify = _compiled_hexlify
     cpuid = _compiled_cpuid
+    json_depth = lib.ak_json_depth
 else:
     # Late, so that the compiled core does not pay for its twin.
     from attestkit._native import _python
@@ -277,6 +280,7 @@ else:
     unhex = _python.unhex
     hexlify = _python.hexlify
     cpuid = _python.cpuid
+    json_depth = _python.json_depth
 
 if TYPE_CHECKING:
     from attestkit._native._objects import QuoteBase, quote_parsers
