@@ -1,0 +1,105 @@
+"""The tests' side of a race: one test per contender, all of a row's timed together.
+
+The first test of a row that runs has everybody take turns; pytest-benchmark then gets each
+contender's times played back, so that its tables and its `--benchmark-json` are about the same
+rounds.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from attestkit.cli.bench_race import Series, race, ratio
+from attestkit.cli.bench_rows import OURS, Row, Samples, contenders
+from benchmarks.results import Result
+
+__all__ = ["Ledger", "Tape", "each", "play"]
+
+SECONDS: Final = 1.2  # that a row's race takes
+
+
+class Tape:
+    """A clock for pytest-benchmark which shows at each look what a race has noted."""
+
+    def __init__(self) -> None:
+        self._looks: Iterator[float] = iter(())
+
+    def insert(self, series: Series) -> None:
+        """Have the next looks be the beginning and the end of each turn."""
+        self._looks = iter([at for s in series.seconds for at in (0.0, s * series.calls)])
+
+    def __call__(self) -> float:
+        """Return the next look, in seconds."""
+        return next(self._looks)
+
+
+TAPE: Final = Tape()
+
+
+class Ledger:
+    """All that a run has found so far."""
+
+    def __init__(self) -> None:
+        self.results: dict[str, Result] = {}
+        self._series: dict[str, dict[str, Series]] = {}
+
+    def add(self, result: Result) -> None:
+        """Enter a result."""
+        self.results[result.row] = result
+
+    def raced(self, row: Row, samples: Samples) -> dict[str, Series]:
+        """Return the series of a row, for which all race if they have not yet."""
+        if row.id not in self._series:
+            found = race(contenders(row, samples), SECONDS)
+            self._series[row.id] = found
+            self.add(summary(row, found))
+        return self._series[row.id]
+
+
+def summary(row: Row, found: dict[str, Series], note: str = "") -> Result:
+    """Return the result that a race comes to."""
+    values = {name: series.median for name, series in found.items()}
+    ratios = {name: ratio(found[OURS], series) for name, series in found.items() if name != OURS}
+    return Result(row.id, row.what, "s", values, ratios, note=note)
+
+
+class Entry(NamedTuple):
+    """A contender of a row: what one test is about."""
+
+    row: Row
+    who: str
+
+
+def each(rows: Iterable[Row]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a test one per contender of each row; it is given an `entry`, and hands it to `play`."""
+    entries = [
+        pytest.param(Entry(row, who), id=f"{row.id}: {who}") for row in rows for who in row.makers
+    ]
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        for mark in (pytest.mark.parametrize("entry", entries), pytest.mark.benchmark(timer=TAPE)):
+            test = mark(test)
+        return test
+
+    return decorate
+
+
+def play(benchmark: BenchmarkFixture, ledger: Ledger, entry: Entry, samples: Samples) -> None:
+    """Give pytest-benchmark what a contender took; with `--benchmark-disable` see it work once."""
+    row, who = entry
+    pedantic: Callable[..., object] = benchmark.pedantic
+    benchmark.group = row.what
+    if benchmark.disabled:
+        if who not in contenders(row, samples):
+            pytest.skip(f"{who} is not installed")
+        pedantic(lambda: None)
+        return
+    found = ledger.raced(row, samples)
+    if who not in found:
+        pytest.skip(f"{who} is not installed")
+    series = found[who]
+    benchmark.extra_info["times of attestkit's"] = ratio(found[OURS], series)
+    TAPE.insert(series)
+    pedantic(lambda: None, rounds=len(series.seconds), iterations=series.calls)
