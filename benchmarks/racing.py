@@ -5,17 +5,18 @@ contender's times played back, so that its tables and its `--benchmark-json` are
 rounds.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from attestkit.cli.bench_race import Series, race, ratio
+from attestkit.cli.bench_race import Call, Series, race, ratio
 from attestkit.cli.bench_rows import OURS, Row, Samples, contenders
 from benchmarks.results import Result
+from benchmarks.samples import samples
 
-__all__ = ["Ledger", "Tape", "each", "play"]
+__all__ = ["Entry", "Ledger", "Tape", "each", "own_row", "play", "summary"]
 
 SECONDS: Final = 1.2  # that a row's race takes
 
@@ -49,10 +50,10 @@ class Ledger:
         """Enter a result."""
         self.results[result.row] = result
 
-    def raced(self, row: Row, samples: Samples) -> dict[str, Series]:
+    def raced(self, row: Row) -> dict[str, Series]:
         """Return the series of a row, for which all race if they have not yet."""
         if row.id not in self._series:
-            found = race(contenders(row, samples), SECONDS)
+            found = race(contenders(row, samples()), SECONDS)
             self._series[row.id] = found
             self.add(summary(row, found))
         return self._series[row.id]
@@ -63,6 +64,21 @@ def summary(row: Row, found: dict[str, Series], note: str = "") -> Result:
     values = {name: series.median for name, series in found.items()}
     ratios = {name: ratio(found[OURS], series) for name, series in found.items() if name != OURS}
     return Result(row.id, row.what, "s", values, ratios, note=note)
+
+
+def own_row(
+    row: str,
+    what: str,
+    calls: Mapping[str, Callable[[], object]],
+    values: Callable[[Any], object] | None = None,
+) -> Row:
+    """Return a row of calls without arguments, which bring their own samples."""
+
+    def maker(call: Callable[[], object]) -> Callable[[Samples], Call]:
+        return lambda _: Call(lambda _: call(), None)
+
+    makers = {name: maker(call) for name, call in calls.items()}
+    return Row(row, what, makers) if values is None else Row(row, what, makers, values)
 
 
 class Entry(NamedTuple):
@@ -86,17 +102,17 @@ def each(rows: Iterable[Row]) -> Callable[[Callable[..., None]], Callable[..., N
     return decorate
 
 
-def play(benchmark: BenchmarkFixture, ledger: Ledger, entry: Entry, samples: Samples) -> None:
+def play(benchmark: BenchmarkFixture, ledger: Ledger, entry: Entry) -> None:
     """Give pytest-benchmark what a contender took; with `--benchmark-disable` see it work once."""
     row, who = entry
     pedantic: Callable[..., object] = benchmark.pedantic
     benchmark.group = row.what
     if benchmark.disabled:
-        if who not in contenders(row, samples):
+        if who not in contenders(row, samples()):
             pytest.skip(f"{who} is not installed")
         pedantic(lambda: None)
         return
-    found = ledger.raced(row, samples)
+    found = ledger.raced(row)
     if who not in found:
         pytest.skip(f"{who} is not installed")
     series = found[who]

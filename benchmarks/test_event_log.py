@@ -11,7 +11,6 @@ from attestkit.cli.bench_race import Call
 from attestkit.cli.bench_rows import LONG, OURS, Row, Samples
 from attestkit.event_log import EventLog
 from benchmarks.racing import Entry, Ledger, each, play
-from benchmarks.samples import samples
 
 
 def _checked(text: str) -> object:
@@ -60,4 +59,4 @@ OTHERS: Final = (
 @each((*bench_logs.ROWS, *OTHERS))
 def test_logs(benchmark: BenchmarkFixture, ledger: Ledger, entry: Entry) -> None:
     """One contender of a row."""
-    play(benchmark, ledger, entry, samples())
+    play(benchmark, ledger, entry)

@@ -15,7 +15,6 @@ from attestkit.cli.bench_race import Call
 from attestkit.cli.bench_rows import OURS, Row
 from attestkit.quote import Quote
 from benchmarks.racing import Entry, Ledger, each, play
-from benchmarks.samples import samples
 
 
 def _body(data: bytes) -> object:
@@ -64,4 +63,4 @@ OTHERS: Final = (
 @each((*bench_quotes.ROWS, *OTHERS))
 def test_quotes(benchmark: BenchmarkFixture, ledger: Ledger, entry: Entry) -> None:
     """One contender of a row."""
-    play(benchmark, ledger, entry, samples())
+    play(benchmark, ledger, entry)
