@@ -130,3 +130,42 @@ ak_status ak_replay_many(const uint8_t *registers, const uint8_t *digests, const
 
 /* SHA-384: 48 bytes. */
 void ak_sha384(const uint8_t *data, size_t size, uint8_t *digest);
+
+/* What a pass over JSON says: accepted, with values; refused, as Python's parser refuses it; or
+ * left to that parser, which may do either. */
+typedef enum { AK_JSON_ACCEPTED = 0, AK_JSON_REFUSED = 1, AK_JSON_LEFT = 2 } ak_json_outcome;
+
+/* One event of the guest agent's log. Offsets and sizes are those of the texts between quotes. */
+typedef struct {
+    uint8_t imr;          /* 0 to 3 */
+    uint8_t version;      /* 1 or 2; 1 where it is not there */
+    uint8_t digest_size;  /* bytes: 48, or of a runtime event 0 */
+    uint8_t name_escaped; /* 1: the name has escapes */
+    uint32_t event_type;
+    uint32_t digest; /* hex; means nothing where digest_size is 0 */
+    uint32_t name;
+    uint32_t name_size;
+    uint32_t payload; /* hex */
+    uint32_t payload_size;
+} ak_agent_row;
+
+/* What was found in the guest agent's log. */
+typedef struct {
+    uint32_t count;     /* of the events, whose rows are at the start of the room */
+    uint32_t extending; /* those that extend a register */
+    uint32_t registers; /* where in the room: a register number, 0 to 3, of each that extends */
+    uint32_t digests;   /* and its digest, 48 bytes; of runtime events computed */
+    uint32_t regular;   /* 1: the events are those of RTMR3, which are runtime events, and others,
+                           which are not, and no name of version 1 has a colon */
+} ak_agent_log;
+
+/* Read the guest agent's log. `room` is scratch and result, aligned as malloc does it: four bytes
+ * for each of the text and 256 more are enough. */
+ak_json_outcome ak_agent_json_walk(const uint8_t *data, size_t size, uint8_t *room,
+                                   size_t room_size, ak_agent_log *log);
+
+/* Write the bytes of hex digits of either case; 0 where the text is not an even number of them. */
+int ak_hex_decode(const uint8_t *text, size_t size, uint8_t *bytes);
+
+/* Write two digits for each byte, in lower case. */
+void ak_hex_encode(const uint8_t *bytes, size_t size, uint8_t *text);

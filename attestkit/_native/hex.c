@@ -1,0 +1,199 @@
+/* Hex both ways: 64 digits at a time (AVX-512 VBMI), 32 (AVX2), or one after the other. */
+#include "ak.h"
+#include "ak_cpu.h"
+#include "ak_hex.h"
+
+/* Digits and their values; 0 is none. */
+#define DIGIT 0x80
+#define IS(n) (DIGIT | (n))
+static const uint8_t values[256] __attribute__((aligned(64))) = {
+    ['0'] = IS(0),  ['1'] = IS(1),  ['2'] = IS(2),  ['3'] = IS(3),  ['4'] = IS(4),  ['5'] = IS(5),
+    ['6'] = IS(6),  ['7'] = IS(7),  ['8'] = IS(8),  ['9'] = IS(9),  ['a'] = IS(10), ['b'] = IS(11),
+    ['c'] = IS(12), ['d'] = IS(13), ['e'] = IS(14), ['f'] = IS(15), ['A'] = IS(10), ['B'] = IS(11),
+    ['C'] = IS(12), ['D'] = IS(13), ['E'] = IS(14), ['F'] = IS(15),
+};
+
+static const char digits[] = "0123456789abcdef";
+
+static size_t span_portable(const uint8_t *text, size_t size)
+{
+    size_t at = 0;
+    while (at < size && values[text[at]])
+        at++;
+    return at;
+}
+
+static bool decode_portable(const uint8_t *text, size_t size, uint8_t *bytes)
+{
+    uint8_t all = DIGIT;
+    for (size_t i = 0; i < size / 2; i++) {
+        const uint8_t high = values[text[2 * i]], low = values[text[2 * i + 1]];
+        all &= high & low;
+        bytes[i] = (uint8_t)(high << 4 | (low & 0x0f));
+    }
+    return all;
+}
+
+static void encode_portable(const uint8_t *bytes, size_t size, uint8_t *text)
+{
+    for (size_t i = 0; i < size; i++) {
+        text[2 * i] = (uint8_t)digits[bytes[i] >> 4];
+        text[2 * i + 1] = (uint8_t)digits[bytes[i] & 0x0f];
+    }
+}
+
+static const ak_hex_impl portable = {0, span_portable, decode_portable, encode_portable};
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+
+#define WITH_AVX2 __attribute__((target("avx2")))
+
+/* Values of 32 characters; a byte of `is` is all ones where the character is a digit. */
+WITH_AVX2 static inline __m256i values_avx2(const uint8_t *text, __m256i *is)
+{
+    const __m256i c = _mm256_loadu_si256((const __m256i *)text);
+    const __m256i figure = _mm256_sub_epi8(c, _mm256_set1_epi8('0'));
+    const __m256i letter =
+        _mm256_sub_epi8(_mm256_or_si256(c, _mm256_set1_epi8(0x20)), _mm256_set1_epi8('a'));
+    const __m256i is_figure =
+        _mm256_cmpeq_epi8(_mm256_min_epu8(figure, _mm256_set1_epi8(9)), figure);
+    const __m256i is_letter =
+        _mm256_cmpeq_epi8(_mm256_min_epu8(letter, _mm256_set1_epi8(5)), letter);
+
+    *is = _mm256_or_si256(is_figure, is_letter);
+    return _mm256_blendv_epi8(_mm256_add_epi8(letter, _mm256_set1_epi8(10)), figure, is_figure);
+}
+
+WITH_AVX2 static size_t span_avx2(const uint8_t *text, size_t size)
+{
+    size_t at = 0;
+    for (; size - at >= 32; at += 32) {
+        __m256i is;
+        values_avx2(text + at, &is);
+        const uint32_t none = ~(uint32_t)_mm256_movemask_epi8(is);
+        if (none)
+            return at + (size_t)__builtin_ctz(none);
+    }
+    return at + span_portable(text + at, size - at);
+}
+
+WITH_AVX2 static bool decode_avx2(const uint8_t *text, size_t size, uint8_t *bytes)
+{
+    const __m256i join = _mm256_set1_epi16(0x0110); /* 16 times the first and the second */
+    __m256i all = _mm256_set1_epi8(-1);
+    size_t at = 0;
+
+    for (; size - at >= 32; at += 32) {
+        __m256i is;
+        const __m256i words = _mm256_maddubs_epi16(values_avx2(text + at, &is), join);
+        const __m256i halves = _mm256_permute4x64_epi64(_mm256_packus_epi16(words, words), 0x08);
+        all = _mm256_and_si256(all, is);
+        _mm_storeu_si128((__m128i *)(bytes + at / 2), _mm256_castsi256_si128(halves));
+    }
+    return decode_portable(text + at, size - at, bytes + at / 2) && _mm256_movemask_epi8(all) == -1;
+}
+
+WITH_AVX2 static void encode_avx2(const uint8_t *bytes, size_t size, uint8_t *text)
+{
+    const __m256i table =
+        _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)digits));
+    size_t at = 0;
+
+    for (; size - at >= 16; at += 16) {
+        const __m256i byte = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(bytes + at)));
+        const __m256i both =
+            _mm256_or_si256(_mm256_srli_epi16(byte, 4), _mm256_slli_epi16(byte, 8));
+        const __m256i nibbles = _mm256_and_si256(both, _mm256_set1_epi8(0x0f));
+        _mm256_storeu_si256((__m256i *)(text + 2 * at), _mm256_shuffle_epi8(table, nibbles));
+    }
+    encode_portable(bytes + at, size - at, text + 2 * at);
+}
+
+static const ak_hex_impl avx2 = {AK_CPU_AVX2, span_avx2, decode_avx2, encode_avx2};
+
+#define WITH_VBMI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi,bmi2")))
+
+/* The first `n` of 64 lanes, or all of them. */
+WITH_VBMI static inline __mmask64 lanes(size_t n)
+{
+    return n < 64 ? _bzhi_u64(UINT64_MAX, (unsigned)n) : UINT64_MAX;
+}
+
+/* Look up 64 characters. Those that are none (0x80 and over) find what they must not. */
+WITH_VBMI static inline __m512i values_vbmi(__m512i c)
+{
+    return _mm512_permutex2var_epi8(_mm512_load_si512(values), c, _mm512_load_si512(values + 64));
+}
+
+WITH_VBMI static size_t span_vbmi(const uint8_t *text, size_t size)
+{
+    for (size_t at = 0; at < size; at += 64) {
+        const __m512i c = _mm512_maskz_loadu_epi8(lanes(size - at), text + at);
+        const __mmask64 is = _mm512_movepi8_mask(_mm512_andnot_si512(c, values_vbmi(c)));
+        if (~is)
+            return at + (size_t)__builtin_ctzll(~is);
+    }
+    return size;
+}
+
+WITH_VBMI static bool decode_vbmi(const uint8_t *text, size_t size, uint8_t *bytes)
+{
+    const __m512i join = _mm512_set1_epi16(0x0110), nibble = _mm512_set1_epi8(0x0f);
+    __m512i all = _mm512_set1_epi8(-1);
+
+    for (size_t at = 0; at < size; at += 64) {
+        const __m512i c =
+            _mm512_mask_loadu_epi8(_mm512_set1_epi8('0'), lanes(size - at), text + at);
+        const __m512i v = values_vbmi(c);
+        const __m512i words = _mm512_maddubs_epi16(_mm512_and_si512(v, nibble), join);
+        all = _mm512_and_si512(all, _mm512_andnot_si512(c, v));
+        _mm256_mask_storeu_epi8(bytes + at / 2, (__mmask32)lanes((size - at) / 2),
+                                _mm512_cvtepi16_epi8(words));
+    }
+    return _mm512_movepi8_mask(all) == UINT64_MAX;
+}
+
+WITH_VBMI static void encode_vbmi(const uint8_t *bytes, size_t size, uint8_t *text)
+{
+    /* The four bytes at the bottom of each word, high nibble first; a lookup takes the low six of
+     * the eight bits that begin there, so the table says its sixteen digits four times. */
+    const __m512i starts = _mm512_set1_epi64(0x181c1014080c0004);
+    const __m512i table =
+        _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)digits));
+
+    for (size_t at = 0; at < size; at += 32) {
+        const size_t left = size - at;
+        const __m256i some = _mm256_maskz_loadu_epi8((__mmask32)lanes(left), bytes + at);
+        const __m512i nibbles = _mm512_multishift_epi64_epi8(starts, _mm512_cvtepu32_epi64(some));
+        _mm512_mask_storeu_epi8(text + 2 * at, lanes(2 * left),
+                                _mm512_permutexvar_epi8(nibbles, table));
+    }
+}
+
+static const ak_hex_impl vbmi = {AK_CPU_VBMI, span_vbmi, decode_vbmi, encode_vbmi};
+
+/* Best first. */
+static const ak_hex_impl *const impls[] = {&vbmi, &avx2, &portable};
+#else
+static const ak_hex_impl *const impls[] = {&portable};
+#endif
+
+const ak_hex_impl *ak_hex(void)
+{
+    const uint32_t found = ak_cpu_features();
+    size_t best = 0;
+    while (impls[best]->needs & ~found)
+        best++;
+    return impls[best];
+}
+
+int ak_hex_decode(const uint8_t *text, size_t size, uint8_t *bytes)
+{
+    return size % 2 == 0 && ak_hex()->decode(text, size, bytes);
+}
+
+void ak_hex_encode(const uint8_t *bytes, size_t size, uint8_t *text)
+{
+    ak_hex()->encode(bytes, size, text);
+}

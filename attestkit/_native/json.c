@@ -1,0 +1,263 @@
+/* JSON text (RFC 8259), piece by piece, with no more leniency than Python's parser has. */
+#include "ak_json.h"
+
+#define ACCEPTED AK_JSON_ACCEPTED
+#define REFUSED AK_JSON_REFUSED
+#define LEFT AK_JSON_LEFT
+
+#define MAX_NUMBER 640 /* characters: the lowest limit that Python lets its user set */
+
+/* Tell whether a plain run of a string ends in eight bytes: at a quote, a backslash or a control
+ * character. */
+static bool ends(uint64_t bytes)
+{
+    const uint64_t ones = 0x0101010101010101;
+    const uint64_t quote = bytes ^ '"' * ones, backslash = bytes ^ '\\' * ones;
+    const uint64_t below = ((quote - ones) & ~quote) | ((backslash - ones) & ~backslash) |
+                           ((bytes - ' ' * ones) & ~bytes);
+    return (below & 0x80 * ones) != 0;
+}
+
+/* Pass over the plain run of a string. */
+static void plain_run(ak_json *j)
+{
+    ak_cursor *c = &j->at;
+    uint64_t all = 0, eight;
+
+    for (; ak_left(c) >= 8; c->p += 8) {
+        memcpy(&eight, c->p, 8);
+        if (ends(eight))
+            break;
+        all |= eight;
+    }
+    for (; c->p < c->end && *c->p >= ' ' && *c->p != '"' && *c->p != '\\'; c->p++)
+        all |= *c->p;
+    if (all & 0x8080808080808080)
+        j->ascii = false;
+}
+
+static const char escaped[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
+
+/* Pass over one escape. */
+static bool escape(ak_json *j)
+{
+    const uint8_t *p;
+
+    if (!ak_take(&j->at, 2, &p))
+        return false;
+    if (p[1] != 'u')
+        return memchr(escaped, p[1], sizeof escaped - 1) != NULL;
+    return ak_take(&j->at, 4, &p) && j->hex->span(p, 4) == 4;
+}
+
+ak_json_outcome ak_json_string_rest(ak_json *j, ak_json_text *out)
+{
+    out->p = j->at.p;
+    out->escaped = false;
+    for (;;) {
+        plain_run(j);
+        out->size = (size_t)(j->at.p - out->p);
+        if (AK_JSON_FIXED(j, "\""))
+            return ACCEPTED;
+        if (ak_left(&j->at) == 0 || *j->at.p != '\\' || !escape(j))
+            return REFUSED;
+        out->escaped = true;
+    }
+}
+
+ak_json_outcome ak_json_string(ak_json *j, ak_json_text *out)
+{
+    return ak_json_eat(j, '"') ? ak_json_string_rest(j, out) : REFUSED;
+}
+
+ak_json_outcome ak_json_hex(ak_json *j, ak_json_text *out)
+{
+    if (!ak_json_eat(j, '"'))
+        return REFUSED;
+    out->p = j->at.p;
+    out->size = j->hex->span(j->at.p, ak_left(&j->at));
+    out->escaped = false;
+    j->at.p += out->size;
+    if (ak_left(&j->at) && *j->at.p == '\\')
+        return LEFT;
+    return AK_JSON_FIXED(j, "\"") && out->size % 2 == 0 ? ACCEPTED : REFUSED;
+}
+
+ak_json_outcome ak_json_number(ak_json *j, uint32_t max, uint32_t *out)
+{
+    ak_cursor *c = &j->at;
+    uint64_t value = 0;
+
+    ak_json_skip_blanks(j);
+    const uint8_t *start = c->p;
+    if (ak_left(c) && *start == '-')
+        return LEFT;
+    while (ak_left(c) && c->p - start < 10 && *c->p >= '0' && *c->p <= '9')
+        value = 10 * value + (uint64_t)(*c->p++ - '0');
+    if (c->p == start || value > max || (*start == '0' && c->p - start > 1))
+        return REFUSED;
+    *out = (uint32_t)value;
+    return ACCEPTED;
+}
+
+/* Pass over decimal digits; false where there are none. */
+static bool some_digits(ak_cursor *c)
+{
+    const uint8_t *start = c->p;
+    while (ak_left(c) && *c->p >= '0' && *c->p <= '9')
+        c->p++;
+    return c->p > start;
+}
+
+/* Pass over a number of any kind. */
+static ak_json_outcome any_number(ak_json *j)
+{
+    const uint8_t *start = j->at.p;
+
+    (void)AK_JSON_FIXED(j, "-");
+    if (!AK_JSON_FIXED(j, "0") && !some_digits(&j->at))
+        return REFUSED;
+    if (AK_JSON_FIXED(j, ".") && !some_digits(&j->at))
+        return REFUSED;
+    if (AK_JSON_FIXED(j, "e") || AK_JSON_FIXED(j, "E")) {
+        if (!AK_JSON_FIXED(j, "+"))
+            (void)AK_JSON_FIXED(j, "-");
+        if (!some_digits(&j->at))
+            return REFUSED;
+    }
+    return j->at.p - start > MAX_NUMBER ? LEFT : ACCEPTED;
+}
+
+/* Pass over a value that has no parts. */
+static ak_json_outcome scalar(ak_json *j)
+{
+    ak_json_text any;
+
+    if (ak_json_eat(j, '"'))
+        return ak_json_string_rest(j, &any);
+    if (AK_JSON_FIXED(j, "true") || AK_JSON_FIXED(j, "false") || AK_JSON_FIXED(j, "null"))
+        return ACCEPTED;
+    return any_number(j);
+}
+
+/* Pass over a member's name and its colon. */
+static ak_json_outcome name(ak_json *j)
+{
+    ak_json_text any;
+
+    return ak_json_string(j, &any) == ACCEPTED && ak_json_eat(j, ':') ? ACCEPTED : REFUSED;
+}
+
+ak_json_outcome ak_json_value(ak_json *j)
+{
+    char closing[AK_JSON_MAX_DEPTH]; /* of what is open, the innermost last */
+    size_t depth = 0;
+
+    for (;;) {
+        ak_json_outcome outcome;
+        const bool array = ak_json_eat(j, '['), object = !array && ak_json_eat(j, '{');
+        if (array || object) {
+            if (depth == AK_JSON_MAX_DEPTH)
+                return REFUSED;
+            closing[depth++] = array ? ']' : '}';
+            if (!ak_json_eat(j, closing[depth - 1])) { /* it is not empty */
+                if (object && name(j) != ACCEPTED)
+                    return REFUSED;
+                continue;
+            }
+            depth--;
+        } else if ((outcome = scalar(j)) != ACCEPTED) {
+            return outcome;
+        }
+        while (depth > 0 && ak_json_eat(j, closing[depth - 1]))
+            depth--;
+        if (depth == 0)
+            return ACCEPTED;
+        if (!ak_json_eat(j, ',') || (closing[depth - 1] == '}' && name(j) != ACCEPTED))
+            return REFUSED;
+    }
+}
+
+/* The sixteen bits of four hex digits. */
+static uint32_t four_digits(const ak_json *j, const uint8_t *p)
+{
+    uint8_t two[2];
+    (void)j->hex->decode(p, 4, two);
+    return (uint32_t)two[0] << 8 | two[1];
+}
+
+static uint8_t *put_utf8(uint8_t *out, uint32_t code)
+{
+    if (code < 0x80) {
+        *out++ = (uint8_t)code;
+        return out;
+    }
+    if (code < 0x800) {
+        *out++ = (uint8_t)(0xc0 | code >> 6);
+    } else {
+        if (code < 0x10000) {
+            *out++ = (uint8_t)(0xe0 | code >> 12);
+        } else {
+            *out++ = (uint8_t)(0xf0 | code >> 18);
+            *out++ = (uint8_t)(0x80 | (code >> 12 & 0x3f));
+        }
+        *out++ = (uint8_t)(0x80 | (code >> 6 & 0x3f));
+    }
+    *out++ = (uint8_t)(0x80 | (code & 0x3f));
+    return out;
+}
+
+size_t ak_json_unescape(const ak_json *j, const ak_json_text *text, uint8_t *out)
+{
+    const uint8_t *p = text->p, *end = p + text->size, *start = out;
+
+    while (p < end) {
+        if (*p != '\\') {
+            *out++ = *p++;
+            continue;
+        }
+        if (p[1] != 'u') {
+            const char *found = memchr(escaped, p[1], sizeof escaped - 1);
+            *out++ = (uint8_t)meant[found - escaped];
+            p += 2;
+            continue;
+        }
+        uint32_t code = four_digits(j, p + 2);
+        p += 6;
+        if (code >> 11 == 0x1b) { /* 0xd800 to 0xdfff */
+            const bool two = end - p >= 6 && p[0] == '\\' && p[1] == 'u';
+            const uint32_t low = two ? four_digits(j, p + 2) : 0;
+            if (code >= 0xdc00 || low >> 10 != 0x37)
+                return SIZE_MAX;
+            code = 0x10000 + ((code & 0x3ff) << 10 | (low & 0x3ff));
+            p += 6;
+        }
+        out = put_utf8(out, code);
+    }
+    return (size_t)(out - start);
+}
+
+/* How many bytes the character that begins here has; 0 where none does. */
+static size_t character(const uint8_t *p, size_t left)
+{
+    const size_t size = *p < 0x80 ? 1 : *p < 0xe0 ? 2 : *p < 0xf0 ? 3 : 4;
+    static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
+    uint32_t code = size == 1 ? *p : *p & (0xffU >> (size + 1));
+
+    if (size > left || (*p >= 0x80 && *p < 0xc0) || *p >= 0xf8)
+        return 0;
+    for (size_t i = 1; i < size; i++) {
+        if (p[i] >> 6 != 2)
+            return 0;
+        code = code << 6 | (p[i] & 0x3f);
+    }
+    return code < least[size] || code >> 11 == 0x1b || code > 0x10ffff ? 0 : size;
+}
+
+bool ak_json_utf8(const uint8_t *p, size_t size)
+{
+    for (size_t at = 0, more; at < size; at += more)
+        if ((more = character(p + at, size - at)) == 0)
+            return false;
+    return true;
+}
