@@ -23,7 +23,7 @@ def measured(seconds: float) -> Iterator[Result]:
     level = _native.CPU_LEVEL
     for row in bench_logs.ROWS:
         if row.id.startswith(("replay-", "batch-")):
-            found = summary(row, race(contenders(row, samples()), seconds))
+            found = summary(row, race(contenders(row, samples()).calls, seconds))
             yield found._replace(row=f"{level}-{row.id}", what=f"{row.what}, {level} at best")
 
 

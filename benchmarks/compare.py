@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from attestkit.cli.bench_race import digits, time_text
 from attestkit.cli.bench_rows import OURS
 from benchmarks.results import Result, load
 from benchmarks.targets import LIMITS, TARGETS, Target, Verdict, verdict
@@ -72,14 +73,6 @@ def table(facts: Mapping[str, Any], results: Mapping[str, Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def time_text(seconds: float) -> str:
-    """Return a time with three digits that count."""
-    for unit, factor in (("ns", 1e9), ("µs", 1e6), ("ms", 1e3)):
-        if (value := seconds * factor) < 1000:
-            return f"{_digits(value)} {unit}"
-    return f"{_digits(seconds)} s"
-
-
 def main(words: list[str] | None = None) -> int:
     """Print the verdicts, write the documents; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
@@ -115,14 +108,14 @@ def _figure(result: Result, target: Target) -> float | None:
 
 def _against(target: Target, figure: float) -> str:
     if target.peer is None:
-        return f"{_digits(figure)} {target.unit}"
-    return f"{_digits(figure)} times {target.peer}"
+        return f"{digits(figure)} {target.unit}"
+    return f"{digits(figure)} times {target.peer}"
 
 
 def _wanted(target: Target) -> str:
     sign, unit = ("≤" if target.at_most else "≥"), ("" if target.peer else f" {target.unit}")
-    stretch = "" if target.stretch is None else f", stretch {_digits(target.stretch)}{unit}"
-    return f"target {sign} {_digits(target.target)}{unit}{stretch}"
+    stretch = "" if target.stretch is None else f", stretch {digits(target.stretch)}{unit}"
+    return f"target {sign} {digits(target.target)}{unit}{stretch}"
 
 
 def _tally(verdicts: list[Verdict]) -> str:
@@ -134,28 +127,20 @@ def _row(result: Result, said: Verdict | None) -> list[str]:
     target = TARGETS.get(result.row)
     peers = "; ".join(
         f"{name} {_value(result, result.values[name])}"
-        + (f", **{_digits(result.ratios[name])}**" if name in result.ratios else "")
+        + (f", **{digits(result.ratios[name])}**" if name in result.ratios else "")
         for name in result.values
         if name != OURS
     )
     ours = _value(result, result.values[OURS])
     if result.figure is not None and target is not None:
-        ours = f"**{_digits(result.figure)} {target.unit}**" + (f" ({ours})" if peers else "")
-    limit = f"{_digits(LIMITS[result.row])}" if result.row in LIMITS else ""
+        ours = f"**{digits(result.figure)} {target.unit}**" + (f" ({ours})" if peers else "")
+    limit = f"{digits(LIMITS[result.row])}" if result.row in LIMITS else ""
     what = result.what + (f" ({result.note})" if result.note else "")
     return [what, ours, peers, limit, _wanted(target) if target else "", said or ""]
 
 
 def _value(result: Result, value: float) -> str:
-    return time_text(value) if result.unit == "s" else f"{_digits(value)} {result.unit}"
-
-
-def _digits(value: float) -> str:
-    """Return a number with three digits that count, and no zeros behind the point."""
-    if value >= 100:
-        return f"{value:.0f}"
-    text = f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-    return text.rstrip("0").rstrip(".")
+    return time_text(value) if result.unit == "s" else f"{digits(value)} {result.unit}"
 
 
 def _fact_lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from attestkit.cli.bench_race import Call, Series, race, ratio
-from attestkit.cli.bench_rows import OURS, Row, Samples, contenders
+from attestkit.cli.bench_rows import NOT_INSTALLED, OURS, Row, Samples, contenders
 from benchmarks.results import Result
 from benchmarks.samples import samples
 
@@ -39,24 +39,33 @@ class Tape:
 TAPE: Final = Tape()
 
 
+class Raced(NamedTuple):
+    """What a race found, and who was not in it."""
+
+    series: dict[str, Series]
+    left_out: dict[str, str]
+
+
 class Ledger:
     """All that a run has found so far."""
 
     def __init__(self) -> None:
         self.results: dict[str, Result] = {}
-        self._series: dict[str, dict[str, Series]] = {}
+        self._raced: dict[str, Raced] = {}
 
     def add(self, result: Result) -> None:
         """Enter a result."""
         self.results[result.row] = result
 
-    def raced(self, row: Row) -> dict[str, Series]:
-        """Return the series of a row, for which all race if they have not yet."""
-        if row.id not in self._series:
-            found = race(contenders(row, samples()), SECONDS)
-            self._series[row.id] = found
-            self.add(summary(row, found))
-        return self._series[row.id]
+    def raced(self, row: Row) -> Raced:
+        """Return what a row's race found, for which all race if they have not yet."""
+        if row.id not in self._raced:
+            field = contenders(row, samples())
+            series = race(field.calls, SECONDS) if field.ready else {}
+            self._raced[row.id] = Raced(series, field.left_out)
+            if series:
+                self.add(summary(row, series))
+        return self._raced[row.id]
 
 
 def summary(row: Row, found: dict[str, Series], note: str = "") -> Result:
@@ -108,14 +117,21 @@ def play(benchmark: BenchmarkFixture, ledger: Ledger, entry: Entry) -> None:
     pedantic: Callable[..., object] = benchmark.pedantic
     benchmark.group = row.what
     if benchmark.disabled:
-        if who not in contenders(row, samples()):
-            pytest.skip(f"{who} is not installed")
+        _refuse(who, contenders(row, samples()).left_out)
         pedantic(lambda: None)
         return
-    found = ledger.raced(row)
-    if who not in found:
-        pytest.skip(f"{who} is not installed")
+    found, left_out = ledger.raced(row)
+    _refuse(who, left_out)
     series = found[who]
     benchmark.extra_info["times of attestkit's"] = ratio(found[OURS], series)
     TAPE.insert(series)
     pedantic(lambda: None, rounds=len(series.seconds), iterations=series.calls)
+
+
+def _refuse(who: str, left_out: Mapping[str, str]) -> None:
+    """Skip where somebody, or we, cannot be here; fail where a peer does other work than we."""
+    for name in (OURS, who):
+        if reason := left_out.get(name):
+            if reason.startswith(NOT_INSTALLED):
+                pytest.skip(f"{name}: {reason}")
+            pytest.fail(f"{name} {reason}")

@@ -1,14 +1,11 @@
 """What a run of the benchmarks found: a file of it, with what must be known of the machine."""
 
 import json
-import os
-import platform
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from attestkit import _native
+from attestkit.cli.bench_host import host_facts, versions
 from tests.records import commit
 
 __all__ = ["PEERS", "Result", "load", "machine_facts", "save"]
@@ -45,16 +42,7 @@ class Result(NamedTuple):
 
 def machine_facts() -> dict[str, Any]:
     """Return what the numbers depend on."""
-    return {
-        "commit": commit(),
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.machine()}, Linux {platform.release()}",
-        "python": platform.python_version(),
-        "core": _native.CORE,
-        "kernels": _native.CPU_LEVEL,
-        "peers": {name: found for name in PEERS if (found := _version(name))},
-    }
+    return {"commit": commit(), **host_facts(), "peers": versions(PEERS)}
 
 
 def save(path: Path, facts: dict[str, Any], results: Iterable[Result]) -> None:
@@ -69,17 +57,3 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Result]]:
     found = json.loads(path.read_text(encoding="ascii"))
     results = [Result(**result) for result in found["results"]]
     return found["facts"], {result.row: result for result in results}
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith(("model name", "Model")):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -14,7 +14,7 @@ from statistics import median
 from time import perf_counter_ns, thread_time_ns
 from typing import Any, Final, NamedTuple
 
-__all__ = ["Call", "Series", "race", "ratio"]
+__all__ = ["Call", "Series", "digits", "race", "ratio", "time_text"]
 
 TURN: Final = 200_000  # nanoseconds of a turn at the least, several hundred looks at the clock
 LEAST_ROUNDS: Final = 5
@@ -66,6 +66,22 @@ def race(contenders: Mapping[str, Call], seconds: float) -> dict[str, Series]:
 def ratio(ours: Series, theirs: Series) -> float:
     """Return how many times as long theirs took: the median over the rounds they raced in."""
     return median(b / a for a, b in zip(ours.seconds, theirs.seconds, strict=True))
+
+
+def time_text(seconds: float) -> str:
+    """Return a time for people, with three digits that count."""
+    for unit, factor in (("ns", 1e9), ("µs", 1e6), ("ms", 1e3)):
+        if (value := seconds * factor) < 1000:
+            return f"{digits(value)} {unit}"
+    return f"{digits(seconds)} s"
+
+
+def digits(value: float) -> str:
+    """Return a number with three digits that count, and no zeros behind the point."""
+    if value >= 100:
+        return f"{value:.0f}"
+    text = f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return text.rstrip("0").rstrip(".")
 
 
 def _turn(call: Call, count: int) -> int:

@@ -11,7 +11,6 @@ from typing import Any, Final, NamedTuple
 import attestkit
 from attestkit import _native
 from attestkit.cli.bench_race import Call
-from attestkit.errors import AttestKitError
 from attestkit.event_log import EventLog
 from attestkit.event_log.runtime import runtime_event
 
@@ -30,6 +29,7 @@ __all__ = [
 OURS: Final = "attestkit"
 SEED: Final = bytes(range(32))
 SHORT, LONG = "short", "long"
+NOT_INSTALLED: Final = "not installed"
 LONG_EVENTS: Final = 51
 
 
@@ -77,24 +77,44 @@ class Row(NamedTuple):
     values: Callable[[Any], object] = _all_of_it
 
 
-def contenders(row: Row, samples: Samples) -> dict[str, Call]:
-    """Return whoever can do the work here, ours first, all of them agreeing about the result.
+class Field(NamedTuple):
+    """Who races in a row, ours first, and who cannot, with the reason."""
 
-    Raises:
-        AttestKitError: A peer has another result: then its time means nothing.
+    calls: dict[str, Call]
+    left_out: dict[str, str]
+
+    @property
+    def ready(self) -> bool:
+        """Whether we are among them; without us there is nothing to compare."""
+        return OURS in self.calls
+
+
+def contenders(row: Row, samples: Samples) -> Field:
+    """Return whoever can do the work here, all of them agreeing about the result.
+
+    A peer that breaks, perhaps because it is of another version than this file knows, or whose
+    result is another than ours, is left out: its time would mean nothing.
     """
-    found: dict[str, Call] = {}
+    field = Field({}, {})
+    expected: object = None
     for name, make in row.makers.items():
         try:
-            found[name] = make(samples)
-        except ImportError:
+            call = make(samples)
+            found = row.values(call())
+        except ImportError as error:
+            field.left_out[name] = f"{NOT_INSTALLED}: {error.name}"
+        except Exception as error:
             if name == OURS:
                 raise
-    expected = row.values(found[OURS]())
-    for name, call in found.items():
-        if row.values(call()) != expected:
-            raise AttestKitError(f"{row.what}: {name} and {OURS} disagree about the result")
-    return found
+            field.left_out[name] = f"broken: {type(error).__name__}: {error}"
+        else:
+            if name == OURS:
+                expected = found
+            if found == expected:
+                field.calls[name] = call
+            else:
+                field.left_out[name] = "has another result"
+    return field
 
 
 def padded(name: str, log: EventLog) -> EventLog:
