@@ -7,9 +7,9 @@ of the attestation key. All integers are little-endian.
 """
 
 from struct import Struct
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
 
-from attestkit._native import quote_layout, quote_padding
+from attestkit._native import QuoteBase, quote_layout, quote_parsers
 from attestkit.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
@@ -37,11 +37,6 @@ _HEADER = Struct("<HHIHH16s20s")
 _TD_10 = Struct("<16s48s48s8s8s8s48s48s48s48s48s48s48s48s64s")
 _TD_15 = Struct("<16s48s48s8s8s8s48s48s48s48s48s48s48s48s64s16s48s")
 _ENCLAVE = Struct("<16sI12x16s16s32s32x32s32x64sHHH42x16s64s")
-
-# What people read most from the quote of a TD, at one go; of version 4 with version and TEE type,
-# which have more bytes than one, but none that is not zero.
-_td_fields_v4 = Struct("<B3xB43x136x48s144x48s48s48s48s64s").unpack_from
-_td_fields_v5 = Struct("<54x136x48s144x48s48s48s48s64s").unpack_from
 
 # What namedtuples are made with, without the Python function around it.
 _new_tuple = tuple.__new__
@@ -178,40 +173,7 @@ def _late(make: "Callable[[Quote], _T]") -> "Callable[[Quote], _T]":
     return get
 
 
-class _OpenQuote:
-    """A quote that is being filled in; `Quote` is the same, closed.
-
-    Attributes:
-        version: 3, 4 or 5.
-        tee_type: 0x00 SGX, 0x81 TDX.
-        padding: how many zero bytes followed the quote.
-        mrtd: 48 bytes, measured at launch. A quote of an SGX enclave has none: UsageError.
-        rtmrs: 4 times 48 bytes, extended at run time. The same.
-        report_data: the caller's 64 bytes.
-    """
-
-    __slots__ = (
-        "_data",
-        "_made",
-        "mrtd",
-        "padding",
-        "report_data",
-        "rtmrs",
-        "tee_type",
-        "version",
-    )
-
-    version: int
-    tee_type: int
-    padding: int
-    mrtd: bytes
-    rtmrs: tuple[bytes, bytes, bytes, bytes]
-    report_data: bytes
-    _data: bytes  # as given, with the padding
-    _made: dict[str, Any] | None  # what _late keeps
-
-
-class Quote(_OpenQuote):
+class Quote(QuoteBase):
     """A signed statement of a quoting enclave about a TD or an SGX enclave. Immutable.
 
     Two quotes are equal if their `raw` bytes are.
@@ -238,24 +200,8 @@ class Quote(_OpenQuote):
             FormatError: the quote breaks its format; `reason` names the rule, `offset` the byte.
             UsageError: `data` is not bytes.
         """
-        if type(data) is not bytes:
-            data = _plain_bytes(data)
-        padding = quote_padding(data, len(data))
-        if padding < 0:
-            _refuse(data)
-        quote = _OpenQuote()
-        quote._data = data  # noqa: SLF001 - it is going to be one of us
-        quote._made = None  # noqa: SLF001 - the same
-        quote.padding = padding
-        # One unpack and no look at the version before it: nearly all quotes are of version 4.
-        fields = _td_fields_v4(data)
-        quote.version, quote.tee_type, quote.mrtd, rtmr0, rtmr1, rtmr2, rtmr3, report_data = fields
-        if quote.version == 5:
-            quote.mrtd, rtmr0, rtmr1, rtmr2, rtmr3, report_data = _td_fields_v5(data)
-        quote.rtmrs = (rtmr0, rtmr1, rtmr2, rtmr3)
-        quote.report_data = report_data
-        quote.__class__ = Quote if quote.tee_type else _EnclaveQuote
-        return quote  # type: ignore[return-value]  # it has just become one
+        quote = _parse(data)
+        return _plain_or_refused(data) if quote is None else quote
 
     @staticmethod
     def parse_many(quotes: "Iterable[bytes]") -> "list[Quote]":
@@ -265,12 +211,11 @@ class Quote(_OpenQuote):
             FormatError: one of them breaks its format; the text tells which, counted from 0.
             UsageError: one of them is not bytes.
         """
-        parse = Quote.parse
-        parsed: list[Quote] = []
-        append = parsed.append
+        several = tuple(quotes)
+        parsed = _parse_many(several)
         try:
-            for data in quotes:
-                append(parse(data))
+            for data in several[len(parsed) :]:
+                parsed.append(Quote.parse(data))
         except FormatError as error:
             message = f"quote {len(parsed)}: {error.message}"
             raise FormatError(message, offset=error.offset, reason=error.reason) from error
@@ -411,27 +356,24 @@ class _EnclaveQuote(Quote):
     __slots__ = ()
 
     @property
-    def mrtd(self) -> NoReturn:  # type: ignore[override]  # that it cannot be had is the point
+    def mrtd(self) -> NoReturn:
         raise UsageError(_NO_REGISTERS)
 
     @property
-    def rtmrs(self) -> NoReturn:  # type: ignore[override]  # the same
+    def rtmrs(self) -> NoReturn:
         raise UsageError(_NO_REGISTERS)
 
-    @property
-    def report_data(self) -> bytes:  # type: ignore[override]  # nor can the other one be set
-        return self.body.report_data
+
+_parse, _parse_many = quote_parsers(Quote, _EnclaveQuote)
 
 
-def _plain_bytes(data: object) -> bytes:
+def _plain_or_refused(data: object) -> Quote:
+    if type(data) is bytes:
+        quote_layout(data)
+        raise AssertionError("one walk over the quote refuses it, the other does not")
     if isinstance(data, bytes):  # a subclass, which may lie about its length
-        return bytes(memoryview(data))
+        return Quote.parse(bytes(memoryview(data)))
     raise UsageError(f"a quote is bytes, not {type(data).__name__}")
-
-
-def _refuse(data: bytes) -> NoReturn:
-    quote_layout(data)
-    raise AssertionError("one walk over the quote refuses it, the other does not")
 
 
 def _want_size(what: str, data: bytes, *sizes: int) -> None:

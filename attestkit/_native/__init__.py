@@ -9,6 +9,7 @@ A function of the core is written three times: in C (declared in ak_api.cdef.h),
 
 import os
 import struct
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from typing import TYPE_CHECKING, Any, Literal
 
 from attestkit._native._level import VARIABLE, choose
@@ -23,15 +24,25 @@ __all__ = [
     "CORE_REASON",
     "CPU_LEVEL",
     "LOG_RECORD",
+    "QuoteBase",
     "ccel_walk",
     "cpuid",
     "quote_layout",
-    "quote_padding",
+    "quote_parsers",
     "replay",
     "replay_many",
     "sha384",
     "tpm_walk",
 ]
+
+
+def _second_module(library: str) -> Any:  # noqa: ANN401 - _objects.pyi has its types
+    """Load quote_object.c's module, for which the import system does not look in cffi's library."""
+    loader = ExtensionFileLoader("attestkit._native._objects", library)
+    module = loader.create_module(ModuleSpec(loader.name, loader, origin=library))
+    loader.exec_module(module)
+    return module
+
 
 # Why the plain core runs, or None where the compiled one does.
 _PLAIN: str | None = None
@@ -39,7 +50,10 @@ if os.environ.get("ATTESTKIT_PURE_PYTHON") == "1":
     _PLAIN = "ATTESTKIT_PURE_PYTHON=1"
 else:
     try:
+        from attestkit._native import _lib
         from attestkit._native._lib import ffi, lib
+
+        _objects = _second_module(_lib.__file__)
     except ImportError as error:
         _PLAIN = f"the compiled core cannot be loaded: {error}"
 
@@ -149,7 +163,6 @@ def _compiled_cpuid(leaf: int, subleaf: int) -> CpuRegisters:
     return eax, ebx, ecx, edx
 
 
-quote_padding: "Callable[[bytes, int], int]"
 quote_layout: "Callable[[bytes], QuoteLayout]"
 ccel_walk: "Callable[[bytes], tuple[bytes, bytes, bytes, int]]"
 tpm_walk: "Callable[[bytes], tuple[Banks, bytes]]"
@@ -161,7 +174,6 @@ cpuid: "Callable[[int, int], CpuRegisters | None]"  # by leaf and subleaf; None:
 if CORE == "compiled":
     lib.ak_cpu_limit(_limit)
     _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
-    quote_padding = lib.ak_quote_padding
     quote_layout = _compiled_quote_layout
     ccel_walk = _compiled_ccel_walk
     tpm_walk = _compiled_tpm_walk
@@ -173,7 +185,6 @@ else:
     # Late, so that the compiled core does not pay for its twin.
     from attestkit._native import _python
 
-    quote_padding = _python.quote_padding
     quote_layout = _python.quote_layout
     ccel_walk = _python.ccel_walk
     tpm_walk = _python.tpm_walk
@@ -181,3 +192,10 @@ else:
     replay_many = _python.replay_many
     sha384 = _python.sha384
     cpuid = _python.cpuid
+
+if TYPE_CHECKING:
+    from attestkit._native._objects import QuoteBase, quote_parsers
+elif CORE == "compiled":
+    QuoteBase, quote_parsers = _objects.QuoteBase, _objects.quote_parsers
+else:
+    QuoteBase, quote_parsers = _python.QuoteBase, _python.quote_parsers

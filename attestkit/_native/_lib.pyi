@@ -50,7 +50,6 @@ class _Lib:
     AK_LOG_MAX_RECORDS: int
     AK_LOG_MAX_SIZE: int
     def ak_quote_walk(self, data: bytes, size: int, quote: FFI.CData) -> int: ...
-    def ak_quote_padding(self, data: bytes, size: int) -> int: ...
     def ak_log_walk(
         self,
         data: bytes,

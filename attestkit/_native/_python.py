@@ -5,13 +5,14 @@ One file per subject, as in C; this one puts them together.
 
 from attestkit._native._python_cpu import cpuid
 from attestkit._native._python_log import ccel_walk, replay, replay_many, sha384, tpm_walk
-from attestkit._native._python_quote import quote_layout, quote_padding
+from attestkit._native._python_quote import QuoteBase, quote_layout, quote_parsers
 
 __all__ = [
+    "QuoteBase",
     "ccel_walk",
     "cpuid",
     "quote_layout",
-    "quote_padding",
+    "quote_parsers",
     "replay",
     "replay_many",
     "sha384",

@@ -1,15 +1,19 @@
-"""quote.c in plain Python: check a quote and tell where its parts are.
+"""quote.c and quote_object.c in plain Python: check a quote, tell where its parts are, make it.
 
 The checks have the order of quote.c, and refuse with the same status at the same byte.
 """
 
 from hashlib import sha256
 from struct import Struct
+from typing import TYPE_CHECKING, Any
 
 from attestkit._native._status import refuse
 from attestkit.errors import FormatError
 
-__all__ = ["quote_layout", "quote_padding"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["QuoteBase", "quote_layout", "quote_padding", "quote_parsers"]
 
 _INTEL = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 _SGX, _TDX = 0x00, 0x81
@@ -18,6 +22,8 @@ _BODY_SIZES = {1: 384, 2: 584, 3: 648}
 
 _HEADER = Struct("<HHI4x16s20x")
 _TYPE_AND_SIZE = Struct("<HI")
+# What people read most from the body of a TD, at one go.
+_TD_FIELDS = Struct("<136x48s144x48s48s48s48s64s")
 
 
 class _Cursor:
@@ -137,3 +143,65 @@ def quote_padding(data: bytes, size: int) -> int:
         return size - quote_layout(data)[-1]
     except FormatError:
         return -1
+
+
+class QuoteBase:
+    """What a quote holds; open to be filled in, where the compiled core's is closed."""
+
+    __slots__ = (
+        "_data",
+        "_made",
+        "mrtd",
+        "padding",
+        "report_data",
+        "rtmrs",
+        "tee_type",
+        "version",
+    )
+
+    _data: bytes
+    _made: dict[str, Any] | None
+    version: int
+    tee_type: int
+    padding: int
+    mrtd: bytes
+    rtmrs: tuple[bytes, bytes, bytes, bytes]
+    report_data: bytes
+
+
+def quote_parsers(
+    quote: type[QuoteBase], enclave: type[QuoteBase]
+) -> "tuple[Callable[[object], QuoteBase | None], Callable[[tuple[object, ...]], list[QuoteBase]]]":
+    """Return two functions that make quotes of these classes, one and many.
+
+    One returns None for what is no quote or not bytes; many returns the quotes before the first
+    such.
+    """
+
+    def parse(data: object) -> QuoteBase | None:
+        if type(data) is not bytes:
+            return None
+        padding = quote_padding(data, len(data))
+        if padding < 0:
+            return None
+        made = QuoteBase()
+        made._data, made._made = data, None  # noqa: SLF001 - it is going to be one of them
+        made.padding, made.version, made.tee_type = padding, data[0], data[4]
+        body = 54 if made.version == 5 else 48
+        if made.tee_type == _TDX:
+            made.mrtd, *registers, made.report_data = _TD_FIELDS.unpack_from(data, body)
+            made.rtmrs = tuple(registers)
+        else:
+            made.report_data = data[body + 320 : body + 384]
+        made.__class__ = quote if made.tee_type == _TDX else enclave
+        return made
+
+    def parse_many(quotes: tuple[object, ...]) -> list[QuoteBase]:
+        parsed = []
+        for data in quotes:
+            if (made := parse(data)) is None:
+                break
+            parsed.append(made)
+        return parsed
+
+    return parse, parse_many

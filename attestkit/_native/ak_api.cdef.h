@@ -70,9 +70,6 @@ enum { AK_QUOTE_MAX_SIZE = 131072 };
 /* Check a quote of version 3, 4 or 5 and tell where its parts are. */
 ak_status ak_quote_walk(const uint8_t *data, size_t size, ak_quote *quote);
 
-/* Check a quote and count the zero bytes behind it; -1 where ak_quote_walk refuses it. */
-int64_t ak_quote_padding(const uint8_t *data, size_t size);
-
 /* The CPU features the kernels may use: AK_CPU_* bits. A limit lowers them, for tests. */
 uint32_t ak_cpu_features(void);
 void ak_cpu_limit(uint32_t features);

@@ -3,8 +3,8 @@
  * The layouts are those of the quoting libraries of Intel DCAP (quote versions 3, 4 and 5). The
  * checks run from the first byte to the last, so the first broken rule is the one reported: where
  * bytes run out at the end of what there is, where a value is wrong at that value. */
-#include "ak.h"
 #include "ak_cursor.h"
+#include "ak_quote.h"
 #include "ak_sha256.h"
 
 #include <string.h>
@@ -31,6 +31,7 @@ typedef struct {
     ak_quote *quote;   /* where the answers go */
     unsigned version;  /* 3, 4 or 5 */
     uint32_t tee_type; /* TEE_SGX or TEE_TDX */
+    const uint8_t *attestation_key;
 } walk;
 
 static size_t offset(const walk *w, const uint8_t *p)
@@ -85,19 +86,6 @@ static ak_status body_size(walk *w, uint32_t *size)
     return AK_OK;
 }
 
-static const uint8_t *first_nonzero(const uint8_t *p, const uint8_t *end)
-{
-    for (; end - p >= 8; p += 8) {
-        uint64_t eight;
-        memcpy(&eight, p, 8);
-        if (eight != 0)
-            break;
-    }
-    while (p < end && *p == 0)
-        p++;
-    return p;
-}
-
 static ak_status body(walk *w)
 {
     const uint8_t *p;
@@ -112,32 +100,53 @@ static ak_status body(walk *w)
     return AK_OK;
 }
 
-/* Find the end of the quote; from there on, there may only be zeros. */
-static ak_status signature_data(walk *w)
+static const uint8_t *first_nonzero(const uint8_t *p, const uint8_t *end)
+{
+    for (; end - p >= 8; p += 8) {
+        uint64_t eight;
+        memcpy(&eight, p, 8);
+        if (eight != 0)
+            break;
+    }
+    while (p < end && *p == 0)
+        p++;
+    return p;
+}
+
+/* Step over the signature data and what is before them; there the quote ends. */
+static ak_status extent(walk *w)
 {
     const uint8_t *p;
+    ak_status status;
+    if ((status = header(w)) != AK_OK || (status = body(w)) != AK_OK)
+        return status;
     if (!ak_take(&w->c, 4, &p))
         return broken(w, AK_E_SHORT_SIG_LEN, w->c.end);
-    ak_cursor rest = w->c;
-    const uint8_t *data;
-    if (!ak_take(&rest, ak_le32(p), &data))
+    const uint32_t size = ak_le32(p);
+    w->quote->signature = offset(w, w->c.p);
+    if (!ak_take(&w->c, size, &p))
         return broken(w, AK_E_SIG_DATA_TRUNCATED, w->c.end);
-    const uint8_t *other = first_nonzero(rest.p, rest.end);
-    if (other != rest.end)
+    w->quote->end = offset(w, w->c.p);
+    return AK_OK;
+}
+
+/* Go back to the signature data. Behind them there may only be zeros. */
+static ak_status signature_data(walk *w)
+{
+    const uint8_t *other = first_nonzero(w->c.p, w->c.end);
+    if (other != w->c.end)
         return broken(w, AK_E_TRAILING_BYTES, other);
-    w->c.end = rest.p;
-    w->quote->end = offset(w, rest.p);
+    w->c = (ak_cursor){w->start + w->quote->signature, w->start + w->quote->end};
     return AK_OK;
 }
 
 /* The quote's signature and key; from version 4 on the envelope of the certification data. */
-static ak_status signature(walk *w, const uint8_t **key)
+static ak_status signature(walk *w)
 {
     const uint8_t *p;
     if (!ak_take(&w->c, SIGNATURE_SIZE, &p))
         return broken(w, AK_E_SIG, w->c.end);
-    w->quote->signature = offset(w, p);
-    if (!ak_take(&w->c, KEY_SIZE, key))
+    if (!ak_take(&w->c, KEY_SIZE, &w->attestation_key))
         return broken(w, AK_E_ATTESTATION_KEY, w->c.end);
     if (w->version == 3)
         return AK_OK;
@@ -183,37 +192,58 @@ static ak_status certification(walk *w)
     return AK_OK;
 }
 
+static bool same_binding(const ak_binding *a, const ak_binding *b)
+{
+    return a->key != NULL && a->auth_size == b->auth_size &&
+           memcmp(a->key, b->key, KEY_SIZE) == 0 && memcmp(a->vouched, b->vouched, 64) == 0 &&
+           memcmp(a->auth, b->auth, b->auth_size) == 0;
+}
+
 /* The QE's report data are the hash of the attestation key and the authentication data. */
-static ak_status binding(walk *w, const uint8_t *key)
+static ak_status binding(walk *w, ak_bindings *known)
 {
     static const uint8_t zeros[32];
-    const uint8_t *vouched = w->start + w->quote->qe_report + REPORT_DATA;
-    const uint8_t *auth = w->start + w->quote->qe_auth_data;
+    const ak_binding found = {
+        .key = w->attestation_key,
+        .auth = w->start + w->quote->qe_auth_data,
+        .auth_size = (size_t)w->quote->qe_auth_data_size,
+        .vouched = w->start + w->quote->qe_report + REPORT_DATA,
+    };
+    ak_binding *place = known == NULL ? NULL : &known->by_key[found.key[0]];
     uint8_t digest[32];
-    ak_sha256_key_and(key, auth, (size_t)w->quote->qe_auth_data_size, digest);
-    if (memcmp(vouched, digest, 32) != 0 || memcmp(vouched + 32, zeros, 32) != 0)
-        return broken(w, AK_E_QE_BINDING, vouched);
+    if (place != NULL && same_binding(place, &found))
+        return AK_OK;
+    ak_sha256_key_and(found.key, found.auth, found.auth_size, digest);
+    if (memcmp(found.vouched, digest, 32) != 0 || memcmp(found.vouched + 32, zeros, 32) != 0)
+        return broken(w, AK_E_QE_BINDING, found.vouched);
+    if (place != NULL)
+        *place = found;
     return AK_OK;
+}
+
+ak_status ak_quote_walk_among(const uint8_t *data, size_t size, ak_bindings *known, ak_quote *quote)
+{
+    walk w = {.start = data, .c = {data, data + size}, .quote = quote};
+    ak_status status;
+    if (size > AK_QUOTE_MAX_SIZE)
+        return broken(&w, AK_E_TOO_LONG, data + AK_QUOTE_MAX_SIZE);
+    if ((status = extent(&w)) != AK_OK || (status = signature_data(&w)) != AK_OK ||
+        (status = signature(&w)) != AK_OK || (status = quoting_enclave(&w)) != AK_OK ||
+        (status = certification(&w)) != AK_OK)
+        return status;
+    return binding(&w, known);
 }
 
 ak_status ak_quote_walk(const uint8_t *data, size_t size, ak_quote *quote)
 {
-    walk w = {.start = data, .c = {data, data + size}, .quote = quote};
-    const uint8_t *key = NULL;
-    ak_status status;
-    if (size > AK_QUOTE_MAX_SIZE)
-        return broken(&w, AK_E_TOO_LONG, data + AK_QUOTE_MAX_SIZE);
-    if ((status = header(&w)) != AK_OK || (status = body(&w)) != AK_OK ||
-        (status = signature_data(&w)) != AK_OK || (status = signature(&w, &key)) != AK_OK ||
-        (status = quoting_enclave(&w)) != AK_OK || (status = certification(&w)) != AK_OK)
-        return status;
-    return binding(&w, key);
+    return ak_quote_walk_among(data, size, NULL, quote);
 }
 
-int64_t ak_quote_padding(const uint8_t *data, size_t size)
+size_t ak_quote_extent(const uint8_t *data, size_t size)
 {
     ak_quote quote;
-    if (ak_quote_walk(data, size, &quote) != AK_OK)
-        return -1;
-    return (int64_t)(size - quote.end);
+    walk w = {.start = data, .c = {data, data + size}, .quote = &quote};
+    if (extent(&w) != AK_OK)
+        return 0;
+    return offset(&w, first_nonzero(w.c.p, w.c.end));
 }

@@ -64,7 +64,7 @@ def test_both_cores_offer_the_same() -> None:
     """Every function of the face is one of the twin's too."""
     functions = {name for name in _native.__all__ if callable(getattr(_native, name))}
     assert functions == set(_python.__all__)
-    assert {"quote_layout", "quote_padding"} <= functions
+    assert {"quote_layout", "quote_parsers"} <= functions
 
 
 @compiled
@@ -105,4 +105,4 @@ def test_refusal_carries_reason_and_byte() -> None:
 def test_only_bytes_get_in(data: object) -> None:
     """What another thread could change while the core reads it is not let in."""
     with pytest.raises(TypeError):
-        _native.quote_padding(data, 2000)  # type: ignore[arg-type]  # on purpose
+        _native.quote_layout(data)  # type: ignore[arg-type]  # on purpose

@@ -1,9 +1,11 @@
 """The compiled core and its plain twin say the same of every quote, good or bad."""
 
 import random
+import sys
 from collections.abc import Iterator
 from hashlib import sha256
 from struct import pack, pack_into, unpack_from
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from attestkit import _native
 from attestkit._native import _python_quote as plain
 from attestkit.errors import FormatError
+from attestkit.quote import Quote
 from tests.quotes import BODY_SIZES, INTEL, PATTERN, made_quote, made_quotes, samples
 
 compiled = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
@@ -37,10 +40,25 @@ def agree(data: bytes) -> tuple[object, ...]:
     """Check that both cores say the same of `data`, and return it."""
     said = verdict(_native.quote_layout, data)
     assert said == verdict(plain.quote_layout, data)
-    padding = _native.quote_padding(data, len(data))
-    assert padding == plain.quote_padding(data, len(data))
-    assert (padding < 0) == isinstance(said[0], str)
+    made, twins = Quote.parse(data) if isinstance(said[0], int) else None, PLAIN(data)
+    assert read(made) == read(twins)
     return said
+
+
+class Plain(plain.QuoteBase):
+    """A quote of the plain core."""
+
+    __slots__ = ()
+
+
+PLAIN, PLAIN_MANY = plain.quote_parsers(Plain, Plain)
+
+
+def read(quote: object) -> tuple[object, ...]:
+    """Return what a quote of either core holds; of an enclave's, for what it has not, None."""
+    names = ("version", "tee_type", "padding", "report_data", "_data", "_made")
+    td = ("mrtd", "rtmrs") if getattr(quote, "tee_type", 0) else ()
+    return tuple(getattr(quote, name, None) for name in names + td)
 
 
 @compiled
@@ -74,6 +92,44 @@ def test_cores_agree_on_flipped_bits(data: bytes) -> None:
             changed = bytearray(data)
             changed[index] ^= 1 << bit
             agree(bytes(changed))
+
+
+@pytest.mark.parametrize("cores", [_native, plain], ids=["this", "plain"])
+def test_references_are_given_back(cores: Any) -> None:  # noqa: ANN401 - two modules
+    """Quotes that are gone leave nothing behind, also where some of a batch are refused."""
+
+    class One(cores.QuoteBase):  # type: ignore[misc]  # of either core
+        __slots__ = ()
+
+    class Other(cores.QuoteBase):  # type: ignore[misc]  # the same
+        __slots__ = ()
+
+    parse, parse_many = cores.quote_parsers(One, Other)
+    good, enclave, bad = made_quote(), made_quote(3, 0), made_quote()[:-1]
+    batches = [(good, enclave, bad, good), (good, "text"), (bad,), ()]
+    held = [good, enclave, bad, One, Other, *batches]
+    before = [sys.getrefcount(one) for one in held]
+    for _ in range(100):
+        assert [len(parse_many(batch)) for batch in batches] == [2, 1, 0, 0]
+        assert type(parse(good)) is One
+        assert type(parse(enclave)) is Other
+        assert parse(bad) is parse(None) is None
+    assert [sys.getrefcount(one) for one in held] == before
+
+
+def test_quotes_of_other_classes() -> None:
+    """What is no quote's class cannot be filled in; a subclass that nobody fills in is empty."""
+    if _native.CORE == "compiled":
+        for classes in ((Quote, bytes), (1, Quote), (Quote,)):
+            with pytest.raises(TypeError):
+                _native.quote_parsers(*classes)
+
+    class WithDictionary(Quote):
+        pass
+
+    quote = WithDictionary.__new__(WithDictionary)
+    with pytest.raises(AttributeError):
+        _ = quote.mrtd
 
 
 @st.composite
@@ -185,7 +241,7 @@ def test_key_binding_is_sha256(size: int) -> None:
     """The binding is SHA-256 over key and authentication data, in every kernel, at block edges."""
     auth = (PATTERN[:251] * 262)[:size]
     data = made_quote(auth=auth)
-    assert _native.quote_padding(data, len(data)) == 0
+    assert _native.quote_layout(data)[-1] == len(data)
     for at in {700, 763} | ({1220, 1219 + size} if size else set()):
         changed = bytearray(data)
         changed[at] ^= 0x10
@@ -204,4 +260,4 @@ def test_key_binding_of_many_keys() -> None:
         key, auth = source.randbytes(64), source.randbytes(source.randrange(200))
         data = made_quote(key=key, auth=auth)
         assert sha256(key + auth).digest() in data
-        assert _native.quote_padding(data, len(data)) == 0
+        assert _native.quote_layout(data)[-1] == len(data)
