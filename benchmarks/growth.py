@@ -1,0 +1,231 @@
+"""How time and memory grow with the input, each size in a process of its own.
+
+`python -m benchmarks.growth` measures every subject at every size, holds the exponents to their
+band, and writes growth.json, growth.md and growth.svg into docs/benchmarks/. Memory is resident
+memory, so what C allocates counts as well: `peak` is the most that the process had during the work,
+`kept` what it still has while the result lives, both beyond what it had with its input ready.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final, NamedTuple
+
+from attestkit.cli.bench_race import Call, digits, race, time_text
+from attestkit.event_log import EventLog
+from benchmarks.growth_subjects import SUBJECTS
+from benchmarks.results import machine_facts
+from tests.records import ROOT
+
+__all__ = ["BAND", "Point", "exponent", "main", "measure", "page"]
+
+FOLDER: Final = ROOT / "docs" / "benchmarks"
+# Of the exponent, where 1 is linear and 2 quadratic. What keeps much pays for fresh memory, about
+# 2 us for 4 KiB, while small results have the same memory again and again: that bends it upwards.
+BAND: Final = (0.85, 1.35)
+FROM: Final = 1000  # the size from which on what is done once no longer shows
+PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+class Point(NamedTuple):
+    """What one size of a subject took."""
+
+    subject: str
+    size: int
+    seconds: float
+    peak: int | None  # bytes; None where the kernel does not count the peak anew
+    kept: int
+
+
+def measure(subject: str, size: int, seconds: float) -> Point:
+    """Measure one size; in a process that has done nothing else."""
+    _, _, make, work, sizes = SUBJECTS[subject]
+    work(make(sizes[0]))  # what is loaded late is loaded
+    # Made by another process: what making it frees here would be used again, unseen.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        given = pool.submit(make, size).result()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = _resident()
+    counts = _forget_peak()
+    result = work(given)
+    peak, kept = _peak() - before, _resident() - before
+    del result
+    found = race({subject: Call(work, given)}, seconds)[subject]
+    return Point(subject, size, found.median, max(peak, 0) if counts else None, max(kept, 0))
+
+
+def exponent(sizes: list[int], values: list[float]) -> float:
+    """Return the slope of a line through the logarithms, by least squares."""
+    x, y = [math.log(size) for size in sizes], [math.log(value) for value in values]
+    middle = sum(x) / len(x), sum(y) / len(y)
+    above = sum((a - middle[0]) * (b - middle[1]) for a, b in zip(x, y, strict=True))
+    return above / sum((a - middle[0]) ** 2 for a in x)
+
+
+def exponents(points: list[Point]) -> tuple[float, float | None]:
+    """Return those of time and of peak memory, from the size on where they mean something."""
+    large = [point for point in points if point.size >= FROM]
+    sizes = [point.size for point in large]
+    peaks = [float(point.peak) for point in large if point.peak]
+    # Memory below a megabyte is a matter of pages and of what malloc had at hand.
+    some = len(peaks) == len(large) and peaks[-1] > 1 << 20 and min(peaks) > PAGE * 16
+    time = exponent(sizes, [point.seconds for point in large])
+    return time, exponent(sizes, peaks) if some else None
+
+
+def both_cores(seconds: float = 4) -> dict[str, float]:
+    """Time a batch in one thread, and halved in two, in turns; the best of each."""
+    logs = SUBJECTS["replay-many"].make(280_000)
+    half = len(logs) // 2
+    best = {"one": math.inf, "two": math.inf}
+    with ThreadPoolExecutor(2) as pool:
+        ways: dict[str, Callable[[], object]] = {
+            "one": lambda: EventLog.replay_many(logs),
+            "two": lambda: list(pool.map(EventLog.replay_many, (logs[:half], logs[half:]))),
+        }
+        end = perf_counter() + seconds
+        while perf_counter() < end:
+            for name, way in ways.items():
+                begin = perf_counter()
+                way()
+                best[name] = min(best[name], perf_counter() - begin)
+    return best | {"speed-up": best["one"] / best["two"]}
+
+
+def page(facts: dict[str, Any], points: list[Point], cores: dict[str, float]) -> str:
+    """Return the Markdown page."""
+    head = ("work", "sizes", "at the largest", "time each", "exponent", "peak each", "kept each")
+    rows = [_row(name, [p for p in points if p.subject == name]) for name in SUBJECTS]
+    lines = [
+        "# Growth",
+        "",
+        "Written by `make growth`. Exponents are slopes of time and of peak memory against size,",
+        f"both logarithmic, from {FROM:,} on: 1 is linear, 2 quadratic. {BAND[0]} to {BAND[1]} are",
+        "let pass, because results that fill fresh memory pay for it (about 2 µs for 4 KiB), and",
+        "small ones do not. Memory is resident memory beyond the input, C's included, at the",
+        "largest size: the most there was, and what is left while the result lives. Logs end at",
+        "both caps of the parsers, 65,536 events and 16 MiB.",
+        "",
+        f"* commit: {facts['commit']}",
+        f"* cpu: {facts['cpu']}, {facts['cores']} cores; kernels: {facts['kernels']}",
+        f"* python: {facts['python']}",
+        "",
+        f"| {' | '.join(head)} |",
+        f"|{' --- |' * len(head)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        f"`replay_many` of 10,000 logs takes {time_text(cores['one'])} in one thread, halved in",
+        f"two {time_text(cores['two'])}: {cores['speed-up']:.2f} times as fast.",
+        "",
+        "![Time and memory against the size](growth.svg)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def faults(points: list[Point]) -> Iterator[str]:
+    """Yield what is not linear."""
+    for name in SUBJECTS:
+        found = exponents([point for point in points if point.subject == name])
+        for what, value in zip(("time", "memory"), found, strict=True):
+            if value is not None and not BAND[0] <= value <= BAND[1]:
+                yield f"{name}: {what} grows with exponent {value:.2f}"
+
+
+def main(words: list[str] | None = None) -> int:
+    """Measure, write, and tell what is not linear; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=0.5, help="per size")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the documents go")
+    parser.add_argument("--strict", action="store_true", help="fail if something is not linear")
+    parser.add_argument("--one", nargs=2, metavar=("SUBJECT", "SIZE"), help=argparse.SUPPRESS)
+    given = parser.parse_args(words)
+    if given.one:
+        print(json.dumps(measure(given.one[0], int(given.one[1]), given.seconds)))
+        return 0
+    points = [_in_child(name, n, given.seconds) for name in SUBJECTS for n in SUBJECTS[name].sizes]
+    facts, cores = machine_facts(), both_cores()
+    _write(given.folder, facts, points, cores)
+    print(page(facts, points, cores))
+    found = list(faults(points))
+    print("\n".join(f"NOT LINEAR: {fault}" for fault in found) or "everything is linear")
+    return 1 if found and given.strict else 0
+
+
+def _in_child(subject: str, size: int, seconds: float) -> Point:
+    command = [sys.executable, "-m", __spec__.name, "--one", subject, str(size)]
+    done = subprocess.run(  # noqa: S603 - this program
+        [*command, "--seconds", str(seconds)], check=True, capture_output=True, cwd=ROOT
+    )
+    return Point(*json.loads(done.stdout))
+
+
+def _write(
+    folder: Path, facts: dict[str, Any], points: list[Point], cores: dict[str, float]
+) -> None:
+    # Late: a child needs no picture.
+    from benchmarks.picture import write_growth
+
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {"facts": facts, "points": [point._asdict() for point in points], "replay_many": cores}
+    (folder / "growth.json").write_text(json.dumps(found, indent=1) + "\n", encoding="ascii")
+    (folder / "growth.md").write_text(page(facts, points, cores), encoding="utf-8")
+    series = {SUBJECTS[name].what: [p for p in points if p.subject == name] for name in SUBJECTS}
+    write_growth(folder / "growth.svg", series)
+
+
+def _row(name: str, points: list[Point]) -> tuple[str, ...]:
+    subject, last = SUBJECTS[name], points[-1]
+    time, memory = exponents(points)
+    return (
+        subject.what,
+        f"{points[0].size:,} to {last.size:,} {subject.unit}",
+        time_text(last.seconds),
+        time_text(last.seconds / last.size),
+        f"time {time:.2f}" + ("" if memory is None else f", memory {memory:.2f}"),
+        "not known" if last.peak is None else _each(last.peak, last.size),
+        _each(last.kept, last.size),
+    )
+
+
+def _each(amount: int, size: int) -> str:
+    return f"{digits(amount / size)} B"
+
+
+def _status(field: str) -> int:
+    """Return a field of /proc/self/status in bytes."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(field)
+
+
+def _resident() -> int:
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    return _status("VmHWM")
+
+
+def _forget_peak() -> bool:
+    """Have the kernel count the peak from now on (proc_pid_clear_refs(5)); tell whether it does."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
