@@ -44,6 +44,9 @@ class _Lib:
     AK_E_LOG_TOO_LONG: int
     AK_E_LOG_RUNTIME: int
     AK_E_REGISTER: int
+    AK_JSON_ACCEPTED: int
+    AK_JSON_REFUSED: int
+    AK_JSON_LEFT: int
     AK_QUOTE_MAX_SIZE: int
     AK_LOG_MAX_BANKS: int
     AK_LOG_MAX_EVENT: int
@@ -67,6 +70,11 @@ class _Lib:
         registers: FFI.CData,
         digests: FFI.CData,
     ) -> int: ...
+    def ak_agent_json_walk(
+        self, data: bytes, size: int, room: FFI.CData, room_size: int
+    ) -> int: ...
+    def ak_hex_decode(self, text: bytes, size: int, found: FFI.CData) -> int: ...
+    def ak_hex_encode(self, data: bytes, size: int, text: FFI.CData) -> None: ...
     def ak_replay(self, registers: bytes, digests: bytes, count: int, values: FFI.CData) -> int: ...
     def ak_replay_many(
         self,

@@ -4,17 +4,21 @@ One file per subject, as in C; this one puts them together.
 """
 
 from attestkit._native._python_cpu import cpuid
+from attestkit._native._python_json import agent_json_walk, hexlify, unhex
 from attestkit._native._python_log import ccel_walk, replay, replay_many, sha384, tpm_walk
 from attestkit._native._python_quote import QuoteBase, quote_layout, quote_parsers
 
 __all__ = [
     "QuoteBase",
+    "agent_json_walk",
     "ccel_walk",
     "cpuid",
+    "hexlify",
     "quote_layout",
     "quote_parsers",
     "replay",
     "replay_many",
     "sha384",
     "tpm_walk",
+    "unhex",
 ]

@@ -350,22 +350,23 @@ static ak_json_outcome add_digests(const walk *w)
 static bool divide(walk *w, uint8_t *room, size_t size)
 {
     const size_t n = w->capacity, each = sizeof *w->rows + 2 * (DIGEST + sizeof *w->sizes) + 1;
+    const size_t columns = sizeof(ak_agent_log) + n * each;
 
-    if (size < n * each)
+    if (size < columns)
         return false;
-    w->rows = (ak_agent_row *)(void *)room;
+    w->rows = (ak_agent_row *)(void *)(room + sizeof(ak_agent_log));
     w->offsets = (uint32_t *)(void *)(w->rows + n);
     w->sizes = w->offsets + n;
     w->digests = (uint8_t *)(w->sizes + n);
     w->own = w->digests + DIGEST * n;
     w->registers = w->own + DIGEST * n;
     w->preimages = w->registers + n;
-    w->room = size - n * each;
+    w->room = size - columns;
     return true;
 }
 
 ak_json_outcome ak_agent_json_walk(const uint8_t *data, size_t size, uint8_t *room,
-                                   size_t room_size, ak_agent_log *log)
+                                   size_t room_size)
 {
     walk w = {.json = {{data, data + size}, ak_hex(), true}, .start = data, .regular = true};
     ak_json_outcome outcome;
@@ -377,10 +378,13 @@ ak_json_outcome ak_agent_json_walk(const uint8_t *data, size_t size, uint8_t *ro
         return LEFT;
     if ((outcome = read_array(&w, size)) == ACCEPTED)
         outcome = add_digests(&w);
-    log->count = (uint32_t)w.count;
-    log->extending = (uint32_t)w.extending;
-    log->registers = (uint32_t)(w.registers - room);
-    log->digests = (uint32_t)(w.digests - room);
-    log->regular = w.regular;
+    *(ak_agent_log *)(void *)room = (ak_agent_log){
+        .count = (uint32_t)w.count,
+        .rows = sizeof(ak_agent_log),
+        .extending = (uint32_t)w.extending,
+        .registers = (uint32_t)(w.registers - room),
+        .digests = (uint32_t)(w.digests - room),
+        .regular = w.regular,
+    };
     return outcome;
 }

@@ -146,23 +146,24 @@ typedef struct {
     uint32_t payload_size;
 } ak_agent_row;
 
-/* What was found in the guest agent's log. */
+/* What was found in the guest agent's log. Offsets are in bytes from the start of this. */
 typedef struct {
-    uint32_t count;     /* of the events, whose rows are at the start of the room */
-    uint32_t extending; /* those that extend a register */
-    uint32_t registers; /* where in the room: a register number, 0 to 3, of each that extends */
+    uint32_t count; /* of the events */
+    uint32_t rows;
+    uint32_t extending; /* how many of them extend a register */
+    uint32_t registers; /* the register number, 0 to 3, of each that does */
     uint32_t digests;   /* and its digest, 48 bytes; of runtime events computed */
-    uint32_t regular;   /* 1: the events are those of RTMR3, which are runtime events, and others,
-                           which are not, and no name of version 1 has a colon */
+    uint32_t regular;   /* 1: RTMR3 has all the runtime events and no other that extends, and no
+                           name of version 1 has a colon */
 } ak_agent_log;
 
-/* Read the guest agent's log. `room` is scratch and result, aligned as malloc does it: four bytes
- * for each of the text and 256 more are enough. */
+/* Read the guest agent's log. The room, aligned as malloc does it, is scratch and result: at its
+ * start is an ak_agent_log. Four bytes for each of the text and 256 more are enough. */
 ak_json_outcome ak_agent_json_walk(const uint8_t *data, size_t size, uint8_t *room,
-                                   size_t room_size, ak_agent_log *log);
+                                   size_t room_size);
 
 /* Write the bytes of hex digits of either case; 0 where the text is not an even number of them. */
-int ak_hex_decode(const uint8_t *text, size_t size, uint8_t *bytes);
+int ak_hex_decode(const uint8_t *text, size_t size, uint8_t *found);
 
 /* Write two digits for each byte, in lower case. */
-void ak_hex_encode(const uint8_t *bytes, size_t size, uint8_t *text);
+void ak_hex_encode(const uint8_t *data, size_t size, uint8_t *text);

@@ -188,12 +188,12 @@ const ak_hex_impl *ak_hex(void)
     return impls[best];
 }
 
-int ak_hex_decode(const uint8_t *text, size_t size, uint8_t *bytes)
+int ak_hex_decode(const uint8_t *text, size_t size, uint8_t *found)
 {
-    return size % 2 == 0 && ak_hex()->decode(text, size, bytes);
+    return size % 2 == 0 && ak_hex()->decode(text, size, found);
 }
 
-void ak_hex_encode(const uint8_t *bytes, size_t size, uint8_t *text)
+void ak_hex_encode(const uint8_t *data, size_t size, uint8_t *text)
 {
-    ak_hex()->encode(bytes, size, text);
+    ak_hex()->encode(data, size, text);
 }

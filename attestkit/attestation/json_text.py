@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from attestkit import _native
 from attestkit._json import check_depth
 from attestkit.errors import FormatError
 
@@ -44,10 +45,9 @@ def from_hex(value: object, what: str, size: int | None = None) -> bytes:
     """Return the bytes of hex text without prefix or spaces, exactly `size` of them if given."""
     if not isinstance(value, str):
         raise FormatError(f"{what} is not hex text")
-    try:
-        found = binascii.unhexlify(value)
-    except ValueError as error:
-        raise FormatError(f"{what} is not hex text") from error
+    found = _native.unhex(value)
+    if found is None:
+        raise FormatError(f"{what} is not hex text")
     if size is not None and len(found) != size:
         raise FormatError(f"{what} must have {size} bytes, not {len(found)}")
     return found

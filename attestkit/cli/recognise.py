@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import string
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, TypeAlias, U
 import click
 
 from attestkit._json import check_depth
+from attestkit._native import unhex
 from attestkit.attestation import Attestation
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, FormatError, UsageError, VerificationError
@@ -41,7 +41,6 @@ STDIN: Final = "-"
 _STDIN_READ: Final = "attestkit.stdin_read"  # of the running command
 LARGEST: Final = 32 * 1024 * 1024  # bytes; twice the largest log that the parsers take
 INTEL_QE_VENDOR: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
-HEX_DIGITS: Final = frozenset(string.hexdigits.encode())
 RESPONSE_KEYS: Final = frozenset({"attestation", "quote"})
 BUNDLE_KEYS: Final = frozenset({"evidence", "at"})
 COLLATERAL_KEYS: Final = frozenset({"tcb_info", "qe_identity"})
@@ -161,9 +160,7 @@ def _unhex(data: bytes) -> bytes | None:
     digits = data.strip()
     if digits[:2] in {b"0x", b"0X"}:
         digits = digits[2:]
-    if len(digits) < 2 or len(digits) % 2 or not HEX_DIGITS.issuperset(digits):
-        return None
-    return bytes.fromhex(digits.decode("ascii"))
+    return unhex(digits) if digits else None
 
 
 def _json(data: bytes) -> Recognised:

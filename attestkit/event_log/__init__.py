@@ -10,23 +10,19 @@ from typing import Protocol
 from attestkit import _native
 from attestkit.errors import FormatError, ReplayError, UsageError, VerificationError
 from attestkit.event_log import agent_json
+from attestkit.event_log.agent_json import AgentJsonSource
 from attestkit.event_log.event import (
     DIGEST_SIZE,
     RUNTIME_REGISTER,
     Event,
+    LogSource,
     WireEvent,
     received,
     runtime_digest,
 )
 from attestkit.event_log.event_types import NO_ACTION, RUNTIME_EVENT_TYPE
 from attestkit.event_log.runtime import check_runtime_events, check_v2, parse_runtime_lines
-from attestkit.event_log.tcg import (
-    TpmEvent,
-    TpmEventLog,
-    ccel_events,
-    fill_is_uniform,
-    other_kind,
-)
+from attestkit.event_log.tcg import CcelSource, TpmEvent, TpmEventLog, other_kind
 
 __all__ = ["Event", "EventLog", "Rtmrs", "TpmEvent", "TpmEventLog", "WireEvent"]
 
@@ -45,14 +41,13 @@ class Measured(Protocol):
 class EventLog:
     """The log of a TD: what firmware and boot loader measured, then the runtime events."""
 
-    __slots__ = ("_ccel", "_columns", "_events", "_fault", "_runtime", "_warnings")
+    __slots__ = ("_columns", "_events", "_fault", "_runtime", "_source", "_warnings")
 
     # Register numbers and digests of all that extends, as the native core replays them.
     _columns: tuple[bytes, bytes]
-    # None as long as nobody has asked for the events of `_ccel`.
+    # None as long as nobody has asked for the events of `_source`.
     _events: tuple[Event, ...] | None
-    # Area, rows and end of the records of a CCEL.
-    _ccel: tuple[bytes, bytes, int] | None
+    _source: LogSource | None
     # None as long as nobody has asked.
     _runtime: tuple[Event, ...] | None
     # Why the log must not be believed although it parses.
@@ -75,28 +70,38 @@ class EventLog:
         self._columns = _columns(events)
         self._events = events
         self._runtime = None
-        self._ccel = None
+        self._source = None
         self._fault = None
         self._warnings = ()
 
     @classmethod
     def _of(
         cls,
-        events: tuple[Event, ...] | None,
-        *,
+        events: tuple[Event, ...],
         columns: tuple[bytes, bytes] | None = None,
-        ccel: tuple[bytes, bytes, int] | None = None,
         fault: str | None = None,
         warnings: tuple[str, ...] = (),
     ) -> "EventLog":
-        """Make a log of events that have been checked, or of a walked CCEL and its columns."""
+        """Make a log of events that have been checked."""
         self = cls.__new__(cls)
-        self._columns = _columns(events or ()) if columns is None else columns
+        self._columns = _columns(events) if columns is None else columns
         self._events = events
         self._runtime = None
-        self._ccel = ccel
+        self._source = None
         self._fault = fault
         self._warnings = warnings
+        return self
+
+    @classmethod
+    def _read(cls, columns: tuple[bytes, bytes], source: LogSource) -> "EventLog":
+        """Make a log of what the native core found in `source`."""
+        self = cls.__new__(cls)
+        self._columns = columns
+        self._events = None
+        self._runtime = None
+        self._source = source
+        self._fault = None
+        self._warnings = ()
         return self
 
     @classmethod
@@ -148,7 +153,7 @@ class EventLog:
                 message = f"this is not a CCEL but {kind}"
                 raise FormatError(message, offset=error.offset, reason="other_log") from error
             raise
-        return cls._of(None, columns=(registers, digests), ccel=(data, rows, end))
+        return cls._read((registers, digests), CcelSource(data, rows, end))
 
     @classmethod
     def from_json(cls, data: bytes | str) -> "EventLog":
@@ -160,15 +165,18 @@ class EventLog:
             FormatError: It is not JSON, or an event is not as it should be; names its place.
             UsageError: `data` is neither `bytes` nor text.
         """
-        if isinstance(data, bytes):
-            try:
-                data = data.decode()
-            except UnicodeDecodeError as error:
-                message = "the event log is not UTF-8"
-                raise FormatError(message, offset=error.start, reason="json") from error
-        elif not isinstance(data, str):
+        if isinstance(data, str):
+            utf8 = data.encode(errors="surrogatepass")
+        elif isinstance(data, bytes):
+            utf8 = data
+        else:
             raise UsageError("the agent's event log is bytes or text")
-        return cls.from_wire(agent_json.parse(data))
+        walked = _native.agent_json_walk(utf8)
+        if isinstance(walked, str):  # no log, or one that needs a closer look
+            return cls.from_wire(agent_json.parse(data))
+        rows, registers, digests, regular = walked
+        source = AgentJsonSource(utf8, rows, digests, regular)
+        return cls._read((registers, digests), source)
 
     @classmethod
     def from_wire(cls, received_events: Iterable[WireEvent]) -> "EventLog":
@@ -198,8 +206,8 @@ class EventLog:
     def events(self) -> tuple[Event, ...]:
         """All events, in the order they were extended."""
         if self._events is None:
-            assert self._ccel is not None
-            self._events = ccel_events(self._ccel[0], self._ccel[1])
+            assert self._source is not None
+            self._events = self._source.events()
         return self._events
 
     @property
@@ -212,10 +220,7 @@ class EventLog:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is odd about the log without being wrong, for people."""
-        if self._ccel is None or fill_is_uniform(self._ccel[0], self._ccel[2]):
-            return self._warnings
-        odd = f"the bytes behind the last record (byte {self._ccel[2]}) are not all the same"
-        return (*self._warnings, odd)
+        return self._warnings if self._source is None else self._source.warnings()
 
     def replay(self) -> Rtmrs:
         """Fold the digests into the registers and return the four values, 48 bytes each."""
@@ -273,7 +278,7 @@ class EventLog:
         """
         if self._fault is not None:
             raise VerificationError(self._fault)
-        if self._ccel is None:
+        if self._source is None or not self._source.regular:
             check_runtime_events(self.events)
 
     def with_runtime(self, events: Iterable[Event]) -> "EventLog":
@@ -312,12 +317,13 @@ class EventLog:
 
         Payloads of runtime events and of the ACPI tables' events stay.
         """
-        events = [
-            event
-            if event.event_type == RUNTIME_EVENT_TYPE or event.is_acpi_data
-            else Event(event.register, event.event_type, event.digest, event.name, b"")
-            for event in self.events
-        ]
+        events = []
+        for event in self.events:
+            register, event_type, digest, name, payload, _ = event
+            if payload and event_type != RUNTIME_EVENT_TYPE and not event.is_acpi_data:
+                events.append(tuple.__new__(Event, (register, event_type, digest, name, b"", 1)))
+            else:
+                events.append(event)
         return self._with(tuple(events), self._columns)
 
     def to_json(self, *, preimages: bool = True) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 from json import JSONEncoder
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event_types import ACPI_CONFIG, RUNTIME_EVENT_TYPE, type_name
@@ -12,6 +12,7 @@ __all__ = [
     "DIGEST_SIZE",
     "RUNTIME_REGISTER",
     "Event",
+    "LogSource",
     "WireEvent",
     "json_string",
     "received",
@@ -65,7 +66,7 @@ class Event(NamedTuple):
     @property
     def is_acpi_data(self) -> bool:
         """True for the three events whose payload every form of the log keeps."""
-        return (self.event_type, self.register, self.payload) == (ACPI_CONFIG, 0, ACPI_DATA)
+        return self.payload == ACPI_DATA and self.event_type == ACPI_CONFIG and self.register == 0
 
     def preimage(self) -> bytes:
         """Return the bytes whose SHA-384 is a runtime event's digest.
@@ -91,6 +92,20 @@ class WireEvent(NamedTuple):
     version: int = 1
     preimage: str | None = None
     """Hex text of a version 2 event's preimage, where it came along."""
+
+
+class LogSource(Protocol):
+    """What a log was read from, which makes its events when somebody asks for them."""
+
+    @property
+    def regular(self) -> bool:
+        """True where `check_runtime_events` is known to pass without asking for the events."""
+
+    def events(self) -> tuple[Event, ...]:
+        """Make the events."""
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return what is odd about it without being wrong."""
 
 
 def runtime_preimage(name: str, payload: bytes, version: int) -> bytes:

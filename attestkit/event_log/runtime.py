@@ -12,6 +12,7 @@ from json import JSONDecodeError, JSONDecoder
 from typing import Final
 
 from attestkit._json import check_depth
+from attestkit._native import unhex
 from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.event_log.event import (
     RUNTIME_REGISTER,
@@ -136,16 +137,6 @@ def check_v2(wire: WireEvent, index: int) -> None:
         raise VerificationError(f"{who} digest does not match its preimage")
     if preimage != runtime_preimage(wire.event, wire.event_payload, 2):
         raise VerificationError(f"{who} preimage is not the canonical event representation")
-
-
-def unhex(text: str) -> bytes | None:
-    """Return the bytes of hex digits in either case, or None where it is not hex alone."""
-    try:
-        found = bytes.fromhex(text)
-    except ValueError:
-        return None
-    # fromhex skips spaces, which no encoding of an event has.
-    return found if 2 * len(found) == len(text) else None
 
 
 def runtime_line(event: Event) -> bytes:

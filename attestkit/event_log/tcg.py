@@ -12,7 +12,7 @@ from attestkit.errors import FormatError, UnsupportedError, UsageError
 from attestkit.event_log.event import Event
 from attestkit.event_log.event_types import NO_ACTION, type_name
 
-__all__ = ["NO_PCR", "TpmEvent", "TpmEventLog", "ccel_events", "fill_is_uniform", "other_kind"]
+__all__ = ["NO_PCR", "CcelSource", "TpmEvent", "TpmEventLog", "other_kind"]
 
 NO_PCR = 0xFFFFFFFF
 """PCR number of an informative event that belongs to no PCR."""
@@ -41,28 +41,42 @@ _CEL_SECOND = (b"\x01", b"\x02", b"\x6c")
 _CEL_MAPS = (b"\xa4", b"\xa5")
 
 
-def ccel_events(data: bytes, rows: bytes) -> tuple[Event, ...]:
-    """Make the events of a CCEL, from the rows that the native core found in it.
+class CcelSource(NamedTuple):
+    """A CCEL that was walked: the log area, the packed rows of its records, and their end."""
 
-    Records about index 0, MRTD, are left out: they are informative. The three ACPI DATA events of
-    RTMR0 are named, in their order: the loader script, the RSDP, the tables.
-    """
-    events = []
-    labels = iter(_ACPI_LABELS)
-    for _, index, event_type, digests, _, start, size in LOG_RECORD.iter_unpack(rows):
-        if index == 0:
-            continue
-        digest = data[digests + 2 : digests + 50]
-        event = Event(index - 1, event_type, digest, "", data[start : start + size])
-        if event.is_acpi_data:
-            event = event._replace(name=next(labels, ""))
-        events.append(event)
-    return tuple(events)
+    area: bytes
+    rows: bytes
+    end: int
 
+    @property
+    def regular(self) -> bool:
+        """True: a CCEL cannot hold runtime events."""
+        return True
 
-def fill_is_uniform(data: bytes, end: int) -> bool:
-    """Tell whether all bytes behind a CCEL's last record are the same, as firmware leaves them."""
-    return data[end:] == data[end : end + 1] * (len(data) - end)
+    def events(self) -> tuple[Event, ...]:
+        """Make the events, without the records about index 0, MRTD, which are informative.
+
+        The three ACPI DATA events of RTMR0 are named, in their order: the loader script, the RSDP,
+        the tables.
+        """
+        events = []
+        labels = iter(_ACPI_LABELS)
+        for _, index, event_type, digests, _, start, size in LOG_RECORD.iter_unpack(self.rows):
+            if index == 0:
+                continue
+            digest = self.area[digests + 2 : digests + 50]
+            event = Event(index - 1, event_type, digest, "", self.area[start : start + size])
+            if event.is_acpi_data:
+                event = event._replace(name=next(labels, ""))
+            events.append(event)
+        return tuple(events)
+
+    def warnings(self) -> tuple[str, ...]:
+        """Tell of a fill that is not the same byte throughout, as firmware leaves it."""
+        fill = self.area[self.end :]
+        if fill == fill[:1] * len(fill):
+            return ()
+        return (f"the bytes behind the last record (byte {self.end}) are not all the same",)
 
 
 def other_kind(data: bytes) -> str | None:
