@@ -1,15 +1,17 @@
-"""Rows about event logs: replay of digests in memory, and the way there from JSON and CCELs.
+"""Rows about event logs: replay of digests in memory, the way there from JSON and CCELs, hex.
 
 What one writes by hand around hashlib and a JSON decoder checks nothing: it believes the digests
 that a log comes with. attestkit computes those of runtime events itself.
 """
 
+import binascii
 import hashlib
 import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+from attestkit import _native
 from attestkit.cli.bench_race import Call
 from attestkit.cli.bench_rows import LONG, OURS, SHORT, Row, Samples
 from attestkit.event_log import EventLog, Rtmrs
@@ -161,6 +163,11 @@ def _rows(log: str) -> tuple[Row, ...]:
     )
 
 
+def _hex(function: Callable[[str], bytes | None]) -> Callable[[Samples], Call]:
+    """Return the maker of a call that decodes a quote's hex, as it stands in the agent's answer."""
+    return lambda samples: Call(function, samples.quote.hex())
+
+
 ROWS: Final = (
     *_rows(SHORT),
     *_rows(LONG),
@@ -183,5 +190,14 @@ ROWS: Final = (
             "cctrusted-vm": partial(cctrusted_vm, replay=True),
         },
         registers,
+    ),
+    Row(
+        "hex",
+        "hex of a quote to bytes",
+        {
+            OURS: _hex(_native.unhex),
+            "bytes.fromhex": _hex(bytes.fromhex),
+            "binascii": _hex(binascii.unhexlify),
+        },
     ),
 )
