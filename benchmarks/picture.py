@@ -71,9 +71,11 @@ def save_svg(path: Path, figure: Figure, *panels: Axes) -> None:
         for spine in axes.spines.values():
             spine.set_color(LINES)
     handles = dict(zip(*panels[0].get_legend_handles_labels()[::-1], strict=True))
+    first = [name for name in (OURS, "limit") if name in handles]
+    names = [*first, *(name for name in handles if name not in first)]
     figure.legend(
-        handles.values(),
-        handles,
+        [handles[name] for name in names],
+        names,
         frameon=False,
         labelcolor=INK,
         fontsize=8,
