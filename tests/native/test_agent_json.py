@@ -1,0 +1,404 @@
+"""The core reads the agent's log as the parser in Python does, or leaves it to that parser."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attestkit import _native
+from attestkit.event_log import EventLog
+from attestkit.event_log.agent_json import MAX_EVENTS, MAX_TEXT
+from attestkit.event_log.runtime import RUNTIME_EVENT_TYPE, runtime_event
+from tests.event_log.two_readers import agreed, read_in_python
+from tests.vectors import data, load, needs_shared
+
+pytestmark = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
+
+FIRMWARE = {
+    "imr": 1,
+    "event_type": 4,
+    "digest": "Ab" * 48,
+    "event": "",
+    "event_payload": "00ffAA",
+}
+RUNTIME = {
+    "imr": 3,
+    "event_type": RUNTIME_EVENT_TYPE,
+    "digest": "",
+    "event": "app-id",
+    "event_payload": "deadBEEF",
+}
+NEW = runtime_event("app-id", b"\xde\xad\xbe\xef", version=2)
+VERSION_2 = RUNTIME | {
+    "digest": NEW.digest.hex(),
+    "version": 2,
+    "preimage": NEW.preimage().hex(),
+}
+INFORMATIVE = FIRMWARE | {"imr": 3, "event_type": 3}
+NAMED = RUNTIME | {"event": 'a"b\\c/\b\f\n\r\t\x01\x7fé測🦀'}
+UNKNOWN = FIRMWARE | {"x": [1, {"a": None, "b": [True, False, -1.5e10]}, "é"], "y": {}, "z": "\\"}
+KINDS = [FIRMWARE, RUNTIME, VERSION_2, INFORMATIVE, NAMED, UNKNOWN]
+
+LEVELS = {"portable": 0, "avx2": 4, "best": 2**32 - 1}
+
+
+@pytest.fixture(params=LEVELS)
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Limit the core's kernels."""
+    lib = pytest.importorskip("attestkit._native._lib").lib
+    lib.ak_cpu_limit(LEVELS[request.param])
+    yield request.param
+    lib.ak_cpu_limit(2**32 - 1)
+
+
+def compact(events: object) -> bytes:
+    """Write JSON as the agent does."""
+    return json.dumps(events, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def texts() -> dict[str, bytes]:
+    """Return every log of the shared samples, as the agent writes it."""
+    found = {}
+    for name in ("quote-report", "tdx-lite-getquote"):
+        answer = data(f"dstack/verifier/{name}.json")
+        found[name] = json.loads(answer)["event_log"].encode() if answer else b""
+    if simulator := load("attestation_v0_simulator.json"):
+        found["simulator"] = compact(simulator["event_log"])
+        found["stripped"] = compact(simulator["stripped_for_certificate"]["event_log"])
+        ccel = EventLog.from_ccel(data("ccel/go-eventlog/cos-113-intel-tdx.bin"))
+        more = [runtime_event(f"event-{number}", bytes(20), 1 + number % 2) for number in range(8)]
+        found["ccel"] = ccel.with_runtime(more).to_json().encode()
+    return found
+
+
+TEXTS = texts()
+
+
+@needs_shared
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.usefixtures("level")
+def test_every_sample_is_read_in_any_layout(name: str) -> None:
+    """Compact, with blanks, with other orders of keys, with unknown keys, with digests left out."""
+    events = json.loads(TEXTS[name])
+    dice = Random(name)  # noqa: S311 - picks test cases, no secrets
+    assert len(events) > 5
+    layouts = [TEXTS[name], compact(events), json.dumps(events).encode()]
+    layouts += [json.dumps(events, indent=indent).encode() for indent in (0, 1, "\t", "\r\n ")]
+    for _ in range(10):
+        shuffled = [dict(dice.sample(list(event.items()), len(event))) for event in events]
+        layouts += [compact(shuffled), json.dumps(shuffled, indent=2).encode()]
+    layouts.append(compact([{"first": [{}], **event, "last": {"a": 1}} for event in events]))
+    for layout in layouts:
+        assert agreed(layout) == "accepted"
+    without = [{key: value for key, value in e.items() if key != "digest"} for e in events]
+    runtime = [event for event in without if event["event_type"] == RUNTIME_EVENT_TYPE]
+    assert agreed(compact(runtime)) == "accepted"
+    assert agreed(compact(without)) == "refused"
+
+
+def test_each_kind_written_out() -> None:
+    """Rows say where the texts are; the columns hold registers and digests of what extends."""
+    text = compact([FIRMWARE, INFORMATIVE, RUNTIME])
+    walked = _native.agent_json_walk(text)
+    assert not isinstance(walked, str)
+    rows, registers, digests, regular = walked
+    assert (registers, regular) == (b"\1\3", True)
+    assert digests == b"\xab" * 48 + runtime_event("app-id", b"\xde\xad\xbe\xef").digest
+    first, second, third = _native.AGENT_ROW.iter_unpack(rows)
+    assert first[:5] == (1, 1, 48, 0, 4)
+    assert text[first[5] :].startswith(b"Ab" * 48 + b'"')
+    assert (first[7], text[first[8] : first[8] + first[9]]) == (0, b"00ffAA")
+    assert second[:5] == (3, 1, 48, 0, 3)
+    assert third[:5] == (3, 1, 0, 0, RUNTIME_EVENT_TYPE)
+    assert text[third[6] : third[6] + third[7]] == b"app-id"
+    assert text[third[8] : third[8] + third[9]] == b"deadBEEF"
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_every_kind_in_every_company(ascii_only: bool) -> None:  # noqa: FBT001 - a parameter
+    """Events of all kinds, in all orders of three, with characters plain or escaped."""
+    for chosen in itertools.product(KINDS, repeat=3):
+        text = json.dumps(chosen, ensure_ascii=ascii_only).encode()
+        assert agreed(text) == "accepted"
+
+
+def changed(event: dict[str, Any], /, **change: Any) -> bytes:  # noqa: ANN401 - JSON
+    """Return a log of one event with something changed."""
+    return compact([event | change])
+
+
+SPACED = compact([FIRMWARE]).replace(b'"imr":1', b'"imr":%b')
+LEFT = {
+    "a key with an escape": SPACED.replace(b'"imr"', b'"i\\u006dr"') % b"1",
+    "an unknown key with an escape": SPACED % b'1,"\\n":0',
+    "a digest with an escape": compact([FIRMWARE]).replace(b"Ab", b"\\u0041b", 1),
+    "a payload with an escape": compact([FIRMWARE]).replace(b"00ff", b"\\u0030\\u0030"),
+    "minus nothing": SPACED % b"-0",
+    "nine unknown keys": changed(FIRMWARE, **{f"k{number}": 0 for number in range(9)}),
+    "a number that may be too long": SPACED % (b'1,"k":' + b"9" * 641),
+    "a version 2 name with an escape": changed(VERSION_2, event="a\nb"),
+    "version 2 without preimage": changed(VERSION_2, preimage=None),
+    "version 2 with another's preimage": changed(VERSION_2, preimage="00"),
+    "version 2 with another name": changed(VERSION_2, event="app-ie"),
+    "version 2 with another digest": changed(VERSION_2, digest="00" * 48),
+    "version 1 with another digest": changed(RUNTIME, digest="00" * 48),
+}
+
+
+@pytest.mark.parametrize("why", LEFT)
+def test_what_is_left_to_python(why: str) -> None:
+    """Rare layouts and events that need a closer look; the parser accepts each of these."""
+    assert agreed(LEFT[why]) == "left"
+    assert read_in_python(LEFT[why]) is not None
+
+
+NESTED = b'1,"k":%b' % (b"[" * 198 + b"]" * 198)
+ACCEPTED = {
+    "eight unknown keys": changed(FIRMWARE, **{f"k{number}": 0 for number in range(8)}),
+    "a long number": SPACED % (b'1,"k":' + b"9" * 640),
+    "the largest event type": changed(FIRMWARE, event_type=2**32 - 1),
+    "unknown keys twice inside": SPACED % b'1,"k":{"a":1,"a":2}',
+    "an infinite number": SPACED % b'1,"k":1e999',
+    "half a pair in an unknown text": SPACED % b'1,"k":"\\ud800"',
+    "as deep as may be": SPACED % NESTED,
+    "brackets in texts": SPACED % (b'1,"k":"' + b'[{\\"' * 300 + b'"'),
+    "version 2 of firmware": changed(FIRMWARE, version=2),
+    "a preimage of version 1": changed(RUNTIME, preimage="00"),
+    "no preimage of version 1": changed(RUNTIME, preimage=None),
+    "version 2 without digest": changed(VERSION_2, digest=""),
+    "a pair in two escapes": compact([RUNTIME]).replace(b"app-id", b"\\ud83E\\uDD80"),
+    "no name and no payload": changed(RUNTIME, event="", event_payload=""),
+    "no events": b" [ ] ",
+    # Not regular, which `agreed` compares.
+    "a colon": changed(RUNTIME, event="a:b"),
+    "a colon in an escape": compact([RUNTIME]).replace(b"app-id", b"a\\u003ab"),
+    "a colon in version 2": changed(RUNTIME, event="a:b", version=2)[:-2]
+    + b',"preimage":"%b"}]' % runtime_event("a:b", NEW.payload, 2).preimage().hex().encode(),
+    "a runtime event of RTMR0": changed(RUNTIME, imr=0),
+    "firmware's event of RTMR3": changed(FIRMWARE, imr=3),
+}
+
+
+@pytest.mark.parametrize("why", ACCEPTED)
+def test_what_is_accepted(why: str) -> None:
+    """What readers pass over, and values at their borders."""
+    assert agreed(ACCEPTED[why]) == "accepted"
+
+
+REFUSED = {
+    "nothing": b"",
+    "no array": b"{}",
+    "an item that is no object": b"[[]]",
+    "an object of nothing": b"[{}]",
+    "another array": b"[][]",
+    "a comma too many": compact([FIRMWARE])[:-1] + b",]",
+    "a comma too many inside": SPACED % b"1,",
+    "a mark of byte order": b"\xef\xbb\xbf[]",
+    "a blank that is none": b"[\xc2\xa0]",
+    "a vertical tab": b"[\x0b]",
+    "a key of a CEL": SPACED % b'1,"recnum":0',
+    "one more key of a CEL": SPACED % b'1,"content_type":0',
+    "a key twice": SPACED % b'1,"imr":1',
+    "an unknown key twice": SPACED % b'1,"k":1,"l":2,"k":3',
+    "RTMR4": SPACED % b"4",
+    "01": SPACED % b"01",
+    "1.0": SPACED % b"1.0",
+    "1e0": SPACED % b"1e0",
+    "a digit of another script": SPACED % "٢".encode(),
+    "true": SPACED % b"true",
+    "an event type of 33 bits": changed(FIRMWARE, event_type=2**32),
+    "an event type of 11 digits": changed(FIRMWARE, event_type=42949672950),
+    "an event type without end": changed(FIRMWARE, event_type=10**600),
+    "version 3": changed(FIRMWARE, version=3),
+    "version 0": changed(FIRMWARE, version=0),
+    "half a pair": changed(RUNTIME, event="?").replace(b"?", b"\\ud800"),
+    "two first halves": changed(RUNTIME, event="?").replace(b"?", b"\\ud800\\ud800"),
+    "a second half": changed(FIRMWARE, event="?").replace(b"?", b"\\udc00"),
+    "half a pair and an n": changed(FIRMWARE, event="?").replace(b"?", b"\\ud800\\n"),
+    "an escape that is none": changed(RUNTIME, event="?").replace(b"?", b"\\x41"),
+    "an escape of three digits": changed(RUNTIME, event="?").replace(b"?", b"\\u041"),
+    "an escape of nul": changed(RUNTIME, event="?").replace(b"?", b"\\\0"),
+    "a control character": changed(RUNTIME, event="?").replace(b"?", b"\x1f"),
+    "one in an unknown text": SPACED % b'1,"k":"\n"',
+    "one in an unknown key": SPACED % b'1,"\n":1',
+    "a name that is no UTF-8": changed(RUNTIME, event="?").replace(b"?", b"\xff"),
+    "a surrogate in UTF-8": changed(RUNTIME, event="?").replace(b"?", b"\xed\xa0\x80"),
+    "too long a form in UTF-8": changed(RUNTIME, event="?").replace(b"?", b"\xc0\xaf"),
+    "beyond Unicode": changed(RUNTIME, event="?").replace(b"?", b"\xf4\x90\x80\x80"),
+    "half a character": changed(RUNTIME, event="?").replace(b"?", b"\xf0\x9f\xa6"),
+    "no UTF-8 in an unknown key": SPACED % b'1,"\x80":1',
+    "not a number": SPACED % b'1,"k":NaN',
+    "minus infinity": SPACED % b'1,"k":-Infinity',
+    "no fraction": SPACED % b'1,"k":1.',
+    "no exponent": SPACED % b'1,"k":1e+',
+    "no figure": SPACED % b'1,"k":-',
+    "a zero in front": SPACED % b'1,"k":-01',
+    "too deep": SPACED % NESTED.replace(b"[]", b"[[]]"),
+    "too deep, one in the other": SPACED % (b'1,"k":' + b'[{"a":' * 100 + b"1" + b"}]" * 100),
+    "a bracket of the other kind": SPACED % b'1,"k":[1}',
+    "a member without its name": SPACED % b'1,"k":{1}',
+    "a name without its member": SPACED % b'1,"k":{"a"}',
+    "an odd digit": changed(FIRMWARE, event_payload="0"),
+    "a blank in hex": changed(FIRMWARE, event_payload="00 "),
+    "47 bytes": changed(FIRMWARE, digest="ab" * 47),
+    "none": changed(FIRMWARE, digest=""),
+    "a digest that is null": changed(RUNTIME, digest=None),
+    "a preimage that is a number": changed(FIRMWARE, preimage=0),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_is_refused(why: str) -> None:
+    """The core refuses by itself what breaks a rule, and the parser refuses it too."""
+    assert agreed(REFUSED[why]) == "refused"
+
+
+@needs_shared
+def test_a_sample_cut_anywhere() -> None:
+    """No part of a log is one."""
+    text = TEXTS["tdx-lite-getquote"]
+    for size in range(len(text)):
+        assert agreed(text[:size]) == "refused"
+
+
+NASTY = b'\0\n "\\,:{}[]-+.019aAeEfFgGntu/\x7f\x80\xbf\xc3\xe2\xed\xf0\xff'
+
+
+@pytest.mark.parametrize("spaced", [False, True])
+def test_every_byte_replaced_removed_and_doubled(spaced: bool) -> None:  # noqa: FBT001 - see above
+    """One byte of events of all kinds changed: both readers say the same."""
+    text = json.dumps(KINDS).encode() if spaced else compact(KINDS)
+    said = {agreed(text)}
+    for at, byte in enumerate(text):
+        for nasty in NASTY:
+            said.add(agreed(text[:at] + bytes([nasty]) + text[at + 1 :]))
+        said.add(agreed(text[:at] + text[at + 1 :]))
+        said.add(agreed(text[:at] + bytes([byte, byte]) + text[at + 1 :]))
+    assert said == {"accepted", "refused", "left"}
+
+
+@pytest.mark.usefixtures("level")
+def test_every_byte_at_every_place_of_a_payload() -> None:
+    """130 characters of hex: each kernel finds the first that is none, wherever it is."""
+    digits = "0123456789abcdefABCDEFabcde" * 5
+    head, tail = compact([FIRMWARE]).split(b"00ffAA")
+    for at in range(130):
+        for byte in range(256):
+            payload = digits[:at].encode() + bytes([byte]) + digits[at + 1 : 130].encode()
+            walked = _native.agent_json_walk(head + payload + tail)
+            if chr(byte) in "0123456789abcdefABCDEF":
+                assert not isinstance(walked, str)
+            elif byte == ord('"') and at % 2 == 0:
+                assert walked == "refused"  # for what is behind the quote
+            else:
+                assert walked == ("left" if byte == ord("\\") else "refused")
+
+
+@pytest.mark.usefixtures("level")
+def test_payloads_of_every_length() -> None:
+    """Names and payloads of 0 to 200 bytes, so that each ends at every place of a register."""
+    for size in range(201):
+        event = runtime_event("n" * size, bytes(range(size)))
+        named = RUNTIME | {"event": "é" * size, "event_payload": event.payload.hex()}
+        assert agreed(EventLog([event, event]).to_json().encode()) == "accepted"
+        assert agreed(compact([named, FIRMWARE | {"event": "é" * size}])) == "accepted"
+        new = runtime_event("n" * size, bytes(range(size)), version=2)
+        assert agreed(EventLog([new, new]).to_json().encode()) == "accepted"
+
+
+SMALLEST = compact(
+    [{"imr": 3, "event_type": RUNTIME_EVENT_TYPE, "event": "", "event_payload": ""}]
+)[1:-1]
+
+
+def test_as_many_events_as_may_be() -> None:
+    """65,536 of the smallest kind, in the room that any text gets; one more is left."""
+    assert len(SMALLEST) == 62
+    for count in (1, 2, 1000, MAX_EVENTS):
+        walked = _native.agent_json_walk(b"[" + b",".join([SMALLEST] * count) + b"]")
+        assert not isinstance(walked, str)
+        assert len(walked[1]) == count
+        assert walked[2] == runtime_event("", b"").digest * count
+    assert agreed(b"[" + b",".join([SMALLEST] * (MAX_EVENTS + 1)) + b"]") == "left"
+
+
+def test_as_long_a_text_as_may_be() -> None:
+    """16 MiB; of a longer text Python counts the characters."""
+    text = compact([NAMED])
+    assert agreed(text + b" " * (MAX_TEXT - len(text))) == "accepted"
+    assert agreed(text + b" " * (MAX_TEXT - len(text) + 1)) == "left"
+
+
+def test_too_small_a_room_is_never_left() -> None:
+    """The core writes inside what it was given, and leaves a text for which that is too little."""
+    library = pytest.importorskip("attestkit._native._lib")
+    text = compact([NAMED, RUNTIME, VERSION_2] * 3)
+    said = set()
+    for size in range(4 * len(text) + 256):
+        room = library.ffi.new("uint8_t[]", size)
+        said.add(library.lib.ak_agent_json_walk(text, len(text), room, size))
+    assert said == {library.lib.AK_JSON_LEFT, library.lib.AK_JSON_ACCEPTED}
+
+
+def test_rooms_are_not_shared() -> None:
+    """Threads that read at the same time find each their own events."""
+    logs = [EventLog([runtime_event(f"event {n}", bytes(n))] * (n % 7)) for n in range(64)]
+
+    def read(log: EventLog) -> bool:
+        text = log.to_json()
+        return all(EventLog.from_json(text) == log for _ in range(50))
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(read, logs))
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=6,
+)
+KEYS = [*FIRMWARE, "version", "preimage", "recnum", "unknown", "ключ"]
+PIECES = [bytes([byte]) for byte in NASTY] + [
+    *(b"\\ud800", b"\\udc00", b"\\ud83e\\udd80", b"\\u0041", b"\\n", b"null", b"true", b"NaN"),
+    *(b'"imr":0', b'"version":2', b'"digest":""', b'"preimage":null', b'"k":1', b'"k":{"a":[]}'),
+    *("é".encode(), "🦀".encode(), b"\xed\xa0\x80", b"1.5", b"-0", b"1e5"),
+]
+
+
+@settings(max_examples=600, database=None, deadline=None)
+@given(st.lists(st.sampled_from(KINDS), max_size=4), st.data())
+def test_readers_agree_on_events_that_are_half_right(
+    events: list[dict[str, Any]], drawn: st.DataObject
+) -> None:
+    """Members taken away, added, exchanged, in any order and any layout."""
+    for number, event in enumerate(events):
+        members = dict(event)
+        if drawn.draw(st.booleans()):
+            members[drawn.draw(st.sampled_from(KEYS))] = drawn.draw(VALUES)
+        if drawn.draw(st.integers(0, 5)) == 0:
+            members.pop(drawn.draw(st.sampled_from(sorted(members))))
+        events[number] = dict(drawn.draw(st.permutations(list(members.items()))))
+    indent = drawn.draw(st.sampled_from([None, 0, 1]))
+    text = json.dumps(events, ensure_ascii=drawn.draw(st.booleans()), indent=indent)
+    agreed(text.encode(errors="surrogatepass"))
+
+
+@settings(max_examples=500, database=None, deadline=None)
+@given(st.integers(0, 2**32))
+def test_readers_agree_on_texts_that_are_nearly_right(seed: int) -> None:
+    """A few bytes put in, taken out or exchanged."""
+    dice = Random(seed)  # noqa: S311 - picks test cases, no secrets
+    for _ in range(20):
+        events = dice.choices(KINDS, k=dice.choice([1, 1, 2, 3]))
+        text = bytearray(compact(events) if dice.random() < 0.5 else json.dumps(events).encode())
+        for _ in range(dice.choice([1, 1, 2, 4])):
+            at = dice.randrange(len(text))
+            text[at : at + dice.choice([0, 0, 1, 1, 8])] = dice.choice([b"", *PIECES])
+        agreed(bytes(text))
