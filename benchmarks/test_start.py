@@ -1,7 +1,7 @@
 """From the start of a process to its first `Quote.parse`, beside a bare interpreter.
 
-What counts is the median of the differences, the two having taken turns; beside it stands that of the
-processor's time, which neighbours on a busy machine do not touch.
+What counts is the median of the differences, the two having taken turns; beside it stands that of
+the processor's time, which neighbours on a busy machine do not touch.
 """
 
 import subprocess
