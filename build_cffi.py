@@ -33,6 +33,7 @@ SOURCES = [
     "hex.c",
     "json.c",
     "quote.c",
+    "quote_columns.c",
     "quote_object.c",
     "sha256.c",
     "tcg_log.c",

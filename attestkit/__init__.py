@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from attestkit.attestation import AppInfo, Attestation
     from attestkit.attester import Attester, open
     from attestkit.collateral import Collateral
+    from attestkit.columns import QuoteColumns, quote_columns
     from attestkit.event_log import Event, EventLog, TpmEventLog
     from attestkit.keys import (
         AgentKeys,
@@ -56,6 +57,7 @@ __all__ = [
     "KeyDeriver",
     "LocalKeys",
     "Quote",
+    "QuoteColumns",
     "ReferenceValues",
     "ReportData",
     "ReportDataWarning",
@@ -69,6 +71,7 @@ __all__ = [
     "backends",
     "errors",
     "open",
+    "quote_columns",
     "ra_tls",
     "verify",
     "verify_signature",
@@ -93,6 +96,7 @@ _HOME = {
     "KeyDeriver": "keys",
     "LocalKeys": "keys",
     "Quote": "quote",
+    "QuoteColumns": "columns",
     "ReferenceValues": "verifier",
     "ReportData": "report_data",
     "ReportDataWarning": "report_data",
@@ -106,6 +110,7 @@ _HOME = {
     "backends": "",
     "errors": "",
     "open": "attester",
+    "quote_columns": "columns",
     "ra_tls": "",
     "verify": "verifier",
     "verify_signature": "keys",

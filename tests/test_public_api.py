@@ -37,6 +37,7 @@ CONTRACT = [  # names that documentation and outside checks are written against
     "backends",
     "errors",
     "open",
+    "quote_columns",
     "ra_tls",
     "verify",
     "verify_signature",

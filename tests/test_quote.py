@@ -315,6 +315,10 @@ def test_lying_subclass_of_bytes() -> None:
             return 1 << 40
 
     assert Quote.parse(Lying(made_quote())) == Quote.parse(made_quote())
+    some = [made_quote(), Lying(made_quote()), made_quote()]
+    assert Quote.parse_many(some) == [Quote.parse(made_quote())] * 3
+    with pytest.raises(FormatError, match="quote 3: the quote ends inside"):
+        Quote.parse_many([*some, b"\4"])
     with pytest.raises(FormatError):
         Quote.parse(Lying(b"\4"))
 

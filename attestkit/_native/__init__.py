@@ -14,7 +14,7 @@ from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from typing import TYPE_CHECKING, Any, Literal
 
 from attestkit._native._level import VARIABLE, choose
-from attestkit._native._status import refuse
+from attestkit._native._status import refuse, refuse_one
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ __all__ = [
     "ccel_walk",
     "cpuid",
     "hexlify",
+    "quote_columns",
     "quote_layout",
     "quote_parsers",
     "replay",
@@ -74,6 +75,9 @@ CPU_LEVEL, _limit = choose(os.environ.get(VARIABLE), None if _PLAIN else lib.ak_
 QuoteLayout = tuple[int, int, int, int, int, int, int, int, int]
 _QUOTE = struct.Struct("=8x9Q")
 
+# A block of columns, how many rows each of them has room for, where the quotes start: 64 bits each.
+QuoteColumns = tuple[memoryview, int, bytes]
+
 LOG_RECORD = struct.Struct("=7I")
 """A record of a TCG log, as `ccel_walk` and `tpm_walk` pack it: offset of the record, index, type,
 offset of its digests, number of digests, offset of the event data, their size."""
@@ -97,6 +101,23 @@ def _compiled_quote_layout(data: bytes) -> QuoteLayout:
     if status := lib.ak_quote_walk(data, len(data), quote):
         raise refuse(status, quote.at)
     return _QUOTE.unpack(ffi.buffer(quote))
+
+
+def _compiled_quote_columns(data: bytes, starts: bytes | None) -> QuoteColumns:
+    place: Any = ffi.new("ak_quote_place *")
+    size = len(data)
+    room = size // lib.AK_QUOTE_TD_MIN_SIZE if starts is None else len(starts) // 8
+    columns: Any = _new_uncleared("uint8_t[]", lib.AK_QUOTE_COLUMNS_SIZE * room)
+    if starts is None:
+        at: Any = _new_uncleared("uint64_t[]", room)
+        status = lib.ak_quote_columns_found(data, size, room, at, columns, place)
+        starts = ffi.buffer(at)[: 8 * place.row]
+    else:
+        at = ffi.from_buffer("uint64_t[]", starts)
+        status = lib.ak_quote_columns(data, size, at, room, columns, place)
+    if status:
+        raise refuse_one(status, place.row, place.at)
+    return memoryview(ffi.buffer(columns)).toreadonly(), room, starts
 
 
 def _compiled_log_walk(data: bytes, ccel: int) -> tuple[Any, Any]:
@@ -245,6 +266,7 @@ def _compiled_cpuid(leaf: int, subleaf: int) -> CpuRegisters:
 
 
 quote_layout: "Callable[[bytes], QuoteLayout]"
+quote_columns: "Callable[[bytes, bytes | None], QuoteColumns]"
 ccel_walk: "Callable[[bytes], tuple[bytes, bytes, bytes, int]]"
 tpm_walk: "Callable[[bytes], tuple[Banks, bytes]]"
 agent_json_walk: "Callable[[bytes], AgentLog | Literal['refused', 'left']]"
@@ -259,6 +281,7 @@ if CORE == "compiled":
     lib.ak_cpu_limit(_limit)
     _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
     quote_layout = _compiled_quote_layout
+    quote_columns = _compiled_quote_columns
     ccel_walk = _compiled_ccel_walk
     tpm_walk = _compiled_tpm_walk
     agent_json_walk = _compiled_agent_json_walk
@@ -273,6 +296,7 @@ else:
     from attestkit._native import _python
 
     quote_layout = _python.quote_layout
+    quote_columns = _python.quote_columns
     ccel_walk = _python.ccel_walk
     tpm_walk = _python.tpm_walk
     agent_json_walk = _python.agent_json_walk

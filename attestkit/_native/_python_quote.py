@@ -3,6 +3,7 @@
 The checks have the order of quote.c, and refuse with the same status at the same byte.
 """
 
+import re
 from hashlib import sha256
 from struct import Struct
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from attestkit.errors import FormatError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["QuoteBase", "quote_layout", "quote_padding", "quote_parsers"]
+__all__ = ["QuoteBase", "quote_layout", "quote_layout_among", "quote_padding", "quote_parsers"]
 
 _INTEL = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 _SGX, _TDX = 0x00, 0x81
@@ -22,16 +23,20 @@ _BODY_SIZES = {1: 384, 2: 584, 3: 648}
 
 _HEADER = Struct("<HHI4x16s20x")
 _TYPE_AND_SIZE = Struct("<HI")
+_ZEROS = re.compile(rb"\0+")
 # What people read most from the body of a TD, at one go.
 _TD_FIELDS = Struct("<136x48s144x48s48s48s48s64s")
+
+
+Layout = tuple[int, int, int, int, int, int, int, int, int]
 
 
 class _Cursor:
     """What has not been looked at, from `at` to `end`."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, at: int = 0) -> None:
         self.data = data
-        self.at = 0
+        self.at = at
         self.end = len(data)
 
     def take(self, size: int, status: int) -> int:
@@ -58,13 +63,13 @@ def _header(c: _Cursor) -> tuple[int, int]:
     start = c.take(48, 1)
     version, key_type, tee_type, vendor = _HEADER.unpack_from(c.data, start)
     if version not in (3, 4, 5):
-        raise refuse(2, 0)
+        raise refuse(2, start)
     if key_type != 2:
-        raise refuse(3, 2)
+        raise refuse(3, start + 2)
     if vendor != _INTEL:
-        raise refuse(4, 12)
+        raise refuse(4, start + 12)
     if tee_type != _SGX and (tee_type != _TDX or version == 3):
-        raise refuse(5, 4)
+        raise refuse(5, start + 4)
     return version, tee_type
 
 
@@ -81,18 +86,16 @@ def _body(c: _Cursor, version: int, tee_type: int) -> tuple[int, int]:
     return c.take(size, 10), size
 
 
-def _signature_data(c: _Cursor) -> None:
+def _extent(c: _Cursor) -> tuple[int, int, int, int]:
+    """Step over the quote; return version, where body and signature data are, the body's size."""
+    version, tee_type = _header(c)
+    body, body_size = _body(c, version, tee_type)
     size = c.integer(4, 11)
-    if size > c.end - c.at:
-        raise refuse(12, c.end)
-    end = c.at + size
-    if len(rest := c.data[end:].lstrip(b"\0")) != 0:
-        raise refuse(13, c.end - len(rest))
-    c.end = end
+    return version, body, body_size, c.take(size, 12)
 
 
-def _signature(c: _Cursor, version: int) -> int:
-    signature = c.take(64, 14)
+def _signature(c: _Cursor, version: int) -> None:
+    c.take(64, 14)
     c.take(64, 15)
     if version > 3:
         start, kind, size = c.type_and_size(16)
@@ -100,7 +103,6 @@ def _signature(c: _Cursor, version: int) -> int:
             raise refuse(17, start)
         if size != c.end - c.at:
             raise refuse(18, start + 2)
-    return signature
 
 
 def _certification(c: _Cursor) -> int:
@@ -112,19 +114,12 @@ def _certification(c: _Cursor) -> int:
     return kind
 
 
-def quote_layout(data: bytes) -> tuple[int, int, int, int, int, int, int, int, int]:
-    """Check a quote; return where its parts are, as `ak_quote` has them.
-
-    Raises:
-        FormatError: the first rule that the quote breaks.
-    """
-    if len(data) > _MAX_SIZE:
-        raise refuse(27, _MAX_SIZE)
-    c = _Cursor(data)
-    version, tee_type = _header(c)
-    body, body_size = _body(c, version, tee_type)
-    _signature_data(c)
-    signature = _signature(c, version)
+def _inside(c: _Cursor, extent: tuple[int, int, int, int]) -> Layout:
+    """Go back to the signature data, which end here, and check what is in them."""
+    data = c.data
+    version, body, body_size, signature = extent
+    c.at, c.end = signature, c.at
+    _signature(c, version)
     report = c.take(384, 19)
     c.take(64, 20)
     auth_size = c.integer(2, 21)
@@ -135,6 +130,39 @@ def quote_layout(data: bytes) -> tuple[int, int, int, int, int, int, int, int, i
     if vouched != sha256(key + data[auth : auth + auth_size]).digest() + bytes(32):
         raise refuse(26, report + 320)
     return body, body_size, signature, report, auth, auth_size, kind, c.at, c.end
+
+
+def quote_layout(data: bytes) -> Layout:
+    """Check a quote; return where its parts are, as `ak_quote` has them.
+
+    Raises:
+        FormatError: the first rule that the quote breaks.
+    """
+    if len(data) > _MAX_SIZE:
+        raise refuse(27, _MAX_SIZE)
+    c = _Cursor(data)
+    extent = _extent(c)
+    if len(rest := data[c.at :].lstrip(b"\0")) != 0:
+        raise refuse(13, c.end - len(rest))
+    return _inside(c, extent)
+
+
+def quote_layout_among(data: bytes, start: int) -> tuple[Layout, int]:
+    """Check one of quotes that lie one behind the other; return where its parts are in `data`.
+
+    Returns:
+        The same as `quote_layout`, and where the zeros behind the quote end.
+
+    Raises:
+        FormatError: the first rule that the quote breaks, at a byte of `data`.
+    """
+    c = _Cursor(data, start)
+    extent = _extent(c)
+    zeros = _ZEROS.match(data, c.at)
+    end = c.at if zeros is None else zeros.end()
+    if end - start > _MAX_SIZE:
+        raise refuse(27, start + _MAX_SIZE)
+    return _inside(c, extent), end
 
 
 def quote_padding(data: bytes, size: int) -> int:

@@ -6,7 +6,7 @@ error whichever of them runs.
 
 from attestkit.errors import FormatError
 
-__all__ = ["REFUSALS", "refuse"]
+__all__ = ["REFUSALS", "refuse", "refuse_one"]
 
 # Status: reason (stable, for programs) and message (for people).
 REFUSALS: dict[int, tuple[str, str]] = {
@@ -38,6 +38,8 @@ REFUSALS: dict[int, tuple[str, str]] = {
     25: ("inner_cert_size", "inner certification data do not fill the signature data"),
     26: ("qe_binding", "the QE report does not vouch for the attestation key"),
     27: ("too_long", "the quote is longer than 128 KiB"),
+    28: ("enclave", "the quote is of an SGX enclave, which has no fields of a TD"),
+    29: ("offsets", "the quote does not start behind the one before it, or not inside the buffer"),
     # tcg_log.c and rtmr_replay.c: 64 to 127
     64: ("truncated", "the log ends inside a record"),
     65: ("header", "the log does not start with a well-formed Spec ID event"),
@@ -59,3 +61,9 @@ def refuse(status: int, offset: int) -> FormatError:
     """Return the error for `status` (not 0) at byte `offset`, for the caller to raise."""
     reason, message = REFUSALS[status]
     return FormatError(message, offset=offset, reason=reason)
+
+
+def refuse_one(status: int, number: int, offset: int) -> FormatError:
+    """Return the error for quote `number` of many, counted from 0, at byte `offset` of them all."""
+    reason, message = REFUSALS[status]
+    return FormatError(f"quote {number}: {message}", offset=offset, reason=reason)

@@ -21,12 +21,10 @@ typedef struct {
     ak_binding by_key[256];
 } ak_bindings;
 
-/* As ak_quote_walk, among quotes whose bindings are known; adds this one's if it is good. */
-ak_status ak_quote_walk_among(const uint8_t *data, size_t size, ak_bindings *known,
-                              ak_quote *quote);
-
-/* Bytes of the quote at the start of data, with the zeros behind it, as far as its lengths tell; 0
- * where they do not. */
-size_t ak_quote_extent(const uint8_t *data, size_t size);
+/* As ak_quote_walk, among quotes whose bindings are known; adds this one's if it is good. Where
+ * next is not NULL other quotes may follow: then its own lengths tell where it ends, and *next
+ * where the zeros behind it do. */
+ak_status ak_quote_walk_among(const uint8_t *data, size_t size, ak_bindings *known, ak_quote *quote,
+                              size_t *next);
 
 #endif

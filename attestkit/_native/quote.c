@@ -102,11 +102,12 @@ static ak_status body(walk *w)
 
 static const uint8_t *first_nonzero(const uint8_t *p, const uint8_t *end)
 {
-    for (; end - p >= 8; p += 8) {
-        uint64_t eight;
-        memcpy(&eight, p, 8);
-        if (eight != 0)
+    uint64_t four[4];
+    while (end - p >= 32) {
+        memcpy(four, p, 32);
+        if ((four[0] | four[1] | four[2] | four[3]) != 0)
             break;
+        p += 32;
     }
     while (p < end && *p == 0)
         p++;
@@ -127,16 +128,6 @@ static ak_status extent(walk *w)
     if (!ak_take(&w->c, size, &p))
         return broken(w, AK_E_SIG_DATA_TRUNCATED, w->c.end);
     w->quote->end = offset(w, w->c.p);
-    return AK_OK;
-}
-
-/* Go back to the signature data. Behind them there may only be zeros. */
-static ak_status signature_data(walk *w)
-{
-    const uint8_t *other = first_nonzero(w->c.p, w->c.end);
-    if (other != w->c.end)
-        return broken(w, AK_E_TRAILING_BYTES, other);
-    w->c = (ak_cursor){w->start + w->quote->signature, w->start + w->quote->end};
     return AK_OK;
 }
 
@@ -221,29 +212,37 @@ static ak_status binding(walk *w, ak_bindings *known)
     return AK_OK;
 }
 
-ak_status ak_quote_walk_among(const uint8_t *data, size_t size, ak_bindings *known, ak_quote *quote)
+/* What there is to check when the end of the quote is known. */
+static ak_status inside(walk *w, ak_bindings *known)
+{
+    ak_status status;
+    w->c = (ak_cursor){w->start + w->quote->signature, w->start + w->quote->end};
+    if ((status = signature(w)) != AK_OK || (status = quoting_enclave(w)) != AK_OK ||
+        (status = certification(w)) != AK_OK)
+        return status;
+    return binding(w, known);
+}
+
+ak_status ak_quote_walk_among(const uint8_t *data, size_t size, ak_bindings *known, ak_quote *quote,
+                              size_t *next)
 {
     walk w = {.start = data, .c = {data, data + size}, .quote = quote};
-    ak_status status;
-    if (size > AK_QUOTE_MAX_SIZE)
+    if (next == NULL && size > AK_QUOTE_MAX_SIZE)
         return broken(&w, AK_E_TOO_LONG, data + AK_QUOTE_MAX_SIZE);
-    if ((status = extent(&w)) != AK_OK || (status = signature_data(&w)) != AK_OK ||
-        (status = signature(&w)) != AK_OK || (status = quoting_enclave(&w)) != AK_OK ||
-        (status = certification(&w)) != AK_OK)
+    const ak_status status = extent(&w);
+    if (status != AK_OK)
         return status;
-    return binding(&w, known);
+    const uint8_t *other = first_nonzero(w.c.p, w.c.end);
+    if (next == NULL && other != w.c.end)
+        return broken(&w, AK_E_TRAILING_BYTES, other);
+    if (offset(&w, other) > AK_QUOTE_MAX_SIZE)
+        return broken(&w, AK_E_TOO_LONG, data + AK_QUOTE_MAX_SIZE);
+    if (next != NULL)
+        *next = offset(&w, other);
+    return inside(&w, known);
 }
 
 ak_status ak_quote_walk(const uint8_t *data, size_t size, ak_quote *quote)
 {
-    return ak_quote_walk_among(data, size, NULL, quote);
-}
-
-size_t ak_quote_extent(const uint8_t *data, size_t size)
-{
-    ak_quote quote;
-    walk w = {.start = data, .c = {data, data + size}, .quote = &quote};
-    if (extent(&w) != AK_OK)
-        return 0;
-    return offset(&w, first_nonzero(w.c.p, w.c.end));
+    return ak_quote_walk_among(data, size, NULL, quote, NULL);
 }

@@ -8,15 +8,15 @@
  *
  * The module is in the same library as cffi's: _native/__init__.py loads that a second time, under
  * this one's name (PEP 489). */
-#include "ak_quote.h"
-
-#include <stdbool.h>
-#include <string.h>
-
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030a0000
 #include <Python.h>
 #include <structmember.h>
+
+#include <stdbool.h>
+#include <string.h>
+
+#include "ak_quote.h"
 
 /* No garbage collection: what the fields hold never leads back to the quote. */
 typedef struct {
@@ -109,7 +109,7 @@ static PyObject *checked(PyObject *classes, PyObject *data, ak_bindings *known)
         return NULL;
     const Py_ssize_t size = PyBytes_Size(data);
     const uint8_t *start = (const uint8_t *)PyBytes_AsString(data);
-    if (ak_quote_walk_among(start, (size_t)size, known, &quote) != AK_OK)
+    if (ak_quote_walk_among(start, (size_t)size, known, &quote, NULL) != AK_OK)
         return NULL;
     return make(classes, data, size, &quote);
 }
