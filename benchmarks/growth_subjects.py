@@ -10,6 +10,7 @@ from hashlib import sha384
 from typing import Any, Final, NamedTuple
 
 from attestkit import _native
+from attestkit.columns import quote_columns
 from attestkit.event_log import Event, EventLog
 from attestkit.quote import Quote
 from tests.quotes import made_quote
@@ -74,6 +75,11 @@ def _quotes(count: int) -> list[bytes]:
 _LOG_SIZES: Final = (10, 100, 1000, 10_000, CAP)
 _QUOTE_SIZES: Final = (1, *TENFOLD[:5])
 
+
+def _joined(count: int) -> bytes:
+    return made_quote() * count
+
+
 SUBJECTS: Final[dict[str, Subject]] = {
     "replay": Subject(
         "replay of one log", "digests", _columns, lambda columns: _native.replay(*columns), TENFOLD
@@ -93,5 +99,6 @@ SUBJECTS: Final[dict[str, Subject]] = {
     "ccel-events": Subject(
         "a CCEL to events", "events", _ccel, lambda a: EventLog.from_ccel(a).events, _LOG_SIZES
     ),
+    "columns": Subject("quote_columns", "quotes", _joined, quote_columns, _QUOTE_SIZES),
     "parse-many": Subject("Quote.parse_many", "quotes", _quotes, Quote.parse_many, _QUOTE_SIZES),
 }

@@ -15,6 +15,7 @@ from attestkit.cli.bench_race import Call
 from attestkit.cli.bench_rows import OURS, Row
 from attestkit.quote import Quote
 from benchmarks.racing import Entry, Ledger, each, play
+from tests.quotes import made_quote
 
 
 def _body(data: bytes) -> object:
@@ -25,7 +26,30 @@ def _their_body(data: bytes) -> object:
     return dcap_qvl.parse_quote(data).report.report_data
 
 
+# As a service sees them. One machine's quotes share a key, whose binding is hashed once.
+MACHINES: Final = [
+    made_quote(key=number.to_bytes(64, "big")) for number in range(bench_quotes.MANY)
+]
+
 OTHERS: Final = (
+    Row(
+        "quotes-machines",
+        "1,000 quotes of as many machines to 8 fields each",
+        {
+            OURS: lambda _: bench_quotes.each(bench_quotes.ours, MACHINES),
+            "dcap-qvl": lambda s: bench_quotes.each(bench_quotes.dcap_qvl(s), MACHINES),
+        },
+        bench_quotes.column_rows,
+    ),
+    Row(
+        "columns-machines",
+        "1,000 quotes of as many machines into columns; peers: to 8 fields each",
+        {
+            OURS: lambda _: bench_quotes.columns(MACHINES),
+            "dcap-qvl": lambda s: bench_quotes.each(bench_quotes.dcap_qvl(s), MACHINES),
+        },
+        bench_quotes.column_rows,
+    ),
     Row(
         "body",
         "a quote to its whole body: all fields here, an object that copies on reading there",

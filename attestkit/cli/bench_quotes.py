@@ -3,15 +3,16 @@
 The eight fields are version, TEE type, MRTD, four RTMRs and the report data.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import attestkit
 from attestkit.cli.bench_race import Call
 from attestkit.cli.bench_rows import OURS, SEED, Row, Samples
+from attestkit.columns import QuoteColumns, quote_columns
 from attestkit.quote import Quote
 
-__all__ = ["MANY", "ROWS"]
+__all__ = ["MANY", "ROWS", "column_rows", "columns", "dcap_qvl", "each", "ours"]
 
 Fields = tuple[Any, ...]
 
@@ -137,14 +138,36 @@ def _one(reader: Callable[[Samples], Callable[[bytes], Fields]]) -> Callable[[Sa
     return lambda samples: Call(reader(samples), samples.quote)
 
 
+def each(read: Callable[[bytes], Fields], quotes: Sequence[bytes]) -> Call:
+    """Read quotes one by one."""
+    return Call(lambda quotes: [read(data) for data in quotes], quotes)
+
+
 def _each(reader: Callable[[Samples], Callable[[bytes], Fields]]) -> Callable[[Samples], Call]:
-    """Return the maker of a call that reads a thousand quotes one by one."""
+    return lambda samples: each(reader(samples), [samples.quote] * MANY)
 
-    def make(samples: Samples) -> Call:
-        read = reader(samples)
-        return Call(lambda quotes: [read(data) for data in quotes], [samples.quote] * MANY)
 
-    return make
+def columns(quotes: Sequence[bytes]) -> Call:
+    """Turn quotes into columns, for which they lie one behind the other."""
+    return Call(quote_columns, b"".join(quotes))
+
+
+def column_rows(found: Any) -> list[Fields]:  # noqa: ANN401 - columns, or a peer's list
+    """Return the eight fields quote by quote."""
+    if isinstance(found, list):
+        return [plain(fields) for fields in found]
+    columns: QuoteColumns = found
+    names = ("mr_td", "rtmr0", "rtmr1", "rtmr2", "rtmr3", "report_data")
+    flat = [bytes(getattr(columns, name)) for name in names]
+    sizes = [len(column) // len(columns) for column in flat]
+    return [
+        (
+            columns.version[n],
+            columns.tee_type[n],
+            *(column[n * size :][:size] for column, size in zip(flat, sizes, strict=True)),
+        )
+        for n in range(len(columns))
+    ]
 
 
 def _verification(samples: Samples) -> Call:
@@ -190,7 +213,16 @@ ROWS: Final = (
         "quotes",
         "1,000 quotes to 8 fields each",
         {OURS: _each(lambda _: ours), "dcap-qvl": _each(dcap_qvl)},
-        lambda found: [plain(fields) for fields in found],
+        column_rows,
+    ),
+    Row(
+        "columns",
+        "1,000 quotes into columns; peers: to 8 fields each",
+        {
+            OURS: lambda samples: columns([samples.quote] * MANY),
+            "dcap-qvl": _each(dcap_qvl),
+        },
+        column_rows,
     ),
     Row(
         "verify",
