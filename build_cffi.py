@@ -37,6 +37,8 @@ SOURCES = [
     "quote_object.c",
     "sha256.c",
     "tcg_log.c",
+    "log_object.c",
+    "objects.c",
     "rtmr_replay.c",
     "sha384.c",
     "sha512_portable.c",

@@ -20,6 +20,11 @@ from attestkit.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    # Packed records, registers and digests of those that extend, and where they end.
+    CcelWalk = Callable[[bytes], tuple[bytes, bytes, bytes, int]]
+    # Algorithms with their digest sizes, and packed records.
+    TpmWalk = Callable[[bytes], tuple["Banks", bytes]]
+
 __all__ = [
     "AGENT_ROW",
     "CORE",
@@ -43,7 +48,7 @@ __all__ = [
 
 
 def _second_module(library: str) -> Any:  # noqa: ANN401 - _objects.pyi has its types
-    """Load quote_object.c's module, for which the import system does not look in cffi's library."""
+    """Load the module of objects.c, for which the import system does not look in cffi's library."""
     loader = ExtensionFileLoader("attestkit._native._objects", library)
     module = loader.create_module(ModuleSpec(loader.name, loader, origin=library))
     loader.exec_module(module)
@@ -118,39 +123,6 @@ def _compiled_quote_columns(data: bytes, starts: bytes | None) -> QuoteColumns:
     if status:
         raise refuse_one(status, place.row, place.at)
     return memoryview(ffi.buffer(columns)).toreadonly(), room, starts
-
-
-def _compiled_log_walk(data: bytes, ccel: int) -> tuple[Any, Any]:
-    log: Any = ffi.new("ak_log *")
-    # Most logs have fewer records than 512, and memory for all that there could be is dear.
-    for capacity in (512, lib.AK_LOG_MAX_RECORDS):
-        records: Any = _new_uncleared("ak_log_record[]", capacity)
-        status = lib.ak_log_walk(data, len(data), ccel, capacity, records, log)
-        if status != lib.AK_E_LOG_TOO_MANY:
-            break
-    if status:
-        raise refuse(status, log.at)
-    return records, log
-
-
-def _compiled_ccel_walk(data: bytes) -> tuple[bytes, bytes, bytes, int]:
-    records, log = _compiled_log_walk(data, 1)
-    count = log.record_count
-    registers: Any = _new_uncleared("uint8_t[]", count)
-    digests: Any = _new_uncleared("uint8_t[]", 48 * count)
-    extending = lib.ak_log_columns(data, records, count, registers, digests)
-    return (
-        bytes(ffi.buffer(records, LOG_RECORD.size * count)),
-        bytes(ffi.buffer(registers, extending)),
-        bytes(ffi.buffer(digests, 48 * extending)),
-        log.end,
-    )
-
-
-def _compiled_tpm_walk(data: bytes) -> tuple[Banks, bytes]:
-    records, log = _compiled_log_walk(data, 0)
-    banks = tuple((log.algorithms[i], log.digest_sizes[i]) for i in range(log.bank_count))
-    return banks, bytes(ffi.buffer(records, LOG_RECORD.size * log.record_count))
 
 
 _AGENT_LOG = struct.Struct("=6I")
@@ -267,8 +239,8 @@ def _compiled_cpuid(leaf: int, subleaf: int) -> CpuRegisters:
 
 quote_layout: "Callable[[bytes], QuoteLayout]"
 quote_columns: "Callable[[bytes, bytes | None], QuoteColumns]"
-ccel_walk: "Callable[[bytes], tuple[bytes, bytes, bytes, int]]"
-tpm_walk: "Callable[[bytes], tuple[Banks, bytes]]"
+ccel_walk: "CcelWalk"
+tpm_walk: "TpmWalk"
 agent_json_walk: "Callable[[bytes], AgentLog | Literal['refused', 'left']]"
 replay: "Callable[[bytes, bytes], Registers]"
 replay_many: "Callable[[list[tuple[bytes, bytes]]], list[Registers]]"
@@ -282,8 +254,7 @@ if CORE == "compiled":
     _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
     quote_layout = _compiled_quote_layout
     quote_columns = _compiled_quote_columns
-    ccel_walk = _compiled_ccel_walk
-    tpm_walk = _compiled_tpm_walk
+    ccel_walk, tpm_walk = _objects.log_walkers(refuse)
     agent_json_walk = _compiled_agent_json_walk
     replay = _compiled_replay
     replay_many = _compiled_replay_many

@@ -1,7 +1,9 @@
-# Types of the module that quote_object.c makes, in the same library as cffi's.
+# Types of the module of objects.c, which is in the same library as cffi's.
 
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+from attestkit._native import CcelWalk, TpmWalk
 
 _Q = TypeVar("_Q", bound=QuoteBase)
 
@@ -24,3 +26,4 @@ class QuoteBase:
 def quote_parsers(
     quote: type[_Q], enclave: type[_Q], /
 ) -> tuple[Callable[[object], _Q | None], Callable[[tuple[object, ...]], list[_Q]]]: ...
+def log_walkers(refuse: Callable[[int, int], Exception], /) -> tuple[CcelWalk, TpmWalk]: ...

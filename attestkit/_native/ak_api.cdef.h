@@ -128,8 +128,9 @@ typedef struct {
     uint32_t bank_count; /* how many of the two below */
     uint16_t algorithms[16];
     uint16_t digest_sizes[16];
-    uint32_t record_count; /* without the header */
-    uint32_t end;          /* offset behind the last record */
+    uint32_t record_count;    /* without the header */
+    uint32_t extending_count; /* of them those that are not EV_NO_ACTION */
+    uint32_t end;             /* offset behind the last record */
 } ak_log;
 
 /* Check a TCG log, a CCEL (`ccel` not 0) or a TPM's, and tell where its records are. Refuses a log
@@ -138,9 +139,9 @@ ak_status ak_log_walk(const uint8_t *data, size_t size, int ccel, size_t capacit
                       ak_log_record *records, ak_log *log);
 
 /* Gather what ak_log_walk found to extend registers in a CCEL: a register number, 0 to 3, and 48
- * bytes of digest each. Returns how many. */
-size_t ak_log_columns(const uint8_t *data, const ak_log_record *records, size_t count,
-                      uint8_t *registers, uint8_t *digests);
+ * bytes of digest for each of `extending_count` records. */
+void ak_log_columns(const uint8_t *data, const ak_log_record *records, size_t count,
+                    uint8_t *registers, uint8_t *digests);
 
 /* Fold 48-byte digests into the registers they are for: 4 values of 48 bytes. */
 ak_status ak_replay(const uint8_t *registers, const uint8_t *digests, size_t count,

@@ -1,17 +1,11 @@
-/* Quotes as Python objects: the one file of the core that talks to Python itself.
+/* Quotes as Python objects.
  *
  * To parse a quote and read eight fields takes 0.32 us so, of which 0.08 are the check; a call that
  * checks, through cffi, and an object made in Python took 0.57, or 0.52 in the best of its
  * variants: fewer fields unpacked and no errno kept by cffi. Slices taken by an itemgetter were
  * slower, a tuple subclass no faster (CPython 3.11, Sapphire Rapids, minima of interleaved runs;
- * dcap-qvl 2.1 us).
- *
- * The module is in the same library as cffi's: _native/__init__.py loads that a second time, under
- * this one's name (PEP 489). */
-#define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030a0000
-#include <Python.h>
-#include <structmember.h>
+ * dcap-qvl 2.1 us). */
+#include "ak_objects.h"
 
 #include <stdbool.h>
 #include <string.h>
@@ -186,20 +180,12 @@ static PyMethodDef functions[] = {
     {0},
 };
 
-static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "_objects",
-    .m_size = 0,
-    .m_methods = functions,
-};
-
-PyMODINIT_FUNC PyInit__objects(void)
+int ak_add_quote_objects(PyObject *module)
 {
-    PyObject *module = PyModule_Create(&definition);
-    PyObject *base = module == NULL ? NULL : PyType_FromSpec(&base_spec);
-    if (base != NULL && PyModule_AddObject(module, "QuoteBase", base) == 0)
-        return module;
-    Py_XDECREF(base);
-    Py_XDECREF(module);
-    return NULL;
+    PyObject *base = PyType_FromSpec(&base_spec);
+    if (base == NULL || PyModule_AddObject(module, "QuoteBase", base) != 0) {
+        Py_XDECREF(base);
+        return -1;
+    }
+    return PyModule_AddFunctions(module, functions);
 }

@@ -238,25 +238,23 @@ ak_status ak_log_walk(const uint8_t *data, size_t size, int ccel, size_t capacit
             return fail(&w, w.at.p, AK_E_LOG_TOO_MANY);
         ak_log_record *r = &records[log->record_count];
         status = log->agile ? event(&w, r) : old_event(&w, r);
-        if (status == AK_OK)
-            log->record_count++;
+        if (status != AK_OK)
+            break;
+        log->record_count++;
+        log->extending_count += r->type != EV_NO_ACTION;
     }
     log->end = offset_of(&w, w.at.p);
     return status;
 }
 
-size_t ak_log_columns(const uint8_t *data, const ak_log_record *records, size_t count,
-                      uint8_t *registers, uint8_t *digests)
+void ak_log_columns(const uint8_t *data, const ak_log_record *records, size_t count,
+                    uint8_t *registers, uint8_t *digests)
 {
-    size_t extended = 0;
-
-    for (size_t i = 0; i < count; i++) {
-        const ak_log_record *r = &records[i];
+    for (const ak_log_record *r = records; r < records + count; r++) {
         if (r->type == EV_NO_ACTION)
             continue;
-        registers[extended] = (uint8_t)(r->index - 1);
-        memcpy(digests + 48 * extended, data + r->digests + 2, 48);
-        extended++;
+        *registers++ = (uint8_t)(r->index - 1);
+        memcpy(digests, data + r->digests + 2, 48);
+        digests += 48;
     }
-    return extended;
 }

