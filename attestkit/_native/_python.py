@@ -4,7 +4,14 @@ One file per subject, as in C; this one puts them together.
 """
 
 from attestkit._native._python_cpu import cpuid
-from attestkit._native._python_log import ccel_walk, replay, replay_many, sha384, tpm_walk
+from attestkit._native._python_log import (
+    ccel_walk,
+    replay,
+    replay_many,
+    sha384,
+    sha384_many,
+    tpm_walk,
+)
 from attestkit._native._python_quote import quote_layout, quote_padding
 
 __all__ = [
@@ -15,5 +22,6 @@ __all__ = [
     "replay",
     "replay_many",
     "sha384",
+    "sha384_many",
     "tpm_walk",
 ]
