@@ -84,6 +84,8 @@ LIMITS: Final[dict[str, float]] = {
     "json-long": 103 / 7.7,
     "ccel": 245 / 0.4,
     "ccel-replay": 321 / 5.1,
+    "digests-short": 14.3 / 2.1,
+    "digests-long": 41.8 / 13.8,
     "hex": 4.0 / 0.34,
     "verify": 700 / 59,
 }

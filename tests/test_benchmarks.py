@@ -184,7 +184,7 @@ def test_exponent_of_a_power(power: float) -> None:
 def points(power: float) -> list[Point]:
     """Return points of all subjects that grow so."""
     return [
-        Point(name, size, 1e-7 * size**power, int(500 * size**power), 100 * size)
+        Point(name, size, 1e-7 * size**power, 1e-6 * size, int(500 * size**power), 100 * size)
         for name, subject in SUBJECTS.items()
         for size in subject.sizes
     ]
@@ -200,9 +200,11 @@ def test_what_is_linear_has_no_fault_and_what_is_not_has() -> None:
 
 def test_growth_page_states_memory_per_unit() -> None:
     """A line per subject with time, exponent and bytes."""
-    text = growth.page(FACTS, points(1), {"one": 2.0, "two": 1.0, "speed-up": 2.0})
+    text = growth.page(
+        FACTS, points(1), {"one": 2.0, "all": 1.0, "cores": 2, "had": 1.9, "speed-up": 2.0}
+    )
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(lines) == 2 + len(SUBJECTS)
-    assert all("100 ns | time 1.00" in line for line in lines[2:])
+    assert all("100 ns | 1 µs | time 1.00" in line for line in lines[2:])
     assert all(line.endswith("| 500 B | 100 B |") for line in lines[2:])
     assert "2.00 times as fast" in text

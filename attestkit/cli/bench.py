@@ -56,7 +56,7 @@ def bench(*, seconds: float, as_json: bool) -> int:
     left_out = {f"{name}: {reason}" for one in found for name, reason in one.left_out.items()}
     if left_out:
         render.lines(["", "Not measured:", *sorted(left_out)])
-    render.lines(["", "Medians of turns taken by all of a row, in processor time of one thread."])
+    render.lines(["", "Medians of turns taken by all of a row, in processor time."])
     return 0
 
 

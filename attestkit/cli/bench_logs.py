@@ -49,6 +49,19 @@ def _replay_many(log: str) -> dict[str, Callable[[Samples], Call]]:
     }
 
 
+def _payload_digests(log: str) -> dict[str, Callable[[Samples], Call]]:
+    def peer(payloads: list[bytes]) -> list[bytes]:
+        return [hashlib.sha384(payload).digest() for payload in payloads]
+
+    def payloads(samples: Samples) -> list[bytes]:
+        return [event.payload for event in samples.parsed[log].events]
+
+    return {
+        OURS: lambda samples: Call(_native.sha384_many, payloads(samples)),
+        "hashlib": lambda samples: Call(peer, payloads(samples)),
+    }
+
+
 def ours_from_json(text: str) -> Rtmrs:
     """Read the agent's JSON, compute the digests of runtime events, replay."""
     return EventLog.from_json(text).replay()
@@ -159,6 +172,7 @@ def _rows(log: str) -> tuple[Row, ...]:
             _replay_many(log),
             lambda many: [registers(one) for one in many],
         ),
+        Row(f"digests-{log}", f"digests of a {log} log's payloads", _payload_digests(log)),
         Row(f"json-{log}", f"JSON of a {log} log to registers", _json(log), registers),
     )
 

@@ -2,8 +2,9 @@
 
 A machine's speed changes from second to second, so two numbers mean something together only if they
 were taken together: in every round each contender has one turn, and what counts is the median over
-the rounds of one's time divided by the other's in the same round. Time is the thread's own on the
-processor: what neighbours take of a busy machine would fall upon whoever has the longer turns.
+the rounds of one's time divided by the other's in the same round. Time is what the process had of
+all processors: threads save none of it, and what neighbours take of a busy machine, which would
+fall upon whoever has the longer turns, is not in it.
 """
 
 import gc
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import repeat
 from statistics import median
-from time import perf_counter_ns, thread_time_ns
+from time import perf_counter_ns, process_time_ns
 from typing import Any, Final, NamedTuple
 
 __all__ = ["Call", "Series", "digits", "race", "ratio", "time_text"]
@@ -89,10 +90,10 @@ def digits(value: float) -> str:
 def _turn(call: Call, count: int) -> int:
     """Return the nanoseconds of `count` calls."""
     function, argument = call
-    begin = thread_time_ns()
+    begin = process_time_ns()
     for _ in repeat(None, count):
         function(argument)
-    return thread_time_ns() - begin
+    return process_time_ns() - begin
 
 
 def _calls(call: Call) -> int:
