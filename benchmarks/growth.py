@@ -30,8 +30,8 @@ from tests.records import ROOT
 __all__ = ["MOST", "Point", "exponent", "main", "measure", "page"]
 
 FOLDER: Final = ROOT / "docs" / "benchmarks"
-# The most that an exponent may be, where 1 is linear and 2 quadratic: small sizes fit the caches and
-# large ones do not, which bends linear work upwards.
+# The most that an exponent may be, where 1 is linear and 2 quadratic: small sizes fit the caches
+# and large ones do not, which bends linear work upwards.
 MOST: Final = 1.35
 FROM: Final = 1000  # the size from which on what is done once no longer shows
 BATCH: Final = 1_000_000  # digests
@@ -42,10 +42,10 @@ COLUMNS: Final = (
 PREFACE: Final = f"""# Growth
 
 Written by `make growth`. Exponents are slopes of time and of peak memory against size, both
-logarithmic, from {FROM:,} on: 1 is linear, 2 quadratic; up to {MOST} is let pass, as small sizes fit
-the caches and large ones do not. Times are processor time at the largest size, with memory that the
-process has; `first` is the first call, which has to get it from the kernel (about 2 µs for 4 KiB).
-Memory is resident memory beyond the input, C's included: the most there was, and what is left while
+logarithmic, from {FROM:,} on: 1 is linear, 2 quadratic; up to {MOST} is let pass, as small sizes
+fit the caches and large ones do not. Times are processor time at the largest size, with memory that
+the process has; `first` is the first call, which has to get it from the kernel, about 2 µs for
+4 KiB. Memory is resident memory beyond the input, C's included: the most there was, and what is left while
 the result lives. Logs end at both caps of the parsers, 65,536 events and 16 MiB.
 """
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
