@@ -10,15 +10,18 @@ A function of the core is written three times: in C (declared in ak_api.cdef.h),
 import binascii
 import os
 import struct
+from array import array
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 from attestkit._native._level import VARIABLE, choose
 from attestkit._native._status import refuse, refuse_one
+from attestkit._native._threads import in_parts
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     # Packed records, registers and digests of those that extend, and where they end.
     CcelWalk = Callable[[bytes], tuple[bytes, bytes, bytes, int]]
@@ -42,6 +45,7 @@ __all__ = [
     "replay",
     "replay_many",
     "sha384",
+    "sha384_many",
     "tpm_walk",
     "unhex",
 ]
@@ -192,42 +196,92 @@ def _compiled_hexlify(data: bytes) -> bytes:
     return digits
 
 
-def _registers_at(values: Any, at: int) -> Registers:  # noqa: ANN401 - cffi has no name for it
-    """Cut the four registers out of cffi's buffer."""
-    return (
-        values[at : at + 48],
-        values[at + 48 : at + 96],
-        values[at + 96 : at + 144],
-        values[at + 144 : at + 192],
-    )
+# Values and a view of them, to be used again: a thread that replays takes a pair or makes one.
+_spare: list[tuple[Any, Any]] = []
+_REGISTERS = struct.Struct("48s48s48s48s")
+# So many events take a millisecond, from where on other threads may run meanwhile, and help.
+_MANY_EVENTS = 16384
+
+
+def _cannot_replay(columns: "Sequence[tuple[bytes, bytes]]") -> Exception:
+    """Return the error for the first log that cannot be replayed."""
+    for registers, digests in columns:
+        if len(digests) != 48 * len(registers):
+            break
+        for at, register in enumerate(registers):
+            if register > 3:
+                return refuse(lib.AK_E_REGISTER, at)
+    return UsageError("replay wants 48 bytes of digest for each register number")
 
 
 def _compiled_replay(registers: bytes, digests: bytes) -> Registers:
-    values: Any = _new_uncleared("uint8_t[]", 192)
-    if len(digests) != 48 * len(registers):
-        raise UsageError("replay wants 48 bytes of digest for each register number")
-    if status := lib.ak_replay(registers, digests, len(registers), values):
-        raise refuse(status, next(i for i, register in enumerate(registers) if register > 3))
-    return _registers_at(ffi.buffer(values), 0)
+    count = len(registers)
+    if count >= _MANY_EVENTS:
+        return _replay_unlocked([(registers, digests)])[0]
+    if len(digests) != 48 * count:
+        raise _cannot_replay([(registers, digests)])
+    try:
+        values, view = _spare.pop()
+    except IndexError:
+        values = _new_uncleared("uint8_t[]", 192)
+        view = ffi.buffer(values)
+    status = lib.ak_replay(registers, digests, count, values)
+    replayed: Registers = _REGISTERS.unpack(view)
+    _spare.append((values, view))
+    if status:
+        raise _cannot_replay([(registers, digests)])
+    return replayed
+
+
+def _replay_columns(
+    replay_many: "Callable[[bytes, bytes, Any, int, Any], int]",
+    columns: "Sequence[tuple[bytes, bytes]]",
+) -> list[Registers]:
+    registers, digests = zip(*columns, strict=True)
+    counts = list(map(len, registers))
+    if list(map(len, digests)) != [48 * count for count in counts]:
+        raise _cannot_replay(columns)
+    counted = ffi.from_buffer("uint32_t[]", array("I", counts))
+    values: Any = _new_uncleared("uint8_t[]", 192 * len(counts))
+    # Joined, they are `bytes` that nobody else has.
+    if replay_many(b"".join(registers), b"".join(digests), counted, len(counts), values):
+        raise _cannot_replay(columns)
+    return list(_REGISTERS.iter_unpack(ffi.buffer(values)))
+
+
+def _replay_unlocked(columns: "Sequence[tuple[bytes, bytes]]") -> list[Registers]:
+    return _replay_columns(lib.ak_replay_unlocked, columns)
 
 
 def _compiled_replay_many(columns: list[tuple[bytes, bytes]]) -> list[Registers]:
-    registers = b"".join([column[0] for column in columns])
-    digests = b"".join([column[1] for column in columns])
-    counts = [len(column[0]) for column in columns]
-    if any(len(column[1]) != 48 * n for column, n in zip(columns, counts, strict=True)):
-        raise UsageError("replay wants 48 bytes of digest for each register number")
-    values: Any = _new_uncleared("uint8_t[]", 192 * len(columns))
-    if status := lib.ak_replay_many(registers, digests, counts, len(columns), values):
-        raise refuse(status, next(i for i, register in enumerate(registers) if register > 3))
-    every = ffi.buffer(values)
-    return [_registers_at(every, at) for at in range(0, len(every), 192)]
+    if not columns:
+        return []
+    sizes = [len(registers) for registers, _ in columns]
+    if sum(sizes) < _MANY_EVENTS:
+        return _replay_columns(lib.ak_replay_many, columns)
+    return in_parts(_replay_unlocked, columns, sizes, _MANY_EVENTS // 2)
 
 
 def _compiled_sha384(data: bytes) -> bytes:
     digest: Any = _new_uncleared("uint8_t[]", 48)
     lib.ak_sha384(data, len(data), digest)
     return bytes(ffi.buffer(digest))
+
+
+def _compiled_sha384_many(messages: list[bytes]) -> list[bytes]:
+    sizes = list(map(len, messages))
+    if sum(sizes) > 0xFFFFFFFF:  # offsets have 32 bits
+        return list(map(_compiled_sha384, messages))
+    digests: Any = _new_uncleared("uint8_t[]", 48 * len(sizes))
+    lib.ak_sha384_many(
+        b"".join(messages),
+        ffi.from_buffer("uint32_t[]", array("I", accumulate(sizes, initial=0))),
+        ffi.from_buffer("uint32_t[]", array("I", sizes)),
+        len(sizes),
+        digests,
+    )
+    every = bytes(ffi.buffer(digests))
+    return [every[at : at + 48] for at in range(0, len(every), 48)]
 
 
 def _compiled_cpuid(leaf: int, subleaf: int) -> CpuRegisters:
@@ -247,6 +301,7 @@ replay_many: "Callable[[list[tuple[bytes, bytes]]], list[Registers]]"
 sha384: "Callable[[bytes], bytes]"
 unhex: "Callable[[bytes | str], bytes | None]"
 hexlify: "Callable[[bytes], bytes]"
+sha384_many: "Callable[[list[bytes]], list[bytes]]"
 cpuid: "Callable[[int, int], CpuRegisters | None]"  # by leaf and subleaf; None: plain core
 
 if CORE == "compiled":
@@ -261,6 +316,7 @@ if CORE == "compiled":
     sha384 = _compiled_sha384
     unhex = _compiled_unhex
     hexlify = _compiled_hexlify
+    sha384_many = _compiled_sha384_many
     cpuid = _compiled_cpuid
 else:
     # Late, so that the compiled core does not pay for its twin.
@@ -276,6 +332,7 @@ else:
     sha384 = _python.sha384
     unhex = _python.unhex
     hexlify = _python.hexlify
+    sha384_many = _python.sha384_many
     cpuid = _python.cpuid
 
 if TYPE_CHECKING:

@@ -102,11 +102,27 @@ class _Lib:
         self,
         registers: bytes,
         digests: bytes,
-        counts: list[int],
+        counts: FFI.CData,
+        logs: int,
+        values: FFI.CData,
+    ) -> int: ...
+    def ak_replay_unlocked(
+        self,
+        registers: bytes,
+        digests: bytes,
+        counts: FFI.CData,
         logs: int,
         values: FFI.CData,
     ) -> int: ...
     def ak_sha384(self, data: bytes, size: int, digest: FFI.CData) -> None: ...
+    def ak_sha384_many(
+        self,
+        data: bytes,
+        offsets: FFI.CData,
+        sizes: FFI.CData,
+        count: int,
+        digests: FFI.CData,
+    ) -> None: ...
     def ak_cpu_features(self) -> int: ...
     def ak_cpu_limit(self, features: int) -> None: ...
     def ak_cpuid(self, leaf: int, subleaf: int, registers: FFI.CData) -> None: ...

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from attestkit._native._status import refuse
 from attestkit.errors import UsageError
 
-__all__ = ["ccel_walk", "replay", "replay_many", "sha384", "tpm_walk"]
+__all__ = ["ccel_walk", "replay", "replay_many", "sha384", "sha384_many", "tpm_walk"]
 
 _MAX_BANKS = 16
 _MAX_EVENT = 1 << 20
@@ -205,3 +205,8 @@ def replay_many(
 def sha384(data: bytes) -> bytes:
     """Return the SHA-384 of `data`: 48 bytes."""
     return hashlib.sha384(data).digest()
+
+
+def sha384_many(messages: list[bytes]) -> list[bytes]:
+    """Return the SHA-384 of each message: 48 bytes."""
+    return [hashlib.sha384(message).digest() for message in messages]

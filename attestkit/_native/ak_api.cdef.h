@@ -151,8 +151,18 @@ ak_status ak_replay(const uint8_t *registers, const uint8_t *digests, size_t cou
 ak_status ak_replay_many(const uint8_t *registers, const uint8_t *digests, const uint32_t *counts,
                          size_t logs, uint8_t *values);
 
+/* ak_replay_many for batches that take milliseconds: other Python threads run meanwhile, so nothing
+ * it is given may change under it. build_cffi.py defines it; C alone has no use for it. */
+ak_status ak_replay_unlocked(const uint8_t *registers, const uint8_t *digests,
+                             const uint32_t *counts, size_t logs, uint8_t *values);
+
 /* SHA-384: 48 bytes. */
 void ak_sha384(const uint8_t *data, size_t size, uint8_t *digest);
+
+/* SHA-384 of many messages: message i is the sizes[i] bytes at data + offsets[i], its digest the 48
+ * bytes at digests + 48 * i. */
+void ak_sha384_many(const uint8_t *data, const uint32_t *offsets, const uint32_t *sizes,
+                    size_t count, uint8_t *digests);
 
 /* What a pass over JSON says: accepted, with values; refused, as Python's parser refuses it; or
  * left to that parser, which may do either. */
