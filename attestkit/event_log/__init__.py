@@ -26,6 +26,10 @@ from attestkit.event_log.tcg import CcelSource, TpmEvent, TpmEventLog, other_kin
 
 __all__ = ["Event", "EventLog", "Rtmrs", "TpmEvent", "TpmEventLog", "WireEvent"]
 
+# What objects are made with, without the Python functions around it.
+_new = object.__new__
+_new_tuple = tuple.__new__
+
 Rtmrs = tuple[bytes, bytes, bytes, bytes]
 """Values of RTMR0 to RTMR3, 48 bytes each."""
 
@@ -95,7 +99,7 @@ class EventLog:
     @classmethod
     def _read(cls, columns: tuple[bytes, bytes], source: LogSource) -> "EventLog":
         """Make a log of what the native core found in `source`."""
-        self = cls.__new__(cls)
+        self = _new(cls)
         self._columns = columns
         self._events = None
         self._runtime = None
@@ -153,7 +157,7 @@ class EventLog:
                 message = f"this is not a CCEL but {kind}"
                 raise FormatError(message, offset=error.offset, reason="other_log") from error
             raise
-        return cls._read((registers, digests), CcelSource(data, rows, end))
+        return cls._read((registers, digests), _new_tuple(CcelSource, (data, rows, end)))
 
     @classmethod
     def from_json(cls, data: bytes | str) -> "EventLog":

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from attestkit._native import LOG_RECORD, tpm_walk
 from attestkit.errors import FormatError, UnsupportedError, UsageError
-from attestkit.event_log.event import Event
-from attestkit.event_log.event_types import NO_ACTION, type_name
+from attestkit.event_log.event import ACPI_DATA, Event
+from attestkit.event_log.event_types import ACPI_CONFIG, NO_ACTION, type_name
 
 __all__ = ["NO_PCR", "CcelSource", "TpmEvent", "TpmEventLog", "other_kind"]
 
@@ -27,6 +27,9 @@ _BANK_NAMES = {
     0x0028: "sha3_384",
     0x0029: "sha3_512",
 }
+
+# What named tuples are made with, without the Python function around it.
+_new_tuple = tuple.__new__
 
 # The one bank of the old format.
 _OLD_BANKS = ((0x0004, 20),)
@@ -59,16 +62,17 @@ class CcelSource(NamedTuple):
         The three ACPI DATA events of RTMR0 are named, in their order: the loader script, the RSDP,
         the tables.
         """
+        area = self.area
         events = []
         labels = iter(_ACPI_LABELS)
-        for _, index, event_type, digests, _, start, size in LOG_RECORD.iter_unpack(self.rows):
+        for _, index, event_type, at, _, start, size in LOG_RECORD.iter_unpack(self.rows):
             if index == 0:
                 continue
-            digest = self.area[digests + 2 : digests + 50]
-            event = Event(index - 1, event_type, digest, "", self.area[start : start + size])
-            if event.is_acpi_data:
-                event = event._replace(name=next(labels, ""))
-            events.append(event)
+            payload, name = area[start : start + size], ""
+            if event_type == ACPI_CONFIG and index == 1 and payload == ACPI_DATA:
+                name = next(labels, "")
+            fields = (index - 1, event_type, area[at + 2 : at + 50], name, payload, 1)
+            events.append(_new_tuple(Event, fields))
         return tuple(events)
 
     def warnings(self) -> tuple[str, ...]:
@@ -173,17 +177,17 @@ class TpmEventLog:
         if not isinstance(data, bytes):
             raise UsageError("a TPM event log is bytes")
         found, rows = tpm_walk(data)
-        sizes = dict(found or _OLD_BANKS)
+        banks = {number: (_bank_name(number), size) for number, size in found or _OLD_BANKS}
         events = []
         locality: int | None = None
         for _, pcr, event_type, at, count, start, size in LOG_RECORD.iter_unpack(rows):
-            digests = _digests(data, at, count, sizes) if found else (("sha1", data[at : at + 20]),)
-            event = TpmEvent(pcr, event_type, digests, data[start : start + size])
-            if locality is None and event.data.startswith(_STARTUP_LOCALITY):
+            digests = _digests(data, at, count, banks) if found else (("sha1", data[at : at + 20]),)
+            event = _new_tuple(TpmEvent, (pcr, event_type, digests, data[start : start + size]))
+            if event_type == NO_ACTION and locality is None:
                 locality = _startup_locality(event, start)
             events.append(event)
-        banks = tuple(map(_bank_name, sizes))
-        return cls(banks, tuple(events), startup_locality=locality or 0)
+        names = tuple([name for name, _ in banks.values()])
+        return cls(names, tuple(events), startup_locality=locality or 0)
 
     def replay(self, bank: str = "sha256") -> dict[int, bytes]:
         """Return the value of each PCR that the log extends, in one bank.
@@ -231,19 +235,19 @@ def _bank_name(algorithm: int) -> str:
 
 
 def _digests(
-    data: bytes, at: int, count: int, sizes: dict[int, int]
+    data: bytes, at: int, count: int, banks: dict[int, tuple[str, int]]
 ) -> tuple[tuple[str, bytes], ...]:
     digests = []
     for _ in range(count):
-        algorithm = int.from_bytes(data[at : at + 2], "little")
-        end = at + 2 + sizes[algorithm]
-        digests.append((_bank_name(algorithm), data[at + 2 : end]))
-        at = end
+        name, size = banks[data[at] | data[at + 1] << 8]
+        at += 2
+        digests.append((name, data[at : at + size]))
+        at += size
     return tuple(digests)
 
 
 def _startup_locality(event: TpmEvent, offset: int) -> int | None:
-    if event.event_type != NO_ACTION:
+    if not event.data.startswith(_STARTUP_LOCALITY):
         return None
     if len(event.data) != 17 or event.data[16] not in (0, 3, 4):
         message = "startup locality is not one byte of value 0, 3 or 4"

@@ -1,6 +1,7 @@
 """The walk over TCG logs: the compiled core and its twin see the same, whatever the bytes are."""
 
 import struct
+import sys
 from collections.abc import Callable
 from random import Random
 from typing import Any, NamedTuple
@@ -288,3 +289,43 @@ def test_bounds_of_a_log(core: Any) -> None:  # noqa: ANN401 - module
     assert core.ccel_walk(area)[3] == len(large)
     with pytest.raises(FormatError, match="16 MiB"):
         core.ccel_walk(area + b"\xff")
+
+
+@pytest.mark.parametrize("core", [_native, twin], ids=["this", "plain"])
+def test_references_are_given_back(core: Any) -> None:  # noqa: ANN401 - two modules
+    """Walks leave nothing behind, whether they find a log, many records, or refuse."""
+    good = CCEL_HEADER + record(1, 4, D384) * 3
+    many = CCEL_HEADER + record(1, 4, D384) * 300
+    tpm = TPM_HEADER + record(1, 4, D1, D256)
+    held = [good, many, tpm]
+    before = [sys.getrefcount(log) for log in held]
+    for _ in range(50):
+        assert len(core.ccel_walk(good)[1]) == 3
+        assert len(core.ccel_walk(many)[1]) == 300
+        assert core.tpm_walk(tpm)[0] == ((4, 20), (11, 32))
+        for wrong in (good[:-1], many + b"x", tpm):
+            with pytest.raises(FormatError):
+                core.ccel_walk(wrong)
+        del wrong
+    assert [sys.getrefcount(log) for log in held] == before
+
+
+@two_cores
+@pytest.mark.parametrize("wrong", [bytearray(64), memoryview(bytes(64)), "x" * 64, None])
+def test_only_bytes_get_in(wrong: object) -> None:
+    """What another thread could change while the core reads it is not let in."""
+    for walk in (_native.ccel_walk, _native.tpm_walk):
+        with pytest.raises(TypeError):
+            walk(wrong)  # type: ignore[arg-type]  # on purpose
+
+
+@two_cores
+def test_a_subclass_that_lies_about_its_length() -> None:
+    """A log is as long as it is, whatever it says of itself."""
+
+    class Lying(bytes):
+        def __len__(self) -> int:
+            return 1 << 20
+
+    log = CCEL_HEADER + record(1, 4, D384)
+    assert _native.ccel_walk(Lying(log)) == _native.ccel_walk(log)
