@@ -45,8 +45,8 @@ Written by `make growth`. Exponents are slopes of time and of peak memory agains
 logarithmic, from {FROM:,} on: 1 is linear, 2 quadratic; up to {MOST} is let pass, as small sizes
 fit the caches and large ones do not. Times are processor time at the largest size, with memory that
 the process has; `first` is the first call, which has to get it from the kernel, about 2 µs for
-4 KiB. Memory is resident memory beyond the input, C's included: the most there was, and what is left while
-the result lives. Logs end at both caps of the parsers, 65,536 events and 16 MiB.
+4 KiB. Memory is resident memory beyond the input, C's included: the most there was, and what is
+left while the result lives. Logs end at both caps of the parsers, 65,536 events and 16 MiB.
 """
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 

@@ -7,7 +7,6 @@ A function of the core is written three times: in C (declared in ak_api.cdef.h),
 `_compiled_<name>` where the C function alone is not the face, and in plain Python.
 """
 
-import binascii
 import os
 import struct
 from array import array
@@ -129,73 +128,6 @@ def _compiled_quote_columns(data: bytes, starts: bytes | None) -> QuoteColumns:
     return memoryview(ffi.buffer(columns)).toreadonly(), room, starts
 
 
-_AGENT_LOG = struct.Struct("=6I")
-_MAX_AGENT_TEXT = 1 << 24
-_SMALL_AGENT_TEXT = 1 << 16
-# Rooms for small texts that no call is using. To make one takes 4 % of the time from the text of 28
-# events to registers.
-_rooms: list[tuple[Any, Any]] = []
-
-
-def _room(text_size: int) -> tuple[Any, Any]:
-    room: Any = _new_uncleared("uint8_t[]", 4 * text_size + 256)
-    return room, ffi.buffer(room)
-
-
-def _compiled_agent_json_walk(data: bytes) -> AgentLog | Literal["refused", "left"]:
-    size = len(data)
-    small = size <= _SMALL_AGENT_TEXT
-    if size > _MAX_AGENT_TEXT:  # whose room would be large, and to no end
-        return "left"
-    try:
-        held = _rooms.pop() if small else _room(size)
-    except IndexError:
-        held = _room(_SMALL_AGENT_TEXT)
-    room, view = held
-    found: AgentLog | Literal["refused", "left"]
-    if outcome := lib.ak_agent_json_walk(data, size, room, len(view)):
-        found = "refused" if outcome == lib.AK_JSON_REFUSED else "left"
-    else:
-        count, rows, extending, registers, digests, regular = _AGENT_LOG.unpack_from(view)
-        found = (
-            view[rows : rows + AGENT_ROW.size * count],
-            view[registers : registers + extending],
-            view[digests : digests + 48 * extending],
-            regular == 1,
-        )
-    if small:
-        _rooms.append(held)
-    return found
-
-
-# Bytes up to which the interpreter's own functions are done before the core is (on Sapphire Rapids
-# at 1,300 both ways; for 5,000 the core takes 0.4 of their time).
-_SHORT = 1500
-
-
-def _compiled_unhex(text: bytes | str) -> bytes | None:
-    if len(text) <= 2 * _SHORT:
-        try:
-            return binascii.unhexlify(text)
-        except ValueError:
-            return None
-    if isinstance(text, str):
-        if not text.isascii():
-            return None
-        text = text.encode()
-    found: Any = _new_uncleared("uint8_t[]", len(text) // 2)
-    return ffi.buffer(found)[:] if lib.ak_hex_decode(text, len(text), found) else None
-
-
-def _compiled_hexlify(data: bytes) -> bytes:
-    if len(data) <= _SHORT:
-        return binascii.hexlify(data)
-    text: Any = _new_uncleared("uint8_t[]", 2 * len(data))
-    lib.ak_hex_encode(data, len(data), text)
-    digits: bytes = ffi.buffer(text)[:]
-    return digits
-
-
 # Values and a view of them, to be used again: a thread that replays takes a pair or makes one.
 _spare: list[tuple[Any, Any]] = []
 _REGISTERS = struct.Struct("48s48s48s48s")
@@ -297,7 +229,7 @@ quote_layout: "Callable[[bytes], QuoteLayout]"
 quote_columns: "Callable[[bytes, bytes | None], QuoteColumns]"
 ccel_walk: "CcelWalk"
 tpm_walk: "TpmWalk"
-agent_json_walk: "Callable[[bytes], AgentLog | Literal['refused', 'left']]"
+agent_json_walk: "Callable[[bytes | str], AgentLog | Literal['refused', 'left']]"
 replay: "Callable[[bytes, bytes], Registers]"
 replay_many: "Callable[[Sequence[tuple[bytes, bytes]]], list[Registers]]"
 sha384: "Callable[[bytes], bytes]"
@@ -312,12 +244,11 @@ if CORE == "compiled":
     quote_layout = _compiled_quote_layout
     quote_columns = _compiled_quote_columns
     ccel_walk, tpm_walk = _objects.log_walkers(refuse)
-    agent_json_walk = _compiled_agent_json_walk
+    agent_json_walk = _objects.agent_json_walk
     replay = _compiled_replay
     replay_many = _compiled_replay_many
     sha384 = _compiled_sha384
-    unhex = _compiled_unhex
-    hexlify = _compiled_hexlify
+    unhex, hexlify = _objects.unhex, _objects.hexlify
     sha384_many = _compiled_sha384_many
     cpuid = _compiled_cpuid
 else:

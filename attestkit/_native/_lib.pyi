@@ -46,6 +46,7 @@ class _Lib:
     AK_E_LOG_TOO_LONG: int
     AK_E_LOG_RUNTIME: int
     AK_E_REGISTER: int
+    AK_AGENT_MAX_SIZE: int
     AK_JSON_ACCEPTED: int
     AK_JSON_REFUSED: int
     AK_JSON_LEFT: int

@@ -193,6 +193,9 @@ typedef struct {
                            name of version 1 has a colon */
 } ak_agent_log;
 
+/* Bytes of the longest text of such a log. */
+enum { AK_AGENT_MAX_SIZE = 16777216 };
+
 /* Read the guest agent's log. The room, aligned as malloc does it, is scratch and result: at its
  * start is an ak_agent_log. Four bytes for each of the text and 256 more are enough. */
 ak_json_outcome ak_agent_json_walk(const uint8_t *data, size_t size, uint8_t *room,
