@@ -107,9 +107,12 @@ def _figure(result: Result, target: Target) -> float | None:
 
 
 def _against(target: Target, figure: float) -> str:
-    if target.peer is None:
-        return f"{digits(figure)} {target.unit}"
-    return f"{digits(figure)} times {target.peer}"
+    return f"{_exact(figure)} {target.unit if target.peer is None else f'times {target.peer}'}"
+
+
+def _exact(figure: float) -> str:
+    """Return a figure so that 10.97 does not look like a target of 11."""
+    return f"{figure:.2f}" if figure < 100 else f"{figure:.0f}"
 
 
 def _wanted(target: Target) -> str:
@@ -127,13 +130,13 @@ def _row(result: Result, said: Verdict | None) -> list[str]:
     target = TARGETS.get(result.row)
     peers = "; ".join(
         f"{name} {_value(result, result.values[name])}"
-        + (f", **{digits(result.ratios[name])}**" if name in result.ratios else "")
+        + (f", **{_exact(result.ratios[name])}**" if name in result.ratios else "")
         for name in result.values
         if name != OURS
     )
     ours = _value(result, result.values[OURS])
     if result.figure is not None and target is not None:
-        ours = f"**{digits(result.figure)} {target.unit}**" + (f" ({ours})" if peers else "")
+        ours = f"**{_exact(result.figure)} {target.unit}**" + (f" ({ours})" if peers else "")
     limit = f"{digits(LIMITS[result.row])}" if result.row in LIMITS else ""
     what = result.what + (f" ({result.note})" if result.note else "")
     return [what, ours, peers, limit, _wanted(target) if target else "", said or ""]

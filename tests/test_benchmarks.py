@@ -107,7 +107,7 @@ def test_a_whole_run_writes_table_and_picture(
     assert len(lines) == 2 + len(TARGETS) + 1
     assert sum(line.endswith("| met |") for line in lines) == len(TARGETS)
     [quote] = [line for line in lines if "a quote to 8 fields" in line]
-    assert "dcap-qvl 5 µs, **5**" in quote
+    assert "dcap-qvl 5 µs, **5.00**" in quote
     assert f"{LIMITS['quote']:.1f}" in quote
     assert "something else (n)" in lines[-1]
     assert "dcap-qvl 0.7.0" in page
@@ -135,7 +135,7 @@ def test_a_part_of_a_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFi
     assert not folder.exists()
     told = capsys.readouterr().out
     assert "replay-long" in told
-    assert "met          a quote to 8 fields: 5 times dcap-qvl" in told
+    assert "met          a quote to 8 fields: 5.00 times dcap-qvl" in told
     assert compare.main([str(path), "--folder", str(folder), "--strict"]) == 1
 
 
