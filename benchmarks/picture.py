@@ -17,7 +17,9 @@ __all__ = ["write_growth", "write_picture"]
 INK: Final = "#57606a"  # of text and lines; text is lighter where the reader's page is dark
 LINES: Final = "#8c959f"
 OURS_COLOUR: Final = "#cf222e"
-DARK: Final = "<style>@media (prefers-color-scheme: dark){text,tspan{fill:#d0d7de!important}}</style>"
+DARK: Final = (
+    "<style>@media (prefers-color-scheme: dark){text,tspan{fill:#d0d7de!important}}</style>"
+)
 # Colours that are told apart on white and on black; shapes do it where colours do not.
 COLOURS: Final = ("#0969da", "#1a7f37", "#bf8700", "#8250df", "#bc4c00", "#3192aa")
 SHAPES: Final = ("o", "s", "^", "v", "P", "X", "p", "h")
