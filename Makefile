@@ -9,13 +9,14 @@ OTHER_C := $(wildcard benchmarks/*.c tests/rigs/kernel/shim/*.[ch])
 CORE_TESTS := tests/native tests/test_quote.py $(addprefix tests/event_log/,test_agent_json.py test_event_log.py test_runtime.py test_tcg.py)
 ARGS ?=
 
-.PHONY: serve test lint bench sanitize flake soak clean help
+.PHONY: serve test lint bench growth sanitize flake soak clean help
 
 help:
 	@echo "make serve   start the server (options in ARGS='...')"
 	@echo "make test    run the tests; ARGS='-m slow' those that take over ten seconds each"
 	@echo "make lint    run every check that is not a test"
-	@echo "make bench   run the benchmarks, each beside a named peer"
+	@echo "make bench   run the benchmarks, each beside a named peer; the tables are in docs/benchmarks/"
+	@echo "make growth  time and memory against the size of the input; docs/benchmarks/growth.md"
 	@echo "make sanitize  run the tests of the C core under ASan and UBSan"
 	@echo "make soak    load the server for an hour; the record is docs/records/soak.json"
 	@echo "make flake   run the tests 20 times; the record is docs/records/flake.json"
@@ -52,8 +53,18 @@ lint: $(VENV)/.dev
 	$(BIN)/clang-format --dry-run -Werror $(C_FILES) $(OTHER_C)
 	$(BIN)/codespell attestkit tests benchmarks deploy docs README.md CHANGELOG.md Makefile
 
+# All of it writes docs/benchmarks/; a part (ARGS='-k quote') prints its verdicts. STRICT=1 fails on
+# a missed target. ARGS=--benchmark-disable is the quick form: everything works, nothing is timed.
+RESULTS := .bench/results.json
 bench: $(VENV)/.dev
-	$(BIN)/python -m pytest benchmarks $(ARGS)
+	@rm -f $(RESULTS)
+	$(BIN)/python -m pytest benchmarks --results $(RESULTS) -q \
+	  --benchmark-columns=min,median,iqr,rounds,iterations $(ARGS)
+	@[ ! -e $(RESULTS) ] || $(BIN)/python -m benchmarks.compare $(RESULTS) $(if $(STRICT),--strict)
+
+# A minute more: time and memory of inputs from 1 to a million, and both cores.
+growth: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.growth $(if $(STRICT),--strict) $(ARGS)
 
 # The C core again, with ASan and UBSan, over every test that feeds it; then the plain build back.
 sanitize: $(VENV)/.dev
@@ -72,4 +83,4 @@ soak: $(VENV)/.dev
 
 clean:
 	rm -rf $(VENV) build dist attestkit/_native/_lib.c attestkit/_native/_lib.*so attestkit/_native/*.o
-	rm -rf $(JS)/node_modules .attestkit
+	rm -rf $(JS)/node_modules .attestkit .bench

@@ -77,13 +77,13 @@ def test_td_report(benchmark: BenchmarkFixture, machine: Emulator) -> None:
 
 
 def test_what_we_add(
-    machine: Emulator, bare_client: Path, capsys: pytest.CaptureFixture[str]
+    machine: Emulator, bare_client: Path, capsys: pytest.CaptureFixture[str], *, quick: bool
 ) -> None:
     """Print what the Attester adds to the bare client; they take turns, medians count."""
     ours: list[int] = []
     bare: list[int] = []
     with attestkit.open("configfs_tsm", root=machine.root) as tee:
-        for _ in range(10):
+        for _ in range(1 if quick else 10):
             bare += bare_quotes(bare_client, machine, 100)
             for _ in range(100):
                 start = perf_counter_ns()
@@ -112,8 +112,9 @@ def _client(root: Path, count: int, together: Barrier, times: "Queue[list[int]]"
         times.put(_timed(tee.get_quote, count))
 
 
-def test_many_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_at_once(capsys: pytest.CaptureFixture[str], *, quick: bool) -> None:
     """Print what the slowest of a hundred requests takes, by clients times one alone."""
+    count = 5 if quick else 60
     context = get_context("spawn")
     with emulator(faults=["slow:5ms:*"]) as slow:
         with (
@@ -121,10 +122,11 @@ def test_many_at_once(capsys: pytest.CaptureFixture[str]) -> None:
             ThreadPoolExecutor(8) as pool,
         ):
             alone = statistics.median(_timed(tee.get_quote, 40))
-            threads = list(pool.map(lambda _: _timed(tee.get_quote, 60), range(8)))
+            threads = list(pool.map(lambda _: _timed(tee.get_quote, count), range(8)))
         together, times = context.Barrier(4), context.Queue()
         clients = [
-            context.Process(target=_client, args=(slow.root, 60, together, times)) for _ in range(4)
+            context.Process(target=_client, args=(slow.root, count, together, times))
+            for _ in range(4)
         ]
         for client in clients:
             client.start()

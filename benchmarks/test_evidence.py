@@ -1,23 +1,19 @@
 """Evidence from bytes to values, and what a verifier asks of it before it judges.
 
-Each group is one piece of work; compare inside a group, in one run. Beside attestkit stands what
-the same would take at the least, without most of the checks: msgspec's decoder and a loop over
-struct for reading, hashlib for digests, json for the configuration.
-
-Run `pytest benchmarks/test_evidence.py -s`: the last test prints what everything between the bytes
-and the relying party's rules takes beside dcap-qvl's verification of the same quote.
+Beside attestkit stands what the same would take at the least, without most of the checks: msgspec's
+decoder and a loop over struct for reading, hashlib for digests, json for the configuration. The
+last row is everything between the bytes and the relying party's rules, beside dcap-qvl's
+verification of the same quote.
 """
 
 import hashlib
 import json
 import struct
 from functools import partial
-from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, Final
 
 import dcap_qvl  # type: ignore[import-untyped]  # it ships no types
 import msgspec.msgpack
-import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import attestkit
@@ -26,6 +22,8 @@ from attestkit.attestation import Encoding, os_image, tdx_launch, vm_config
 from attestkit.attestation.platforms import Evidence, Tdx
 from attestkit.attestation.vm_config import VmConfig
 from attestkit.backends.simulator import Simulator
+from attestkit.cli.bench_rows import OURS
+from benchmarks.racing import Entry, Ledger, each, own_row, play
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,63 +100,26 @@ def forget() -> None:
         function.cache_clear()
 
 
-@pytest.mark.parametrize("how", [*ENCODINGS, "struct, log alone", "msgspec"])
-def test_read(benchmark: BenchmarkFixture, how: str) -> None:
-    """Evidence bytes to values."""
-    benchmark.group = "evidence: read"
-    if how in ENCODED:
-        assert benchmark(Attestation.from_bytes, ENCODED[how]) == MADE
-    elif how == "msgspec":
-        assert benchmark(msgspec.msgpack.decode, ENCODED["v1"])["version"] == 1
-    else:
-        assert benchmark(bare_scale, ENCODED["v0"]) == [event[:5] for event in WIRE]
+def _read(encoding: Encoding) -> "Callable[[], object]":
+    return partial(Attestation.from_bytes, ENCODED[encoding])
 
 
-@pytest.mark.parametrize("how", ["attestkit", "hashlib, RTMR3 alone"])
-def test_log(benchmark: BenchmarkFixture, how: str) -> None:
-    """The log held to the quote: digests of runtime events, rules, replay of four registers."""
-    benchmark.group = "evidence: log"
-    if how == "attestkit":
-        assert benchmark(checked).event_log.replay() == RTMRS
-    else:
-        assert benchmark(bare_digests) == RTMRS[3]
+def _first_image() -> bytes:
+    forget()
+    return os_image.verified_hash(EVIDENCE)
 
 
-@pytest.mark.parametrize("how", ["attestkit", "first of its image", "json and hashlib"])
-def test_image(benchmark: BenchmarkFixture, how: str) -> None:
-    """The image's registers computed and compared."""
-    benchmark.group = "evidence: OS image"
-
-    def bare() -> bytes:
-        fields = json.loads(MADE.config)
-        for digest in [event.digest for event in WIRE[:20]]:  # as many as go into RTMR 0 to 2
-            hashlib.sha384(digest * 2).digest()
-        return bytes.fromhex(fields["os_image_hash"])
-
-    def first() -> bytes:
-        forget()
-        return os_image.verified_hash(EVIDENCE)
-
-    work = {"attestkit": lambda: os_image.verified_hash(EVIDENCE), "first of its image": first}
-    assert benchmark(work.get(how, bare)) == VmConfig.parse(MADE.config).os_image_hash
+def _bare_image() -> bytes:
+    """Read the configuration, and hash as often as RTMR 0 to 2 are extended."""
+    fields = json.loads(MADE.config)
+    for digest in [event.digest for event in WIRE[:20]]:
+        hashlib.sha384(digest * 2).digest()
+    return bytes.fromhex(fields["os_image_hash"])
 
 
-@pytest.mark.parametrize("how", ["attestkit", "log checked before", "json and hashlib"])
-def test_identity(benchmark: BenchmarkFixture, how: str) -> None:
-    """Who the app is, and the registers that sum it up."""
-    benchmark.group = "evidence: identity"
-    seen = checked()
-    assert seen.runtime_events
-
-    def bare() -> object:
-        json.loads(MADE.config)
-        return bare_digests()
-
-    work: dict[str, Callable[[], object]] = {
-        "attestkit": lambda: fresh().app_info(),
-        "log checked before": seen.app_info,
-    }
-    assert benchmark(work.get(how, bare))
+def _bare_identity() -> bytes:
+    json.loads(MADE.config)
+    return bare_digests()
 
 
 def everything(data: bytes) -> AppInfo:
@@ -171,27 +132,81 @@ def everything(data: bytes) -> AppInfo:
     return found.app_info()
 
 
-def test_share(capsys: pytest.CaptureFixture[str]) -> None:
-    """Print what that takes beside dcap-qvl's verification; they take turns, the best counts."""
-    root, collateral = BACKEND.trust_anchor, BACKEND.collateral(AT).to_json()
-    endorsements = dcap_qvl.QuoteCollateralV3.from_json(collateral)
+def _first_of_its_image() -> AppInfo:
+    forget()
+    return everything(ENCODED["v0"])
 
-    def peer() -> object:
-        return dcap_qvl.verify_with_root_ca(QUOTE, endorsements, root, AT)
 
-    def first() -> object:
-        forget()
-        return everything(ENCODED["v0"])
+def _dcap_qvl() -> "Callable[[], object]":
+    """Return dcap-qvl's verification of the same quote."""
+    collateral = dcap_qvl.QuoteCollateralV3.from_json(BACKEND.collateral(AT).to_json())
+    return partial(dcap_qvl.verify_with_root_ca, QUOTE, collateral, BACKEND.trust_anchor, AT)
 
-    works: dict[str, Callable[[], object]] = {"dcap-qvl": peer, "first of its image, v0": first}
-    works |= {name: partial(everything, data) for name, data in ENCODED.items()}
-    best = dict.fromkeys(works, float("inf"))
-    for _ in range(200):
-        for name, work in works.items():
-            start = perf_counter_ns()
-            work()
-            best[name] = min(best[name], (perf_counter_ns() - start) / 1000)
-    with capsys.disabled():
-        for name, took in best.items():
-            print(f"\n{name}: {took:.0f} us, {took / best['dcap-qvl']:.2f} of dcap-qvl", end="")
-    assert best["v0"] < best["dcap-qvl"]
+
+# What the same would take at the least has another result, and less of it.
+ROWS: Final = (
+    own_row("read-v0", "evidence v0, read", {OURS: _read("v0")}),
+    own_row(
+        "read-v1",
+        "evidence v1, read",
+        {OURS: _read("v1"), "msgspec": partial(msgspec.msgpack.decode, ENCODED["v1"])},
+        lambda _: None,
+    ),
+    own_row("read-cbor", "evidence in CBOR, read", {OURS: _read("cbor")}),
+    own_row(
+        "read-log",
+        "evidence v0, read; struct reads its log alone",
+        {OURS: _read("v0"), "struct": partial(bare_scale, ENCODED["v0"])},
+        lambda _: None,
+    ),
+    own_row(
+        "evidence-log",
+        "evidence's log held to its quote; hashlib folds RTMR3 alone",
+        {OURS: checked, "hashlib": bare_digests},
+        lambda _: None,
+    ),
+    own_row(
+        "evidence-image",
+        "evidence's OS image held to its quote",
+        {
+            OURS: partial(os_image.verified_hash, EVIDENCE),
+            "json, hashlib": _bare_image,
+            "attestkit, first of its image": _first_image,
+        },
+    ),
+    own_row(
+        "evidence-identity",
+        "who the app is",
+        {OURS: lambda: fresh().app_info(), "json, hashlib": _bare_identity},
+        lambda _: None,
+    ),
+    own_row(
+        "evidence",
+        "all of it, but for signatures",
+        {
+            OURS: partial(everything, ENCODED["v0"]),
+            "dcap-qvl, the signatures": _dcap_qvl(),
+            "attestkit, v1": partial(everything, ENCODED["v1"]),
+            "attestkit, CBOR": partial(everything, ENCODED["cbor"]),
+            "attestkit, first of its image": _first_of_its_image,
+        },
+        lambda _: None,
+    ),
+)
+
+
+@each(ROWS)
+def test_evidence(benchmark: BenchmarkFixture, ledger: Ledger, entry: Entry) -> None:
+    """One contender of a row."""
+    play(benchmark, ledger, entry)
+
+
+def test_values() -> None:
+    """What is timed gives what it should."""
+    for data in ENCODED.values():
+        assert Attestation.from_bytes(data) == MADE
+        assert everything(data) == fresh().app_info()
+    assert bare_scale(ENCODED["v0"]) == [event[:5] for event in WIRE]
+    assert bare_digests() == RTMRS[3]
+    assert checked().event_log.replay() == RTMRS
+    assert os_image.verified_hash(EVIDENCE) == VmConfig.parse(MADE.config).os_image_hash

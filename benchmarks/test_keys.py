@@ -1,7 +1,6 @@
 """Keys, signatures and certificates beside plain calls of coincurve, PyNaCl and cryptography.
 
-Each peer does the same work and gives the same bytes, without our checks and types around it. Run
-`pytest benchmarks/test_keys.py -s`: the ratios are printed, the groups' tables have the times.
+Each peer does the same work and gives the same bytes, without our checks and types around it.
 """
 
 import hmac
@@ -9,11 +8,9 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from hashlib import sha256
 from ipaddress import ip_address
-from time import perf_counter_ns
-from typing import Final, NamedTuple
+from typing import Final
 
 import coincurve
-import pytest
 from coincurve.utils import verify_signature as coincurve_verify
 from Crypto.Hash import keccak
 from cryptography import x509
@@ -26,7 +23,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from attestkit._crypto.certificates import issue_leaf
 from attestkit._crypto.ecdsa import P256Key
+from attestkit.cli.bench_rows import OURS
 from attestkit.keys import AppKeys, LocalKeys, verify_signature
+from benchmarks.racing import Entry, Ledger, each, own_row, play
 
 APP_KEYS: Final = AppKeys.from_seed(bytes(range(32)))
 KEYS: Final = LocalKeys(APP_KEYS)
@@ -136,68 +135,43 @@ def leaf() -> bytes:
     )
 
 
-class Pair(NamedTuple):
-    """Our call and its peer's, which give the same bytes."""
-
-    ours: Callable[[], bytes]
-    plain: Callable[[], bytes]
-    limit: float  # of the ratio of the times
-
-
-PAIRS: Final = {
-    "derive secp256k1": Pair(
-        lambda: KEYS.derive("wallet/eth", "signing").signature_chain[0], plain_derive_k256, 1.3
+OURS_AND_PLAIN: Final[dict[str, tuple[str, Callable[[], bytes], Callable[[], bytes]]]] = {
+    "derive secp256k1": (
+        "coincurve",
+        lambda: KEYS.derive("wallet/eth", "signing").signature_chain[0],
+        plain_derive_k256,
     ),
-    "derive ed25519": Pair(
+    "derive ed25519": (
+        "pynacl",
         lambda: KEYS.derive("wallet/sol", "signing", "ed25519").signature_chain[0],
         plain_derive_ed25519,
-        1.3,
     ),
-    "sign secp256k1": Pair(lambda: KEYS.sign(DATA, "secp256k1").signature, plain_sign_k256, 1.3),
-    "sign ed25519": Pair(lambda: KEYS.sign(DATA, "ed25519").signature, plain_sign_ed25519, 1.3),
-    "verify secp256k1": Pair(
+    "sign secp256k1": (
+        "coincurve",
+        lambda: KEYS.sign(DATA, "secp256k1").signature,
+        plain_sign_k256,
+    ),
+    "sign ed25519": ("pynacl", lambda: KEYS.sign(DATA, "ed25519").signature, plain_sign_ed25519),
+    "verify secp256k1": (
+        "coincurve",
         lambda: bytes([verify_signature("secp256k1", DATA, *K256_SIGNED[::2])]),
         plain_verify_k256,
-        1.3,
     ),
-    "verify ed25519": Pair(
+    "verify ed25519": (
+        "pynacl",
         lambda: bytes([verify_signature("ed25519", DATA, *ED25519_SIGNED[::2])]),
         plain_verify_ed25519,
-        1.3,
     ),
-    "sign p256": Pair(lambda: LEAF_KEY.sign_der(DATA), plain_p256, 1.3),
-    "certificate": Pair(leaf, plain_leaf, 1.5),
+    "sign p256": ("cryptography", lambda: LEAF_KEY.sign_der(DATA), plain_p256),
+    "certificate": ("cryptography", leaf, plain_leaf),
 }
+ROWS: Final = tuple(
+    own_row(f"key-{what}", what, {OURS: ours, peer: plain})
+    for what, (peer, ours, plain) in OURS_AND_PLAIN.items()
+)
 
 
-@pytest.mark.parametrize("name", PAIRS)
-@pytest.mark.parametrize("whose", ["ours", "plain"])
-def test_times(benchmark: BenchmarkFixture, name: str, whose: str) -> None:
-    """The time of one call, ours and the peer's."""
-    benchmark.group = name
-    assert benchmark(getattr(PAIRS[name], whose))
-
-
-@pytest.mark.parametrize("name", PAIRS)
-def test_ratio(capsys: pytest.CaptureFixture[str], name: str) -> None:
-    """The same bytes, and no more time than the limit; the two take turns, the best run counts."""
-    ours, plain, limit = PAIRS[name]
-    assert ours() == plain()
-    ours_us, plain_us = _best_of(ours, plain)
-    with capsys.disabled():
-        print(
-            f"\n{name}: {ours_us:.1f} us, plain {plain_us:.1f} us, ratio {ours_us / plain_us:.2f}"
-        )
-    assert ours_us <= limit * plain_us
-
-
-def _best_of(*calls: Callable[[], object], rounds: int = 30, number: int = 20) -> list[float]:
-    """Return the least microseconds of one call of each, measured in turns."""
-    best = [float("inf")] * len(calls)
-    for _ in range(rounds):
-        for index, call in enumerate(calls):
-            start = perf_counter_ns()
-            for _ in range(number):
-                call()
-            best[index] = min(best[index], (perf_counter_ns() - start) / number / 1000)
-    return best
+@each(ROWS)
+def test_keys(benchmark: BenchmarkFixture, ledger: Ledger, entry: Entry) -> None:
+    """One contender of a row; the bytes are the same."""
+    play(benchmark, ledger, entry)

@@ -1,11 +1,9 @@
 """A simulated quote beside the one P-256 signature that it cannot do without.
 
-The peer is a bare deterministic signature with the cryptography package over as many bytes. Run
-`pytest benchmarks/test_quoting.py -s`: the ratio is printed, the group's table has the times.
+The peer is a bare deterministic signature with the cryptography package over as many bytes.
 """
 
-from collections.abc import Callable
-from time import perf_counter_ns
+from functools import partial
 from typing import Final
 
 import pytest
@@ -15,6 +13,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from attestkit.backends.simulator.pki import SimulatedPki
 from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
+from attestkit.cli.bench_rows import OURS
+from benchmarks.racing import Entry, Ledger, each, own_row, play
 
 PKI: Final = SimulatedPki(bytes(range(32)))
 ENCLAVE: Final = QuotingEnclave(PKI)
@@ -28,17 +28,24 @@ def bare_signature() -> bytes:
     return KEY.sign(bytes(632), ALGORITHM)
 
 
-@pytest.mark.benchmark(group="a quote")
-def test_bare_signature(benchmark: BenchmarkFixture) -> None:
-    """The peer: one deterministic P-256 signature."""
-    assert benchmark(bare_signature)
+ROWS: Final = tuple(
+    own_row(
+        f"quoting-v{version}",
+        f"a simulated quote, version {version}",
+        {
+            OURS: partial(ENCLAVE.quote, body, version=version),
+            "cryptography, one signature": bare_signature,
+        },
+        lambda _: None,
+    )
+    for version, body in BODIES.items()
+)
 
 
-@pytest.mark.benchmark(group="a quote")
-@pytest.mark.parametrize("version", BODIES)
-def test_quote(benchmark: BenchmarkFixture, version: int) -> None:
-    """A quote over a body of that version."""
-    assert benchmark(lambda: ENCLAVE.quote(BODIES[version], version=version))
+@each(ROWS)
+def test_quote(benchmark: BenchmarkFixture, ledger: Ledger, entry: Entry) -> None:
+    """One contender of a row."""
+    play(benchmark, ledger, entry)
 
 
 @pytest.mark.benchmark(group="set-up")
@@ -51,23 +58,3 @@ def test_pki_and_enclave(benchmark: BenchmarkFixture) -> None:
 def test_collateral(benchmark: BenchmarkFixture) -> None:
     """One set of collateral: two CRLs and two bodies are signed."""
     assert benchmark(lambda: PKI.collateral(1790000000))
-
-
-def test_ratio(capsys: pytest.CaptureFixture[str]) -> None:
-    """Print how many bare signatures a quote costs; the two take turns, the best run counts."""
-    quote, bare = _best_of(lambda: ENCLAVE.quote(BODIES[4]), bare_signature)
-    with capsys.disabled():
-        print(f"\nquote {quote:.1f} us, bare {bare:.1f} us, ratio {quote / bare:.2f}")
-    assert bare > 0
-
-
-def _best_of(*functions: Callable[[], bytes], runs: int = 20, calls: int = 200) -> list[float]:
-    """Return the best microseconds a call of each function, all of them in turn per run."""
-    best = [float("inf")] * len(functions)
-    for _ in range(runs):
-        for index, function in enumerate(functions):
-            start = perf_counter_ns()
-            for _ in range(calls):
-                function()
-            best[index] = min(best[index], (perf_counter_ns() - start) / calls / 1000)
-    return best

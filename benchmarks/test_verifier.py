@@ -2,14 +2,12 @@
 
 `attestkit` reads the evidence, has dcap-qvl verify the quote, replays the log, recomputes the OS
 image's registers, reads who the app is and appraises; `dcap-qvl` verifies the quote alone, with its
-collateral parsed before, as a program that verifies many would. Run `pytest
-benchmarks/test_verifier.py -s`: ratios are printed, taken in turns, medians of the runs.
+collateral parsed before, as a program that verifies many would.
 """
 
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from statistics import median
 from time import perf_counter_ns
 from typing import Any, Final
 
@@ -19,7 +17,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from attestkit import Verifier
 from attestkit.attestation import Encoding
+from attestkit.cli.bench_rows import OURS
 from attestkit.verifier import Item
+from benchmarks.racing import Entry, Ledger, each, own_row, play
 from tests.verifier import parcels
 from tests.verifier.parcels import NONCE, NOW, PKI
 
@@ -43,59 +43,38 @@ def whole(data: bytes) -> Callable[[], object]:
     return lambda: VERIFIER.verify(data, report_data=NONCE, now=SECONDS)
 
 
-@pytest.mark.benchmark(group="a verification")
-def test_dcap_qvl(benchmark: BenchmarkFixture) -> None:
-    """The peer: the quote alone."""
-    assert benchmark(peer).status == "UpToDate"
+ROWS: Final = tuple(
+    own_row(
+        f"verify-{name}",
+        f"evidence {name} verified; dcap-qvl: the quote alone",
+        {OURS: whole(EVIDENCE.to_bytes(name)), "dcap-qvl": peer},
+        lambda result: str(getattr(result, "status", None) or result.tcb_status),
+    )
+    for name in ENCODINGS
+)
 
 
-@pytest.mark.benchmark(group="a verification")
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_verification(benchmark: BenchmarkFixture, encoding: Encoding) -> None:
-    """Everything, from bytes."""
-    assert benchmark(whole(EVIDENCE.to_bytes(encoding)))
+@each(ROWS)
+def test_verification(benchmark: BenchmarkFixture, ledger: Ledger, entry: Entry) -> None:
+    """One contender of a row."""
+    play(benchmark, ledger, entry)
 
 
-@pytest.mark.benchmark(group="a verification")
-def test_bare_quote(benchmark: BenchmarkFixture) -> None:
-    """A raw quote, which has no log."""
-    assert benchmark(whole(QUOTE))
-
-
-def test_ratio(capsys: pytest.CaptureFixture[str]) -> None:
-    """Print how many verifications by dcap-qvl one of ours costs, per encoding."""
-    for encoding in ENCODINGS:
-        data = EVIDENCE.to_bytes(encoding)
-        ours, theirs = _in_turns(whole(data), peer)
-        with capsys.disabled():
-            print(f"\n{encoding}: {ours:.0f} us, dcap-qvl {theirs:.0f} us, {ours / theirs:.2f}")
-
-
-def test_scaling(capsys: pytest.CaptureFixture[str]) -> None:
+def test_scaling(capsys: pytest.CaptureFixture[str], *, quick: bool) -> None:
     """Print how much quicker two processes verify a thousand than one."""
-    items = [Item(EVIDENCE.to_bytes(), NONCE)] * MANY
+    many = 64 if quick else MANY
+    items = [Item(EVIDENCE.to_bytes(), NONCE)] * many
     took = {}
     for workers in (1, 2):
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             list(pool.map(abs, range(64)))  # the workers are there
             VERIFIER.verify_many(items[: 32 * workers], pool, now=SECONDS)  # and have loaded
             rounds = []
-            for _ in range(3):
+            for _ in range(1 if quick else 3):
                 start = perf_counter_ns()
                 found = VERIFIER.verify_many(items, pool, now=SECONDS)
                 rounds.append(perf_counter_ns() - start)
-                assert len(found) == MANY
+                assert len(found) == many
         took[workers] = min(rounds) / 1e9
     with capsys.disabled():
         print(f"\none {took[1]:.2f} s, two {took[2]:.2f} s, {took[1] / took[2]:.2f}")
-
-
-def _in_turns(ours: Callable[[], object], theirs: Callable[[], object]) -> tuple[float, float]:
-    """Return the median time of each in microseconds; they take turns."""
-    times: tuple[list[int], list[int]] = ([], [])
-    for _ in range(400):
-        for kept, function in zip(times, (ours, theirs), strict=True):
-            start = perf_counter_ns()
-            function()
-            kept.append(perf_counter_ns() - start)
-    return median(times[0]) / 1000, median(times[1]) / 1000

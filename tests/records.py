@@ -15,7 +15,7 @@ def write_record(name: str, figures: dict[str, Any]) -> Path:
     """Write docs/records/NAME.json with the commit, the machine, and then the figures."""
     system = f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
     record = {
-        "commit": _commit(),
+        "commit": commit(),
         "machine": f"{system}, Python {platform.python_version()}",
         **figures,
     }
@@ -25,7 +25,8 @@ def write_record(name: str, figures: dict[str, Any]) -> Path:
     return path
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return the commit of this checkout, marked where files differ from it."""
     done = subprocess.run(  # noqa: S603 - git, on this checkout
         ["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
         capture_output=True,

@@ -7,18 +7,20 @@ A function of the core is written three times: in C (declared in ak_api.cdef.h),
 `_compiled_<name>` where the C function alone is not the face, and in plain Python.
 """
 
-import binascii
 import os
 import struct
+from array import array
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 from attestkit._native._level import VARIABLE, choose
 from attestkit._native._status import refuse, refuse_one
+from attestkit._native._threads import in_parts
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     # Packed records, registers and digests of those that extend, and where they end.
     CcelWalk = Callable[[bytes], tuple[bytes, bytes, bytes, int]]
@@ -43,6 +45,7 @@ __all__ = [
     "replay",
     "replay_many",
     "sha384",
+    "sha384_many",
     "tpm_walk",
     "unhex",
 ]
@@ -126,109 +129,94 @@ def _compiled_quote_columns(data: bytes, starts: bytes | None) -> QuoteColumns:
     return memoryview(ffi.buffer(columns)).toreadonly(), room, starts
 
 
-_AGENT_LOG = struct.Struct("=6I")
-_MAX_AGENT_TEXT = 1 << 24
-_SMALL_AGENT_TEXT = 1 << 16
-# Rooms for small texts that no call is using. To make one takes 4 % of the time from the text of 28
-# events to registers.
-_rooms: list[tuple[Any, Any]] = []
+# Values and a view of them, to be used again: a thread that replays takes a pair or makes one.
+_spare: list[tuple[Any, Any]] = []
+_REGISTERS = struct.Struct("48s48s48s48s")
+# So many events take a millisecond, from where on other threads may run meanwhile, and help.
+_MANY_EVENTS = 16384
 
 
-def _room(text_size: int) -> tuple[Any, Any]:
-    room: Any = _new_uncleared("uint8_t[]", 4 * text_size + 256)
-    return room, ffi.buffer(room)
-
-
-def _compiled_agent_json_walk(data: bytes) -> AgentLog | Literal["refused", "left"]:
-    size = len(data)
-    small = size <= _SMALL_AGENT_TEXT
-    if size > _MAX_AGENT_TEXT:  # whose room would be large, and to no end
-        return "left"
-    try:
-        held = _rooms.pop() if small else _room(size)
-    except IndexError:
-        held = _room(_SMALL_AGENT_TEXT)
-    room, view = held
-    found: AgentLog | Literal["refused", "left"]
-    if outcome := lib.ak_agent_json_walk(data, size, room, len(view)):
-        found = "refused" if outcome == lib.AK_JSON_REFUSED else "left"
-    else:
-        count, rows, extending, registers, digests, regular = _AGENT_LOG.unpack_from(view)
-        found = (
-            view[rows : rows + AGENT_ROW.size * count],
-            view[registers : registers + extending],
-            view[digests : digests + 48 * extending],
-            regular == 1,
-        )
-    if small:
-        _rooms.append(held)
-    return found
-
-
-# Bytes up to which the interpreter's own functions are done before the core is (on Sapphire Rapids
-# at 1,300 both ways; for 5,000 the core takes 0.4 of their time).
-_SHORT = 1500
-
-
-def _compiled_unhex(text: bytes | str) -> bytes | None:
-    if len(text) <= 2 * _SHORT:
-        try:
-            return binascii.unhexlify(text)
-        except ValueError:
-            return None
-    if isinstance(text, str):
-        if not text.isascii():
-            return None
-        text = text.encode()
-    found: Any = _new_uncleared("uint8_t[]", len(text) // 2)
-    return ffi.buffer(found)[:] if lib.ak_hex_decode(text, len(text), found) else None
-
-
-def _compiled_hexlify(data: bytes) -> bytes:
-    if len(data) <= _SHORT:
-        return binascii.hexlify(data)
-    text: Any = _new_uncleared("uint8_t[]", 2 * len(data))
-    lib.ak_hex_encode(data, len(data), text)
-    digits: bytes = ffi.buffer(text)[:]
-    return digits
-
-
-def _registers_at(values: Any, at: int) -> Registers:  # noqa: ANN401 - cffi has no name for it
-    """Cut the four registers out of cffi's buffer."""
-    return (
-        values[at : at + 48],
-        values[at + 48 : at + 96],
-        values[at + 96 : at + 144],
-        values[at + 144 : at + 192],
-    )
+def _cannot_replay(columns: "Sequence[tuple[bytes, bytes]]") -> Exception:
+    """Return the error for the first log that cannot be replayed."""
+    for registers, digests in columns:
+        if len(digests) != 48 * len(registers):
+            break
+        for at, register in enumerate(registers):
+            if register > 3:
+                return refuse(lib.AK_E_REGISTER, at)
+    return UsageError("replay wants 48 bytes of digest for each register number")
 
 
 def _compiled_replay(registers: bytes, digests: bytes) -> Registers:
-    values: Any = _new_uncleared("uint8_t[]", 192)
-    if len(digests) != 48 * len(registers):
-        raise UsageError("replay wants 48 bytes of digest for each register number")
-    if status := lib.ak_replay(registers, digests, len(registers), values):
-        raise refuse(status, next(i for i, register in enumerate(registers) if register > 3))
-    return _registers_at(ffi.buffer(values), 0)
+    count = len(registers)
+    if count >= _MANY_EVENTS:
+        return _replay_unlocked([(registers, digests)])[0]
+    if len(digests) != 48 * count:
+        raise _cannot_replay([(registers, digests)])
+    try:
+        values, view = _spare.pop()
+    except IndexError:
+        values = _new_uncleared("uint8_t[]", 192)
+        view = ffi.buffer(values)
+    status = lib.ak_replay(registers, digests, count, values)
+    replayed: Registers = _REGISTERS.unpack(view)
+    _spare.append((values, view))
+    if status:
+        raise _cannot_replay([(registers, digests)])
+    return replayed
 
 
-def _compiled_replay_many(columns: list[tuple[bytes, bytes]]) -> list[Registers]:
-    registers = b"".join([column[0] for column in columns])
-    digests = b"".join([column[1] for column in columns])
-    counts = [len(column[0]) for column in columns]
-    if any(len(column[1]) != 48 * n for column, n in zip(columns, counts, strict=True)):
-        raise UsageError("replay wants 48 bytes of digest for each register number")
-    values: Any = _new_uncleared("uint8_t[]", 192 * len(columns))
-    if status := lib.ak_replay_many(registers, digests, counts, len(columns), values):
-        raise refuse(status, next(i for i, register in enumerate(registers) if register > 3))
-    every = ffi.buffer(values)
-    return [_registers_at(every, at) for at in range(0, len(every), 192)]
+def _replay_joined(
+    replay_many: "Callable[[bytes, bytes, Any, int, Any], int]",
+    registers: "Sequence[bytes]",
+    digests: "Sequence[bytes]",
+    counts: list[int],
+) -> list[Registers]:
+    counted = ffi.from_buffer("uint32_t[]", array("I", counts))
+    values: Any = _new_uncleared("uint8_t[]", 192 * len(counts))
+    # What is joined is `bytes` that nobody can change, also while other threads run.
+    if replay_many(b"".join(registers), b"".join(digests), counted, len(counts), values):
+        raise _cannot_replay(list(zip(registers, digests, strict=True)))
+    return list(_REGISTERS.iter_unpack(ffi.buffer(values)))
+
+
+def _replay_unlocked(columns: "Sequence[tuple[bytes, bytes]]") -> list[Registers]:
+    registers, digests = zip(*columns, strict=True)
+    return _replay_joined(lib.ak_replay_unlocked, registers, digests, list(map(len, registers)))
+
+
+def _compiled_replay_many(columns: "Sequence[tuple[bytes, bytes]]") -> list[Registers]:
+    if not columns:
+        return []
+    registers, digests = zip(*columns, strict=True)
+    counts = list(map(len, registers))
+    if list(map(len, digests)) != [48 * count for count in counts]:
+        raise _cannot_replay(columns)
+    if sum(counts) < _MANY_EVENTS:
+        return _replay_joined(lib.ak_replay_many, registers, digests, counts)
+    return in_parts(_replay_unlocked, columns, counts, _MANY_EVENTS)
 
 
 def _compiled_sha384(data: bytes) -> bytes:
     digest: Any = _new_uncleared("uint8_t[]", 48)
     lib.ak_sha384(data, len(data), digest)
     return bytes(ffi.buffer(digest))
+
+
+def _compiled_sha384_many(messages: list[bytes]) -> list[bytes]:
+    sizes = list(map(len, messages))
+    if sum(sizes) > 0xFFFFFFFF:  # offsets have 32 bits
+        return list(map(_compiled_sha384, messages))
+    digests: Any = _new_uncleared("uint8_t[]", 48 * len(sizes))
+    lib.ak_sha384_many(
+        b"".join(messages),
+        ffi.from_buffer("uint32_t[]", array("I", accumulate(sizes, initial=0))),
+        ffi.from_buffer("uint32_t[]", array("I", sizes)),
+        len(sizes),
+        digests,
+    )
+    every = bytes(ffi.buffer(digests))
+    return [every[at : at + 48] for at in range(0, len(every), 48)]
 
 
 def _compiled_cpuid(leaf: int, subleaf: int) -> CpuRegisters:
@@ -243,12 +231,13 @@ quote_layout: "Callable[[bytes], QuoteLayout]"
 quote_columns: "Callable[[bytes, bytes | None], QuoteColumns]"
 ccel_walk: "CcelWalk"
 tpm_walk: "TpmWalk"
-agent_json_walk: "Callable[[bytes], AgentLog | Literal['refused', 'left']]"
+agent_json_walk: "Callable[[bytes | str], AgentLog | Literal['refused', 'left']]"
 replay: "Callable[[bytes, bytes], Registers]"
-replay_many: "Callable[[list[tuple[bytes, bytes]]], list[Registers]]"
+replay_many: "Callable[[Sequence[tuple[bytes, bytes]]], list[Registers]]"
 sha384: "Callable[[bytes], bytes]"
 unhex: "Callable[[bytes | str], bytes | None]"
 hexlify: "Callable[[bytes], bytes]"
+sha384_many: "Callable[[list[bytes]], list[bytes]]"
 cpuid: "Callable[[int, int], CpuRegisters | None]"  # by leaf and subleaf; None: plain core
 
 if CORE == "compiled":
@@ -257,12 +246,12 @@ if CORE == "compiled":
     quote_layout = _compiled_quote_layout
     quote_columns = _compiled_quote_columns
     ccel_walk, tpm_walk = _objects.log_walkers(refuse)
-    agent_json_walk = _compiled_agent_json_walk
+    agent_json_walk = _objects.agent_json_walk
     replay = _compiled_replay
     replay_many = _compiled_replay_many
     sha384 = _compiled_sha384
-    unhex = _compiled_unhex
-    hexlify = _compiled_hexlify
+    unhex, hexlify = _objects.unhex, _objects.hexlify
+    sha384_many = _compiled_sha384_many
     cpuid = _compiled_cpuid
     json_depth = lib.ak_json_depth
 else:
@@ -279,6 +268,7 @@ else:
     sha384 = _python.sha384
     unhex = _python.unhex
     hexlify = _python.hexlify
+    sha384_many = _python.sha384_many
     cpuid = _python.cpuid
     json_depth = _python.json_depth
 

@@ -46,6 +46,7 @@ class _Lib:
     AK_E_LOG_TOO_LONG: int
     AK_E_LOG_RUNTIME: int
     AK_E_REGISTER: int
+    AK_AGENT_MAX_SIZE: int
     AK_JSON_ACCEPTED: int
     AK_JSON_REFUSED: int
     AK_JSON_LEFT: int
@@ -102,12 +103,28 @@ class _Lib:
         self,
         registers: bytes,
         digests: bytes,
-        counts: list[int],
+        counts: FFI.CData,
+        logs: int,
+        values: FFI.CData,
+    ) -> int: ...
+    def ak_replay_unlocked(
+        self,
+        registers: bytes,
+        digests: bytes,
+        counts: FFI.CData,
         logs: int,
         values: FFI.CData,
     ) -> int: ...
     def ak_json_depth(self, text: bytes, size: int, most: int) -> int: ...
     def ak_sha384(self, data: bytes, size: int, digest: FFI.CData) -> None: ...
+    def ak_sha384_many(
+        self,
+        data: bytes,
+        offsets: FFI.CData,
+        sizes: FFI.CData,
+        count: int,
+        digests: FFI.CData,
+    ) -> None: ...
     def ak_cpu_features(self) -> int: ...
     def ak_cpu_limit(self, features: int) -> None: ...
     def ak_cpuid(self, leaf: int, subleaf: int, registers: FFI.CData) -> None: ...

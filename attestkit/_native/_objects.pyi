@@ -1,9 +1,9 @@
 # Types of the module of objects.c, which is in the same library as cffi's.
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from attestkit._native import CcelWalk, TpmWalk
+from attestkit._native import AgentLog, CcelWalk, TpmWalk
 
 _Q = TypeVar("_Q", bound=QuoteBase)
 
@@ -27,3 +27,6 @@ def quote_parsers(
     quote: type[_Q], enclave: type[_Q], /
 ) -> tuple[Callable[[object], _Q | None], Callable[[tuple[object, ...]], list[_Q]]]: ...
 def log_walkers(refuse: Callable[[int, int], Exception], /) -> tuple[CcelWalk, TpmWalk]: ...
+def agent_json_walk(data: bytes | str, /) -> AgentLog | Literal["refused", "left"]: ...
+def unhex(text: bytes | str, /) -> bytes | None: ...
+def hexlify(data: bytes, /) -> bytes: ...

@@ -7,7 +7,14 @@ from attestkit._native._python_columns import quote_columns
 from attestkit._native._python_cpu import cpuid
 from attestkit._native._python_json import agent_json_walk, hexlify, unhex
 from attestkit._native._python_json_depth import json_depth
-from attestkit._native._python_log import ccel_walk, replay, replay_many, sha384, tpm_walk
+from attestkit._native._python_log import (
+    ccel_walk,
+    replay,
+    replay_many,
+    sha384,
+    sha384_many,
+    tpm_walk,
+)
 from attestkit._native._python_quote import QuoteBase, quote_layout, quote_parsers
 
 __all__ = [
@@ -23,6 +30,7 @@ __all__ = [
     "replay",
     "replay_many",
     "sha384",
+    "sha384_many",
     "tpm_walk",
     "unhex",
 ]

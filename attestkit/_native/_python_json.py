@@ -9,7 +9,7 @@ from typing import Literal
 __all__ = ["agent_json_walk", "hexlify", "unhex"]
 
 
-def agent_json_walk(data: bytes) -> Literal["left"]:  # noqa: ARG001 - the signature of the other core
+def agent_json_walk(data: bytes | str) -> Literal["left"]:  # noqa: ARG001 - the signature of the other core
     """Leave every text to the parser in `event_log.agent_json`."""
     return "left"
 

@@ -2,12 +2,13 @@
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from attestkit._native._status import refuse
 from attestkit.errors import UsageError
 
-__all__ = ["ccel_walk", "replay", "replay_many", "sha384", "tpm_walk"]
+__all__ = ["ccel_walk", "replay", "replay_many", "sha384", "sha384_many", "tpm_walk"]
 
 _MAX_BANKS = 16
 _MAX_EVENT = 1 << 20
@@ -196,7 +197,7 @@ def replay(registers: bytes, digests: bytes) -> tuple[bytes, bytes, bytes, bytes
 
 
 def replay_many(
-    columns: list[tuple[bytes, bytes]],
+    columns: Sequence[tuple[bytes, bytes]],
 ) -> list[tuple[bytes, bytes, bytes, bytes]]:
     """Replay many logs, each given as registers and digests."""
     return [replay(registers, digests) for registers, digests in columns]
@@ -205,3 +206,8 @@ def replay_many(
 def sha384(data: bytes) -> bytes:
     """Return the SHA-384 of `data`: 48 bytes."""
     return hashlib.sha384(data).digest()
+
+
+def sha384_many(messages: list[bytes]) -> list[bytes]:
+    """Return the SHA-384 of each message: 48 bytes."""
+    return [hashlib.sha384(message).digest() for message in messages]

@@ -19,7 +19,6 @@
 #define RUNTIME_EVENT 0x08000001
 #define RUNTIME_REGISTER 3
 
-#define MAX_SIZE 16777216
 #define MAX_EVENTS 65536
 #define MAX_OTHERS 8
 #define SHORTEST 63 /* a runtime event without digest, name and payload, and a comma */
@@ -371,7 +370,7 @@ ak_json_outcome ak_agent_json_walk(const uint8_t *data, size_t size, uint8_t *ro
     walk w = {.json = {{data, data + size}, ak_hex(), true}, .start = data, .regular = true};
     ak_json_outcome outcome;
 
-    if (size > MAX_SIZE)
+    if (size > AK_AGENT_MAX_SIZE)
         return LEFT;
     w.capacity = size / SHORTEST + 1 < MAX_EVENTS ? size / SHORTEST + 1 : MAX_EVENTS;
     if (!divide(&w, room, room_size))

@@ -151,12 +151,22 @@ ak_status ak_replay(const uint8_t *registers, const uint8_t *digests, size_t cou
 ak_status ak_replay_many(const uint8_t *registers, const uint8_t *digests, const uint32_t *counts,
                          size_t logs, uint8_t *values);
 
+/* ak_replay_many for batches that take milliseconds: other Python threads run meanwhile, so nothing
+ * it is given may change under it. build_cffi.py defines it; C alone has no use for it. */
+ak_status ak_replay_unlocked(const uint8_t *registers, const uint8_t *digests,
+                             const uint32_t *counts, size_t logs, uint8_t *values);
+
 /* Find the first bracket that nests deeper than `most` levels: its offset, or -1. Those in strings
  * do not count. The text need not be JSON, and a string may lack its end. */
 int64_t ak_json_depth(const uint8_t *text, size_t size, uint32_t most);
 
 /* SHA-384: 48 bytes. */
 void ak_sha384(const uint8_t *data, size_t size, uint8_t *digest);
+
+/* SHA-384 of many messages: message i is the sizes[i] bytes at data + offsets[i], its digest the 48
+ * bytes at digests + 48 * i. */
+void ak_sha384_many(const uint8_t *data, const uint32_t *offsets, const uint32_t *sizes,
+                    size_t count, uint8_t *digests);
 
 /* What a pass over JSON says: accepted, with values; refused, as Python's parser refuses it; or
  * left to that parser, which may do either. */
@@ -186,6 +196,9 @@ typedef struct {
     uint32_t regular;   /* 1: RTMR3 has all the runtime events and no other that extends, and no
                            name of version 1 has a colon */
 } ak_agent_log;
+
+/* Bytes of the longest text of such a log. */
+enum { AK_AGENT_MAX_SIZE = 16777216 };
 
 /* Read the guest agent's log. The room, aligned as malloc does it, is scratch and result: at its
  * start is an ak_agent_log. Four bytes for each of the text and 256 more are enough. */

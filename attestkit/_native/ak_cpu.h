@@ -6,6 +6,16 @@
 
 #include "ak.h"
 
+/* Whether the files for instruction sets of x86-64 have anything in them: they ask for theirs with
+ * pragmas and attributes of gcc and clang. */
+#if defined(__x86_64__) && defined(__GNUC__)
+#define AK_X86_64 1
+#else
+#define AK_X86_64 0
+#endif
+
+#define AK_ALWAYS_INLINE __attribute__((always_inline))
+
 /* The SHA extensions of x86-64, with the SSSE3 and SSE4.1 their code needs. */
 #define AK_CPU_SHA_NI 1U
 /* Rotations that leave the flags and their source alone. */

@@ -4,7 +4,7 @@
 
 #include "ak_cpu.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if AK_X86_64
 #include <cpuid.h>
 
 /* Which registers the operating system saves: bits of XCR0. The instruction is there if OSXSAVE is

@@ -70,7 +70,7 @@ static void blocks_portable(uint32_t state[8], const uint8_t *p, size_t nblocks)
     }
 }
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if AK_X86_64
 #include <immintrin.h>
 
 #define WITH_SHA_NI __attribute__((target("sha,sse4.1,ssse3")))
@@ -113,7 +113,7 @@ WITH_SHA_NI static void blocks_sha_ni(uint32_t state[8], const uint8_t *p, size_
 
 static void blocks(uint32_t state[8], const uint8_t *p, size_t nblocks)
 {
-#if defined(__x86_64__) && defined(__GNUC__)
+#if AK_X86_64
     if (ak_cpu_features() & AK_CPU_SHA_NI) {
         blocks_sha_ni(state, p, nblocks);
         return;

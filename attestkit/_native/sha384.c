@@ -1,6 +1,6 @@
-/* SHA-384 (FIPS 180-4): constants, padding and state around the block function. */
+/* SHA-384 (FIPS 180-4): constants, and padding and state around the block functions. */
 #include "ak.h"
-#include "ak_sha512.h"
+#include "ak_dispatch.h"
 
 #include <string.h>
 
@@ -32,38 +32,178 @@ const uint64_t ak_sha384_start[8] = {
     0x67332667ffc00b31, 0x8eb44a8768581511, 0xdb0c2e0d64f98fa7, 0x47b5481dbefa4fa4,
 };
 
-static void block(uint64_t state[8], const uint8_t *p)
+/* The block, or the two, that end a message: what its whole blocks leave over, a one bit, zeros and
+ * the length in bits. Returns how many bytes. */
+static size_t pad(uint8_t last[256], const uint8_t *data, size_t size)
 {
-    uint64_t w[16];
-    for (unsigned i = 0; i < 16; i++)
-        w[i] = ak_be64(p + 8 * i);
-    ak_sha512_portable(state, w);
-}
+    const size_t rest = size % 128, padded = rest < 112 ? 128 : 256;
 
-void ak_sha384(const uint8_t *data, size_t size, uint8_t *digest)
-{
-    uint64_t state[8];
-    uint8_t last[256] = {0};
-    const size_t rest = size % 128;
-    const size_t padded = rest < 112 ? 128 : 256;
-
-    memcpy(state, ak_sha384_start, sizeof state);
-    for (size_t at = 0; at < size - rest; at += 128)
-        block(state, data + at);
-    if (rest)
+    memset(last, 0, padded);
+    if (rest > 0)
         memcpy(last, data + size - rest, rest);
     last[rest] = 0x80;
     ak_put_be64(last + padded - 16, (uint64_t)size >> 61);
     ak_put_be64(last + padded - 8, (uint64_t)size << 3);
-    for (size_t at = 0; at < padded; at += 128)
-        block(state, last + at);
+    return padded;
+}
+
+static void put_digest(uint8_t *digest, const uint64_t *state, size_t lanes)
+{
     for (unsigned i = 0; i < 6; i++)
-        ak_put_be64(digest + 8 * i, state[i]);
+        ak_put_be64(digest + 8 * i, state[lanes * i]);
+}
+
+void ak_sha384(const uint8_t *data, size_t size, uint8_t *digest)
+{
+    const ak_sha512_impl *impl = ak_sha512_for(1);
+    AK_SHA512_ALIGNED uint64_t state[8];
+    uint8_t last[256];
+    const size_t padded = pad(last, data, size);
+
+    memcpy(state, ak_sha384_start, sizeof state);
+    for (const uint8_t *p = data; size >= 128; p += 128, size -= 128)
+        impl->block(state, &p);
+    for (const uint8_t *p = last; p < last + padded; p += 128)
+        impl->block(state, &p);
+    put_digest(digest, state, 1);
+}
+
+/* A message under way. */
+typedef struct {
+    const uint8_t *p; /* its next blocks: of the message itself, then of what ends it */
+    size_t blocks;    /* how many these are */
+    size_t ending;    /* blocks at `last`, 0 where `p` is there already */
+    uint8_t *digest;  /* where its digest goes; NULL: no message */
+    uint64_t state[8];
+    uint8_t last[256];
+} message;
+
+/* The messages not begun yet. */
+typedef struct {
+    const uint8_t *data;
+    const uint32_t *offsets, *sizes;
+    uint8_t *digests;
+    size_t count;
+} messages;
+
+/* Go on with what ends a message; false where that is done too. */
+static bool to_ending(message *m)
+{
+    m->p = m->last;
+    m->blocks = m->ending;
+    m->ending = 0;
+    return m->blocks > 0;
+}
+
+static void begin(message *m, messages *waiting)
+{
+    const size_t size = *waiting->sizes++;
+
+    m->p = waiting->data + *waiting->offsets++;
+    m->blocks = size / 128;
+    m->ending = pad(m->last, m->p, size) / 128;
+    m->digest = waiting->digests;
+    memcpy(m->state, ak_sha384_start, sizeof m->state);
+    if (m->blocks == 0)
+        (void)to_ending(m);
+    waiting->digests += 48;
+    waiting->count--;
+}
+
+static void load_state(uint64_t *state, size_t lanes, const message *m)
+{
+    for (unsigned i = 0; i < 8; i++)
+        state[lanes * i] = m->state[i];
+}
+
+static void swap(message **lane, size_t i, size_t j)
+{
+    message *const m = lane[i];
+    lane[i] = lane[j];
+    lane[j] = m;
+}
+
+/* Fold as many blocks of each lane's message as the shortest stretch of blocks has. Lanes without a
+ * message do what another does. */
+static void fold_blocks(const ak_sha512_impl *impl, uint64_t *states, message *const *lane)
+{
+    const uint8_t *p[AK_SHA512_LANES];
+    const message *shortest = NULL;
+
+    for (size_t i = 0; i < impl->lanes; i++)
+        if (lane[i]->digest && (!shortest || lane[i]->blocks < shortest->blocks))
+            shortest = lane[i];
+    const size_t steps = shortest->blocks;
+    for (size_t i = 0; i < impl->lanes; i++)
+        p[i] = lane[i]->digest ? lane[i]->p : shortest->p;
+    for (size_t step = 0; step < steps; step++) {
+        impl->block(states, p);
+        for (size_t i = 0; i < impl->lanes; i++)
+            p[i] += 128;
+    }
+    for (size_t i = 0; i < impl->lanes; i++)
+        if (lane[i]->digest) {
+            lane[i]->p += 128 * steps;
+            lane[i]->blocks -= steps;
+        }
+}
+
+/* Hash messages, a lane each, the next as soon as one is done, until so few are left that fewer
+ * lanes are faster. The first `under_way` are begun; the others' room is free. */
+static void hash_some(message **lane, size_t under_way, messages *waiting)
+{
+    const ak_sha512_impl *impl = ak_sha512_for(under_way + waiting->count);
+    const size_t lanes = impl->lanes;
+    AK_SHA512_ALIGNED uint64_t states[8 * AK_SHA512_LANES] = {0};
+    size_t live = 0, next = lanes;
+
+    for (size_t i = 0; i < lanes; i++) {
+        if (i >= under_way && waiting->count > 0)
+            begin(lane[i], waiting);
+        if (lane[i]->digest) {
+            load_state(states + i, lanes, lane[i]);
+            live++;
+        }
+    }
+    while (live >= impl->least) {
+        fold_blocks(impl, states, lane);
+        for (size_t i = 0; i < lanes; i++) {
+            message *const m = lane[i];
+            if (!m->digest || m->blocks > 0 || to_ending(m))
+                continue;
+            put_digest(m->digest, states + i, lanes);
+            m->digest = NULL;
+            if (next < under_way)
+                swap(lane, i, next++);
+            else if (waiting->count > 0)
+                begin(m, waiting);
+            if (lane[i]->digest)
+                load_state(states + i, lanes, lane[i]);
+            else
+                live--;
+        }
+    }
+    for (size_t i = 0; i < lanes; i++)
+        for (unsigned j = 0; j < 8; j++)
+            lane[i]->state[j] = states[lanes * j + i];
 }
 
 void ak_sha384_many(const uint8_t *data, const uint32_t *offsets, const uint32_t *sizes,
                     size_t count, uint8_t *digests)
 {
-    for (size_t i = 0; i < count; i++)
-        ak_sha384(data + offsets[i], sizes[i], digests + 48 * i);
+    messages waiting = {data, offsets, sizes, digests, count};
+    message room[AK_SHA512_LANES], *lane[AK_SHA512_LANES];
+    size_t under_way = 0;
+
+    for (size_t i = 0; i < AK_SHA512_LANES; i++) {
+        lane[i] = &room[i];
+        lane[i]->digest = NULL;
+    }
+    while (under_way + waiting.count > 0) {
+        hash_some(lane, under_way, &waiting);
+        under_way = 0;
+        for (size_t i = 0; i < AK_SHA512_LANES; i++)
+            if (lane[i]->digest)
+                swap(lane, i, under_way++);
+    }
 }

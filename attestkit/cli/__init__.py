@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from attestkit.cli.bench import bench
 from attestkit.cli.doctor import doctor
 from attestkit.cli.exit_codes import complain, decided, exit_code
 from attestkit.cli.mount import mount
@@ -63,7 +64,7 @@ def serve(options: tuple[str, ...]) -> int:
     return main(list(options))
 
 
-for command in (doctor, mount, policy, replay, report, show, verify):
+for command in (bench, doctor, mount, policy, replay, report, show, verify):
     commands.add_command(command)
 
 

@@ -169,17 +169,13 @@ class EventLog:
             FormatError: It is not JSON, or an event is not as it should be; names its place.
             UsageError: `data` is neither `bytes` nor text.
         """
-        if isinstance(data, str):
-            utf8 = data.encode(errors="surrogatepass")
-        elif isinstance(data, bytes):
-            utf8 = data
-        else:
+        if not isinstance(data, (bytes, str)):
             raise UsageError("the agent's event log is bytes or text")
-        walked = _native.agent_json_walk(utf8)
+        walked = _native.agent_json_walk(data)
         if isinstance(walked, str):  # no log, or one that needs a closer look
             return cls.from_wire(agent_json.parse(data))
         rows, registers, digests, regular = walked
-        source = AgentJsonSource(utf8, rows, digests, regular)
+        source = AgentJsonSource(data, rows, digests, regular)
         return cls._read((registers, digests), source)
 
     @classmethod

@@ -28,9 +28,9 @@ _CEL_KEYS = {"recnum", "digests", "content_type"}
 
 
 class AgentJsonSource(NamedTuple):
-    """A text that the native core accepted: its UTF-8, the packed rows, and what it computed."""
+    """A text that the native core accepted, the packed rows, and what the core computed."""
 
-    text: bytes
+    text: bytes | str
     rows: bytes
     digests: bytes
     """Those of the events that extend, in their order."""
@@ -38,7 +38,8 @@ class AgentJsonSource(NamedTuple):
 
     def events(self) -> tuple[Event, ...]:
         """Make the events."""
-        text, digests = self.text, self.digests
+        text = self.text if isinstance(self.text, bytes) else self.text.encode()
+        digests = self.digests
         events = []
         at = 0
         for row in AGENT_ROW.iter_unpack(self.rows):

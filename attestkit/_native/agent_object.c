@@ -1,0 +1,125 @@
+/* The guest agent's log and hex as Python objects, made in one call. Through cffi the calls, their
+ * memory and the cutting of what is in it took 1.4 us for a log of 28 events, whose reading is 1.2;
+ * so they take @@@ (CPython 3.11, Sapphire Rapids). */
+#include "ak_objects.h"
+
+#include "ak.h"
+
+/* The UTF-8 of bytes, which need not be any, or of a text; NULL with an exception where it has
+ * none. */
+static const uint8_t *utf8_of(PyObject *data, size_t *size)
+{
+    Py_ssize_t length = 0;
+    const char *start = NULL;
+    if (PyUnicode_Check(data)) {
+        start = PyUnicode_AsUTF8AndSize(data, &length);
+    } else if (PyBytes_Check(data)) {
+        length = PyBytes_Size(data);
+        start = PyBytes_AsString(data);
+    } else {
+        PyErr_SetString(PyExc_TypeError, "neither bytes nor text");
+    }
+    *size = (size_t)length;
+    return (const uint8_t *)start;
+}
+
+/* Say `otherwise` of text with lone surrogates; keep any other exception. */
+static PyObject *unless_surrogates(PyObject *otherwise)
+{
+    if (otherwise == NULL || !PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) {
+        Py_XDECREF(otherwise);
+        return NULL;
+    }
+    PyErr_Clear();
+    return otherwise;
+}
+
+static PyObject *bytes_of(const uint8_t *p, size_t size)
+{
+    return PyBytes_FromStringAndSize((const char *)p, (Py_ssize_t)size);
+}
+
+/* Rows, registers, digests, and whether the events are regular. */
+static PyObject *found(const uint8_t *room)
+{
+    const ak_agent_log *log = (const ak_agent_log *)(const void *)room;
+    PyObject *rows = bytes_of(room + log->rows, log->count * sizeof(ak_agent_row));
+    PyObject *registers = bytes_of(room + log->registers, log->extending);
+    PyObject *digests = bytes_of(room + log->digests, 48 * (size_t)log->extending);
+    PyObject *all = NULL;
+    if (rows != NULL && registers != NULL && digests != NULL)
+        all = PyTuple_Pack(4, rows, registers, digests, log->regular ? Py_True : Py_False);
+    Py_XDECREF(rows);
+    Py_XDECREF(registers);
+    Py_XDECREF(digests);
+    return all;
+}
+
+static PyObject *agent_json_walk(PyObject *module, PyObject *data)
+{
+    size_t size;
+    const uint8_t *text = utf8_of(data, &size);
+    (void)module;
+    if (text == NULL)
+        return unless_surrogates(PyUnicode_FromString("left"));
+    if (size > AK_AGENT_MAX_SIZE) /* whose room would be large, and to no end */
+        return PyUnicode_FromString("left");
+    uint8_t *room = PyMem_Malloc(4 * size + 256);
+    if (room == NULL)
+        return PyErr_NoMemory();
+    PyObject *result;
+    switch (ak_agent_json_walk(text, size, room, 4 * size + 256)) {
+    case AK_JSON_ACCEPTED:
+        result = found(room);
+        break;
+    case AK_JSON_REFUSED:
+        result = PyUnicode_FromString("refused");
+        break;
+    default:
+        result = PyUnicode_FromString("left");
+    }
+    PyMem_Free(room);
+    return result;
+}
+
+static PyObject *unhex(PyObject *module, PyObject *data)
+{
+    size_t size;
+    const uint8_t *text = utf8_of(data, &size);
+    (void)module;
+    if (text == NULL)
+        return unless_surrogates(Py_NewRef(Py_None));
+    PyObject *bytes = bytes_of(NULL, size / 2);
+    if (bytes != NULL && !ak_hex_decode(text, size, (uint8_t *)PyBytes_AsString(bytes))) {
+        Py_DECREF(bytes);
+        Py_RETURN_NONE;
+    }
+    return bytes;
+}
+
+static PyObject *hexlify(PyObject *module, PyObject *data)
+{
+    (void)module;
+    if (!PyBytes_Check(data)) {
+        PyErr_SetString(PyExc_TypeError, "only bytes are written as hex");
+        return NULL;
+    }
+    const size_t size = (size_t)PyBytes_Size(data);
+    PyObject *text = bytes_of(NULL, 2 * size);
+    if (text != NULL)
+        ak_hex_encode((const uint8_t *)PyBytes_AsString(data), size,
+                      (uint8_t *)PyBytes_AsString(text));
+    return text;
+}
+
+static PyMethodDef functions[] = {
+    {"agent_json_walk", agent_json_walk, METH_O, NULL},
+    {"hexlify", hexlify, METH_O, NULL},
+    {"unhex", unhex, METH_O, NULL},
+    {0},
+};
+
+int ak_add_agent_objects(PyObject *module)
+{
+    return PyModule_AddFunctions(module, functions);
+}

@@ -1,0 +1,111 @@
+"""`attestkit bench`: this machine's numbers beside those of the peers that are installed."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from attestkit.cli import render
+
+if TYPE_CHECKING:
+    from attestkit.cli.bench_race import Series
+    from attestkit.cli.bench_rows import Row, Samples
+
+__all__ = ["bench"]
+
+
+class Measured(NamedTuple):
+    """A row, what its race found, and who was not in it: if we were not, there was none."""
+
+    row: "Row"
+    series: "dict[str, Series]"
+    left_out: dict[str, str]
+
+
+@click.command()
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.1, 600),
+    default=10,
+    show_default=True,
+    help="How long to measure, about.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
+def bench(*, seconds: float, as_json: bool) -> int:
+    """Measure this machine: quotes, event logs, replay, verification.
+
+    Beside attestkit stands whichever peer is installed; hashlib and json always are. All of a row
+    take turns, so that their ratio holds although the machine's speed changes. Samples are the
+    simulator's.
+    """
+    # Late: no other command needs any of them.
+    from attestkit.cli.bench_host import host_facts, versions
+    from attestkit.cli.bench_rows import OURS, simulated
+
+    samples = simulated()
+    found = list(_measure(samples, seconds))
+    peers = {name.partition(",")[0]: None for one in found for name in one.series}
+    packages = versions(name for name in peers if name != OURS)
+    host = host_facts() | {"samples": samples.origin, "peers": packages}
+    if as_json:
+        render.as_json({"host": host, "rows": [_as_json(one) for one in found]})
+        return 0
+    host["peers"] = ", ".join(f"{name} {version}" for name, version in packages.items()) or None
+    render.fields("This machine", host)
+    render.rows(("work", "attestkit", "peer", "its time", "times ours"), _table(found))
+    left_out = {f"{name}: {reason}" for one in found for name, reason in one.left_out.items()}
+    if left_out:
+        render.lines(["", "Not measured:", *sorted(left_out)])
+    render.lines(["", "Medians of turns taken by all of a row, in processor time."])
+    return 0
+
+
+def _measure(samples: "Samples", seconds: float) -> Iterator[Measured]:
+    """Race each row for its share of the time."""
+    from attestkit.cli.bench_logs import ROWS as LOGS
+    from attestkit.cli.bench_quotes import ROWS as QUOTES
+    from attestkit.cli.bench_race import race
+    from attestkit.cli.bench_rows import contenders
+
+    rows = (*QUOTES, *LOGS)
+    with render.progress("measuring", len(rows)) as advance:
+        for row in rows:
+            field = contenders(row, samples)
+            series = race(field.calls, seconds / len(rows)) if field.ready else {}
+            yield Measured(row, series, field.left_out)
+            advance()
+
+
+def _table(found: list[Measured]) -> Iterator[tuple[str, ...]]:
+    """Yield a line per peer; what all of a row have in common is in its first."""
+    from attestkit.cli.bench_race import digits, ratio, time_text
+    from attestkit.cli.bench_rows import OURS
+
+    for row, series, _ in found:
+        if not series:
+            yield row.what, "not measured", "", "", ""
+            continue
+        ours = series[OURS]
+        first = row.what, time_text(ours.median)
+        for name, theirs in series.items():
+            if name != OURS:
+                yield *first, name, time_text(theirs.median), digits(ratio(ours, theirs))
+                first = "", ""
+        if len(series) == 1:
+            yield *first, "none", "", ""
+
+
+def _as_json(one: Measured) -> dict[str, Any]:
+    """Return a row for programs: seconds of each, and how many times ours theirs are."""
+    from attestkit.cli.bench_race import ratio
+    from attestkit.cli.bench_rows import OURS
+
+    row, series, left_out = one
+    return {
+        "row": row.id,
+        "what": row.what,
+        "seconds": {name: each.median for name, each in series.items()},
+        "ratios": {n: ratio(series[OURS], each) for n, each in series.items() if n != OURS},
+        "left_out": left_out,
+        "rounds": len(series[OURS].seconds) if series else 0,
+    }

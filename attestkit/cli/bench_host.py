@@ -1,0 +1,46 @@
+"""What numbers depend on: the machine, the interpreter, our core, the peers' versions."""
+
+import os
+import platform
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from attestkit import _native
+
+__all__ = ["host_facts", "versions"]
+
+
+def host_facts() -> dict[str, Any]:
+    """Return facts about this machine and this installation, by their names."""
+    return {
+        "attestkit": version("attestkit"),
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "python": platform.python_version(),
+        "core": "compiled" if _native.CPU_LEVEL else f"plain Python: {_native.CORE_REASON}",
+        "kernels": _native.CPU_LEVEL or "none",
+    }
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu() -> str:
+    """Return the CPU's name; where Linux has none, as on many of ARM's, its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

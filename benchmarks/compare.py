@@ -1,0 +1,160 @@
+"""One table and one picture of a run: what we need, what each peer needs, the limit, the verdicts.
+
+`python -m benchmarks.compare FILE` prints the table's verdicts; if FILE has every target, table and
+picture go into docs/benchmarks/, and what is missing is named otherwise. A missed target is printed
+last and loudly, and is a failure with `--strict` only: a busy machine must not fail a build.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from attestkit.cli.bench_race import digits, time_text
+from attestkit.cli.bench_rows import OURS
+from benchmarks.results import Result, load
+from benchmarks.targets import LIMITS, TARGETS, Target, Verdict, verdict
+from tests.records import ROOT
+
+__all__ = ["judged", "main", "missing", "table", "verdict_lines"]
+
+FOLDER: Final = ROOT / "docs" / "benchmarks"
+WIDTH: Final = max(map(len, ("missed", "met", "stretch met")))
+
+
+def judged(results: Mapping[str, Result]) -> Iterator[tuple[str, Target, float, Verdict]]:
+    """Yield row, target, figure and verdict of each target that was measured."""
+    for row, target in TARGETS.items():
+        if row in results and (figure := _figure(results[row], target)) is not None:
+            yield row, target, figure, verdict(target, figure)
+
+
+def missing(results: Mapping[str, Result]) -> list[str]:
+    """Return the rows of targets that were not measured."""
+    found = {row for row, *_ in judged(results)}
+    return [row for row in TARGETS if row not in found]
+
+
+def verdict_lines(results: Mapping[str, Result]) -> list[str]:
+    """Return a line per target that was measured, and how many were met."""
+    found = list(judged(results))
+    lines = [
+        f"{said:{WIDTH}}  {target.what}: {_against(target, figure)} ({_wanted(target)})"
+        for _, target, figure, said in found
+    ]
+    if found:
+        lines.append(_tally([said for *_, said in found]))
+    return lines
+
+
+def table(facts: Mapping[str, Any], results: Mapping[str, Result]) -> str:
+    """Return the Markdown page: facts of the host, the targets' rows, then the others'."""
+    verdicts = {row: said for row, _, _, said in judged(results)}
+    rows = [*(row for row in TARGETS if row in results), *(r for r in results if r not in TARGETS)]
+    head = ["work", OURS, "peers: theirs, and how many times ours", "limit", "target", "verdict"]
+    body = [_row(results[row], verdicts.get(row)) for row in rows]
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench`; [benchmarks/README.md](../../benchmarks/README.md) says what the",
+        "numbers mean. Times are medians; ratios are medians over rounds in which all took turns.",
+        "",
+        *(f"* {name}: {value}" for name, value in _fact_lines(facts)),
+        "",
+        f"{_tally(list(verdicts.values()))}",
+        "",
+        _cells(head),
+        _cells(["---"] * len(head)),
+        *map(_cells, body),
+        "",
+        "![Time of attestkit, of each peer, and the limit](benchmarks.svg)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main(words: list[str] | None = None) -> int:
+    """Print the verdicts, write the documents; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
+    parser.add_argument("file", type=Path, help="what `pytest benchmarks --results FILE` wrote")
+    parser.add_argument("--strict", action="store_true", help="fail if a target is missed")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the documents go")
+    given = parser.parse_args(words)
+    facts, results = load(given.file)
+    if absent := missing(results):
+        print(f"nothing written: not measured were {', '.join(absent)}")
+    else:
+        _write(given.folder, facts, results)
+    print("\n".join(verdict_lines(results)))
+    missed = [target.what for _, target, _, said in judged(results) if said == "missed"]
+    if missed:
+        print(f"MISSED: {'; '.join(missed)}", file=sys.stderr)
+    return 1 if given.strict and (missed or absent) else 0
+
+
+def _write(folder: Path, facts: Mapping[str, Any], results: Mapping[str, Result]) -> None:
+    # Late: the tests' summary needs no picture.
+    from benchmarks.picture import write_picture
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text(table(facts, results), encoding="utf-8")
+    write_picture(folder / "benchmarks.svg", facts, results)
+    print(f"written: {folder}/README.md, {folder}/benchmarks.svg")
+
+
+def _figure(result: Result, target: Target) -> float | None:
+    return result.figure if target.peer is None else result.ratios.get(target.peer)
+
+
+def _against(target: Target, figure: float) -> str:
+    return f"{_exact(figure)} {target.unit if target.peer is None else f'times {target.peer}'}"
+
+
+def _exact(figure: float) -> str:
+    """Return a figure so that 10.97 does not look like a target of 11."""
+    return f"{figure:.2f}" if figure < 100 else f"{figure:.0f}"
+
+
+def _wanted(target: Target) -> str:
+    sign, unit = ("≤" if target.at_most else "≥"), ("" if target.peer else f" {target.unit}")
+    stretch = "" if target.stretch is None else f", stretch {digits(target.stretch)}{unit}"
+    return f"target {sign} {digits(target.target)}{unit}{stretch}"
+
+
+def _tally(verdicts: list[Verdict]) -> str:
+    met, stretched = len(verdicts) - verdicts.count("missed"), verdicts.count("stretch met")
+    return f"{met} of {len(verdicts)} targets met, {stretched} with their stretch values."
+
+
+def _row(result: Result, said: Verdict | None) -> list[str]:
+    target = TARGETS.get(result.row)
+    peers = "; ".join(
+        f"{name} {_value(result, result.values[name])}"
+        + (f", **{_exact(result.ratios[name])}**" if name in result.ratios else "")
+        for name in result.values
+        if name != OURS
+    )
+    ours = _value(result, result.values[OURS])
+    if result.figure is not None and target is not None:
+        ours = f"**{_exact(result.figure)} {target.unit}**" + (f" ({ours})" if peers else "")
+    limit = f"{digits(LIMITS[result.row])}" if result.row in LIMITS else ""
+    what = result.what + (f" ({result.note})" if result.note else "")
+    return [what, ours, peers, limit, _wanted(target) if target else "", said or ""]
+
+
+def _value(result: Result, value: float) -> str:
+    return time_text(value) if result.unit == "s" else f"{digits(value)} {result.unit}"
+
+
+def _fact_lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in facts.items():
+        listed = isinstance(value, dict)
+        yield name, ", ".join(f"{k} {v}" for k, v in value.items()) if listed else str(value)
+
+
+def _cells(texts: list[str]) -> str:
+    return f"| {' | '.join(texts)} |"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

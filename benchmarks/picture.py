@@ -1,0 +1,110 @@
+"""The picture of a run: a line per piece of work, on it everybody's time, logarithmic."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from attestkit.cli.bench_rows import OURS
+from benchmarks.results import Result
+from benchmarks.targets import LIMITS, TARGETS
+
+__all__ = ["write_growth", "write_picture"]
+
+INK: Final = "#57606a"  # of text and lines; text is lighter where the reader's page is dark
+LINES: Final = "#8c959f"
+OURS_COLOUR: Final = "#cf222e"
+DARK: Final = (
+    "<style>@media (prefers-color-scheme: dark){text,tspan{fill:#d0d7de!important}}</style>"
+)
+# Colours that are told apart on white and on black; shapes do it where colours do not.
+COLOURS: Final = ("#0969da", "#1a7f37", "#bf8700", "#8250df", "#bc4c00", "#3192aa")
+SHAPES: Final = ("o", "s", "^", "v", "P", "X", "p", "h")
+
+
+def write_picture(path: Path, facts: Mapping[str, Any], results: Mapping[str, Result]) -> None:
+    """Write an SVG, the same on every call with the same results."""
+    rows = [row for row in (TARGETS | LIMITS) if row in results and _is_drawn(results[row])]
+    figure = Figure(figsize=(9, 1.6 + 0.36 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    names = sorted({name for row in rows for name in results[row].values} - {OURS})
+    for height, row in enumerate(reversed(rows)):
+        _draw(axes, height, results[row], names)
+    axes.set_yticks(range(len(rows)), [results[row].what for row in reversed(rows)])
+    axes.set_xscale("log")
+    axes.set_xlabel("microseconds; further left is quicker")
+    axes.set_title(f"{facts['cpu']}, {facts['kernels']}, Python {facts['python']}", fontsize=10)
+    save_svg(path, figure, axes)
+
+
+def _is_drawn(result: Result) -> bool:
+    return result.unit == "s" and not result.row.startswith(("avx2-", "key-"))
+
+
+def _draw(axes: Axes, height: int, result: Result, names: list[str]) -> None:
+    times = {name: seconds * 1e6 for name, seconds in result.values.items()}
+    axes.plot([min(times.values()), max(times.values())], [height] * 2, color=LINES, linewidth=0.8)
+    for name, time in times.items():
+        if name == OURS:
+            continue
+        at = names.index(name)
+        colour, shape = COLOURS[at % len(COLOURS)], SHAPES[at % len(SHAPES)]
+        axes.plot(time, height, shape, color=colour, label=name, markersize=6)
+    if result.row in LIMITS:
+        peer = TARGETS[result.row].peer if result.row in TARGETS else next(iter(result.ratios))
+        limit = times[peer or OURS] / LIMITS[result.row]
+        axes.plot(limit, height, "|", color=INK, markersize=14, markeredgewidth=2, label="limit")
+    axes.plot(times[OURS], height, "D", color=OURS_COLOUR, markersize=7, label=OURS)
+
+
+def save_svg(path: Path, figure: Figure, *panels: Axes) -> None:
+    """Write a figure whose text can be read on a light page and on a dark one."""
+    mpl.rcParams["svg.hashsalt"] = "attestkit"
+    mpl.rcParams["svg.fonttype"] = "none"
+    for axes in panels:
+        axes.patch.set_alpha(0)
+        axes.tick_params(colors=INK, which="both")
+        axes.grid(alpha=0.3, color=LINES, which="major")
+        for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+            text.set_color(INK)
+        for spine in axes.spines.values():
+            spine.set_color(LINES)
+    handles = dict(zip(*panels[0].get_legend_handles_labels()[::-1], strict=True))
+    first = [name for name in (OURS, "limit") if name in handles]
+    names = [*first, *(name for name in handles if name not in first)]
+    figure.legend(
+        [handles[name] for name in names],
+        names,
+        frameon=False,
+        labelcolor=INK,
+        fontsize=8,
+        loc="outside right upper",
+    )
+    figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
+    svg = path.read_text(encoding="utf-8")
+    head, defs, rest = svg.partition("<defs>")
+    path.write_text(head + DARK + defs + rest, encoding="utf-8")
+
+
+def write_growth(path: Path, series: Mapping[str, Sequence[Any]]) -> None:
+    """Write an SVG of time and of peak memory per unit, against the size, a line per subject."""
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    time, memory = figure.subplots(2, sharex=True)
+    for at, (what, points) in enumerate(series.items()):
+        style = {"color": COLOURS[at % len(COLOURS)], "linewidth": 1.2, "markersize": 5}
+        shape = SHAPES[at % len(SHAPES)]
+        sizes = [point.size for point in points]
+        each = [point.seconds / point.size * 1e9 for point in points]
+        time.plot(sizes, each, f"{shape}-", label=what, **style)
+        seen = [point for point in points if point.peak]
+        peaks = [point.peak / 2**20 for point in seen]
+        memory.plot([point.size for point in seen], peaks, f"{shape}-", label=what, **style)
+    for axes, label in ((time, "ns each"), (memory, "MiB at the peak")):
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_ylabel(label)
+    memory.set_xlabel("digests, events or quotes")
+    save_svg(path, figure, time, memory)

@@ -1,0 +1,28 @@
+"""What the benchmarks work on: captured evidence where it is, else what the simulator makes."""
+
+import json
+from functools import cache
+
+from attestkit.cli.bench_rows import LONG, SHORT, Samples, padded, simulated, without_fill
+from attestkit.event_log import EventLog
+from tests.quotes import sample
+from tests.vectors import HAVE_SHARED, data
+
+__all__ = ["samples"]
+
+ORIGIN = (
+    "captures: dcap-qvl's tdx_quote; the log of dstack-verifier's quote-report.json, 28 events; "
+    "go-eventlog's cos-113 CCEL, 43 events, with 8 runtime events behind it for the long log"
+)
+
+
+@cache
+def samples() -> Samples:
+    """Return the same samples to all who ask in one run."""
+    if not HAVE_SHARED:
+        return simulated()
+    ccel = without_fill(data("ccel/go-eventlog/cos-113-intel-tdx.bin"))
+    report = json.loads(data("dstack/verifier/quote-report.json"))
+    long = padded("event", EventLog.from_ccel(ccel))
+    logs = {SHORT: report["event_log"], LONG: long.to_json()}
+    return Samples(ORIGIN, sample("quotes/dcap-qvl/tdx_quote"), ccel, logs)

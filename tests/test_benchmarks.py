@@ -1,0 +1,210 @@
+"""The benchmarks' own arithmetic: verdicts, the table, the pictures, exponents; not their times."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attestkit.cli import bench_logs, bench_quotes
+from attestkit.cli.bench_race import Series
+from attestkit.cli.bench_rows import OURS
+from benchmarks import compare, growth
+from benchmarks.growth import Point, exponent
+from benchmarks.growth_subjects import SUBJECTS
+from benchmarks.racing import Tape
+from benchmarks.results import Result, load, machine_facts, save
+from benchmarks.targets import LIMITS, TARGETS, Target, verdict
+
+FACTS: dict[str, Any] = {
+    "commit": "abc",
+    "cpu": "a CPU",
+    "cores": 2,
+    "kernels": "avx512",
+    "python": "3.11",
+    "peers": {"dcap-qvl": "0.7.0"},
+}
+
+
+def reaching(row: str, target: Target, *, times: float = 1) -> Result:
+    """Return a result that reaches so many times its target."""
+    if target.peer is None:
+        figure = target.target / times
+        return Result(row, target.what, target.unit, {OURS: figure}, {}, figure)
+    ratio = target.target * times
+    return Result(
+        row, target.what, "s", {OURS: 1e-6, target.peer: ratio * 1e-6}, {target.peer: ratio}
+    )
+
+
+def every(times: float = 1) -> dict[str, Result]:
+    """Return a result for every target."""
+    return {row: reaching(row, target, times=times) for row, target in TARGETS.items()}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A file of results that all meet their targets, and one that no target is about."""
+    path = tmp_path / "run.json"
+    other = Result("other", "something else", "s", {OURS: 2e-3, "x": 1e-3}, {"x": 0.5}, note="n")
+    save(path, FACTS, [*every().values(), other])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("figure", "said"),
+    [(4.99, "missed"), (5, "met"), (7.9, "met"), (8, "stretch met"), (80, "stretch met")],
+)
+def test_more_times_a_peer_is_better(figure: float, said: str) -> None:
+    """A ratio must reach its target."""
+    assert verdict(Target("a", "peer", 5, 8), figure) == said
+
+
+@pytest.mark.parametrize(
+    ("figure", "said"), [(46, "missed"), (45, "met"), (30.1, "met"), (30, "stretch met")]
+)
+def test_less_of_a_figure_is_better(figure: float, said: str) -> None:
+    """Milliseconds and megabytes must stay below theirs."""
+    assert verdict(Target("a", None, 45, 30, "ms"), figure) == said
+
+
+def test_a_target_without_stretch_is_met_at_best() -> None:
+    """However far it is exceeded."""
+    assert verdict(Target("a", "peer", 3), 300) == "met"
+
+
+def test_targets_are_harder_where_they_stretch() -> None:
+    """A stretch value that the target implies would say nothing."""
+    for row, target in TARGETS.items():
+        if target.stretch is not None:
+            assert (target.stretch < target.target) == target.at_most, row
+
+
+def test_targets_are_about_rows_that_exist() -> None:
+    """A row that was renamed would never be judged again; nor may its peer be."""
+    rows = {row.id: set(row.makers) for row in (*bench_quotes.ROWS, *bench_logs.ROWS)}
+    for row, makers in rows.items():
+        if row in TARGETS:
+            assert TARGETS[row].peer in makers
+    in_library = {"quote", "ccel", "ccel-replay", "json-short", "replay-long", "batch-long"}
+    assert in_library <= set(rows) & set(TARGETS)
+
+
+def test_results_survive_their_file(run: Path) -> None:
+    """What is read is what was written."""
+    facts, results = load(run)
+    assert facts == FACTS
+    assert {row: results[row] for row in TARGETS} == every()
+
+
+def test_a_whole_run_writes_table_and_picture(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every target's line has its ratio and verdict; other rows follow; the picture is an SVG."""
+    folder = tmp_path / "docs"
+    assert compare.main([str(run), "--folder", str(folder), "--strict"]) == 0
+    page = (folder / "README.md").read_text()
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    assert len(lines) == 2 + len(TARGETS) + 1
+    assert sum(line.endswith("| met |") for line in lines) == len(TARGETS)
+    [quote] = [line for line in lines if "a quote to 8 fields" in line]
+    assert "dcap-qvl 5 µs, **5.00**" in quote
+    assert f"{LIMITS['quote']:.1f}" in quote
+    assert "something else (n)" in lines[-1]
+    assert "dcap-qvl 0.7.0" in page
+    picture = (folder / "benchmarks.svg").read_text()
+    assert "prefers-color-scheme: dark" in picture
+    assert "limit" in picture
+    told = capsys.readouterr().out
+    assert f"{len(TARGETS)} of {len(TARGETS)} targets met" in told
+
+
+def test_the_picture_is_the_same_every_time(run: Path, tmp_path: Path) -> None:
+    """A new commit of it means new numbers."""
+    pictures = []
+    for name in ("a", "b"):
+        assert compare.main([str(run), "--folder", str(tmp_path / name)]) == 0
+        pictures.append((tmp_path / name / "benchmarks.svg").read_bytes())
+    assert pictures[0] == pictures[1]
+
+
+def test_a_part_of_a_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The documents are of one run; what lacks is named, and is no success where it must be."""
+    path, folder = tmp_path / "run.json", tmp_path / "docs"
+    save(path, FACTS, [reaching("quote", TARGETS["quote"])])
+    assert compare.main([str(path), "--folder", str(folder)]) == 0
+    assert not folder.exists()
+    told = capsys.readouterr().out
+    assert "replay-long" in told
+    assert "met          a quote to 8 fields: 5.00 times dcap-qvl" in told
+    assert compare.main([str(path), "--folder", str(folder), "--strict"]) == 1
+
+
+def test_a_missed_target_is_loud_and_fails_if_it_must(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On stderr by name; exit code 1 with --strict only."""
+    path = tmp_path / "run.json"
+    results = every() | {"start": reaching("start", TARGETS["start"], times=0.5)}
+    save(path, FACTS, results.values())
+    options = [str(path), "--folder", str(tmp_path)]
+    assert compare.main(options) == 0
+    assert capsys.readouterr().err == f"MISSED: {TARGETS['start'].what}\n"
+    assert compare.main([*options, "--strict"]) == 1
+
+
+def test_a_peer_that_was_not_there_leaves_its_target_unmeasured() -> None:
+    """No ratio, no verdict."""
+    alone = Result("quote", "a quote", "s", {OURS: 1e-6}, {})
+    assert list(compare.judged({"quote": alone})) == []
+    assert "quote" in compare.missing({"quote": alone})
+
+
+def test_facts_name_commit_and_machine() -> None:
+    """Numbers without them mean nothing."""
+    facts = machine_facts()
+    assert facts["commit"]
+    assert facts["cpu"]
+    assert facts["peers"]["dcap-qvl"]
+
+
+def test_the_tape_plays_a_race_back() -> None:
+    """A look before and one after each turn, whose difference is that of all its calls."""
+    tape = Tape()
+    tape.insert(Series(4, (0.5, 0.25)))
+    assert [tape() for _ in range(4)] == [0, 2, 0, 1]
+
+
+@pytest.mark.parametrize("power", [0.5, 1, 2])
+def test_exponent_of_a_power(power: float) -> None:
+    """Whatever the factor."""
+    sizes = [1000, 10_000, 65_536]
+    assert exponent(sizes, [3e-9 * size**power for size in sizes]) == pytest.approx(power)
+
+
+def points(power: float) -> list[Point]:
+    """Return points of all subjects that grow so."""
+    return [
+        Point(name, size, 1e-7 * size**power, 1e-6 * size, int(500 * size**power), 100 * size)
+        for name, subject in SUBJECTS.items()
+        for size in subject.sizes
+    ]
+
+
+def test_what_is_linear_has_no_fault_and_what_is_not_has() -> None:
+    """Time and memory are judged each."""
+    assert list(growth.faults(points(1))) == []
+    found = list(growth.faults(points(1.5)))
+    assert f"{next(iter(SUBJECTS))}: time grows with exponent 1.50" in found
+    assert any("memory grows with exponent 1.50" in fault for fault in found)
+
+
+def test_growth_page_states_memory_per_unit() -> None:
+    """A line per subject with time, exponent and bytes."""
+    text = growth.page(
+        FACTS, points(1), {"one": 2.0, "all": 1.0, "cores": 2, "had": 1.9, "speed-up": 2.0}
+    )
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(lines) == 2 + len(SUBJECTS)
+    assert all("100 ns | 1 µs | time 1.00" in line for line in lines[2:])
+    assert all(line.endswith("| 500 B | 100 B |") for line in lines[2:])
+    assert "2.00 times as fast" in text
