@@ -5,33 +5,22 @@
 
 #include "ak.h"
 
-/* The UTF-8 of bytes, which need not be any, or of a text; NULL with an exception where it has
- * none. */
+/* The UTF-8 of text, or bytes; NULL where there is none: text with lone surrogates, other objects.
+ */
 static const uint8_t *utf8_of(PyObject *data, size_t *size)
 {
     Py_ssize_t length = 0;
     const char *start = NULL;
-    if (PyUnicode_Check(data)) {
-        start = PyUnicode_AsUTF8AndSize(data, &length);
-    } else if (PyBytes_Check(data)) {
+    if (PyBytes_Check(data)) {
         length = PyBytes_Size(data);
         start = PyBytes_AsString(data);
-    } else {
-        PyErr_SetString(PyExc_TypeError, "neither bytes nor text");
+    } else if (PyUnicode_Check(data)) {
+        start = PyUnicode_AsUTF8AndSize(data, &length);
+        if (start == NULL)
+            PyErr_Clear();
     }
     *size = (size_t)length;
     return (const uint8_t *)start;
-}
-
-/* Say `otherwise` of text with lone surrogates; keep any other exception. */
-static PyObject *unless_surrogates(PyObject *otherwise)
-{
-    if (otherwise == NULL || !PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) {
-        Py_XDECREF(otherwise);
-        return NULL;
-    }
-    PyErr_Clear();
-    return otherwise;
 }
 
 static PyObject *bytes_of(const uint8_t *p, size_t size)
@@ -60,9 +49,7 @@ static PyObject *agent_json_walk(PyObject *module, PyObject *data)
     size_t size;
     const uint8_t *text = utf8_of(data, &size);
     (void)module;
-    if (text == NULL)
-        return unless_surrogates(PyUnicode_FromString("left"));
-    if (size > AK_AGENT_MAX_SIZE) /* whose room would be large, and to no end */
+    if (text == NULL || size > AK_AGENT_MAX_SIZE)
         return PyUnicode_FromString("left");
     uint8_t *room = PyMem_Malloc(4 * size + 256);
     if (room == NULL)
@@ -88,7 +75,7 @@ static PyObject *unhex(PyObject *module, PyObject *data)
     const uint8_t *text = utf8_of(data, &size);
     (void)module;
     if (text == NULL)
-        return unless_surrogates(Py_NewRef(Py_None));
+        Py_RETURN_NONE;
     PyObject *bytes = bytes_of(NULL, size / 2);
     if (bytes != NULL && !ak_hex_decode(text, size, (uint8_t *)PyBytes_AsString(bytes))) {
         Py_DECREF(bytes);

@@ -12,7 +12,7 @@ from typing import NamedTuple, NoReturn
 
 from attestkit._json import check_depth
 from attestkit._native import AGENT_ROW, unhex
-from attestkit.errors import FormatError
+from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event import Event, WireEvent, json_string, runtime_preimage
 from attestkit.event_log.event_types import NO_ACTION, RUNTIME_EVENT_TYPE
 
@@ -78,6 +78,7 @@ def parse(text: str | bytes) -> list[WireEvent]:
     Raises:
         FormatError: The text is not UTF-8 or not JSON, with the offset in bytes of its UTF-8 form;
             or an event is not an object of the keys above, with its place in the array.
+        UsageError: `text` is neither `bytes` nor text.
     """
     if isinstance(text, bytes):
         try:
@@ -85,6 +86,8 @@ def parse(text: str | bytes) -> list[WireEvent]:
         except UnicodeDecodeError as error:
             message = "the event log is not UTF-8"
             raise FormatError(message, offset=error.start, reason="json") from error
+    elif not isinstance(text, str):
+        raise UsageError("the agent's event log is bytes or text")
     if len(text) > MAX_TEXT:
         raise FormatError("the event log is longer than 16 MiB", reason="too_long")
     check_depth(text)
