@@ -1,13 +1,16 @@
-/* The guest agent's log and hex as Python objects, made in one call. Through cffi the calls, their
- * memory and the cutting of what is in it took 1.4 us for a log of 28 events, whose reading is 1.2;
- * so they take @@@ (CPython 3.11, Sapphire Rapids). */
+/* The guest agent's log and hex as Python objects, made in one call. Through cffi, with memory from
+ * there, out of which Python cut what was found, a log of 28 events took 0.9 us more than the 1.8
+ * that it takes so, and 96 digits half a microsecond instead of 35 ns (CPython 3.11, Sapphire
+ * Rapids). */
 #include "ak_objects.h"
+
+#include <stdbool.h>
 
 #include "ak.h"
 
-/* The UTF-8 of text, or bytes; NULL where there is none: text with lone surrogates, other objects.
- */
-static const uint8_t *utf8_of(PyObject *data, size_t *size)
+/* Find the UTF-8 of text, or bytes; NULL in other objects, and in text with lone surrogates. False
+ * with an exception where there is no memory for it. */
+static bool find_utf8(PyObject *data, const uint8_t **text, size_t *size)
 {
     Py_ssize_t length = 0;
     const char *start = NULL;
@@ -16,11 +19,13 @@ static const uint8_t *utf8_of(PyObject *data, size_t *size)
         start = PyBytes_AsString(data);
     } else if (PyUnicode_Check(data)) {
         start = PyUnicode_AsUTF8AndSize(data, &length);
-        if (start == NULL)
-            PyErr_Clear();
+        if (start == NULL && !PyErr_ExceptionMatches(PyExc_UnicodeEncodeError))
+            return false;
+        PyErr_Clear();
     }
+    *text = (const uint8_t *)start;
     *size = (size_t)length;
-    return (const uint8_t *)start;
+    return true;
 }
 
 static PyObject *bytes_of(const uint8_t *p, size_t size)
@@ -47,8 +52,10 @@ static PyObject *found(const uint8_t *room)
 static PyObject *agent_json_walk(PyObject *module, PyObject *data)
 {
     size_t size;
-    const uint8_t *text = utf8_of(data, &size);
+    const uint8_t *text;
     (void)module;
+    if (!find_utf8(data, &text, &size))
+        return NULL;
     if (text == NULL || size > AK_AGENT_MAX_SIZE)
         return PyUnicode_FromString("left");
     uint8_t *room = PyMem_Malloc(4 * size + 256);
@@ -72,8 +79,10 @@ static PyObject *agent_json_walk(PyObject *module, PyObject *data)
 static PyObject *unhex(PyObject *module, PyObject *data)
 {
     size_t size;
-    const uint8_t *text = utf8_of(data, &size);
+    const uint8_t *text;
     (void)module;
+    if (!find_utf8(data, &text, &size))
+        return NULL;
     if (text == NULL)
         Py_RETURN_NONE;
     PyObject *bytes = bytes_of(NULL, size / 2);

@@ -1,6 +1,6 @@
-/* Replay as a function of Python's. Through cffi, with memory from there and the values cut out of
- * it in Python, a log took 0.6 us more than its folding, which is 2.4 for 28 events; so it takes
- * @@@ more (CPython 3.11, Sapphire Rapids). */
+/* Replay as a function of Python's. Through cffi, with memory from there, out of which Python cut
+ * the values, a log of 28 events took 0.4 us more than the 2.7 that it takes so (CPython 3.11,
+ * Sapphire Rapids). */
 #include "ak_objects.h"
 
 #include "ak.h"
