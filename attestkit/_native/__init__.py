@@ -151,33 +151,35 @@ def _replay_otherwise(registers: bytes, digests: bytes) -> Registers:
     raise _cannot_replay([(registers, digests)])
 
 
-def _replay_columns(
+def _replay_joined(
     replay_many: "Callable[[bytes, bytes, Any, int, Any], int]",
-    columns: "Sequence[tuple[bytes, bytes]]",
+    registers: "Sequence[bytes]",
+    digests: "Sequence[bytes]",
+    counts: list[int],
 ) -> list[Registers]:
-    registers, digests = zip(*columns, strict=True)
-    counts = list(map(len, registers))
-    if list(map(len, digests)) != [48 * count for count in counts]:
-        raise _cannot_replay(columns)
     counted = ffi.from_buffer("uint32_t[]", array("I", counts))
     values: Any = _new_uncleared("uint8_t[]", 192 * len(counts))
-    # Joined, they are `bytes` that nobody else has.
+    # What is joined is `bytes` that nobody can change, also while other threads run.
     if replay_many(b"".join(registers), b"".join(digests), counted, len(counts), values):
-        raise _cannot_replay(columns)
+        raise _cannot_replay(list(zip(registers, digests, strict=True)))
     return list(_REGISTERS.iter_unpack(ffi.buffer(values)))
 
 
 def _replay_unlocked(columns: "Sequence[tuple[bytes, bytes]]") -> list[Registers]:
-    return _replay_columns(lib.ak_replay_unlocked, columns)
+    registers, digests = zip(*columns, strict=True)
+    return _replay_joined(lib.ak_replay_unlocked, registers, digests, list(map(len, registers)))
 
 
-def _compiled_replay_many(columns: list[tuple[bytes, bytes]]) -> list[Registers]:
+def _compiled_replay_many(columns: "Sequence[tuple[bytes, bytes]]") -> list[Registers]:
     if not columns:
         return []
-    sizes = [len(registers) for registers, _ in columns]
-    if sum(sizes) < _MANY_EVENTS:
-        return _replay_columns(lib.ak_replay_many, columns)
-    return in_parts(_replay_unlocked, columns, sizes, _MANY_EVENTS // 2)
+    registers, digests = zip(*columns, strict=True)
+    counts = list(map(len, registers))
+    if list(map(len, digests)) != [48 * count for count in counts]:
+        raise _cannot_replay(columns)
+    if sum(counts) < _MANY_EVENTS:
+        return _replay_joined(lib.ak_replay_many, registers, digests, counts)
+    return in_parts(_replay_unlocked, columns, counts, _MANY_EVENTS)
 
 
 def _compiled_sha384(data: bytes) -> bytes:
@@ -215,7 +217,7 @@ ccel_walk: "CcelWalk"
 tpm_walk: "TpmWalk"
 agent_json_walk: "Callable[[bytes | str], AgentLog | Literal['refused', 'left']]"
 replay: "Callable[[bytes, bytes], Registers]"
-replay_many: "Callable[[list[tuple[bytes, bytes]]], list[Registers]]"
+replay_many: "Callable[[Sequence[tuple[bytes, bytes]]], list[Registers]]"
 sha384: "Callable[[bytes], bytes]"
 unhex: "Callable[[bytes | str], bytes | None]"
 hexlify: "Callable[[bytes], bytes]"

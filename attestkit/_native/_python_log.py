@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from attestkit._native._status import refuse
@@ -196,7 +197,7 @@ def replay(registers: bytes, digests: bytes) -> tuple[bytes, bytes, bytes, bytes
 
 
 def replay_many(
-    columns: list[tuple[bytes, bytes]],
+    columns: Sequence[tuple[bytes, bytes]],
 ) -> list[tuple[bytes, bytes, bytes, bytes]]:
     """Replay many logs, each given as registers and digests."""
     return [replay(registers, digests) for registers, digests in columns]

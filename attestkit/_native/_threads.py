@@ -30,22 +30,23 @@ def _spans(sizes: Sequence[int], part: int) -> list[tuple[int, int]]:
 
 
 def in_parts(
-    work: Callable[[Sequence[T]], list[R]], things: Sequence[T], sizes: Sequence[int], part: int
+    work: Callable[[Sequence[T]], list[R]], things: Sequence[T], sizes: Sequence[int], share: int
 ) -> list[R]:
-    """Return the results of `work` for all things, a part of them at a time.
+    """Return the results of `work` for all things, some of them at a time.
 
     Args:
         work: Turns things into a result each.
         things: What to work on.
         sizes: How much work each of them is.
-        part: How much work goes together, so much that a thread is worth its start.
+        share: How much work is worth a thread. A quarter of it is done at a time, so that a thread
+            that is slow does less of it all.
 
     Raises:
         BaseException: What `work` raised first, after all threads have ended.
     """
     from threading import Thread  # late: only large batches need it
 
-    spans = _spans(sizes, part)
+    spans = _spans(sizes, share // 4)
     waiting = spans[::-1]
     results: dict[int, list[R]] = {}
     errors: list[BaseException] = []
@@ -61,7 +62,7 @@ def in_parts(
             except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
                 errors.append(error)
 
-    threads = [Thread(target=take_parts) for _ in range(min(cpus(), len(spans)) - 1)]
+    threads = [Thread(target=take_parts) for _ in range(min(cpus(), sum(sizes) // share) - 1)]
     for number, thread in enumerate(threads):
         try:
             thread.start()

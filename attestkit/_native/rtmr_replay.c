@@ -10,21 +10,27 @@
 #define WORDS 6 /* of 64 bits in a SHA-384 value */
 
 /* A window is as much of the logs as is sorted into chains at a time, on the stack. At its end
- * lanes run empty, which is 1 % of the work in 8192 events; a log may go on in the next. */
-enum { WINDOW_EVENTS = 8192, WINDOW_CHAINS = 1024 };
+ * lanes run empty, which is 1 % of the work in 4096 events; a log may go on in the next. */
+enum { WINDOW_EVENTS = 4096, WINDOW_CHAINS = 1024 };
 
 typedef struct {
-    const uint16_t *places; /* of its next digests, among those of the window */
+    const uint16_t *places; /* of its digests, counted from the first in the window */
     size_t left;            /* how many these are */
-    uint8_t *value;         /* of the register, before them and then after */
+    uint8_t *value;         /* of the register: before them, and then after */
 } chain;
 
 typedef struct {
     const uint8_t *digests;
     size_t events, chains;
-    uint16_t place[WINDOW_EVENTS];
+    uint16_t place[REGISTERS * WINDOW_EVENTS];
     chain chain[WINDOW_CHAINS];
 } window;
+
+/* The chain of each lane; its value is kept in `words`. */
+typedef struct {
+    AK_SHA512_ALIGNED uint64_t words[WORDS * AK_SHA512_LANES];
+    chain chain[AK_SHA512_LANES];
+} work;
 
 static void load_value(uint64_t *word, size_t lanes, const uint8_t *value)
 {
@@ -38,31 +44,46 @@ static void store_value(uint8_t *value, const uint64_t *word, size_t lanes)
         ak_put_be64(value + 8 * i, word[lanes * i]);
 }
 
-/* Extend each lane by as many digests as the shortest of its chains has left. Lanes without a chain
- * do what another does. */
-static void extend_lanes(const ak_sha512_impl *impl, uint64_t *values, chain *lane,
-                         const uint8_t *digests)
+static void begin(work *at, size_t lanes, size_t i, const chain *c)
 {
-    const uint16_t *places[AK_SHA512_LANES];
-    const uint8_t *digest[AK_SHA512_LANES];
-    const chain *shortest = NULL;
+    at->chain[i] = *c;
+    load_value(at->words + i, lanes, c->value);
+}
 
-    for (size_t i = 0; i < impl->lanes; i++)
-        if (lane[i].left > 0 && (!shortest || lane[i].left < shortest->left))
-            shortest = &lane[i];
-    const size_t steps = shortest->left;
-    for (size_t i = 0; i < impl->lanes; i++)
-        places[i] = lane[i].left > 0 ? lane[i].places : shortest->places;
+/* Let a lane for which there is no chain do what the lane with the most left to do does. */
+static void idle(work *at, size_t lanes, size_t i)
+{
+    size_t longest = 0;
+
+    for (size_t j = 1; j < lanes; j++)
+        if (at->chain[j].left > at->chain[longest].left)
+            longest = j;
+    at->chain[i] = at->chain[longest];
+    at->chain[i].value = NULL;
+}
+
+/* Extend each lane as often as the shortest chain has digests left. Returns a bit for each lane
+ * that is done. Without branches, which nothing could predict. */
+static uint32_t extend_lanes(const ak_sha512_impl *impl, work *at, const uint8_t *digests)
+{
+    const uint8_t *digest[AK_SHA512_LANES];
+    const size_t lanes = impl->lanes;
+    size_t steps = SIZE_MAX;
+    uint32_t done = 0;
+
+    for (size_t i = 0; i < lanes; i++)
+        steps = at->chain[i].left < steps ? at->chain[i].left : steps;
     for (size_t step = 0; step < steps; step++) {
-        for (size_t i = 0; i < impl->lanes; i++)
-            digest[i] = digests + (size_t)DIGEST * places[i][step];
-        impl->extend(values, digest);
+        for (size_t i = 0; i < lanes; i++)
+            digest[i] = digests + (size_t)DIGEST * at->chain[i].places[step];
+        impl->extend(at->words, digest);
     }
-    for (size_t i = 0; i < impl->lanes; i++)
-        if (lane[i].left > 0) {
-            lane[i].places += steps;
-            lane[i].left -= steps;
-        }
+    for (size_t i = 0; i < lanes; i++) {
+        at->chain[i].places += steps;
+        at->chain[i].left -= steps;
+        done |= (uint32_t)(at->chain[i].left == 0) << i;
+    }
+    return done;
 }
 
 /* Fold chains, a lane each, the next as soon as one is done, until so few are left that fewer lanes
@@ -71,34 +92,35 @@ static size_t fold(chain *chains, size_t count, const uint8_t *digests)
 {
     const ak_sha512_impl *impl = ak_sha512_for(count);
     const size_t lanes = impl->lanes;
-    AK_SHA512_ALIGNED uint64_t values[WORDS * AK_SHA512_LANES] = {0};
-    chain lane[AK_SHA512_LANES] = {{0}};
-    size_t next = 0, live = 0;
+    size_t next = 0, live, kept = 0;
+    work at = {0};
 
-    for (; next < count && next < lanes; next++, live++) {
-        lane[next] = chains[next];
-        load_value(values + next, lanes, lane[next].value);
-    }
+    for (; next < lanes && next < count; next++)
+        begin(&at, lanes, next, &chains[next]);
+    live = next;
+    for (size_t i = live; i < lanes; i++)
+        idle(&at, lanes, i);
     while (live >= impl->least) {
-        extend_lanes(impl, values, lane, digests);
-        for (size_t i = 0; i < lanes; i++) {
-            if (lane[i].left > 0 || !lane[i].value)
+        for (uint32_t done = extend_lanes(impl, &at, digests); done; done &= done - 1) {
+            const size_t i = (size_t)__builtin_ctz(done);
+            if (!at.chain[i].value)
                 continue;
-            store_value(lane[i].value, values + i, lanes);
-            lane[i] = next < count ? chains[next++] : (chain){0};
-            if (lane[i].value)
-                load_value(values + i, lanes, lane[i].value);
-            else
+            store_value(at.chain[i].value, at.words + i, lanes);
+            if (next < count) {
+                begin(&at, lanes, i, &chains[next++]);
+            } else {
+                idle(&at, lanes, i);
                 live--;
+            }
         }
     }
-    for (size_t i = 0, at = 0; i < lanes; i++) {
-        if (!lane[i].value)
+    for (size_t i = 0; i < lanes; i++) {
+        if (!at.chain[i].value)
             continue;
-        store_value(lane[i].value, values + i, lanes);
-        chains[at++] = lane[i];
+        store_value(at.chain[i].value, at.words + i, lanes);
+        chains[kept++] = at.chain[i];
     }
-    return live;
+    return kept;
 }
 
 static void fold_window(window *w)
@@ -108,29 +130,26 @@ static void fold_window(window *w)
     w->events = 0;
 }
 
-/* Sort the events of a log, or of a part of it, into chains. Counts of the four registers, and then
- * where their next places go, are 16 bits each of one word: there are no more events than fit. */
+/* Sort the events of a log, or of a part of it, into chains. How many each has so far are 16 bits
+ * each of one word, which is faster than four counters. */
 static bool sort_events(window *w, const uint8_t *registers, size_t count, uint8_t *values)
 {
-    uint64_t counts = 0, starts;
+    uint16_t *const place = w->place + REGISTERS * w->events; /* `count` for each register */
+    uint64_t counts = 0;
     unsigned all = 0;
 
     for (size_t i = 0; i < count; i++) {
+        const size_t r = registers[i] % REGISTERS;
         all |= registers[i];
-        counts += 1ULL << 16 * (registers[i] & 3);
+        place[count * r + (counts >> 16 * r & 0xffff)] = (uint16_t)(w->events + i);
+        counts += 1ULL << 16 * r;
     }
     if (all >= REGISTERS)
         return false;
-    starts = (counts << 16) + (counts << 32) + (counts << 48);
-    uint16_t *const place = w->place + w->events;
-    for (unsigned r = 0; r < REGISTERS; r++) {
-        const size_t left = counts >> 16 * r & 0xffff, start = starts >> 16 * r & 0xffff;
+    for (size_t r = 0; r < REGISTERS; r++) {
+        const size_t left = counts >> 16 * r & 0xffff;
         if (left > 0)
-            w->chain[w->chains++] = (chain){place + start, left, values + DIGEST * r};
-    }
-    for (size_t i = 0; i < count; i++) {
-        place[starts >> 16 * registers[i] & 0xffff] = (uint16_t)(w->events + i);
-        starts += 1ULL << 16 * registers[i];
+            w->chain[w->chains++] = (chain){place + count * r, left, values + DIGEST * r};
     }
     w->events += count;
     return true;

@@ -1,0 +1,123 @@
+"""Work in parts comes back whole and in order, from as many threads as there are CPUs."""
+
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from attestkit import _native
+from attestkit._native import _threads
+from attestkit._native._threads import cpus, in_parts
+
+
+def doubled(things: Sequence[int]) -> list[int]:
+    """Return twice each thing."""
+    return [2 * thing for thing in things]
+
+
+@pytest.fixture(autouse=True)
+def _three_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the work be shared, also on a machine with one CPU."""
+    monkeypatch.setattr(_threads, "cpus", lambda: 3)
+
+
+def test_cpus_are_those_of_this_process() -> None:
+    """A process that is confined to some CPUs starts no more threads than these."""
+    assert 1 <= cpus() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize("share", [1, 4, 10, 100, 10**6])
+@pytest.mark.parametrize("count", [0, 1, 2, 50])
+def test_results_are_in_order(count: int, share: int) -> None:
+    """Whatever a part holds, also things that are no work at all."""
+    sizes = [thing * 7 % 10 for thing in range(count)]
+    assert in_parts(doubled, range(count), sizes, share) == doubled(range(count))
+
+
+def test_threads_work_at_the_same_time() -> None:
+    """Three parts wait for each other, which they only can where each has a thread."""
+    together = threading.Barrier(3, timeout=60)
+
+    def meet(things: Sequence[int]) -> list[int]:
+        together.wait()
+        return doubled(things)
+
+    assert in_parts(meet, range(3), [4, 4, 4], 4) == [0, 2, 4]
+
+
+@pytest.mark.parametrize("share", [13, 100])
+def test_less_work_than_two_shares_starts_no_thread(share: int) -> None:
+    """The caller's thread does it all."""
+    workers = set()
+
+    def who(things: Sequence[int]) -> list[int]:
+        workers.add(threading.get_ident())
+        return doubled(things)
+
+    in_parts(who, range(20), [1] * 20, share)
+    assert workers == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("wrong", [0, 31, 59])
+def test_first_error_is_the_caller_s(wrong: int) -> None:
+    """It is raised once all threads have ended."""
+
+    def work(things: Sequence[int]) -> list[int]:
+        if wrong in things:
+            raise KeyError(wrong)
+        return doubled(things)
+
+    before = threading.active_count()
+    with pytest.raises(KeyError, match=str(wrong)):
+        in_parts(work, range(60), [1] * 60, 4)
+    assert threading.active_count() == before
+
+
+def test_without_threads_the_caller_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be had, because there are too many, the work is done all the same."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert in_parts(doubled, range(100), [1] * 100, 4) == doubled(range(100))
+
+
+@pytest.fixture
+def _no_switching() -> Iterator[None]:
+    """Leave the GIL with who has it until they let go of it."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
+@pytest.mark.usefixtures("_no_switching")
+@pytest.mark.parametrize("name", ["ak_replay_many", "ak_replay_unlocked"])
+def test_only_the_call_for_batches_lets_others_run(name: str) -> None:
+    """Another thread that wants to run gets to it inside of one, and not inside of the other."""
+    module = pytest.importorskip("attestkit._native._lib")
+    replay_many = getattr(module.lib, name)
+    values = module.ffi.new("uint8_t[]", 192)
+    count = 20000
+    counts = module.ffi.new("uint32_t[]", [count])
+    registers, digests = bytes(count), bytes(48 * count)
+    start, ran = threading.Event(), []
+
+    def other() -> None:
+        start.wait()
+        ran.append(True)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    start.set()
+    for _ in range(1000 if name == "ak_replay_unlocked" else 3):
+        replay_many(registers, digests, counts, 1, values)
+        if ran:
+            break
+    found = bool(ran)
+    thread.join()
+    assert found is (name == "ak_replay_unlocked")
