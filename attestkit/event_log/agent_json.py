@@ -5,7 +5,6 @@ version 2 also `version` and `preimage`. Unknown keys are passed over, as the ag
 do; a key that comes twice is refused, because readers disagree about which one counts.
 """
 
-from binascii import unhexlify
 from collections.abc import Iterable
 from json import JSONDecodeError, JSONDecoder, loads
 from typing import NamedTuple, NoReturn
@@ -45,15 +44,16 @@ class AgentJsonSource(NamedTuple):
         for row in AGENT_ROW.iter_unpack(self.rows):
             register, version, _, escaped, event_type, digest_at, start, size, hex_at, digits = row
             if event_type == NO_ACTION:
-                digest = unhexlify(text[digest_at : digest_at + 96])
+                digest = unhex(text[digest_at : digest_at + 96])
             else:
                 digest = digests[at : at + 48]
                 at += 48
             name = ""
-            if size:
-                quoted = text[start - 1 : start + size + 1]
-                name = loads(quoted) if escaped else quoted[1:-1].decode()
-            payload = unhexlify(text[hex_at : hex_at + digits])
+            if escaped:
+                name = loads(text[start - 1 : start + size + 1])
+            elif size:
+                name = text[start : start + size].decode()
+            payload = unhex(text[hex_at : hex_at + digits])
             if event_type != RUNTIME_EVENT_TYPE:
                 version = 1
             events.append(
