@@ -33,6 +33,7 @@ SOURCES = [
     "cpu.c",
     "hex.c",
     "json.c",
+    "json_depth.c",
     "quote.c",
     "quote_columns.c",
     "quote_object.c",

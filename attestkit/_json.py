@@ -8,17 +8,16 @@ thousand brackets overflow the C stack and end the process.
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
+from attestkit._native import json_depth
 from attestkit.errors import FormatError
 
 __all__ = ["MAX_DEPTH", "check_depth", "decode_strictly"]
 
 MAX_DEPTH: Final = 200  # levels; the deepest real document has nine
-_MARKS: Final = re.compile(r'"[^"]*"?|[\[{\]}]')  # a string that does not end is one to the end
 
 
 def check_depth(text: str | bytes) -> None:
@@ -27,25 +26,14 @@ def check_depth(text: str | bytes) -> None:
     It takes time in proportion to the text, whatever that is: quotes that do not close included.
 
     Raises:
-        FormatError: It nests deeper.
+        FormatError: It nests deeper; the offset is one in bytes, also of a `str`, as in UTF-8.
     """
-    if isinstance(text, bytes):
-        if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
-            return
-        text = text.decode("latin-1")  # brackets and quotes are the same in UTF-8
-    elif text.count("[") + text.count("{") <= MAX_DEPTH:
+    if len(text) <= MAX_DEPTH:
         return
-    # Blank out the escapes of strings, so that every quote left is a border of one.
-    text = text.replace("\\\\", "__").replace('\\"', "__")
-    depth = 0
-    for mark in _MARKS.finditer(text):
-        first = text[mark.start()]
-        if first in "[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise FormatError(f"JSON nests deeper than {MAX_DEPTH} levels", offset=mark.start())
-        elif first != '"':
-            depth -= 1
+    if isinstance(text, str):
+        text = text.encode(errors="surrogatepass")  # lone ones are no JSON; that comes out later
+    if (offset := json_depth(text, len(text), MAX_DEPTH)) >= 0:
+        raise FormatError(f"JSON nests deeper than {MAX_DEPTH} levels", offset=offset)
 
 
 def decode_strictly(text: str | bytes) -> Any:  # noqa: ANN401 - any JSON

@@ -21,6 +21,15 @@ def test_the_bound_is_exact(kind: type) -> None:
     assert caught.value.offset == 6 * (MAX_DEPTH // 2)
 
 
+@pytest.mark.parametrize("wide", ["é", "\u2200", "\ud800", "\U0001f511"])
+def test_the_offset_is_one_in_bytes(wide: str) -> None:
+    """Of text as of its UTF-8 form; a lone surrogate, which is no text, counts as its three."""
+    text = f'["{wide}",' + "[" * MAX_DEPTH
+    with pytest.raises(FormatError) as caught:
+        check_depth(text)
+    assert caught.value.offset == len(text.encode(errors="surrogatepass")) - 1
+
+
 def test_width_and_brackets_in_strings_do_not_count() -> None:
     """A wide document, and brackets inside strings, are no depth."""
     check_depth(json.dumps([[1]] * 10_000))

@@ -38,6 +38,7 @@ __all__ = [
     "ccel_walk",
     "cpuid",
     "hexlify",
+    "json_depth",
     "quote_columns",
     "quote_layout",
     "quote_parsers",
@@ -211,6 +212,7 @@ def _compiled_cpuid(leaf: int, subleaf: int) -> CpuRegisters:
     return eax, ebx, ecx, edx
 
 
+json_depth: "Callable[[bytes, int, int], int]"  # by text, its size and the most levels
 quote_layout: "Callable[[bytes], QuoteLayout]"
 quote_columns: "Callable[[bytes, bytes | None], QuoteColumns]"
 ccel_walk: "CcelWalk"
@@ -237,6 +239,7 @@ if CORE == "compiled":
     unhex, hexlify = _objects.unhex, _objects.hexlify
     sha384_many = _compiled_sha384_many
     cpuid = _compiled_cpuid
+    json_depth = lib.ak_json_depth
 else:
     # Late, so that the compiled core does not pay for its twin.
     from attestkit._native import _python
@@ -253,6 +256,7 @@ else:
     hexlify = _python.hexlify
     sha384_many = _python.sha384_many
     cpuid = _python.cpuid
+    json_depth = _python.json_depth
 
 if TYPE_CHECKING:
     from attestkit._native._objects import QuoteBase, quote_parsers

@@ -155,6 +155,9 @@ ak_status ak_replay_many(const uint8_t *registers, const uint8_t *digests, const
  * it is given may change under it. build_cffi.py defines it; C alone has no use for it. */
 ak_status ak_replay_unlocked(const uint8_t *registers, const uint8_t *digests,
                              const uint32_t *counts, size_t logs, uint8_t *values);
+/* Find the first bracket that nests deeper than `most` levels: its offset, or -1. Those in strings
+ * do not count. The text need not be JSON, and a string may lack its end. */
+int64_t ak_json_depth(const uint8_t *text, size_t size, uint32_t most);
 
 /* SHA-384: 48 bytes. */
 void ak_sha384(const uint8_t *data, size_t size, uint8_t *digest);

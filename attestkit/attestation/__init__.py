@@ -23,6 +23,7 @@ from attestkit.attestation.platforms import (
     Tdx,
 )
 from attestkit.attestation.scale import MAX_ITEMS
+from attestkit.attestation.wire_log import WireLog
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import Event, EventLog
 from attestkit.event_log.event import RUNTIME_REGISTER, WireEvent, received
@@ -37,6 +38,7 @@ Encoding = Literal["v0", "v1", "cbor"]
 MAX_SIZE: Final = 10_485_760
 """Bytes that encoded evidence may have: 10 MiB."""
 
+_NO_LOG: Final = WireLog()
 _ENCODE: Final = {"v0": v0_scale.encode, "v1": v1_msgpack.encode, "cbor": cbor.encode}
 
 
@@ -110,6 +112,8 @@ class Attestation:
         event_log: EventLog,
         config: str = "",
         report_data: bytes | None = None,
+        *,
+        known: WireLog = _NO_LOG,
     ) -> "Attestation":
         """Make evidence from what a TD has.
 
@@ -118,6 +122,7 @@ class Attestation:
             event_log: The log that replays to its registers; also the runtime events' source.
             config: The VM's configuration, JSON text.
             report_data: 64 bytes, if not those of the quote.
+            known: The log, or its start, as evidence carries it, if that was made before.
 
         Raises:
             UsageError: `report_data` does not have 64 bytes.
@@ -125,10 +130,11 @@ class Attestation:
         sealed = quote.report_data if report_data is None else report_data
         if len(sealed) != 64:
             raise UsageError(f"report data has 64 bytes, not {len(sealed)}")
-        runtime = [RuntimeEvent(e.name, e.payload, e.version) for e in event_log.runtime]
-        events = tuple([_wire_event(event) for event in event_log.events])
-        made = cls(Evidence(Tdx(quote.raw, events), Stack(sealed, tuple(runtime), config)))
+        _, events, runtime = known.of(event_log)
+        made = cls(Evidence(Tdx(quote.raw, events), Stack(sealed, runtime, config)))
         made._quote, made._event_log = quote, event_log
+        if all(event.digest for event in event_log.runtime):
+            made._runtime_events = event_log.runtime
         return made
 
     def to_bytes(self, encoding: Encoding | None = None) -> bytes:
@@ -293,16 +299,3 @@ def _runtime_event(event: RuntimeEvent, index: int) -> Event:
     payload, version = event.payload, event.version
     wire = WireEvent(RUNTIME_REGISTER, RUNTIME_EVENT_TYPE, b"", event.event, payload, version)
     return received(wire, index)
-
-
-def _wire_event(event: Event) -> WireEvent:
-    preimage = event.preimage().hex() if event.is_runtime and event.version == 2 else None
-    return WireEvent(
-        event.register,
-        event.event_type,
-        event.digest,
-        event.name,
-        event.payload,
-        event.version,
-        preimage,
-    )

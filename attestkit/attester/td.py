@@ -6,6 +6,7 @@ from typing import Final
 
 from attestkit.attestation import MAX_SIZE, Attestation
 from attestkit.attestation.scale import MAX_ITEMS
+from attestkit.attestation.wire_log import WireLog
 from attestkit.attester.source import NO_REGISTERS, HostApp, Owner, check_name, parse_quote
 from attestkit.backends.base import Backend, RegisterExtender
 from attestkit.errors import (
@@ -16,10 +17,11 @@ from attestkit.errors import (
     ReplayError,
     UnsupportedError,
     UsageError,
+    VerificationError,
 )
 from attestkit.event_log import Event, EventLog, Rtmrs
-from attestkit.event_log.runtime import runtime_event
-from attestkit.event_log.runtime_log import RuntimeLog, size_in_evidence
+from attestkit.event_log.runtime import check_runtime_events, runtime_event
+from attestkit.event_log.runtime_log import RuntimeLog, replay_from, size_in_evidence
 from attestkit.quote import Quote
 
 __all__ = ["TdSource"]
@@ -47,13 +49,16 @@ class TdSource:
         self._events: tuple[Event, ...] = ()
         self._events_size = 0
         self._log = self._firmware
-        self._agreed: Rtmrs | None = None  # registers that `_log` was found to replay to
+        self._wire_log = WireLog()
+        # Registers that the firmware's log with these events was found to explain.
+        self._agreed: tuple[Rtmrs, tuple[Event, ...]] | None = None
 
     # -- evidence ------------------------------------------------------------------------------
 
     def get_quote(self, report_data: bytes) -> Quote:
         """Return a quote over exactly 64 bytes."""
         with self._device:
+            self._check_usable()  # again, now that nobody can close it
             return self._quote(report_data)
 
     def quote_and_log(self, report_data: bytes) -> tuple[Quote, EventLog]:
@@ -68,22 +73,41 @@ class TdSource:
 
     def _agreeing(self, report_data: bytes) -> tuple[Quote, EventLog]:
         with self._history(), self._device:
+            self._check_usable()  # again, now that nobody can close it
             quote = self._quote(report_data)
-            log = self._read_log()
-            if quote.rtmrs != self._agreed:
-                log.check(quote)
-                self._agreed = quote.rtmrs
+            log, agreed = self._read_log(), self._agreed
+            if agreed is None or agreed[0] != quote.rtmrs or agreed[1] is not self._events:
+                if not self._has_grown_to(quote.rtmrs):
+                    log.check(quote)
+                self._agreed = quote.rtmrs, self._events
             return quote, log
+
+    def _has_grown_to(self, rtmrs: Rtmrs) -> bool:
+        """Tell whether the log agreed before, and its new events explain what the registers are.
+
+        Of a long log nothing is replayed again then. Where this cannot tell, `EventLog.check` does.
+        """
+        if self._agreed is None:
+            return False
+        (*others, rtmr3), known = self._agreed
+        new = self._events[len(known) :]
+        try:
+            check_runtime_events(new)
+        except VerificationError:
+            return False
+        return (*others, replay_from(rtmr3, new)) == rtmrs
 
     def evidence(self, report_data: bytes) -> Attestation:
         """Return evidence over exactly 64 bytes."""
         config = self.app.vm_config
         quote, log = self.quote_and_log(report_data)
-        return Attestation.for_tdx(quote, log, config)
+        self._wire_log = known = self._wire_log.of(log)
+        return Attestation.for_tdx(quote, log, config, known=known)
 
     def event_log(self) -> EventLog:
         """Return the firmware's log with the runtime events behind it."""
         with self._history(), self._device:
+            self._check_usable()  # again, now that nobody can close it
             return self._read_log()
 
     # -- registers -----------------------------------------------------------------------------
@@ -160,12 +184,10 @@ class TdSource:
 
     def _quote(self, report_data: bytes) -> Quote:
         """Return a quote that is well formed and over what was asked."""
-        self._check_usable()  # again, now that nobody can close it
         return parse_quote(self._backend.get_quote(report_data), report_data)
 
     def _read_log(self) -> EventLog:
         """Return the log as it is now, the same object as long as it is the same log."""
-        self._check_usable()  # again, now that nobody can close it
         area = self._backend.read_event_log()
         events = () if self._extender is None else self._open_journal().events()
         if area is not self._area and area != self._area:
@@ -192,11 +214,12 @@ class TdSource:
         """Go on with more events, or with others if it was booted again."""
         known, log, size = len(self._events), self._log, self._events_size
         if events[:known] != self._events:
+            self._agreed = None
             known, log, size = 0, self._firmware, 0
         log = log.with_runtime(events[known:])
         size += sum(map(size_in_evidence, events[known:]))
         # All at once: an interrupt in between would have events taken twice.
-        self._events, self._log, self._events_size, self._agreed = events, log, size, None
+        self._events, self._log, self._events_size = events, log, size
 
     @contextmanager
     def alone(self) -> Iterator[None]:

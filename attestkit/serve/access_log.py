@@ -23,7 +23,7 @@ from attestkit.serve.log_sink import Sink
 
 __all__ = ["AccessLog"]
 
-_Entry: TypeAlias = tuple[float, str, str, str, bytes, int, int, float, str]
+_Entry: TypeAlias = tuple[float, str, str, str, bytes, int, int, float, bytes]
 
 _INTERVAL: Final = 0.2  # seconds
 _BATCH: Final = 1000  # requests
@@ -63,7 +63,7 @@ class AccessLog:
         status: int,
         size: int,
         seconds: float,
-        request_id: str,
+        request_id: bytes,
     ) -> None:
         """Take a request that was answered or refused; to be called in the event loop.
 
@@ -75,7 +75,7 @@ class AccessLog:
             status: What was answered.
             size: Bytes of the answer's body.
             seconds: How long it took.
-            request_id: Ours; nothing, where it was given none.
+            request_id: Ours, in ASCII; nothing, where it was given none.
         """
         self._entries.append(
             (
@@ -122,7 +122,7 @@ def _text_line(entry: _Entry) -> bytes:
         status,
         size,
         seconds,
-        request_id.encode("ascii", "backslashreplace") or b"-",
+        request_id or b"-",
     )
 
 
@@ -133,7 +133,7 @@ def _json_line(entry: _Entry) -> bytes:
         _rfc3339(int(at)),
         int(at % 1 * 1000),
         *(verb_bytes, path_bytes, _quoted(listener), _quoted(client), verb_bytes, path_bytes),
-        *(status, size, seconds, request_id.encode("ascii", "backslashreplace")),
+        *(status, size, seconds, request_id),
     )
 
 

@@ -42,7 +42,7 @@ def _get_key(guest: Guest, args: GetKeyArgs) -> GetKeyResponse:
     return GetKeyResponse(derived.key, derived.signature_chain)
 
 
-def _get_quote(guest: Guest, args: RawQuoteArgs) -> GetQuoteResponse:
+def _get_quote(guest: Guest, args: RawQuoteArgs) -> Prepared[GetQuoteResponse]:
     """Get a TDX quote over the report data, and the event log that replays to its registers."""
     return guest.quote_response(args.report_data)
 

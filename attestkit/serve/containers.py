@@ -9,6 +9,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -179,6 +180,11 @@ class Containers:
 
     @asynccontextmanager
     async def _engine(self) -> AsyncIterator["Docker"]:
+        if self._path is not None:
+            try:
+                Path(self._path).stat()  # noqa: ASYNC240 - takes no time
+            except FileNotFoundError as error:  # to find that out takes no library of 11 MB
+                raise self._unreachable(error) from error
         await load("aiodocker")
         from aiodocker import Docker
         from aiohttp import TCPConnector, UnixConnector

@@ -17,12 +17,10 @@ from attestkit.event_log.readable import printable
 from attestkit.serve.assets import asset_path
 from attestkit.serve.containers import Container
 from attestkit.serve.facts import LONGEST, Row, identity_rows, machine_rows
-from attestkit.serve.guest import Guest
-from attestkit.serve.json_codec import Prepared
+from attestkit.serve.guest import Guest, Identity
 from attestkit.serve.late import load
-from attestkit.serve.messages import AppInfo
 from attestkit.serve.system import read_figures
-from attestkit.serve.timeline import measured
+from attestkit.serve.timeline import measurements
 from attestkit.serve.views import Answer, Asked, Header
 
 if TYPE_CHECKING:
@@ -80,7 +78,7 @@ class Dashboard:
 
     def __init__(self, mounted: Collection[str]) -> None:
         self._mounted = frozenset(mounted)
-        self._shown: tuple[Prepared[AppInfo], Markup] | None = None
+        self._shown: tuple[Identity, Markup] | None = None
         self._found: tuple[float, _Found] | None = None
         self._asking = asyncio.Lock()
 
@@ -88,23 +86,21 @@ class Dashboard:
         """Show the page as things are now."""
         hidden = not guest.app_compose.public_tcbinfo
         try:
-            prepared = await guest.on_device(lambda: guest.info(hidden=hidden))
+            identity = await guest.on_device(lambda: guest.identity(hidden=hidden))
         except AttestKitError as error:
             raise BackendError(f"Failed to get worker info: {error}") from error
-        info = prepared.message
-        assert isinstance(info, AppInfo)
         await load("psutil")
-        page, measurements = await _templates()
+        page, part = await _templates()
         containers = await self._containers(guest)
         text = page.render(
             simulated=guest.attester.simulated,
-            app_name=printable(info.app_name, LONGEST),
-            identity=identity_rows(info),
+            app_name=printable(identity.app.app_name, LONGEST),
+            identity=identity_rows(identity.app),
             platform=_platform(guest),
             system=_system(guest),
             containers=containers,
             public_logs="/logs/" in self._mounted,
-            measurements=self._measurements(measurements, prepared, info),
+            measurements=self._measurements(part, identity),
             hidden=hidden,
             links=[(path, what) for path, what in _LINKS if path in self._mounted],
             now=datetime.fromtimestamp(guest.now(), timezone.utc),
@@ -120,15 +116,13 @@ class Dashboard:
                 known = self._found = guest.now(), found
             return known[1]
 
-    def _measurements(
-        self, template: "Template", prepared: Prepared[AppInfo], info: AppInfo
-    ) -> "Markup":
+    def _measurements(self, template: "Template", identity: Identity) -> "Markup":
         """Return registers, events and TCB info as HTML; made anew when they are others."""
-        if self._shown is None or self._shown[0] is not prepared:
+        if self._shown is None or self._shown[0] is not identity:
             from markupsafe import Markup  # comes with the template library
 
-            # The template has escaped whatever is in there.
-            self._shown = prepared, Markup(template.render(measured=measured(info)))  # noqa: S704
+            html = template.render(measured=measurements(identity.measured))
+            self._shown = identity, Markup(html)  # noqa: S704 - the template has escaped it
         return self._shown[1]
 
 

@@ -1,20 +1,15 @@
 """What the methods of every service work on: the attester, the app's keys, who the server is."""
 
 import asyncio
-import json
 import logging
-from binascii import hexlify
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-
-import msgspec
+from typing import Any, NamedTuple, TypeVar
 
 from attestkit import ra_tls
 from attestkit._crypto.ecdsa import P256Key
 from attestkit.app_compose import AppCompose
 from attestkit.attestation import Attestation
-from attestkit.attestation import app_info as attested
 from attestkit.attester import Attester, app_info
 from attestkit.errors import (
     AttestKitError,
@@ -23,20 +18,21 @@ from attestkit.errors import (
     UnsupportedError,
     UsageError,
 )
+from attestkit.event_log import EventLog, Rtmrs
 from attestkit.keys import AppKeys, LocalKeys
 from attestkit.serve.containers import DOCKER, Containers
-from attestkit.serve.json_codec import HexBytes, JsonText, Prepared
+from attestkit.serve.forms import Form, LongText
+from attestkit.serve.json_codec import Prepared, encode
 from attestkit.serve.limits import Limits
+from attestkit.serve.log_text import COMPACT, INDENTED, LogText, tcb_info
 from attestkit.serve.messages import AppInfo, GetQuoteResponse, GetTlsKeyArgs, GetTlsKeyResponse
 from attestkit.serve.stats import Stats
 from attestkit.serve.system import DATA_DISKS, Machine
 
-if TYPE_CHECKING:
-    from attestkit.event_log import Rtmrs
-
-__all__ = ["Guest", "QuoteAndLog", "Release"]
+__all__ = ["Guest", "Identity", "Measured", "Release"]
 
 T = TypeVar("T")
+M = TypeVar("M", bound=tuple[Any, ...])
 
 _NO_KEYS = (
     "this server has no app keys: start it with --app-keys FILE, or have the host share "
@@ -47,6 +43,9 @@ _NO_QUOTE = (
     "GetQuote under attestation"
 )
 _VARYING = 770  # bytes of header, body and signature in the longest kind of quote
+_MOST_FORMS = 16  # clients may choose a part of some
+_REGISTERS = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
+_HASHES = ("mr_aggregated", "os_image_hash", "compose_hash", "device_id")
 _RETRY_AFTER = 5.0  # seconds for which a failure is repeated without asking the device
 _logger = logging.getLogger("attestkit.serve")
 
@@ -63,11 +62,29 @@ class Release(NamedTuple):
     ident: str = "attestkit"  # the Server header
 
 
-class QuoteAndLog(NamedTuple):
-    """A raw quote and the JSON of the log that replays to its registers."""
+class Measured(NamedTuple):
+    """What the app and its machine were measured to be."""
 
-    quote: bytes
-    event_log: JsonText
+    registers: Mapping[str, bytes | None]  # by name; None where there are none
+    log: EventLog
+    tcb_info: LongText
+
+
+class Identity(NamedTuple):
+    """Who the app is."""
+
+    app: AppInfo  # without certificate and TCB info
+    measured: Measured | None  # None: hidden
+    answer: Prepared[AppInfo]
+
+
+class _Quoted(NamedTuple):
+    """What quotes have in common as long as registers and certificates stay the same."""
+
+    rtmrs: Rtmrs
+    tail: bytes  # all behind the first signature of a quote
+    event_log: LongText
+    forms: dict[tuple[type[Any], Any], Form[Any]]  # by the rest of the answer
 
 
 class Guest:
@@ -107,7 +124,7 @@ class Guest:
         self.attester = attester
         self.app_compose = app_compose
         self.app_keys = app_keys
-        self.vm_config = JsonText(vm_config)
+        self.vm_config = vm_config
         self.now = now
         self.random = random
         simulated = attester.simulated
@@ -119,10 +136,11 @@ class Guest:
         self.containers = Containers(docker)
         self.run_id = random(4).hex()
         self.executor = _device_thread() if attester.blocking else None
+        self._no_quote = GetQuoteResponse(vm_config=vm_config)
         self._keys = None if app_keys is None else LocalKeys(app_keys)
-        self._log: tuple[Rtmrs, JsonText] | None = None
-        self._tail = self._tail_hex = b""
-        self._app_cert: str | None = None
+        self._quoted: _Quoted | None = None
+        self._log_of_quotes, self._log_of_info = LogText(COMPACT), LogText(INDENTED)
+        self._app_cert: LongText | None = None
         self._kept: dict[str, tuple[Rtmrs | None, Any]] = {}
         self._failed: dict[str, tuple[float, BackendError]] = {}
 
@@ -144,8 +162,15 @@ class Guest:
             raise UnsupportedError(_NO_KEYS)
         return self._keys
 
-    def quote(self, report_data: bytes) -> QuoteAndLog:
-        """Return a quote over the 64 bytes of `report_data`, and the log that belongs to it."""
+    def quote(self, report_data: bytes, answer: M, /, **varying: bytes) -> Prepared[M]:
+        """Return `answer` with a quote over 64 bytes, and the log that belongs to it.
+
+        Args:
+            report_data: What is quoted.
+            answer: All that is not in it for this request alone; its fields `quote` and `event_log`
+                are empty.
+            varying: What is, by field.
+        """
         if not self.attester.has_quotes:
             raise UnsupportedError(_NO_QUOTE)
         try:
@@ -154,27 +179,28 @@ class Guest:
             self.stats.device_errors[type(error).__name__] += 1
             raise BackendError(f"Failed to get quote: {error}") from error
         self.stats.quotes += 1
+        raw, known = quote.raw, self._quoted
         # The registers are hashes over the whole log: where they are the same, it is the same.
-        if self._log is None or self._log[0] != quote.rtmrs:
-            self._log = quote.rtmrs, JsonText(log.trimmed().to_json())
-        return QuoteAndLog(self._with_hex(quote.raw), self._log[1])
+        if known is None or known.rtmrs != quote.rtmrs or not raw.endswith(known.tail):
+            text = self._log_of_quotes.of(log).between("[", "]")
+            known = self._quoted = _Quoted(quote.rtmrs, raw[_VARYING:], text, {})
+        form = known.forms.get((type(answer), answer))
+        if form is None:
+            if len(known.forms) >= _MOST_FORMS:
+                known.forms.clear()
+            common = answer._replace(quote=known.tail)  # type: ignore[attr-defined]  # NamedTuple
+            form = Form(common, ("quote", *varying), event_log=known.event_log)
+            known.forms[type(answer), answer] = form
+        return form.fill(raw[: len(raw) - len(known.tail)], *varying.values())
 
-    def _with_hex(self, quote: bytes) -> HexBytes:
-        """Bring the hex along: all behind a quote's first signature is the same each time."""
-        if not (self._tail and quote.endswith(self._tail)):
-            self._tail = quote[_VARYING:]
-            self._tail_hex = hexlify(self._tail)
-        head = quote[: len(quote) - len(self._tail)]
-        return HexBytes.of(quote, hexlify(head) + self._tail_hex)
-
-    def quote_response(self, report_data: bytes) -> GetQuoteResponse:
+    def quote_response(self, report_data: bytes) -> Prepared[GetQuoteResponse]:
         """Return the answer of GetQuote for up to 64 bytes; UsageError if there are more."""
         report_data = _pad(report_data)
         if not self.attester.has_quotes:
             evidence = self.attest(report_data, "Failed to get quote").to_bytes()
-            return GetQuoteResponse(b"", "", report_data, self.vm_config, evidence)
-        quote, event_log = self.quote(report_data)
-        return GetQuoteResponse(quote, event_log, report_data, self.vm_config)
+            found = GetQuoteResponse(b"", "", report_data, self.vm_config, evidence)
+            return Prepared(encode(found), lambda: found)
+        return self.quote(report_data, self._no_quote, report_data=report_data)
 
     def attest(self, report_data: bytes, failure: str = "Failed to get attestation") -> Attestation:
         """Return evidence over up to 64 bytes; UsageError if there are more."""
@@ -257,23 +283,25 @@ class Guest:
 
     def info(self, *, hidden: bool = False) -> Prepared[AppInfo]:
         """Return who the app is; `hidden` leaves out what only the app itself may see."""
+        return self.identity(hidden=hidden).answer
+
+    def identity(self, *, hidden: bool = False) -> Identity:
+        """Return the same, with what it was read from."""
         name = "hidden info" if hidden else "info"
-        info = self.kept(name, lambda: Prepared(self._make_info(hidden=hidden)))
+        identity = self.kept(name, lambda: self._identify(hidden=hidden))
         if self._app_cert is None:
             del self._kept[name]  # so that the next call tries again
-        return info
+        return identity
 
-    def _make_info(self, *, hidden: bool) -> AppInfo:
+    def _identify(self, *, hidden: bool) -> Identity:
         attestation = self.attest(b"")
         try:
             app = app_info(attestation)
         except AttestKitError as error:
             raise BackendError(f"Failed to decode app info: {error}") from error
-        return AppInfo(
+        info = AppInfo(
             app_id=app.app_id,
             instance_id=app.instance_id,
-            app_cert=self._self_test(),
-            tcb_info="" if hidden else self._tcb_info(attestation, app),
             app_name=self.app_compose.name,
             device_id=app.device_id,
             mr_aggregated=app.mr_aggregated,
@@ -284,40 +312,36 @@ class Guest:
             cloud_vendor=self.machine.cloud_vendor,
             cloud_product=self.machine.cloud_product,
         )
+        measured = None if hidden else self._measured(attestation, info)
+        text = LongText() if measured is None else measured.tcb_info
+        form = Form(info, app_cert=self._self_test(), tcb_info=text)
+        return Identity(info, measured, form.fill())
 
-    def _tcb_info(self, attestation: Attestation, app: attested.AppInfo) -> str:
-        """Return the registers and the whole log as a JSON text; not Intel's TCB info."""
-        quote = attestation.quote
-        registers = (None,) * 5 if quote is None else (quote.mrtd, *quote.rtmrs)
-        names = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
-        found: dict[str, object] = {
-            name: None if value is None else value.hex()
-            for name, value in zip(names, registers, strict=True)
-        }
-        for name in ("mr_aggregated", "os_image_hash", "compose_hash", "device_id"):
-            found[name] = getattr(app, name).hex()
-        log = "[]" if quote is None else attestation.event_log.to_json(preimages=False)
-        found["event_log"] = json.loads(log)
-        found["app_compose"] = _utf8(self.app_compose.raw)
-        # As json.dumps would write it, in a tenth of the time: a log may have 65,536 events.
-        return msgspec.json.format(msgspec.json.encode(found), indent=2).decode("utf-8")
+    def _measured(self, attestation: Attestation, info: AppInfo) -> Measured:
+        quote, log = attestation.quote, attestation.event_log
+        values = (None,) * 5 if quote is None else (quote.mrtd, *quote.rtmrs)
+        registers = dict(zip(_REGISTERS, values, strict=True))
+        hashes = {name: getattr(info, name) for name in _HASHES}
+        compose = _utf8(self.app_compose.raw)
+        text = tcb_info({**registers, **hashes}, self._log_of_info.of(log), compose)
+        return Measured(registers, log, text)
 
-    def _self_test(self) -> str:
+    def _self_test(self) -> LongText:
         """Return the chain of a certificate made once to show that it works, or nothing."""
         if self._app_cert is not None:
             return self._app_cert
         try:
             self._authority()
         except UnsupportedError:
-            self._app_cert = ""
-            return ""
+            self._app_cert = LongText()
+            return self._app_cert
         args = GetTlsKeyArgs(subject="demo-cert", usage_ra_tls=True, usage_client_auth=True)
         try:
             chain = self.certificate(args, None).certificate_chain
         except AttestKitError as error:
             _logger.warning("no certificate for the app yet: %s", error)
-            return ""
-        self._app_cert = "\n".join(chain)
+            return LongText()
+        self._app_cert = LongText.of("\n".join(chain))
         return self._app_cert
 
 

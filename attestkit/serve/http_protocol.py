@@ -308,6 +308,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _go_directly(self, fields: dict[bytes, bytes]) -> bool:
         """Tell whether the request is to be answered without a task of its own."""
+        verb = self.parser.get_method()
+        content_type = fields.get(b"content-type", b"") if verb == b"POST" else None
         if (
             self._app is None
             or self.flow.write_paused
@@ -316,13 +318,13 @@ class HttpProtocol(HttpToolsProtocol):
             or int(fields.get(b"content-length", b"0")) > self._direct_body
             or not self.parser.should_keep_alive()
             or self.parser.get_http_version() != "1.1"
-            or (verb := self.parser.get_method()) not in _DIRECT_VERBS
-            or (call := self._app.direct(self.url)) is None
+            or verb not in _DIRECT_VERBS
+            or (call := self._app.direct(self.url, content_type)) is None
         ):
             return False
         self._call = call
-        self._is_post = verb == b"POST"
-        self._content_type = fields.get(b"content-type", b"")
+        self._is_post = content_type is not None
+        self._content_type = content_type or b""
         self._body = []
         return True
 
@@ -369,16 +371,16 @@ class HttpProtocol(HttpToolsProtocol):
         assert self._app is not None
         assert self._call is not None
         begin = perf_counter()
-        status, headers, pieces, request_id = self._app.respond(
+        status, headers, pieces, size, request_id = self._app.respond(
             self._call, self.url, self._content_type, body
         )
-        self._respond(status, headers, pieces)
+        self._respond(status, headers, pieces, size)
         if self._access_log is not None:
-            verb, size = "POST" if self._is_post else "GET", sum(map(len, pieces))
+            verb = "POST" if self._is_post else "GET"
             self._note(verb, self.url, status, size, begin, request_id)
 
-    def _respond(self, status: int, headers: bytes, body: Sequence[bytes]) -> None:
-        """Write a whole response."""
+    def _respond(self, status: int, headers: bytes, body: Sequence[bytes], size: int) -> None:
+        """Write a whole response, whose body has `size` bytes."""
         parts = [STATUS_LINE[status], headers]
         for name, value in self.server_state.default_headers:
             parts += (name, b": ", value, b"\r\n")
@@ -387,7 +389,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._outbox.add(self)
         self._out.append(b"".join(parts))
         self._out += body
-        self._out_size += sum(map(len, body))
+        self._out_size += size
         self._turn += 1
         if self._out_size > _MOST_OUT:
             self.flush()
@@ -424,10 +426,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _note_cycle(self, url: bytes, begin: float, cycle: "Cycle") -> None:
         verb, status = cycle.scope["method"], cycle.status
-        self._note(verb, url, status, cycle.size, begin, cycle.request_id.decode("ascii"))
+        self._note(verb, url, status, cycle.size, begin, cycle.request_id)
 
     def _note(  # noqa: PLR0913, PLR0917 - what a request was
-        self, verb: str, url: bytes, status: int, size: int, begin: float, request_id: str
+        self, verb: str, url: bytes, status: int, size: int, begin: float, request_id: bytes
     ) -> None:
         assert self._access_log is not None
         seconds = perf_counter() - begin
@@ -446,12 +448,12 @@ class HttpProtocol(HttpToolsProtocol):
             return  # the answers before come first, and the last of them ends the connection
         self._traffic.refusals[status] += 1
         body = encode_error(text)
-        request_id = "" if self._app is None else self._app.new_id()
+        request_id = b"" if self._app is None else self._app.new_id()
         if self._access_log is not None:
             self._note("", self.url, status, len(body), perf_counter(), request_id)
         reason = HTTPStatus(status).phrase.encode("ascii")
         fields = [*self.server_state.default_headers, *self._headers]
-        fields += ((b"content-type", b"application/json"), (b"x-request-id", request_id.encode()))
+        fields += ((b"content-type", b"application/json"), (b"x-request-id", request_id))
         head = [b"HTTP/1.1 %d %s" % (status, reason), *(b"%s: %s" % f for f in fields if f[1])]
         head += [b"content-length: %d" % len(body), b"connection: close", b"", body]
         self.flush()

@@ -8,7 +8,7 @@ ASCII, because one of the official clients counts characters where it should cou
 import json
 import sys
 from binascii import hexlify, unhexlify
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from json.encoder import encode_basestring_ascii
 from typing import Any, Generic, TypeVar
@@ -19,7 +19,15 @@ from attestkit._json import MAX_DEPTH, check_depth
 from attestkit.errors import FormatError
 from attestkit.serve.messages import Field, fields_of
 
-__all__ = ["HexBytes", "JsonText", "Prepared", "decode", "encode", "encode_error", "hex_bytes"]
+__all__ = [
+    "Prepared",
+    "decode",
+    "encode",
+    "encode_error",
+    "encode_members",
+    "escaped",
+    "hex_bytes",
+]
 
 M = TypeVar("M", bound=tuple[Any, ...])
 
@@ -33,46 +41,26 @@ _parse_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _parse_strings = msgspec.json.Decoder(list[str]).decode
 
 
-class JsonText(str):
-    """A text that keeps its JSON form, for long ones that are sent many times."""
-
-    __slots__ = ("json",)
-
-    json: bytes
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.json = encode_basestring_ascii(text).encode("ascii")
-
-
-class HexBytes(bytes):
-    """Bytes that bring their hex along, where most of it was known before."""
-
-    hex_digits: bytes
-
-    @classmethod
-    def of(cls, data: bytes, hex_digits: bytes) -> "HexBytes":
-        """Return `data`, whose hex is `hex_digits`."""
-        made = cls(data)
-        made.hex_digits = hex_digits
-        return made
-
-
 class Prepared(Generic[M]):
-    """A response and its encodings, for answers that do not change from request to request.
+    """A response whose JSON is there before anybody asks for it, or most of it.
 
     Attributes:
-        message: The response.
-        json: Its JSON.
+        json: Its JSON, in pieces.
         protobuf: Its binary form, once somebody has asked for it.
     """
 
-    __slots__ = ("json", "message", "protobuf")
+    __slots__ = ("_make", "json", "protobuf")
 
-    def __init__(self, message: M) -> None:
-        self.message = message
-        self.json = (b"".join(encode(message)),)
+    def __init__(self, json: Sequence[bytes], make: Callable[[], M]) -> None:
+        """Take the JSON of a response; `make` returns the response itself."""
+        self.json = json
         self.protobuf: Sequence[bytes] | None = None
+        self._make = make
+
+    @property
+    def message(self) -> M:
+        """The response, made for whoever asks."""
+        return self._make()
 
 
 def decode(message: type[M], body: bytes) -> M:
@@ -107,8 +95,9 @@ def decode(message: type[M], body: bytes) -> M:
 def _is_bounded(body: bytes) -> bool:
     """Tell whether the parser's own bound on nesting is enough for a large body.
 
-    To count the brackets of ten megabytes takes a second. The parser stops at the interpreter's
-    limit, which is far from the end of the stack unless a library has raised it.
+    To count the brackets of ten megabytes takes milliseconds, and two seconds in plain Python. The
+    parser stops at the interpreter's limit, which is far from the end of the stack unless a library
+    has raised it.
     """
     return len(body) > _SMALL and sys.getrecursionlimit() <= _USUAL_RECURSION
 
@@ -222,18 +211,25 @@ def encode(message: tuple[Any, ...] | Prepared[Any] | None) -> Sequence[bytes]:
     if isinstance(message, Prepared):
         return message.json
     parts: list[bytes] = []
-    for (start, write, omit_empty), value in zip(_encoders(type(message)), message, strict=True):
-        if value or not omit_empty:
-            parts += start, write(value)
+    for _, start, value in encode_members(message):
+        parts += start, value
     parts[0] = b"{" + parts[0][1:]  # where the others have a comma
     parts.append(b"}")
     return parts
 
 
+def encode_members(message: tuple[Any, ...]) -> Iterator[tuple[str, bytes, bytes]]:
+    """Yield the members of a response in JSON: the name, then as bytes comma and key, and value."""
+    for (name, start, write, omit), value in zip(_encoders(type(message)), message, strict=True):
+        if value or not omit:
+            yield name, start, write(value)
+
+
 @cache
-def _encoders(message: type[M]) -> tuple[tuple[bytes, Callable[[Any], bytes], bool], ...]:
+def _encoders(message: type[M]) -> tuple[tuple[str, bytes, Callable[[Any], bytes], bool], ...]:
     return tuple(
-        (f',"{f.name}":'.encode("ascii"), _encoder(f), f.omit_empty) for f in fields_of(message)
+        (f.name, f',"{f.name}":'.encode("ascii"), _encoder(f), f.omit_empty)
+        for f in fields_of(message)
     )
 
 
@@ -247,9 +243,12 @@ def _encoder(field: Field) -> Callable[[Any], bytes]:
 
 
 def _write_string(value: str) -> bytes:
-    if isinstance(value, JsonText):
-        return value.json
     return encode_basestring_ascii(value).encode("ascii")
+
+
+def escaped(text: str) -> bytes:
+    """Return a text as it stands between the quotes in JSON."""
+    return _write_string(text)[1:-1]
 
 
 def _write_boolean(value: bool) -> bytes:  # noqa: FBT001 - one value, one argument
@@ -261,7 +260,7 @@ def _write_number(value: int) -> bytes:
 
 
 def _write_bytes(value: bytes) -> bytes:
-    return b'"%b"' % (value.hex_digits if isinstance(value, HexBytes) else hexlify(value))
+    return b'"%b"' % hexlify(value)
 
 
 _WRITERS: dict[type, Callable[[Any], bytes]] = {

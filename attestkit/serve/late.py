@@ -3,9 +3,14 @@
 import asyncio
 from importlib import import_module
 
-__all__ = ["load"]
+__all__ = ["is_loaded", "load"]
 
 _loaded: set[str] = set()
+
+
+def is_loaded(name: str) -> bool:
+    """Tell whether somebody has waited for a module already."""
+    return name in _loaded
 
 
 async def load(*names: str) -> None:

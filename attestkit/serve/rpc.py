@@ -17,6 +17,7 @@ from urllib.parse import unquote
 from attestkit.errors import AttestKitError, FormatError, NotFoundError, UsageError
 from attestkit.serve import json_codec, query
 from attestkit.serve.guest import Guest
+from attestkit.serve.late import is_loaded, load
 from attestkit.serve.limits import LimitError, Limits
 from attestkit.serve.stats import OTHER, Traffic
 from attestkit.serve.views import ENDLESS, Asked, Header, Pieces, View
@@ -65,13 +66,17 @@ class Codec(NamedTuple):
 
 _JSON = b"application/json"
 _BINARY = b"application/octet-stream"
+_DIRECT_TYPES = (None, _JSON)
 JSON = Codec(_JSON, json_codec.decode, json_codec.encode, _JSON, json_codec.encode_error)
 QUERY = JSON._replace(decode=query.decode)
 
 
+_PROTOBUF = "attestkit.serve.protobuf_codec"
+
+
 @cache
 def protobuf() -> Codec:
-    """Return the codec of the binary mode."""
+    """Return the codec of the binary mode, whose library takes 20 ms to load."""
     from attestkit.serve import protobuf_codec as codec  # late: many servers are never asked for it
 
     return Codec(_BINARY, codec.decode, codec.encode, _BINARY, codec.encode_error)
@@ -183,7 +188,7 @@ class RpcApp:
         self._guard = guard
         self._limits = limits or Limits()
         self._traffic = traffic or Traffic()
-        self.new_id = map(f"{run_id}-%08x".__mod__, count(1)).__next__
+        self.new_id = map(f"{run_id}-%08x".encode("ascii").__mod__, count(1)).__next__
         self._heads: dict[tuple[int, bytes], bytes] = {}
         self._held = 0  # bytes of bodies that are being read
         self._endless: set[asyncio.Future[None]] = set()
@@ -206,7 +211,7 @@ class RpcApp:
         status = reply.status if isinstance(reply, Reply) else 200
         self._traffic.done(name, status, perf_counter() - begin)
         headers = [(b"content-type", reply.content_type), *self.headers, *reply.headers]
-        headers.append((b"x-request-id", request_id.encode("ascii")))
+        headers.append((b"x-request-id", request_id))
         start = {"type": "http.response.start", "status": status, "headers": headers}
         if isinstance(reply, Reply):
             headers.append((b"content-length", b"%d" % sum(map(len, reply.body))))
@@ -219,36 +224,46 @@ class RpcApp:
             await send({**start, ENDLESS: reply.endless})
             await self._stream(reply, scope["method"], receive, send)
 
-    def direct(self, target: bytes) -> DirectCall | None:
-        """Return the method that a target leads to, None if its answer might wait."""
+    def direct(self, target: bytes, content_type: bytes | None) -> DirectCall | None:
+        """Return the method that a target leads to, None if its answer might wait.
+
+        Args:
+            target: Of the request.
+            content_type: Of its body, None where it has none. What may not be JSON waits until the
+                library for it is there.
+        """
         call = self._routes.get(target.partition(b"?")[0])
         if call is None or self._guard is not None:
+            return None
+        if content_type not in _DIRECT_TYPES and not is_loaded(_PROTOBUF):
             return None
         blocks = call.method.device and self._guest.executor is not None
         return None if blocks else call
 
     def respond(
         self, found: DirectCall, target: bytes, content_type: bytes, body: bytes | None
-    ) -> tuple[int, bytes, Sequence[bytes], str]:
+    ) -> tuple[int, bytes, Sequence[bytes], int, bytes]:
         """Answer a request to what `direct` returned; `body` is None for GET.
 
         Returns:
-            The status, the headers as they are sent, the body in pieces, and the request's id.
+            The status, the headers as they are sent, the body in pieces and its length, and the
+            request's id.
         """
         begin, request_id = perf_counter(), self.new_id()
         codec, payload = QUERY, target.partition(b"?")[2]
         try:
             if body is not None:
-                codec, payload = JSON, body
-                codec = _choose(content_type, target.partition(b"?")[2], body)
+                codec, query_string, payload = JSON, payload, body
+                if not _is_json(content_type, query_string, body):
+                    codec = protobuf()
             reply = self._call(found.method, codec, payload)
         except Exception as error:  # noqa: BLE001 - it is logged there
             reply = _failed(error, codec, request_id)
         head = self._heads.get(reply[:2]) or self._make_head(reply)
         length = sum(map(len, reply.body))
         self._traffic.done(found.name, reply.status, perf_counter() - begin)
-        head %= (length, request_id.encode("ascii"))
-        return reply.status, head, reply.body, request_id
+        head %= (length, request_id)
+        return reply.status, head, reply.body, length, request_id
 
     def _make_head(self, reply: Reply) -> bytes:
         fields = ((b"content-type", reply.content_type), *self.headers)
@@ -263,7 +278,7 @@ class RpcApp:
             stream.cancel()
 
     async def _reply(
-        self, scope: Scope, receive: Receive, request_id: str
+        self, scope: Scope, receive: Receive, request_id: bytes
     ) -> tuple[str, Reply | _Stream]:
         """Return the name of what a request leads to, for statistics, and what it gets."""
         name, codec = OTHER, QUERY
@@ -271,11 +286,11 @@ class RpcApp:
         try:
             content_type, size = self._check(scope)
             if verb == "POST":
-                codec = _choose(content_type, payload, b"{")  # until the body can tell
+                codec = await _choose(content_type, payload, b"{")  # until the body can tell
                 # Of what leads nowhere enough is read to learn how the error is to be written.
                 most = self._limits.body if path in self._routes else _SMALL
                 body = await self._read(receive, size, most)
-                codec, payload = _choose(content_type, payload, body), body
+                codec, payload = await _choose(content_type, payload, body), body
             found = self._find(verb, path)
             name = found.name
             return name, await self._answer(found, codec, payload, scope)
@@ -412,26 +427,33 @@ def _below(mount: str, path: str) -> str:
     return "" if name == path or "/" in name else unquote(name)
 
 
-def _failed(error: Exception, codec: Codec, request_id: str) -> Reply:
+def _failed(error: Exception, codec: Codec, request_id: bytes) -> Reply:
     if isinstance(error, AttestKitError):
         status, text = status_of(error), str(error)
     else:
         # The text of a foreign error may hold what is not for the client: it goes to the log.
-        known = {"request_id": request_id}
-        _logger.error("request %s failed", request_id, exc_info=error, extra=known)
-        status, text = 500, f"internal error, request {request_id}"
+        name = request_id.decode("ascii")
+        _logger.error("request %s failed", name, exc_info=error, extra={"request_id": name})
+        status, text = 500, f"internal error, request {name}"
     headers = _CLOSE if isinstance(error, (_TooLargeError, _CrowdedError)) else ()
     return Reply(status, codec.error_type, (codec.encode_error(text),), headers)
 
 
-def _choose(content_type: bytes, query_string: bytes, body: bytes) -> Codec:
-    """Return the codec of a POST.
+async def _choose(content_type: bytes, query_string: bytes, body: bytes) -> Codec:
+    """Return the codec of a POST; a thread loads what it needs."""
+    if _is_json(content_type, query_string, body):
+        return JSON
+    await load(_PROTOBUF)
+    return protobuf()
+
+
+def _is_json(content_type: bytes, query_string: bytes, body: bytes) -> bool:
+    """Tell whether the body of a POST is JSON, so that the answer is.
 
     A body that starts with a brace is JSON also without a content type that says so, because that
     is what `curl -d '{...}'` sends.
     """
     if content_type != _JSON and not (query_string and query.asks_for_json(query_string)):
         media_type = content_type.partition(b";")[0].strip().lower()
-        if media_type != _JSON and not (media_type in _FORMS and body[:1] == b"{"):
-            return protobuf()
-    return JSON
+        return media_type == _JSON or (media_type in _FORMS and body[:1] == b"{")
+    return True

@@ -46,16 +46,16 @@ def _derive_k256_key(guest: Guest, args: GetKeyArgs) -> DeriveK256KeyResponse:
     return DeriveK256KeyResponse(derived.key, derived.signature_chain)
 
 
-def _tdx_quote(guest: Guest, args: TdxQuoteArgs) -> TdxQuoteResponse:
+def _tdx_quote(guest: Guest, args: TdxQuoteArgs) -> Prepared[TdxQuoteResponse]:
     """Get a TDX quote over the hash of some content."""
     algorithm = args.hash_algorithm or _DEFAULT_ALGORITHM
     tag = args.prefix or _DEFAULT_TAG
     report_data = ReportData.bind(tag, args.report_data, algorithm)
-    quote, event_log = guest.quote(report_data)
-    return TdxQuoteResponse(quote, event_log, algorithm, "" if algorithm == "raw" else tag)
+    answer = TdxQuoteResponse(hash_algorithm=algorithm, prefix="" if algorithm == "raw" else tag)
+    return guest.quote(report_data, answer)
 
 
-def _raw_quote(guest: Guest, args: RawQuoteArgs) -> TdxQuoteResponse:
+def _raw_quote(guest: Guest, args: RawQuoteArgs) -> Prepared[TdxQuoteResponse]:
     """Get a TDX quote over exactly 64 bytes of report data."""
     return _tdx_quote(guest, TdxQuoteArgs(args.report_data, "raw"))
 

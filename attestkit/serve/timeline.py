@@ -5,18 +5,23 @@ events are shown with the start of their data; whoever wants all of it asks `/pr
 """
 
 from collections.abc import Sequence
-from itertools import starmap
 from typing import Final, NamedTuple
-
-from msgspec import Struct
-from msgspec.json import Decoder
 
 from attestkit.event_log import Event
 from attestkit.event_log.event_types import RUNTIME_EVENT_TYPE
 from attestkit.event_log.readable import Payload, event_name, preview
-from attestkit.serve.messages import AppInfo
+from attestkit.serve.guest import Measured
 
-__all__ = ["FIRST", "LAST", "LONGEST_TEXT", "Entry", "Measurements", "Register", "Span", "measured"]
+__all__ = [
+    "FIRST",
+    "LAST",
+    "LONGEST_TEXT",
+    "Entry",
+    "Measurements",
+    "Register",
+    "Span",
+    "measurements",
+]
 
 FIRST: Final = 100  # events shown of a span, from its start
 LAST: Final = 100  # and from its end
@@ -75,68 +80,39 @@ class Measurements(NamedTuple):
         return len(self.text) < self.length
 
 
-class _Logged(Struct, gc=False):
-    """An event as the agent's JSON has it, which this server wrote itself.
-
-    There may be many, of which few are shown: only those become events.
-    """
-
-    imr: int
-    event_type: int
-    digest: str
-    event: str
-    event_payload: str
-
-
-class _TcbInfo(Struct):
-    """What is shown of the TCB info."""
-
-    event_log: list[_Logged]
-    mrtd: str | None
-    rtmr0: str | None
-    rtmr1: str | None
-    rtmr2: str | None
-    rtmr3: str | None
-
-
-_read = Decoder(_TcbInfo).decode
-
-
-def measured(info: AppInfo) -> Measurements:
-    """Return what is shown of the measurements in `info`."""
-    if not info.tcb_info:
+def measurements(measured: Measured | None) -> Measurements:
+    """Return what is shown of what was measured; None: it is hidden."""
+    if measured is None:
         return Measurements()
-    found = _read(info.tcb_info)
-    boot: list[tuple[int, _Logged]] = []
-    runtime: list[tuple[int, _Logged]] = []
-    for event in enumerate(found.event_log):
-        (runtime if event[1].event_type == RUNTIME_EVENT_TYPE else boot).append(event)
-    registers = ((name, getattr(found, name)) for name in _WHAT)
+    events, text = measured.log.events, measured.tcb_info
+    # Not by is_runtime: there may be 65,536 of them, and everybody else waits.
+    runtime = [at for at, event in enumerate(events) if event.event_type == RUNTIME_EVENT_TYPE]
+    boot = [at for at, event in enumerate(events) if event.event_type != RUNTIME_EVENT_TYPE]
+    registers = measured.registers.items()
     return Measurements(
-        tuple(_register(name, value) for name, value in registers if value is not None),
-        _span(boot),
-        _span(runtime),
-        info.tcb_info[:LONGEST_TEXT],
-        len(info.tcb_info),
+        tuple([_register(name, value) for name, value in registers if value is not None]),
+        _span(events, boot),
+        _span(events, runtime),
+        text.start(LONGEST_TEXT),
+        text.length,
     )
 
 
-def _register(name: str, value: str) -> Register:
-    groups = tuple(value[at : at + _GROUP] for at in range(0, len(value), _GROUP))
-    return Register(name.upper(), _WHAT[name], value, groups)
+def _register(name: str, value: bytes) -> Register:
+    text = value.hex()
+    groups = tuple(text[at : at + _GROUP] for at in range(0, len(text), _GROUP))
+    return Register(name.upper(), _WHAT[name], text, groups)
 
 
-def _span(events: Sequence[tuple[int, _Logged]]) -> Span:
-    if len(events) <= FIRST + LAST:
-        return Span(len(events), tuple(starmap(_entry, events)))
-    shown = [*events[:FIRST], *events[-LAST:]]
-    gap = len(events) - len(shown)
-    return Span(len(events), tuple(starmap(_entry, shown)), FIRST, gap)
+def _span(events: Sequence[Event], places: Sequence[int]) -> Span:
+    """Return what is shown of those events that are in `places`."""
+    gap = max(0, len(places) - FIRST - LAST)
+    shown = [*places[:FIRST], *places[-LAST:]] if gap else places
+    entries = tuple([_entry(at, events[at]) for at in shown])
+    return Span(len(places), entries, FIRST if gap else 0, gap)
 
 
-def _entry(at: int, logged: _Logged) -> Entry:
-    digest, payload = bytes.fromhex(logged.digest), bytes.fromhex(logged.event_payload)
-    event = Event(logged.imr, logged.event_type, digest, logged.event, payload)
+def _entry(at: int, event: Event) -> Entry:
     return Entry(
         at,
         f"RTMR{event.register}",

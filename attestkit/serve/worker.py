@@ -35,7 +35,7 @@ def _attestation_for_app_key(
 
 def _make_attestation(guest: Guest, algorithm: str) -> Prepared[GetQuoteResponse]:
     public_key = guest.keys.derive("vms", "signing", algorithm).public_key
-    return Prepared(guest.quote_response(ReportData.for_app_key(algorithm, public_key)))
+    return guest.quote_response(ReportData.for_app_key(algorithm, public_key))
 
 
 SERVICE = Service(

@@ -1,7 +1,11 @@
 """The simulator's firmware log is one that readers of real logs take; it explains RTMR0 to 2."""
 
 import hashlib
+import json
 import struct
+from base64 import b64decode
+
+import cbor2
 
 from attestkit.attestation.mr_config import config_id_v1
 from attestkit.attestation.os_image import verified_hash
@@ -118,3 +122,13 @@ def test_the_image_can_be_verified_from_its_measurement() -> None:
         body = evidence.quote.body
         assert isinstance(body, TdQuoteBody)
         assert body.mr_config_id == config_id_v1(app.compose_hash)
+
+
+def test_the_measurement_document_is_cbor() -> None:
+    """It is written without a library, as the library would."""
+    fields = json.loads(simulated_image().vm_config)
+    document = b64decode(fields["tdx_measurement"]["measurement"])
+    found = cbor2.loads(document)
+    assert cbor2.dumps(found) == document
+    assert found["version"] == 3
+    assert found["tdvf"]["mrtd"]["single_pass"] == simulated_image().mrtd

@@ -53,7 +53,7 @@ def noted(path: bytes, *, json_form: bool = False, **changes: Any) -> str:  # no
         "status": 200,
         "size": 512,
         "seconds": 0.0001234,
-        "request_id": "ab12-f",
+        "request_id": b"ab12-f",
     }
     asyncio.run(_run(lambda: log.note(**{**request, **changes})))
     log.flush()
@@ -97,7 +97,7 @@ def test_json() -> None:
 
 def test_what_is_not_known() -> None:
     """A request that was refused before it was one has dashes."""
-    line = noted(b"", client="", verb="", status=431, request_id="")
+    line = noted(b"", client="", verb="", status=431, request_id=b"")
     assert line == '- http - [14/Nov/2023:22:13:20 +0000] "- -" 431 512 0.000123 -'
 
 
@@ -150,7 +150,7 @@ def test_any_request(path: bytes, client: str, verb: str, json_form: bool) -> No
 
 def note(log: AccessLog, n: int = 0) -> None:
     """Note a request."""
-    log.note("dstack", "", "POST", b"/GetKey", 200, 100, 0.001, f"1-{n:x}")
+    log.note("dstack", "", "POST", b"/GetKey", 200, 100, 0.001, b"1-%x" % n)
 
 
 async def _until(condition: Callable[[], bool]) -> None:
@@ -271,7 +271,7 @@ def test_it_costs_little() -> None:
             log.flush()
             begin = time.perf_counter()
             for _ in range(900):
-                log.note("dstack", "", "POST", b"/GetKey", 200, 100, 0.001, "1-1")
+                log.note("dstack", "", "POST", b"/GetKey", 200, 100, 0.001, b"1-1")
             best = min(best, (time.perf_counter() - begin) / 900)
         return best
 

@@ -13,9 +13,8 @@ from attestkit._crypto.certificates import read_certificate
 from attestkit.attestation import Attestation, v1_msgpack
 from attestkit.event_log import EventLog
 from attestkit.quote import Quote
-from attestkit.serve import agent, apps, json_codec
+from attestkit.serve import agent, apps
 from attestkit.serve.guest import Guest, Release
-from attestkit.serve.json_codec import JsonText
 from attestkit.serve.messages import fields_of
 from attestkit.serve.system import Machine
 from tests.serve.asgi import Client
@@ -466,14 +465,3 @@ def test_blocking_device_is_called_in_one_other_thread(
         assert client.post(f"/{name}", VALID.get(name)).status == 200
     assert len(Blocking.threads) == 1
     assert threading.get_ident() not in Blocking.threads
-
-
-def test_the_log_is_written_once(guest: Guest) -> None:
-    """Answers share the log's JSON until an event is emitted, and none of them copies it."""
-    first, second = (guest.quote_response(bytes([number])) for number in (1, 2))
-    assert second.event_log is first.event_log
-    assert isinstance(first.event_log, JsonText)
-    pieces = json_codec.encode(second)
-    assert any(piece is first.event_log.json for piece in pieces)
-    guest.attester.emit_event("more", b"")
-    assert guest.quote_response(b"").event_log != first.event_log

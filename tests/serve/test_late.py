@@ -4,17 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Asks for every page, and notes what the thread of the event loop had to load for it.
+# Asks for every page, and in binary mode; notes what the event loop's thread had to load for it.
 PROGRAM = """
 import asyncio, os, sys, threading, time
 import attestkit
 from attestkit.app_compose import AppCompose
 from attestkit.errors import AttestKitError
-from attestkit.serve import api, docs, pages, worker
+from attestkit.serve import api, apps, docs, pages, worker
 from attestkit.serve.guest import Guest
 from attestkit.serve.views import Asked
 
-LARGE = {"aiodocker", "aiohttp", "jinja2", "prometheus_client", "psutil", "wcwidth"}
+LARGE = {"aiodocker", "aiohttp", "google.protobuf", "jinja2", "prometheus_client", "psutil"}
 found = set()
 
 class Noting:
@@ -32,13 +32,32 @@ async def main():
     views = pages.views(guest)
     for view in (views["/"], views["/metrics"], *docs.views_of(described).values()):
         await ask(view)
+    app = apps.external_app(guest)
+    target, binary = b"/prpc/Worker.Version", b"application/octet-stream"
+    assert app.direct(target, None) and app.direct(target, b"application/json")
+    assert app.direct(target, binary) is None  # it waits, elsewhere
+    await app(
+        {
+            "type": "http", "method": "POST", "raw_path": target, "query_string": b"",
+            "headers": [(b"content-type", binary)],
+        },
+        receive,
+        send,
+    )
+    assert app.direct(target, binary) is not None
+
+async def receive():
+    return {"type": "http.request"}
+
+async def send(message):
+    assert message.get("status", 200) == 200
 
 tee = attestkit.open("simulator")
 text = b'{"manifest_version":2,"name":"a","runner":"bash","public_sysinfo":true}'
 compose = AppCompose.parse(text)
 guest = Guest(
     tee, app_compose=compose, app_keys=None, vm_config="{}", now=time.time, random=os.urandom,
-    docker="/nowhere/docker.sock",
+    docker="/dev/null",
 )
 described = api.Api("t", "0", "curl", [worker.SERVICE], docs.PATHS, names_version=False)
 assert not LARGE & sys.modules.keys()
@@ -49,8 +68,8 @@ print(*sorted(name for name, by_loop in found if not by_loop))
 """
 
 
-def test_pages_are_not_loaded_by_the_loop() -> None:
-    """Neither the dashboard's libraries nor those of metrics and documents."""
+def test_nothing_large_is_loaded_by_the_loop() -> None:
+    """Neither what pages, metrics and documents need nor the library of the binary mode."""
     done = subprocess.run(  # noqa: S603 - our own words
         [sys.executable, "-c", PROGRAM],
         cwd=Path(__file__).resolve().parents[2],
@@ -62,4 +81,6 @@ def test_pages_are_not_loaded_by_the_loop() -> None:
     assert done.returncode == 0, done.stderr
     by_loop, by_threads = done.stdout.splitlines()
     assert by_loop == ""
-    assert by_threads.split() == ["aiodocker", "aiohttp", "jinja2", "prometheus_client", "psutil"]
+    assert by_threads.split() == [
+        *("aiodocker", "aiohttp", "google.protobuf", "jinja2", "prometheus_client", "psutil")
+    ]

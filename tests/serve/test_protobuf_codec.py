@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from attestkit.errors import FormatError
 from attestkit.serve import protobuf_codec
-from attestkit.serve.json_codec import JsonText, Prepared
+from attestkit.serve.json_codec import Prepared
 from attestkit.serve.messages import (
     AppInfo,
     EmitEventArgs,
@@ -129,7 +129,7 @@ def test_bytes_need_not_be_text() -> None:
 
 def test_prepared_response_is_encoded_once() -> None:
     """An answer that does not change is encoded when it is first asked for, and kept."""
-    info = Prepared(AppInfo(app_id=b"\x01", app_name="ц"))
+    info = Prepared((), lambda: AppInfo(app_id=b"\x01", app_name="ц"))
     assert info.protobuf is None
     assert encode(info) == encode(info.message)
     assert protobuf_codec.encode(info) is protobuf_codec.encode(info)
@@ -137,7 +137,7 @@ def test_prepared_response_is_encoded_once() -> None:
 
 def test_long_answers_are_one_piece() -> None:
     """The library's bytes go to the socket as they are."""
-    response = GetQuoteResponse(bytes(5000), JsonText("ц" * 30_000))
+    response = GetQuoteResponse(bytes(5000), "ц" * 30_000)
     [whole] = protobuf_codec.encode(response)
     assert len(whole) == 5000 + 60_000 + 7
 

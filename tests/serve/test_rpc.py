@@ -440,7 +440,7 @@ def test_both_ways_answer_alike(client: Client, path: str, query: str) -> None:
     assert isinstance(app, RpcApp)
     app._guard = None
     target = f"{path}{query}".encode()
-    call = app.direct(target)
+    call = app.direct(target, None)
     assert call is not None
     bodies = (b"", b"{", b'{"report_data":"ab","path":"UsageError"}', b'{"path":"foreign"}', b"[]")
     ways: list[tuple[bytes, bytes | None]] = [(b"", None)]
@@ -449,8 +449,9 @@ def test_both_ways_answer_alike(client: Client, path: str, query: str) -> None:
         slow = client.request(
             "GET" if body is None else "POST", target.decode(), body or b"", headers
         )
-        status, head, pieces, request_id = app.respond(call, target, content_type, body)
+        status, head, pieces, size, request_id = app.respond(call, target, content_type, body)
+        assert size == sum(map(len, pieces))
         found = dict(line.split(": ", 1) for line in head.decode().splitlines())
-        assert found.pop("x-request-id") == request_id != slow.request_id
+        assert found.pop("x-request-id") == request_id.decode() != slow.request_id
         assert (status, found) == (slow.status, slow.headers)
-        assert b"".join(pieces) == slow.body.replace(slow.request_id.encode(), request_id.encode())
+        assert b"".join(pieces) == slow.body.replace(slow.request_id.encode(), request_id)

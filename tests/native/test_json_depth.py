@@ -1,0 +1,88 @@
+"""How deep brackets nest: the compiled core and its twin say the same, JSON or not."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attestkit import _native
+from attestkit._native import _python_json_depth as twin
+
+compiled = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
+
+# What the walk looks at, and a little that it passes over.
+SOUP = st.text('[]{}"\\x', max_size=80).map(str.encode)
+
+
+def walked(text: bytes) -> int:
+    """Return what a walk that has one byte and one rule at a time finds with two levels."""
+    depth, quoted, escaped = 0, False, False
+    for at, byte in enumerate(text):
+        was_escaped, escaped = escaped, False
+        if was_escaped and byte in b'"\\':
+            continue
+        if byte == ord("\\"):
+            escaped = True
+        elif byte == ord('"'):
+            quoted = not quoted
+        elif byte in b"[{" and not quoted:
+            depth += 1
+            if depth > 2:
+                return at
+        elif byte in b"]}" and not quoted:
+            depth -= 1
+    return -1
+
+
+@compiled
+@settings(max_examples=3000, database=None, deadline=None)
+@given(SOUP, st.integers(0, 5))
+def test_cores_agree_on_soup(text: bytes, most: int) -> None:
+    """Brackets, quotes and backslashes in any order, few of which are JSON."""
+    assert _native.json_depth(text, len(text), most) == twin.json_depth(text, len(text), most)
+
+
+@settings(max_examples=2000, database=None, deadline=None)
+@given(SOUP)
+def test_one_byte_at_a_time_finds_the_same(text: bytes) -> None:
+    """Both are held against a third way, which jumps over nothing."""
+    assert _native.json_depth(text, len(text), 2) == walked(text)
+    assert twin.json_depth(text, len(text), 2) == walked(text)
+
+
+VALUE = st.recursive(
+    st.text('[]{}"\\é', max_size=8) | st.none(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text('"\\[', max_size=3), inner),
+    max_leaves=12,
+)
+
+
+def depth_of(value: object) -> int:
+    """Return how deep a value nests."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return 1 + max(map(depth_of, value), default=0) if isinstance(value, list) else 0
+
+
+@pytest.mark.parametrize("core", [_native, twin], ids=["chosen", "twin"])
+@settings(max_examples=500, database=None, deadline=None)
+@given(value=VALUE, ascii_only=st.booleans())
+def test_json_nests_as_deep_as_its_value(core: object, value: object, *, ascii_only: bool) -> None:
+    """One level more than there are is never exceeded, one less always is."""
+    text, depth = json.dumps(value, ensure_ascii=ascii_only).encode(), depth_of(value)
+    walk = core.json_depth  # type: ignore[attr-defined]  # both modules have it
+    assert walk(text, len(text), depth) == -1
+    if depth:
+        at = walk(text, len(text), depth - 1)
+        assert text[at : at + 1] in {b"[", b"{"}
+
+
+@pytest.mark.parametrize("core", [_native, twin], ids=["chosen", "twin"])
+def test_the_size_is_the_end(core: object) -> None:
+    """What is behind it is not looked at."""
+    walk = core.json_depth  # type: ignore[attr-defined]  # both modules have it
+    assert walk(b'["a"[[', 4, 0) == 0
+    assert walk(b"x[[", 1, 0) == -1
+    assert walk(b'"a"[', 2, 0) == -1
+    assert walk(b'\\"[', 1, 0) == -1
