@@ -41,6 +41,7 @@ SOURCES = [
     "tcg_log.c",
     "log_object.c",
     "objects.c",
+    "replay_object.c",
     "rtmr_replay.c",
     "sha384.c",
     "sha512_portable.c",

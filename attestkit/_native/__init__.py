@@ -129,8 +129,6 @@ def _compiled_quote_columns(data: bytes, starts: bytes | None) -> QuoteColumns:
     return memoryview(ffi.buffer(columns)).toreadonly(), room, starts
 
 
-# Values and a view of them, to be used again: a thread that replays takes a pair or makes one.
-_spare: list[tuple[Any, Any]] = []
 _REGISTERS = struct.Struct("48s48s48s48s")
 # So many events take a millisecond, from where on other threads may run meanwhile, and help.
 _MANY_EVENTS = 16384
@@ -147,23 +145,11 @@ def _cannot_replay(columns: "Sequence[tuple[bytes, bytes]]") -> Exception:
     return UsageError("replay wants 48 bytes of digest for each register number")
 
 
-def _compiled_replay(registers: bytes, digests: bytes) -> Registers:
-    count = len(registers)
-    if count >= _MANY_EVENTS:
+def _replay_otherwise(registers: bytes, digests: bytes) -> Registers:
+    """Replay what the core's own function does not: very much, and what cannot be replayed."""
+    if len(registers) >= _MANY_EVENTS:
         return _replay_unlocked([(registers, digests)])[0]
-    if len(digests) != 48 * count:
-        raise _cannot_replay([(registers, digests)])
-    try:
-        values, view = _spare.pop()
-    except IndexError:
-        values = _new_uncleared("uint8_t[]", 192)
-        view = ffi.buffer(values)
-    status = lib.ak_replay(registers, digests, count, values)
-    replayed: Registers = _REGISTERS.unpack(view)
-    _spare.append((values, view))
-    if status:
-        raise _cannot_replay([(registers, digests)])
-    return replayed
+    raise _cannot_replay([(registers, digests)])
 
 
 def _replay_joined(
@@ -247,7 +233,7 @@ if CORE == "compiled":
     quote_columns = _compiled_quote_columns
     ccel_walk, tpm_walk = _objects.log_walkers(refuse)
     agent_json_walk = _objects.agent_json_walk
-    replay = _compiled_replay
+    replay = _objects.replayer(_MANY_EVENTS, _replay_otherwise)
     replay_many = _compiled_replay_many
     sha384 = _compiled_sha384
     unhex, hexlify = _objects.unhex, _objects.hexlify

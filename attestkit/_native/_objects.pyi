@@ -1,10 +1,11 @@
 # Types of the module of objects.c, which is in the same library as cffi's.
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
-from attestkit._native import AgentLog, CcelWalk, TpmWalk
+from attestkit._native import AgentLog, CcelWalk, Registers, TpmWalk
 
+_Replay: TypeAlias = Callable[[bytes, bytes], Registers]
 _Q = TypeVar("_Q", bound=QuoteBase)
 
 class QuoteBase:
@@ -30,3 +31,4 @@ def log_walkers(refuse: Callable[[int, int], Exception], /) -> tuple[CcelWalk, T
 def agent_json_walk(data: bytes | str, /) -> AgentLog | Literal["refused", "left"]: ...
 def unhex(text: bytes | str, /) -> bytes | None: ...
 def hexlify(data: bytes, /) -> bytes: ...
+def replayer(many: int, otherwise: _Replay, /) -> _Replay: ...

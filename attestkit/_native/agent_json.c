@@ -153,7 +153,7 @@ static ak_json_outcome read_member(walk *w, event *e, ak_agent_row *row)
         return read_small(w, 1, 2, &row->version);
     case PREIMAGE:
         ak_json_skip_blanks(&w->json);
-        return AK_JSON_FIXED(&w->json, "null") ? ACCEPTED : ak_json_hex(&w->json, &e->preimage);
+        return AK_JSON_FIXED(&w->json.at, "null") ? ACCEPTED : ak_json_hex(&w->json, &e->preimage);
     default:
         return ak_json_value(&w->json);
     }
@@ -163,26 +163,33 @@ static ak_json_outcome read_member(walk *w, event *e, ak_agent_row *row)
  * has another form, or something is wrong with it, the members are to be read one by one. */
 static bool read_compact(walk *w, event *e, ak_agent_row *row)
 {
-    ak_json *j = &w->json;
+    ak_cursor c = w->json.at; /* a copy, so that it can be in registers */
     uint32_t imr;
 
-    if (!AK_JSON_FIXED(j, "{\"imr\":") || ak_json_number(j, 3, &imr) != ACCEPTED ||
-        !AK_JSON_FIXED(j, ",\"event_type\":") ||
-        ak_json_number(j, UINT32_MAX, &row->event_type) != ACCEPTED ||
-        !AK_JSON_FIXED(j, ",\"digest\":\""))
+    if (!AK_JSON_FIXED(&c, "{\"imr\":") || !ak_json_digits(&c, 3, &imr) ||
+        !AK_JSON_FIXED(&c, ",\"event_type\":") ||
+        !ak_json_digits(&c, UINT32_MAX, &row->event_type) || !AK_JSON_FIXED(&c, ",\"digest\":\""))
         return false;
     row->imr = (uint8_t)imr;
-    row->digest = (uint32_t)(j->at.p - w->start);
-    if (!AK_JSON_FIXED(j, "\",\"event\":\"")) {
+    row->digest = (uint32_t)(c.p - w->start);
+    if (!AK_JSON_FIXED(&c, "\",\"event\":\"")) {
         const uint8_t *hex;
-        if (!ak_take(&j->at, 2 * DIGEST, &hex) || !AK_JSON_FIXED(j, "\",\"event\":\"") ||
-            !j->hex->decode(hex, 2 * DIGEST, w->digests + DIGEST * w->extending))
+        if (!ak_take(&c, 2 * DIGEST, &hex) || !AK_JSON_FIXED(&c, "\",\"event\":\"") ||
+            !w->json.hex->decode(hex, 2 * DIGEST, w->digests + DIGEST * w->extending))
             return false;
         row->digest_size = DIGEST;
     }
     e->seen = NEEDED | BIT(DIGEST_HEX);
-    return ak_json_string_rest(j, &e->name) == ACCEPTED &&
-           AK_JSON_FIXED(j, ",\"event_payload\":") && ak_json_hex(j, &e->payload) == ACCEPTED;
+    e->name = (ak_json_text){.p = c.p};
+    if (!AK_JSON_FIXED(&c, "\",\"event_payload\":")) { /* it has a name */
+        w->json.at = c;
+        if (ak_json_string_rest(&w->json, &e->name) != ACCEPTED ||
+            !AK_JSON_FIXED(&w->json.at, ",\"event_payload\":"))
+            return false;
+        c = w->json.at;
+    }
+    w->json.at = c;
+    return ak_json_hex(&w->json, &e->payload) == ACCEPTED;
 }
 
 /* Write a version 1 preimage: type, name and payload, with colons between. */

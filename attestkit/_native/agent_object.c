@@ -1,37 +1,31 @@
-/* The guest agent's log and hex as Python objects, made in one call. Through cffi the calls, their
- * memory and the cutting of what is in it took 1.4 us for a log of 28 events, whose reading is 1.2;
- * so they take @@@ (CPython 3.11, Sapphire Rapids). */
+/* The guest agent's log and hex as Python objects, made in one call. Through cffi, with memory from
+ * there, out of which Python cut what was found, a log of 28 events took 0.9 us more than the 1.8
+ * that it takes so, and 96 digits half a microsecond instead of 35 ns (CPython 3.11, Sapphire
+ * Rapids). */
 #include "ak_objects.h"
+
+#include <stdbool.h>
 
 #include "ak.h"
 
-/* The UTF-8 of bytes, which need not be any, or of a text; NULL with an exception where it has
- * none. */
-static const uint8_t *utf8_of(PyObject *data, size_t *size)
+/* Find the UTF-8 of text, or bytes; NULL in other objects, and in text with lone surrogates. False
+ * with an exception where there is no memory for it. */
+static bool find_utf8(PyObject *data, const uint8_t **text, size_t *size)
 {
     Py_ssize_t length = 0;
     const char *start = NULL;
-    if (PyUnicode_Check(data)) {
-        start = PyUnicode_AsUTF8AndSize(data, &length);
-    } else if (PyBytes_Check(data)) {
+    if (PyBytes_Check(data)) {
         length = PyBytes_Size(data);
         start = PyBytes_AsString(data);
-    } else {
-        PyErr_SetString(PyExc_TypeError, "neither bytes nor text");
+    } else if (PyUnicode_Check(data)) {
+        start = PyUnicode_AsUTF8AndSize(data, &length);
+        if (start == NULL && !PyErr_ExceptionMatches(PyExc_UnicodeEncodeError))
+            return false;
+        PyErr_Clear();
     }
+    *text = (const uint8_t *)start;
     *size = (size_t)length;
-    return (const uint8_t *)start;
-}
-
-/* Say `otherwise` of text with lone surrogates; keep any other exception. */
-static PyObject *unless_surrogates(PyObject *otherwise)
-{
-    if (otherwise == NULL || !PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) {
-        Py_XDECREF(otherwise);
-        return NULL;
-    }
-    PyErr_Clear();
-    return otherwise;
+    return true;
 }
 
 static PyObject *bytes_of(const uint8_t *p, size_t size)
@@ -58,11 +52,11 @@ static PyObject *found(const uint8_t *room)
 static PyObject *agent_json_walk(PyObject *module, PyObject *data)
 {
     size_t size;
-    const uint8_t *text = utf8_of(data, &size);
+    const uint8_t *text;
     (void)module;
-    if (text == NULL)
-        return unless_surrogates(PyUnicode_FromString("left"));
-    if (size > AK_AGENT_MAX_SIZE) /* whose room would be large, and to no end */
+    if (!find_utf8(data, &text, &size))
+        return NULL;
+    if (text == NULL || size > AK_AGENT_MAX_SIZE)
         return PyUnicode_FromString("left");
     uint8_t *room = PyMem_Malloc(4 * size + 256);
     if (room == NULL)
@@ -85,10 +79,12 @@ static PyObject *agent_json_walk(PyObject *module, PyObject *data)
 static PyObject *unhex(PyObject *module, PyObject *data)
 {
     size_t size;
-    const uint8_t *text = utf8_of(data, &size);
+    const uint8_t *text;
     (void)module;
+    if (!find_utf8(data, &text, &size))
+        return NULL;
     if (text == NULL)
-        return unless_surrogates(Py_NewRef(Py_None));
+        Py_RETURN_NONE;
     PyObject *bytes = bytes_of(NULL, size / 2);
     if (bytes != NULL && !ak_hex_decode(text, size, (uint8_t *)PyBytes_AsString(bytes))) {
         Py_DECREF(bytes);

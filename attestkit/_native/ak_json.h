@@ -50,14 +50,28 @@ size_t ak_json_unescape(const ak_json *j, const ak_json_text *text, uint8_t *out
 bool ak_json_utf8(const uint8_t *p, size_t size);
 
 /* Take these very characters. */
-static inline bool ak_json_fixed(ak_json *j, const char *wanted, size_t size)
+static inline bool ak_json_fixed(ak_cursor *c, const char *wanted, size_t size)
 {
-    if (ak_left(&j->at) < size || memcmp(j->at.p, wanted, size) != 0)
+    if (ak_left(c) < size || memcmp(c->p, wanted, size) != 0)
         return false;
-    j->at.p += size;
+    c->p += size;
     return true;
 }
-#define AK_JSON_FIXED(j, literal) ak_json_fixed(j, literal, sizeof(literal) - 1)
+#define AK_JSON_FIXED(cursor, literal) ak_json_fixed(cursor, literal, sizeof(literal) - 1)
+
+/* Read a whole number of at most `max`, of ten digits at most; false where it is none. */
+static inline bool ak_json_digits(ak_cursor *c, uint32_t max, uint32_t *out)
+{
+    const uint8_t *start = c->p;
+    uint64_t value = 0;
+
+    while (ak_left(c) && c->p - start < 10 && *c->p >= '0' && *c->p <= '9')
+        value = 10 * value + (uint64_t)(*c->p++ - '0');
+    if (c->p == start || value > max || (*start == '0' && c->p - start > 1))
+        return false;
+    *out = (uint32_t)value;
+    return true;
+}
 
 static inline void ak_json_skip_blanks(ak_json *j)
 {
@@ -70,7 +84,7 @@ static inline void ak_json_skip_blanks(ak_json *j)
 static inline bool ak_json_eat(ak_json *j, char wanted)
 {
     ak_json_skip_blanks(j);
-    return ak_json_fixed(j, &wanted, 1);
+    return ak_json_fixed(&j->at, &wanted, 1);
 }
 
 #endif

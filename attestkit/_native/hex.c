@@ -126,49 +126,67 @@ WITH_VBMI static inline __m512i values_vbmi(__m512i c)
     return _mm512_permutex2var_epi8(_mm512_load_si512(values), c, _mm512_load_si512(values + 64));
 }
 
+WITH_VBMI static inline __mmask64 which_are(__m512i c, __m512i found)
+{
+    return _mm512_movepi8_mask(_mm512_andnot_si512(c, found));
+}
+
 WITH_VBMI static size_t span_vbmi(const uint8_t *text, size_t size)
 {
     for (size_t at = 0; at < size; at += 64) {
         const __m512i c = _mm512_maskz_loadu_epi8(lanes(size - at), text + at);
-        const __mmask64 is = _mm512_movepi8_mask(_mm512_andnot_si512(c, values_vbmi(c)));
-        if (~is)
-            return at + (size_t)__builtin_ctzll(~is);
+        const __mmask64 none = ~which_are(c, values_vbmi(c));
+        if (none)
+            return at + (size_t)__builtin_ctzll(none);
     }
     return size;
 }
 
+WITH_VBMI static inline __m256i join_vbmi(__m512i found)
+{
+    const __m512i nibbles = _mm512_and_si512(found, _mm512_set1_epi8(0x0f));
+    return _mm512_cvtepi16_epi8(_mm512_maddubs_epi16(nibbles, _mm512_set1_epi16(0x0110)));
+}
+
 WITH_VBMI static bool decode_vbmi(const uint8_t *text, size_t size, uint8_t *bytes)
 {
-    const __m512i join = _mm512_set1_epi16(0x0110), nibble = _mm512_set1_epi8(0x0f);
     __m512i all = _mm512_set1_epi8(-1);
+    size_t at = 0;
 
-    for (size_t at = 0; at < size; at += 64) {
-        const __m512i c =
-            _mm512_mask_loadu_epi8(_mm512_set1_epi8('0'), lanes(size - at), text + at);
-        const __m512i v = values_vbmi(c);
-        const __m512i words = _mm512_maddubs_epi16(_mm512_and_si512(v, nibble), join);
-        all = _mm512_and_si512(all, _mm512_andnot_si512(c, v));
-        _mm256_mask_storeu_epi8(bytes + at / 2, (__mmask32)lanes((size - at) / 2),
-                                _mm512_cvtepi16_epi8(words));
+    for (; size - at >= 64; at += 64) {
+        const __m512i c = _mm512_loadu_si512(text + at), found = values_vbmi(c);
+        all = _mm512_and_si512(all, _mm512_andnot_si512(c, found));
+        _mm256_storeu_si256((__m256i *)(bytes + at / 2), join_vbmi(found));
     }
-    return _mm512_movepi8_mask(all) == UINT64_MAX;
+    const __m512i c = _mm512_mask_loadu_epi8(_mm512_set1_epi8('0'), lanes(size - at), text + at);
+    const __m512i found = values_vbmi(c);
+    _mm256_mask_storeu_epi8(bytes + at / 2, (__mmask32)lanes((size - at) / 2), join_vbmi(found));
+    return which_are(c, _mm512_and_si512(all, found)) == UINT64_MAX;
+}
+
+/* The four bytes at the bottom of each word become eight digits, the high nibble's first. A lookup
+ * takes the low six of the eight bits that begin at a nibble, so the table says its sixteen digits
+ * four times. */
+WITH_VBMI static inline __m512i digits_vbmi(__m256i bytes)
+{
+    const __m512i starts = _mm512_set1_epi64(0x181c1014080c0004);
+    const __m512i table =
+        _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)digits));
+    const __m512i nibbles = _mm512_multishift_epi64_epi8(starts, _mm512_cvtepu32_epi64(bytes));
+    return _mm512_permutexvar_epi8(nibbles, table);
 }
 
 WITH_VBMI static void encode_vbmi(const uint8_t *bytes, size_t size, uint8_t *text)
 {
-    /* The four bytes at the bottom of each word, high nibble first; a lookup takes the low six of
-     * the eight bits that begin there, so the table says its sixteen digits four times. */
-    const __m512i starts = _mm512_set1_epi64(0x181c1014080c0004);
-    const __m512i table =
-        _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)digits));
+    size_t at = 0;
 
-    for (size_t at = 0; at < size; at += 32) {
-        const size_t left = size - at;
-        const __m256i some = _mm256_maskz_loadu_epi8((__mmask32)lanes(left), bytes + at);
-        const __m512i nibbles = _mm512_multishift_epi64_epi8(starts, _mm512_cvtepu32_epi64(some));
-        _mm512_mask_storeu_epi8(text + 2 * at, lanes(2 * left),
-                                _mm512_permutexvar_epi8(nibbles, table));
+    for (; size - at >= 32; at += 32) {
+        const __m256i some = _mm256_loadu_si256((const __m256i *)(bytes + at));
+        _mm512_storeu_si512(text + 2 * at, digits_vbmi(some));
     }
+    const size_t left = size - at;
+    const __m256i some = _mm256_maskz_loadu_epi8((__mmask32)lanes(left), bytes + at);
+    _mm512_mask_storeu_epi8(text + 2 * at, lanes(2 * left), digits_vbmi(some));
 }
 
 static const ak_hex_impl vbmi = {AK_CPU_VBMI, span_vbmi, decode_vbmi, encode_vbmi};

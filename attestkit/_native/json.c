@@ -57,7 +57,7 @@ ak_json_outcome ak_json_string_rest(ak_json *j, ak_json_text *out)
     for (;;) {
         plain_run(j);
         out->size = (size_t)(j->at.p - out->p);
-        if (AK_JSON_FIXED(j, "\""))
+        if (AK_JSON_FIXED(&j->at, "\""))
             return ACCEPTED;
         if (ak_left(&j->at) == 0 || *j->at.p != '\\' || !escape(j))
             return REFUSED;
@@ -80,24 +80,15 @@ ak_json_outcome ak_json_hex(ak_json *j, ak_json_text *out)
     j->at.p += out->size;
     if (ak_left(&j->at) && *j->at.p == '\\')
         return LEFT;
-    return AK_JSON_FIXED(j, "\"") && out->size % 2 == 0 ? ACCEPTED : REFUSED;
+    return AK_JSON_FIXED(&j->at, "\"") && out->size % 2 == 0 ? ACCEPTED : REFUSED;
 }
 
 ak_json_outcome ak_json_number(ak_json *j, uint32_t max, uint32_t *out)
 {
-    ak_cursor *c = &j->at;
-    uint64_t value = 0;
-
     ak_json_skip_blanks(j);
-    const uint8_t *start = c->p;
-    if (ak_left(c) && *start == '-')
+    if (ak_left(&j->at) && *j->at.p == '-')
         return LEFT;
-    while (ak_left(c) && c->p - start < 10 && *c->p >= '0' && *c->p <= '9')
-        value = 10 * value + (uint64_t)(*c->p++ - '0');
-    if (c->p == start || value > max || (*start == '0' && c->p - start > 1))
-        return REFUSED;
-    *out = (uint32_t)value;
-    return ACCEPTED;
+    return ak_json_digits(&j->at, max, out) ? ACCEPTED : REFUSED;
 }
 
 /* Pass over decimal digits; false where there are none. */
@@ -114,14 +105,14 @@ static ak_json_outcome any_number(ak_json *j)
 {
     const uint8_t *start = j->at.p;
 
-    (void)AK_JSON_FIXED(j, "-");
-    if (!AK_JSON_FIXED(j, "0") && !some_digits(&j->at))
+    (void)AK_JSON_FIXED(&j->at, "-");
+    if (!AK_JSON_FIXED(&j->at, "0") && !some_digits(&j->at))
         return REFUSED;
-    if (AK_JSON_FIXED(j, ".") && !some_digits(&j->at))
+    if (AK_JSON_FIXED(&j->at, ".") && !some_digits(&j->at))
         return REFUSED;
-    if (AK_JSON_FIXED(j, "e") || AK_JSON_FIXED(j, "E")) {
-        if (!AK_JSON_FIXED(j, "+"))
-            (void)AK_JSON_FIXED(j, "-");
+    if (AK_JSON_FIXED(&j->at, "e") || AK_JSON_FIXED(&j->at, "E")) {
+        if (!AK_JSON_FIXED(&j->at, "+"))
+            (void)AK_JSON_FIXED(&j->at, "-");
         if (!some_digits(&j->at))
             return REFUSED;
     }
@@ -135,7 +126,8 @@ static ak_json_outcome scalar(ak_json *j)
 
     if (ak_json_eat(j, '"'))
         return ak_json_string_rest(j, &any);
-    if (AK_JSON_FIXED(j, "true") || AK_JSON_FIXED(j, "false") || AK_JSON_FIXED(j, "null"))
+    if (AK_JSON_FIXED(&j->at, "true") || AK_JSON_FIXED(&j->at, "false") ||
+        AK_JSON_FIXED(&j->at, "null"))
         return ACCEPTED;
     return any_number(j);
 }

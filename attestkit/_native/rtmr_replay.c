@@ -92,13 +92,13 @@ static size_t fold(chain *chains, size_t count, const uint8_t *digests)
 {
     const ak_sha512_impl *impl = ak_sha512_for(count);
     const size_t lanes = impl->lanes;
-    size_t next = 0, live, kept = 0;
-    work at = {0};
+    const size_t begun = count < lanes ? count : lanes;
+    size_t next = begun, live = begun, kept = 0;
+    work at;
 
-    for (; next < lanes && next < count; next++)
-        begin(&at, lanes, next, &chains[next]);
-    live = next;
-    for (size_t i = live; i < lanes; i++)
+    for (size_t i = 0; i < lanes; i++)
+        begin(&at, lanes, i, &chains[i < begun ? i : 0]);
+    for (size_t i = begun; i < lanes; i++)
         idle(&at, lanes, i);
     while (live >= impl->least) {
         for (uint32_t done = extend_lanes(impl, &at, digests); done; done &= done - 1) {

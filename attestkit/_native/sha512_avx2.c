@@ -1,14 +1,16 @@
-/* SHA-512 with AVX2 and BMI2, whose rotation keeps its source: one message and four. */
+/* SHA-512 with AVX2 and with BMI2, whose rotation keeps its source: one message and four. An extend
+ * takes 627 cycles, four take 1453 (a Sapphire Rapids guest); in plain C one takes 860. */
 #include "ak_sha512.h"
 
 #if AK_X86_64
 #include <immintrin.h>
 
+/* For gcc as in sha512_avx512.c. */
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,bmi2"))), apply_to = function)
 #else
 #pragma GCC target("avx2,bmi2")
-#pragma GCC optimize("no-tree-reassoc")
+#pragma GCC optimize("no-tree-reassoc", "no-tree-vectorize")
 #endif
 
 #define NAME(x) x##_1
@@ -37,8 +39,8 @@ const ak_sha512_impl ak_sha512_avx2 = {
     .extend = extend_1,
 };
 
-/* A rotation takes three instructions and all else two or more, so that four lanes take as long as
- * 2.2 messages alone (Sapphire Rapids; as 3.1 of Zen 4's). */
+/* A rotation takes three instructions here: four lanes take as long as 2.3 messages alone, on Zen 4
+ * as 3.1. */
 const ak_sha512_impl ak_sha512_avx2_x4 = {
     .name = "avx2 x4",
     .needs = NEEDS,

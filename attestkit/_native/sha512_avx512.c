@@ -1,17 +1,28 @@
-/* SHA-512 with AVX-512: rotations and three-way logic for eight, four and one message. */
+/* SHA-512 with AVX-512, whose rotations and three-way logic are one instruction each: for one
+ * message, four and eight.
+ *
+ * An extend, measured on a Sapphire Rapids guest at 4.1 GHz (gcc 12 and 14; with clang 19 eight and
+ * four lanes take 2 % longer, one message 10 %):
+ *
+ *   one message    571 cycles, 140 ns    five a round wait for each other: 400
+ *   four lanes     730 cycles, 45 ns     2064 operations, three ports for 256 bits: 688
+ *   eight lanes   1064 cycles, 32.5 ns   2064 operations, two ports for 512 bits: 1032
+ *
+ * Eight lanes as two interleaved halves of 256 bits took 1421. Reckoning beforehand with the
+ * padding of a register's 96 bytes and with the first state would spare 2.5 % of the operations. */
 #include "ak_sha512.h"
 
 #if AK_X86_64
 #include <immintrin.h>
 
-/* gcc may neither reassociate the additions, which makes chains longer than they need be, nor
- * schedule four lanes for no processor in particular. */
+/* gcc would reassociate additions, which takes 2 to 3 % longer, and copy words in vectors of
+ * another width than they are read in, which takes 3 % longer. */
 #ifdef __clang__
 #pragma clang attribute push(                                                                      \
     __attribute__((target("avx2,bmi2,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
 #else
 #pragma GCC target("avx2,bmi2,avx512f,avx512bw,avx512dq,avx512vl")
-#pragma GCC optimize("no-tree-reassoc")
+#pragma GCC optimize("no-tree-reassoc", "no-tree-vectorize")
 #endif
 
 /* One message. */
@@ -22,10 +33,6 @@
 #include "sha512_pairs.inc"
 #include "sha512_rounds.inc"
 
-#ifndef __clang__
-#pragma GCC push_options
-#pragma GCC target("tune=skylake-avx512")
-#endif
 #include "sha512_four.inc"
 #define ROR(x, n) ((four)_mm256_ror_epi64((__m256i)(x), n))
 #define TERNARY(x, y, z, table)                                                                    \
@@ -36,9 +43,6 @@
 #define IN_ORDER(x)
 #include "sha512_rounds.inc"
 #undef TERNARY
-#ifndef __clang__
-#pragma GCC pop_options
-#endif
 
 /* Eight messages. */
 typedef uint64_t eight __attribute__((vector_size(64), may_alias));

@@ -169,13 +169,11 @@ class EventLog:
             FormatError: It is not JSON, or an event is not as it should be; names its place.
             UsageError: `data` is neither `bytes` nor text.
         """
-        if not isinstance(data, (bytes, str)):
-            raise UsageError("the agent's event log is bytes or text")
         walked = _native.agent_json_walk(data)
         if isinstance(walked, str):  # no log, or one that needs a closer look
             return cls.from_wire(agent_json.parse(data))
         rows, registers, digests, regular = walked
-        source = AgentJsonSource(data, rows, digests, regular)
+        source = _new_tuple(AgentJsonSource, (data, rows, digests, regular))
         return cls._read((registers, digests), source)
 
     @classmethod

@@ -5,14 +5,13 @@ version 2 also `version` and `preimage`. Unknown keys are passed over, as the ag
 do; a key that comes twice is refused, because readers disagree about which one counts.
 """
 
-from binascii import unhexlify
 from collections.abc import Iterable
 from json import JSONDecodeError, JSONDecoder, loads
 from typing import NamedTuple, NoReturn
 
 from attestkit._json import check_depth
 from attestkit._native import AGENT_ROW, unhex
-from attestkit.errors import FormatError
+from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event import Event, WireEvent, json_string, runtime_preimage
 from attestkit.event_log.event_types import NO_ACTION, RUNTIME_EVENT_TYPE
 
@@ -45,15 +44,16 @@ class AgentJsonSource(NamedTuple):
         for row in AGENT_ROW.iter_unpack(self.rows):
             register, version, _, escaped, event_type, digest_at, start, size, hex_at, digits = row
             if event_type == NO_ACTION:
-                digest = unhexlify(text[digest_at : digest_at + 96])
+                digest = unhex(text[digest_at : digest_at + 96])
             else:
                 digest = digests[at : at + 48]
                 at += 48
             name = ""
-            if size:
-                quoted = text[start - 1 : start + size + 1]
-                name = loads(quoted) if escaped else quoted[1:-1].decode()
-            payload = unhexlify(text[hex_at : hex_at + digits])
+            if escaped:
+                name = loads(text[start - 1 : start + size + 1])
+            elif size:
+                name = text[start : start + size].decode()
+            payload = unhex(text[hex_at : hex_at + digits])
             if event_type != RUNTIME_EVENT_TYPE:
                 version = 1
             events.append(
@@ -78,6 +78,7 @@ def parse(text: str | bytes) -> list[WireEvent]:
     Raises:
         FormatError: The text is not UTF-8 or not JSON, with the offset in bytes of its UTF-8 form;
             or an event is not an object of the keys above, with its place in the array.
+        UsageError: `text` is neither `bytes` nor text.
     """
     if isinstance(text, bytes):
         try:
@@ -85,6 +86,8 @@ def parse(text: str | bytes) -> list[WireEvent]:
         except UnicodeDecodeError as error:
             message = "the event log is not UTF-8"
             raise FormatError(message, offset=error.start, reason="json") from error
+    elif not isinstance(text, str):
+        raise UsageError("the agent's event log is bytes or text")
     if len(text) > MAX_TEXT:
         raise FormatError("the event log is longer than 16 MiB", reason="too_long")
     check_depth(text)

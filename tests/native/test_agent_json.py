@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestkit import _native
-from attestkit.event_log import EventLog
+from attestkit.event_log import EventLog, agent_json
 from attestkit.event_log.agent_json import MAX_EVENTS, MAX_TEXT
 from attestkit.event_log.runtime import RUNTIME_EVENT_TYPE, runtime_event
 from tests.event_log.two_readers import agreed, read_in_python
@@ -268,6 +268,21 @@ def test_a_sample_cut_anywhere() -> None:
         assert agreed(text[:size]) == "refused"
 
 
+@pytest.mark.usefixtures("level")
+def test_no_byte_behind_the_text_is_read() -> None:
+    """In memory that ends with the text: what the sanitizers would find here is the point."""
+    library = pytest.importorskip("attestkit._native._lib")
+    text = compact([NAMED, VERSION_2, UNKNOWN]) + json.dumps(KINDS).encode()
+    room = library.ffi.new("uint8_t[]", 4 * len(text) + 256)
+    for start in (0, text.index(b"][") + 1):
+        for end in range(start, len(text) + 1):
+            memory = library.ffi.new("uint8_t[]", end - start)
+            library.ffi.memmove(memory, text[start:end], end - start)
+            said = library.lib.ak_agent_json_walk(memory, end - start, room, len(room))
+            whole = text[start:end].count(b"[{") > 0 and text[start:end].endswith(b"}]")
+            assert said == library.lib.AK_JSON_REFUSED or whole
+
+
 NASTY = b'\0\n "\\,:{}[]-+.019aAeEfFgGntu/\x7f\x80\xbf\xc3\xe2\xed\xf0\xff'
 
 
@@ -311,6 +326,34 @@ def test_payloads_of_every_length() -> None:
         assert agreed(compact([named, FIRMWARE | {"event": "é" * size}])) == "accepted"
         new = runtime_event("n" * size, bytes(range(size)), version=2)
         assert agreed(EventLog([new, new]).to_json().encode()) == "accepted"
+
+
+class Text(str):
+    """A text of another class."""
+
+    __slots__ = ()
+
+
+class Bytes(bytes):
+    """Bytes of another class."""
+
+
+def test_text_and_bytes_are_the_same() -> None:
+    """A text is read as its UTF-8, whatever its class; what has none is left."""
+    for events in ([FIRMWARE, RUNTIME], [NAMED], [UNKNOWN, RUNTIME | {"event": "é"}]):
+        data = compact(events)
+        text = data.decode()
+        forms = (data, text, Text(text), Bytes(data))
+        assert len({_native.agent_json_walk(form) for form in forms}) == 1
+        assert len({EventLog.from_json(form) for form in forms}) == 1
+        assert [EventLog.from_json(form).events for form in forms] == [
+            EventLog.from_wire(agent_json.parse(text)).events
+        ] * 4
+    lone = json.dumps([FIRMWARE | {"k": "?"}]).replace("?", "\ud800")
+    assert _native.agent_json_walk(lone) == "left"
+    assert EventLog.from_json(lone) == EventLog.from_json(json.dumps([FIRMWARE]))
+    others: list[Any] = [None, 7, bytearray(b"[]"), memoryview(b"[]"), []]
+    assert {_native.agent_json_walk(other) for other in others} == {"left"}
 
 
 SMALLEST = compact(
