@@ -10,7 +10,6 @@ A function of the core is written three times: in C (declared in ak_api.cdef.h),
 import os
 import struct
 from array import array
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 from attestkit._native._level import VARIABLE, choose
@@ -108,11 +107,19 @@ def _compiled_tpm_walk(data: bytes) -> tuple[Banks, bytes]:
     return banks, bytes(ffi.buffer(records, LOG_RECORD.size * log.record_count))
 
 
-# Values and a view of them, to be used again: a thread that replays takes a pair or makes one.
+# Room for what C returns, and a view of it, used again: a thread takes a pair, or makes one.
 _spare: list[tuple[Any, Any]] = []
 _REGISTERS = struct.Struct("48s48s48s48s")
+_DIGEST = struct.Struct("48s")
+# So many messages one by one take as long as together.
+_FEW_MESSAGES = 4
 # So many events take a millisecond, from where on other threads may run meanwhile, and help.
 _MANY_EVENTS = 16384
+
+
+def _new_spare() -> tuple[Any, Any]:
+    values: Any = _new_uncleared("uint8_t[]", 192)
+    return values, ffi.buffer(values)
 
 
 def _cannot_replay(columns: "Sequence[tuple[bytes, bytes]]") -> Exception:
@@ -135,8 +142,7 @@ def _compiled_replay(registers: bytes, digests: bytes) -> Registers:
     try:
         values, view = _spare.pop()
     except IndexError:
-        values = _new_uncleared("uint8_t[]", 192)
-        view = ffi.buffer(values)
+        values, view = _new_spare()
     status = lib.ak_replay(registers, digests, count, values)
     replayed: Registers = _REGISTERS.unpack(view)
     _spare.append((values, view))
@@ -177,25 +183,23 @@ def _compiled_replay_many(columns: "Sequence[tuple[bytes, bytes]]") -> list[Regi
 
 
 def _compiled_sha384(data: bytes) -> bytes:
-    digest: Any = _new_uncleared("uint8_t[]", 48)
-    lib.ak_sha384(data, len(data), digest)
-    return bytes(ffi.buffer(digest))
+    try:
+        values, view = _spare.pop()
+    except IndexError:
+        values, view = _new_spare()
+    lib.ak_sha384(data, len(data), values)
+    digest: bytes = view[:48]
+    _spare.append((values, view))
+    return digest
 
 
-def _compiled_sha384_many(messages: list[bytes]) -> list[bytes]:
-    sizes = list(map(len, messages))
-    if sum(sizes) > 0xFFFFFFFF:  # offsets have 32 bits
-        return list(map(_compiled_sha384, messages))
-    digests: Any = _new_uncleared("uint8_t[]", 48 * len(sizes))
-    lib.ak_sha384_many(
-        b"".join(messages),
-        ffi.from_buffer("uint32_t[]", array("I", accumulate(sizes, initial=0))),
-        ffi.from_buffer("uint32_t[]", array("I", sizes)),
-        len(sizes),
-        digests,
-    )
-    every = bytes(ffi.buffer(digests))
-    return [every[at : at + 48] for at in range(0, len(every), 48)]
+def _compiled_sha384_many(messages: "Sequence[bytes]") -> list[bytes]:
+    if len(messages) < _FEW_MESSAGES:
+        return [_compiled_sha384(message) for message in messages]
+    sizes = ffi.from_buffer("uint32_t[]", array("I", map(len, messages)))
+    digests: Any = _new_uncleared("uint8_t[]", 48 * len(messages))
+    lib.ak_sha384_many(b"".join(messages), ffi.NULL, sizes, len(messages), digests)
+    return [digest for (digest,) in _DIGEST.iter_unpack(ffi.buffer(digests))]
 
 
 def _compiled_cpuid(leaf: int, subleaf: int) -> CpuRegisters:
@@ -212,7 +216,7 @@ tpm_walk: "Callable[[bytes], tuple[Banks, bytes]]"
 replay: "Callable[[bytes, bytes], Registers]"
 replay_many: "Callable[[Sequence[tuple[bytes, bytes]]], list[Registers]]"
 sha384: "Callable[[bytes], bytes]"
-sha384_many: "Callable[[list[bytes]], list[bytes]]"
+sha384_many: "Callable[[Sequence[bytes]], list[bytes]]"
 cpuid: "Callable[[int, int], CpuRegisters | None]"  # by leaf and subleaf; None: plain core
 
 if CORE == "compiled":
