@@ -113,7 +113,8 @@ _REGISTERS = struct.Struct("48s48s48s48s")
 _DIGEST = struct.Struct("48s")
 # So many messages one by one take as long as together.
 _FEW_MESSAGES = 4
-# So many events take a millisecond, from where on other threads may run meanwhile, and help.
+# So many events take most of a millisecond: from there on other threads may run meanwhile. Twice as
+# many are worth a thread of their own.
 _MANY_EVENTS = 16384
 
 
@@ -179,7 +180,7 @@ def _compiled_replay_many(columns: "Sequence[tuple[bytes, bytes]]") -> list[Regi
         raise _cannot_replay(columns)
     if sum(counts) < _MANY_EVENTS:
         return _replay_joined(lib.ak_replay_many, registers, digests, counts)
-    return in_parts(_replay_unlocked, columns, counts, _MANY_EVENTS)
+    return in_parts(_replay_unlocked, columns, counts, 2 * _MANY_EVENTS)
 
 
 def _compiled_sha384(data: bytes) -> bytes:
