@@ -11,7 +11,6 @@ import os
 import struct
 from array import array
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 from attestkit._native._level import VARIABLE, choose
@@ -129,9 +128,20 @@ def _compiled_quote_columns(data: bytes, starts: bytes | None) -> QuoteColumns:
     return memoryview(ffi.buffer(columns)).toreadonly(), room, starts
 
 
+# Room for what C returns, and a view of it, used again: a thread takes a pair, or makes one.
+_spare: list[tuple[Any, Any]] = []
 _REGISTERS = struct.Struct("48s48s48s48s")
-# So many events take a millisecond, from where on other threads may run meanwhile, and help.
+_DIGEST = struct.Struct("48s")
+# So many messages one by one take as long as together.
+_FEW_MESSAGES = 4
+# So many events take most of a millisecond: from there on other threads may run meanwhile. Twice as
+# many are worth a thread of their own.
 _MANY_EVENTS = 16384
+
+
+def _new_spare() -> tuple[Any, Any]:
+    values: Any = _new_uncleared("uint8_t[]", 192)
+    return values, ffi.buffer(values)
 
 
 def _cannot_replay(columns: "Sequence[tuple[bytes, bytes]]") -> Exception:
@@ -180,29 +190,27 @@ def _compiled_replay_many(columns: "Sequence[tuple[bytes, bytes]]") -> list[Regi
         raise _cannot_replay(columns)
     if sum(counts) < _MANY_EVENTS:
         return _replay_joined(lib.ak_replay_many, registers, digests, counts)
-    return in_parts(_replay_unlocked, columns, counts, _MANY_EVENTS)
+    return in_parts(_replay_unlocked, columns, counts, 2 * _MANY_EVENTS)
 
 
 def _compiled_sha384(data: bytes) -> bytes:
-    digest: Any = _new_uncleared("uint8_t[]", 48)
-    lib.ak_sha384(data, len(data), digest)
-    return bytes(ffi.buffer(digest))
+    try:
+        values, view = _spare.pop()
+    except IndexError:
+        values, view = _new_spare()
+    lib.ak_sha384(data, len(data), values)
+    digest: bytes = view[:48]
+    _spare.append((values, view))
+    return digest
 
 
-def _compiled_sha384_many(messages: list[bytes]) -> list[bytes]:
-    sizes = list(map(len, messages))
-    if sum(sizes) > 0xFFFFFFFF:  # offsets have 32 bits
-        return list(map(_compiled_sha384, messages))
-    digests: Any = _new_uncleared("uint8_t[]", 48 * len(sizes))
-    lib.ak_sha384_many(
-        b"".join(messages),
-        ffi.from_buffer("uint32_t[]", array("I", accumulate(sizes, initial=0))),
-        ffi.from_buffer("uint32_t[]", array("I", sizes)),
-        len(sizes),
-        digests,
-    )
-    every = bytes(ffi.buffer(digests))
-    return [every[at : at + 48] for at in range(0, len(every), 48)]
+def _compiled_sha384_many(messages: "Sequence[bytes]") -> list[bytes]:
+    if len(messages) < _FEW_MESSAGES:
+        return [_compiled_sha384(message) for message in messages]
+    sizes = ffi.from_buffer("uint32_t[]", array("I", map(len, messages)))
+    digests: Any = _new_uncleared("uint8_t[]", 48 * len(messages))
+    lib.ak_sha384_many(b"".join(messages), ffi.NULL, sizes, len(messages), digests)
+    return [digest for (digest,) in _DIGEST.iter_unpack(ffi.buffer(digests))]
 
 
 def _compiled_cpuid(leaf: int, subleaf: int) -> CpuRegisters:
@@ -223,7 +231,7 @@ replay_many: "Callable[[Sequence[tuple[bytes, bytes]]], list[Registers]]"
 sha384: "Callable[[bytes], bytes]"
 unhex: "Callable[[bytes | str], bytes | None]"
 hexlify: "Callable[[bytes], bytes]"
-sha384_many: "Callable[[list[bytes]], list[bytes]]"
+sha384_many: "Callable[[Sequence[bytes]], list[bytes]]"
 cpuid: "Callable[[int, int], CpuRegisters | None]"  # by leaf and subleaf; None: plain core
 
 if CORE == "compiled":

@@ -208,6 +208,6 @@ def sha384(data: bytes) -> bytes:
     return hashlib.sha384(data).digest()
 
 
-def sha384_many(messages: list[bytes]) -> list[bytes]:
+def sha384_many(messages: Sequence[bytes]) -> list[bytes]:
     """Return the SHA-384 of each message: 48 bytes."""
     return [hashlib.sha384(message).digest() for message in messages]

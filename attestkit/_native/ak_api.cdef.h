@@ -163,8 +163,8 @@ int64_t ak_json_depth(const uint8_t *text, size_t size, uint32_t most);
 /* SHA-384: 48 bytes. */
 void ak_sha384(const uint8_t *data, size_t size, uint8_t *digest);
 
-/* SHA-384 of many messages: message i is the sizes[i] bytes at data + offsets[i], its digest the 48
- * bytes at digests + 48 * i. */
+/* SHA-384 of many messages: message i is the sizes[i] bytes at data + offsets[i], or where the one
+ * before ends if there are no offsets; its digest the 48 bytes at digests + 48 * i. */
 void ak_sha384_many(const uint8_t *data, const uint32_t *offsets, const uint32_t *sizes,
                     size_t count, uint8_t *digests);
 

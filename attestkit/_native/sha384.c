@@ -99,7 +99,11 @@ static void begin(message *m, messages *waiting)
 {
     const size_t size = *waiting->sizes++;
 
-    m->p = waiting->data + *waiting->offsets++;
+    m->p = waiting->data;
+    if (waiting->offsets)
+        m->p += *waiting->offsets++;
+    else
+        waiting->data += size;
     m->blocks = size / 128;
     m->ending = pad(m->last, m->p, size) / 128;
     m->digest = waiting->digests;
@@ -155,7 +159,7 @@ static void hash_some(message **lane, size_t under_way, messages *waiting)
     const ak_sha512_impl *impl = ak_sha512_for(under_way + waiting->count);
     const size_t lanes = impl->lanes;
     AK_SHA512_ALIGNED uint64_t states[8 * AK_SHA512_LANES] = {0};
-    size_t live = 0, next = lanes;
+    size_t live = 0;
 
     for (size_t i = 0; i < lanes; i++) {
         if (i >= under_way && waiting->count > 0)
@@ -173,14 +177,12 @@ static void hash_some(message **lane, size_t under_way, messages *waiting)
                 continue;
             put_digest(m->digest, states + i, lanes);
             m->digest = NULL;
-            if (next < under_way)
-                swap(lane, i, next++);
-            else if (waiting->count > 0)
+            if (waiting->count > 0) {
                 begin(m, waiting);
-            if (lane[i]->digest)
-                load_state(states + i, lanes, lane[i]);
-            else
+                load_state(states + i, lanes, m);
+            } else {
                 live--;
+            }
         }
     }
     for (size_t i = 0; i < lanes; i++)

@@ -99,16 +99,21 @@ def test_plain_python_does_not_know() -> None:
     assert _python.cpuid(0, 0) is None  # type: ignore[func-returns-value]  # that is its point
 
 
+def features() -> int:
+    """Return the AK_CPU_* bits of this CPU, whatever limit this process was started with."""
+    lib = pytest.importorskip("attestkit._native._lib").lib
+    before: int = lib.ak_cpu_features()
+    lib.ak_cpu_limit(2**32 - 1)
+    found: int = lib.ak_cpu_features()
+    lib.ak_cpu_limit(before)
+    return found
+
+
 @on_x86
 def test_features_are_the_kernel_s() -> None:
     """A bit is there where the kernel, which knows what it saves, lists all its flags."""
-    lib = pytest.importorskip("attestkit._native._lib").lib
     flags = set(cpuinfo("flags").split())
-    before = lib.ak_cpu_features()
-    lib.ak_cpu_limit(2**32 - 1)
-    found = lib.ak_cpu_features()
-    lib.ak_cpu_limit(before)
-    assert found == sum(bit for bit, want in FEATURES.items() if want <= flags)
+    assert features() == sum(bit for bit, want in FEATURES.items() if want <= flags)
 
 
 @pytest.mark.parametrize(
@@ -169,10 +174,9 @@ def started(asked: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("level", LEVELS)
 def test_variable_forces_the_level(level: str) -> None:
     """The variable decides at import what kernels may use; a level that is not here ends it."""
-    lib = pytest.importorskip("attestkit._native._lib").lib
     code = "from attestkit import _native as n; print(n.CPU_LEVEL, n.lib.ak_cpu_features())"
     done = started(level, "-c", code)
-    found = lib.ak_cpu_features()
+    found = features()
     if found & LEVELS[level][0] == LEVELS[level][0]:
         assert done.stdout.split() == [level, str(found & LEVELS[level][1])]
     else:

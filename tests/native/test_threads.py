@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from attestkit import _native
+from attestkit._native import _python_log as twin
 from attestkit._native import _threads
 from attestkit._native._threads import cpus, in_parts
 
@@ -92,6 +93,31 @@ def _no_switching() -> Iterator[None]:
     sys.setswitchinterval(1000)
     yield
     sys.setswitchinterval(before)
+
+
+def test_threads_do_not_write_into_each_other_s_room() -> None:
+    """Threads that replay and hash all the time get their own values, however they alternate."""
+    logs = [(bytes([n % 4] * 5), bytes([n] * 240)) for n in range(4)]
+    wanted = [(twin.replay(*log), twin.sha384(log[1])) for log in logs]
+    wrong: list[int] = []
+
+    def run(number: int) -> None:
+        log = logs[number]
+        wrong.extend(
+            number
+            for _ in range(2000)
+            if (_native.replay(*log), _native.sha384(log[1])) != wanted[number]
+        )
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(logs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(before)
+    assert wrong == []
 
 
 @pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
