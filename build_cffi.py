@@ -42,6 +42,7 @@ SOURCES = [
     "log_object.c",
     "objects.c",
     "replay_object.c",
+    "sha384_object.c",
     "rtmr_replay.c",
     "sha384.c",
     "sha512_portable.c",

@@ -128,20 +128,10 @@ def _compiled_quote_columns(data: bytes, starts: bytes | None) -> QuoteColumns:
     return memoryview(ffi.buffer(columns)).toreadonly(), room, starts
 
 
-# Room for what C returns, and a view of it, used again: a thread takes a pair, or makes one.
-_spare: list[tuple[Any, Any]] = []
 _REGISTERS = struct.Struct("48s48s48s48s")
-_DIGEST = struct.Struct("48s")
-# So many messages one by one take as long as together.
-_FEW_MESSAGES = 4
 # So many events take most of a millisecond: from there on other threads may run meanwhile. Twice as
 # many are worth a thread of their own.
 _MANY_EVENTS = 16384
-
-
-def _new_spare() -> tuple[Any, Any]:
-    values: Any = _new_uncleared("uint8_t[]", 192)
-    return values, ffi.buffer(values)
 
 
 def _cannot_replay(columns: "Sequence[tuple[bytes, bytes]]") -> Exception:
@@ -162,55 +152,24 @@ def _replay_otherwise(registers: bytes, digests: bytes) -> Registers:
     raise _cannot_replay([(registers, digests)])
 
 
-def _replay_joined(
-    replay_many: "Callable[[bytes, bytes, Any, int, Any], int]",
-    registers: "Sequence[bytes]",
-    digests: "Sequence[bytes]",
-    counts: list[int],
-) -> list[Registers]:
-    counted = ffi.from_buffer("uint32_t[]", array("I", counts))
+def _replay_unlocked(columns: "Sequence[tuple[bytes, bytes]]") -> list[Registers]:
+    registers, digests = zip(*columns, strict=True)
+    counts = ffi.from_buffer("uint32_t[]", array("I", map(len, registers)))
     values: Any = _new_uncleared("uint8_t[]", 192 * len(counts))
-    # What is joined is `bytes` that nobody can change, also while other threads run.
-    if replay_many(b"".join(registers), b"".join(digests), counted, len(counts), values):
-        raise _cannot_replay(list(zip(registers, digests, strict=True)))
+    # What is joined is `bytes` that nobody can change while other threads run.
+    joined = b"".join(registers), b"".join(digests)
+    if lib.ak_replay_unlocked(*joined, counts, len(counts), values):
+        raise _cannot_replay(columns)
     return list(_REGISTERS.iter_unpack(ffi.buffer(values)))
 
 
-def _replay_unlocked(columns: "Sequence[tuple[bytes, bytes]]") -> list[Registers]:
-    registers, digests = zip(*columns, strict=True)
-    return _replay_joined(lib.ak_replay_unlocked, registers, digests, list(map(len, registers)))
-
-
-def _compiled_replay_many(columns: "Sequence[tuple[bytes, bytes]]") -> list[Registers]:
-    if not columns:
-        return []
-    registers, digests = zip(*columns, strict=True)
-    counts = list(map(len, registers))
-    if list(map(len, digests)) != [48 * count for count in counts]:
+def _replay_many_otherwise(columns: "Sequence[tuple[bytes, bytes]]") -> list[Registers]:
+    """Do for many logs what _replay_otherwise does for one."""
+    counts = [len(registers) for registers, _ in columns]
+    fit = [len(digests) for _, digests in columns] == [48 * count for count in counts]
+    if not fit or sum(counts) < _MANY_EVENTS:
         raise _cannot_replay(columns)
-    if sum(counts) < _MANY_EVENTS:
-        return _replay_joined(lib.ak_replay_many, registers, digests, counts)
     return in_parts(_replay_unlocked, columns, counts, 2 * _MANY_EVENTS)
-
-
-def _compiled_sha384(data: bytes) -> bytes:
-    try:
-        values, view = _spare.pop()
-    except IndexError:
-        values, view = _new_spare()
-    lib.ak_sha384(data, len(data), values)
-    digest: bytes = view[:48]
-    _spare.append((values, view))
-    return digest
-
-
-def _compiled_sha384_many(messages: "Sequence[bytes]") -> list[bytes]:
-    if len(messages) < _FEW_MESSAGES:
-        return [_compiled_sha384(message) for message in messages]
-    sizes = ffi.from_buffer("uint32_t[]", array("I", map(len, messages)))
-    digests: Any = _new_uncleared("uint8_t[]", 48 * len(messages))
-    lib.ak_sha384_many(b"".join(messages), ffi.NULL, sizes, len(messages), digests)
-    return [digest for (digest,) in _DIGEST.iter_unpack(ffi.buffer(digests))]
 
 
 def _compiled_cpuid(leaf: int, subleaf: int) -> CpuRegisters:
@@ -242,10 +201,9 @@ if CORE == "compiled":
     ccel_walk, tpm_walk = _objects.log_walkers(refuse)
     agent_json_walk = _objects.agent_json_walk
     replay = _objects.replayer(_MANY_EVENTS, _replay_otherwise)
-    replay_many = _compiled_replay_many
-    sha384 = _compiled_sha384
+    replay_many = _objects.many_replayer(_MANY_EVENTS, _replay_many_otherwise)
+    sha384, sha384_many = _objects.sha384, _objects.sha384_many
     unhex, hexlify = _objects.unhex, _objects.hexlify
-    sha384_many = _compiled_sha384_many
     cpuid = _compiled_cpuid
     json_depth = lib.ak_json_depth
 else:

@@ -1,11 +1,12 @@
 # Types of the module of objects.c, which is in the same library as cffi's.
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from attestkit._native import AgentLog, CcelWalk, Registers, TpmWalk
 
 _Replay: TypeAlias = Callable[[bytes, bytes], Registers]
+_ReplayMany: TypeAlias = Callable[[Sequence[tuple[bytes, bytes]]], list[Registers]]
 _Q = TypeVar("_Q", bound=QuoteBase)
 
 class QuoteBase:
@@ -32,3 +33,6 @@ def agent_json_walk(data: bytes | str, /) -> AgentLog | Literal["refused", "left
 def unhex(text: bytes | str, /) -> bytes | None: ...
 def hexlify(data: bytes, /) -> bytes: ...
 def replayer(many: int, otherwise: _Replay, /) -> _Replay: ...
+def sha384(data: bytes, /) -> bytes: ...
+def sha384_many(messages: Sequence[bytes], /) -> list[bytes]: ...
+def many_replayer(many: int, otherwise: _ReplayMany, /) -> _ReplayMany: ...

@@ -12,7 +12,8 @@ PyMODINIT_FUNC PyInit__objects(void)
 {
     PyObject *module = PyModule_Create(&definition);
     if (module == NULL || ak_add_quote_objects(module) != 0 || ak_add_log_objects(module) != 0 ||
-        ak_add_agent_objects(module) != 0 || ak_add_replay_objects(module) != 0)
+        ak_add_agent_objects(module) != 0 || ak_add_replay_objects(module) != 0 ||
+        ak_add_sha384_objects(module) != 0)
         Py_CLEAR(module);
     return module;
 }

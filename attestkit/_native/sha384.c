@@ -38,9 +38,12 @@ static size_t pad(uint8_t last[256], const uint8_t *data, size_t size)
 {
     const size_t rest = size % 128, padded = rest < 112 ? 128 : 256;
 
-    memset(last, 0, padded);
+    /* In steps, and memmove for what does not overlap: else gcc writes string instructions, which
+     * take a sixth of the time of a block to begin. */
+    for (size_t at = 0; at < padded; at += 64)
+        memset(last + at, 0, 64);
     if (rest > 0)
-        memcpy(last, data + size - rest, rest);
+        memmove(last, data + size - rest, rest);
     last[rest] = 0x80;
     ak_put_be64(last + padded - 16, (uint64_t)size >> 61);
     ak_put_be64(last + padded - 8, (uint64_t)size << 3);

@@ -97,18 +97,6 @@ class EventLog:
         return self
 
     @classmethod
-    def _read(cls, columns: tuple[bytes, bytes], source: LogSource) -> "EventLog":
-        """Make a log of what the native core found in `source`."""
-        self = _new(cls)
-        self._columns = columns
-        self._events = None
-        self._runtime = None
-        self._source = source
-        self._fault = None
-        self._warnings = ()
-        return self
-
-    @classmethod
     def parse(cls, data: bytes | str) -> "EventLog":
         """Read a log in any form a TD's log comes in, which its content tells.
 
@@ -157,7 +145,7 @@ class EventLog:
                 message = f"this is not a CCEL but {kind}"
                 raise FormatError(message, offset=error.offset, reason="other_log") from error
             raise
-        return cls._read((registers, digests), _new_tuple(CcelSource, (data, rows, end)))
+        return _read(cls, (registers, digests), _new_tuple(CcelSource, (data, rows, end)))
 
     @classmethod
     def from_json(cls, data: bytes | str) -> "EventLog":
@@ -174,7 +162,7 @@ class EventLog:
             return cls.from_wire(agent_json.parse(data))
         rows, registers, digests, regular = walked
         source = _new_tuple(AgentJsonSource, (data, rows, digests, regular))
-        return cls._read((registers, digests), source)
+        return _read(cls, (registers, digests), source)
 
     @classmethod
     def from_wire(cls, received_events: Iterable[WireEvent]) -> "EventLog":
@@ -348,6 +336,16 @@ class EventLog:
 
     def __repr__(self) -> str:
         return f"<EventLog of {len(self.events)} events>"
+
+
+def _read(cls: type[EventLog], columns: tuple[bytes, bytes], source: LogSource) -> EventLog:
+    """Make a log of what the native core found in `source`."""
+    self = _new(cls)
+    self._columns = columns
+    self._source = source
+    self._events = self._runtime = self._fault = None
+    self._warnings = ()
+    return self
 
 
 def _columns(events: tuple[Event, ...]) -> tuple[bytes, bytes]:

@@ -1,9 +1,9 @@
 """One event of a TD's log, and what its runtime events' digests cover."""
 
-import hashlib
 from json import JSONEncoder
 from typing import NamedTuple, Protocol
 
+from attestkit._native import sha384
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event_types import ACPI_CONFIG, RUNTIME_EVENT_TYPE, type_name
 
@@ -134,7 +134,7 @@ def runtime_digest(name: str, payload: bytes, version: int = 1) -> bytes:
     Raises:
         UsageError: The name is not Unicode text, or there is no such version.
     """
-    return hashlib.sha384(runtime_preimage(name, payload, version)).digest()
+    return sha384(runtime_preimage(name, payload, version))
 
 
 def received(wire: WireEvent, index: int) -> Event:

@@ -1,0 +1,105 @@
+/* SHA-384 as functions of Python's. Through cffi, with memory from there, a message of one block took
+ * 0.46 us and takes 0.25 so; eight of them took 2.3 and take 0.83 (CPython 3.11, Sapphire Rapids). */
+#include "ak_objects.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+#include "ak.h"
+
+enum { DIGEST = 48 };
+
+/* Bytes of messages that are laid one behind the other, to be hashed in lanes; where there are more
+ * of them, memory is worth more than lanes. */
+#define MAX_JOINED (1U << 24)
+
+static PyObject *digest_of(PyObject *message)
+{
+    uint8_t digest[DIGEST];
+    if (!PyBytes_Check(message)) {
+        PyErr_SetString(PyExc_TypeError, "only bytes are hashed");
+        return NULL;
+    }
+    ak_sha384((const uint8_t *)PyBytes_AsString(message), (size_t)PyBytes_Size(message), digest);
+    return PyBytes_FromStringAndSize((const char *)digest, DIGEST);
+}
+
+static PyObject *sha384(PyObject *module, PyObject *message)
+{
+    (void)module;
+    return digest_of(message);
+}
+
+/* How many bytes all messages have; SIZE_MAX where they are not to be joined. */
+static size_t size_of(PyObject *messages, Py_ssize_t count)
+{
+    size_t size = 0;
+    for (Py_ssize_t i = 0; i < count && size <= MAX_JOINED; i++) {
+        PyObject *message = PyTuple_GetItem(messages, i);
+        if (!PyBytes_Check(message))
+            return SIZE_MAX;
+        size += (size_t)PyBytes_Size(message);
+    }
+    return size <= MAX_JOINED ? size : SIZE_MAX;
+}
+
+/* Lay messages of so many bytes one behind the other and hash them: a list of digests. */
+static PyObject *hash_joined(PyObject *messages, Py_ssize_t count, size_t size)
+{
+    const size_t n = (size_t)count;
+    uint32_t *sizes = PyMem_Malloc(n * (sizeof *sizes + DIGEST) + size);
+    if (sizes == NULL)
+        return PyErr_NoMemory();
+    uint8_t *digests = (uint8_t *)(sizes + n), *data = digests + DIGEST * n, *at = data;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *message = PyTuple_GetItem(messages, i);
+        sizes[i] = (uint32_t)PyBytes_Size(message);
+        memcpy(at, PyBytes_AsString(message), sizes[i]);
+        at += sizes[i];
+    }
+    ak_sha384_many(data, NULL, sizes, n, digests);
+    PyObject *all = PyList_New(count);
+    for (Py_ssize_t i = 0; i < count && all != NULL; i++) {
+        PyObject *one = PyBytes_FromStringAndSize((const char *)digests + DIGEST * i, DIGEST);
+        if (one == NULL || PyList_SetItem(all, i, one) != 0)
+            Py_CLEAR(all);
+    }
+    PyMem_Free(sizes);
+    return all;
+}
+
+static PyObject *hash_one_by_one(PyObject *messages, Py_ssize_t count)
+{
+    PyObject *all = PyList_New(count);
+    for (Py_ssize_t i = 0; i < count && all != NULL; i++) {
+        PyObject *one = digest_of(PyTuple_GetItem(messages, i));
+        if (one == NULL || PyList_SetItem(all, i, one) != 0)
+            Py_CLEAR(all);
+    }
+    return all;
+}
+
+static PyObject *sha384_many(PyObject *module, PyObject *sequence)
+{
+    PyObject *messages = PySequence_Tuple(sequence);
+    (void)module;
+    if (messages == NULL)
+        return NULL;
+    const Py_ssize_t count = PyTuple_Size(messages);
+    const size_t size = size_of(messages, count);
+    PyObject *all = count < 2 || size == SIZE_MAX ? hash_one_by_one(messages, count)
+                                                  : hash_joined(messages, count, size);
+    Py_DECREF(messages);
+    return all;
+}
+
+static PyMethodDef functions[] = {
+    {"sha384", sha384, METH_O, NULL},
+    {"sha384_many", sha384_many, METH_O, NULL},
+    {0},
+};
+
+int ak_add_sha384_objects(PyObject *module)
+{
+    return PyModule_AddFunctions(module, functions);
+}
