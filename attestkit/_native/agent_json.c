@@ -374,11 +374,15 @@ static bool divide(walk *w, uint8_t *room, size_t size)
 ak_json_outcome ak_agent_json_walk(const uint8_t *data, size_t size, uint8_t *room,
                                    size_t room_size)
 {
-    walk w = {.json = {{data, data + size}, ak_hex(), true}, .start = data, .regular = true};
+    walk w;
     ak_json_outcome outcome;
 
     if (size > AK_AGENT_MAX_SIZE)
         return LEFT;
+    w.json = (ak_json){{data, data + size}, ak_hex(), true};
+    w.start = data;
+    w.count = w.extending = w.runtimes = w.used = 0;
+    w.regular = true;
     w.capacity = size / SHORTEST + 1 < MAX_EVENTS ? size / SHORTEST + 1 : MAX_EVENTS;
     if (!divide(&w, room, room_size))
         return LEFT;

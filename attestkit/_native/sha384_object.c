@@ -1,5 +1,6 @@
-/* SHA-384 as functions of Python's. Through cffi, with memory from there, a message of one block took
- * 0.46 us and takes 0.25 so; eight of them took 2.3 and take 0.83 (CPython 3.11, Sapphire Rapids). */
+/* SHA-384 as functions of Python's. Through cffi, with memory from there, a message of one block
+ * took 0.46 us and takes 0.25 so; eight of them took 2.3 and take 0.83 (CPython 3.11, Sapphire
+ * Rapids). */
 #include "ak_objects.h"
 
 #include <stdbool.h>
