@@ -50,9 +50,11 @@ SOURCES = [
     "sha512_avx512.c",
 ]
 FLAGS = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-fvisibility=hidden"]
-# cffi drops the GIL around every call. Ours take microseconds (milliseconds where a log is at its
-# bound): dropping it takes a fifth of the time a quote takes, and with other threads around a race
-# to get it back, which takes several times that. The one function for batches drops it by itself.
+# Threads with little stack (musl gives 128 kB) end at a guard page, which no frame may step over.
+FLAGS += ["-fstack-clash-protection", "-fstack-protector-strong", "-Wframe-larger-than=16384"]
+# cffi drops the GIL around every call. Ours take microseconds: dropping it takes a fifth of the
+# time a quote takes, and with other threads around a race to get it back, which takes several
+# times that. What may take long drops it by itself: batches here, large texts in agent_object.c.
 PREAMBLE = """
 #undef Py_BEGIN_ALLOW_THREADS
 #undef Py_END_ALLOW_THREADS

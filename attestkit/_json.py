@@ -32,7 +32,7 @@ def check_depth(text: str | bytes) -> None:
         return
     if isinstance(text, str):
         text = text.encode(errors="surrogatepass")  # lone ones are no JSON; that comes out later
-    if (offset := json_depth(text, len(text), MAX_DEPTH)) >= 0:
+    if (offset := json_depth(text, MAX_DEPTH)) >= 0:
         raise FormatError(f"JSON nests deeper than {MAX_DEPTH} levels", offset=offset)
 
 

@@ -53,8 +53,10 @@ __all__ = [
 def _second_module(library: str) -> Any:  # noqa: ANN401 - _objects.pyi has its types
     """Load the module of objects.c, for which the import system does not look in cffi's library."""
     loader = ExtensionFileLoader("attestkit._native._objects", library)
-    module = loader.create_module(ModuleSpec(loader.name, loader, origin=library))
+    spec = ModuleSpec(loader.name, loader, origin=library)
+    module = loader.create_module(spec)
     loader.exec_module(module)
+    module.__spec__, module.__loader__ = spec, loader
     return module
 
 
@@ -136,18 +138,26 @@ _MANY_EVENTS = 16384
 
 def _cannot_replay(columns: "Sequence[tuple[bytes, bytes]]") -> Exception:
     """Return the error for the first log that cannot be replayed."""
-    for registers, digests in columns:
-        if len(digests) != 48 * len(registers):
+    for log in columns:
+        if not _fit(log):
             break
-        for at, register in enumerate(registers):
+        for at, register in enumerate(log[0]):
             if register > 3:
                 return refuse(lib.AK_E_REGISTER, at)
     return UsageError("replay wants 48 bytes of digest for each register number")
 
 
+def _fit(log: tuple[bytes, bytes]) -> bool:
+    """Tell whether columns are no more and no less than `bytes`, and as long as they should be."""
+    registers, digests = log
+    if type(registers) is not bytes or type(digests) is not bytes:
+        return False
+    return len(digests) == 48 * len(registers)
+
+
 def _replay_otherwise(registers: bytes, digests: bytes) -> Registers:
     """Replay what the core's own function does not: very much, and what cannot be replayed."""
-    if len(registers) >= _MANY_EVENTS:
+    if len(registers) >= _MANY_EVENTS and _fit((registers, digests)):
         return _replay_unlocked([(registers, digests)])[0]
     raise _cannot_replay([(registers, digests)])
 
@@ -166,8 +176,7 @@ def _replay_unlocked(columns: "Sequence[tuple[bytes, bytes]]") -> list[Registers
 def _replay_many_otherwise(columns: "Sequence[tuple[bytes, bytes]]") -> list[Registers]:
     """Do for many logs what _replay_otherwise does for one."""
     counts = [len(registers) for registers, _ in columns]
-    fit = [len(digests) for _, digests in columns] == [48 * count for count in counts]
-    if not fit or sum(counts) < _MANY_EVENTS:
+    if not all(map(_fit, columns)) or sum(counts) < _MANY_EVENTS:
         raise _cannot_replay(columns)
     return in_parts(_replay_unlocked, columns, counts, 2 * _MANY_EVENTS)
 
@@ -179,7 +188,7 @@ def _compiled_cpuid(leaf: int, subleaf: int) -> CpuRegisters:
     return eax, ebx, ecx, edx
 
 
-json_depth: "Callable[[bytes, int, int], int]"  # by text, its size and the most levels
+json_depth: "Callable[[bytes, int], int]"  # by text and the most levels
 quote_layout: "Callable[[bytes], QuoteLayout]"
 quote_columns: "Callable[[bytes, bytes | None], QuoteColumns]"
 ccel_walk: "CcelWalk"
@@ -205,7 +214,7 @@ if CORE == "compiled":
     sha384, sha384_many = _objects.sha384, _objects.sha384_many
     unhex, hexlify = _objects.unhex, _objects.hexlify
     cpuid = _compiled_cpuid
-    json_depth = lib.ak_json_depth
+    json_depth = _objects.json_depth
 else:
     # Late, so that the compiled core does not pay for its twin.
     from attestkit._native import _python

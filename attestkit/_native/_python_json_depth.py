@@ -7,9 +7,8 @@ __all__ = ["json_depth"]
 _MARKS = re.compile(rb'"[^"]*"?|[\[{\]}]')  # a string that does not end is one to the end
 
 
-def json_depth(text: bytes, size: int, most: int) -> int:
+def json_depth(text: bytes, most: int) -> int:
     """Return the offset of the first bracket that nests deeper than `most` levels; -1: none."""
-    text = text[:size]
     if text.count(b"[") + text.count(b"{") <= most:
         return -1
     # Blank out the escapes of strings, so that every quote left is a border of one.

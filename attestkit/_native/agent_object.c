@@ -8,6 +8,8 @@
 
 #include "ak.h"
 
+enum { LARGE = 1 << 18 };
+
 /* Find the UTF-8 of text, or bytes; NULL in other objects, and in text with lone surrogates. False
  * with an exception where there is no memory for it. */
 static bool find_utf8(PyObject *data, const uint8_t **text, size_t *size)
@@ -49,11 +51,27 @@ static PyObject *found(const uint8_t *room)
     return all;
 }
 
+/* Texts of so many bytes take a tenth of a millisecond or more: other threads may run meanwhile.
+ * The caller holds the object, and nobody changes the bytes of one. */
+static PyThreadState *unlock_for(size_t size)
+{
+    return size < LARGE ? NULL : PyEval_SaveThread();
+}
+
+static void lock_again(PyThreadState *thread)
+{
+    if (thread != NULL)
+        PyEval_RestoreThread(thread);
+}
+
+/* Of a subclass, whose slices Python takes later, there may be more than its bytes say: left. */
 static PyObject *agent_json_walk(PyObject *module, PyObject *data)
 {
     size_t size;
     const uint8_t *text;
     (void)module;
+    if (!PyBytes_CheckExact(data) && !PyUnicode_CheckExact(data))
+        return PyUnicode_FromString("left");
     if (!find_utf8(data, &text, &size))
         return NULL;
     if (text == NULL || size > AK_AGENT_MAX_SIZE)
@@ -61,8 +79,11 @@ static PyObject *agent_json_walk(PyObject *module, PyObject *data)
     uint8_t *room = PyMem_Malloc(4 * size + 256);
     if (room == NULL)
         return PyErr_NoMemory();
+    PyThreadState *thread = unlock_for(size);
+    const ak_json_outcome outcome = ak_agent_json_walk(text, size, room, 4 * size + 256);
+    lock_again(thread);
     PyObject *result;
-    switch (ak_agent_json_walk(text, size, room, 4 * size + 256)) {
+    switch (outcome) {
     case AK_JSON_ACCEPTED:
         result = found(room);
         break;
@@ -108,9 +129,25 @@ static PyObject *hexlify(PyObject *module, PyObject *data)
     return text;
 }
 
+static PyObject *json_depth(PyObject *module, PyObject *arguments)
+{
+    PyObject *text;
+    unsigned most;
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "SI", &text, &most))
+        return NULL;
+    const size_t size = (size_t)PyBytes_Size(text);
+    const uint8_t *start = (const uint8_t *)PyBytes_AsString(text);
+    PyThreadState *thread = unlock_for(size);
+    const int64_t offset = ak_json_depth(start, size, most);
+    lock_again(thread);
+    return PyLong_FromLongLong(offset);
+}
+
 static PyMethodDef functions[] = {
     {"agent_json_walk", agent_json_walk, METH_O, NULL},
     {"hexlify", hexlify, METH_O, NULL},
+    {"json_depth", json_depth, METH_VARARGS, NULL},
     {"unhex", unhex, METH_O, NULL},
     {0},
 };

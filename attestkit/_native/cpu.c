@@ -12,7 +12,8 @@
 static uint32_t saved_registers(void)
 {
     uint32_t low, high;
-    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    /* volatile: else it might be done before it is known to be there */
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return low;
 }
 

@@ -12,7 +12,8 @@
 
 #include "ak_quote.h"
 
-/* No garbage collection: what the fields hold never leads back to the quote. */
+/* No garbage collection: what the fields hold never leads back to the quote. Of `made`, which
+ * Python fills, _late in quote.py sees to that: it holds bytes, tuples of them, and numbers. */
 typedef struct {
     PyObject_HEAD;
     PyObject *data;
@@ -171,7 +172,7 @@ static PyType_Slot base_slots[] = {
 static PyType_Spec base_spec = {
     .name = "attestkit._native._objects.QuoteBase",
     .basicsize = sizeof(quote_object),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = base_slots,
 };
 

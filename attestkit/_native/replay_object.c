@@ -30,7 +30,7 @@ typedef struct {
 /* Tell whether two objects are such columns. */
 static bool are_columns(PyObject *registers, PyObject *digests, log_columns *log)
 {
-    if (!PyBytes_Check(registers) || !PyBytes_Check(digests) ||
+    if (!PyBytes_CheckExact(registers) || !PyBytes_CheckExact(digests) ||
         PyBytes_Size(digests) != DIGEST * PyBytes_Size(registers))
         return false;
     log->registers = (const uint8_t *)PyBytes_AsString(registers);

@@ -40,15 +40,15 @@ def walked(text: bytes) -> int:
 @given(SOUP, st.integers(0, 5))
 def test_cores_agree_on_soup(text: bytes, most: int) -> None:
     """Brackets, quotes and backslashes in any order, few of which are JSON."""
-    assert _native.json_depth(text, len(text), most) == twin.json_depth(text, len(text), most)
+    assert _native.json_depth(text, most) == twin.json_depth(text, most)
 
 
 @settings(max_examples=2000, database=None, deadline=None)
 @given(SOUP)
 def test_one_byte_at_a_time_finds_the_same(text: bytes) -> None:
     """Both are held against a third way, which jumps over nothing."""
-    assert _native.json_depth(text, len(text), 2) == walked(text)
-    assert twin.json_depth(text, len(text), 2) == walked(text)
+    assert _native.json_depth(text, 2) == walked(text)
+    assert twin.json_depth(text, 2) == walked(text)
 
 
 VALUE = st.recursive(
@@ -72,17 +72,29 @@ def test_json_nests_as_deep_as_its_value(core: object, value: object, *, ascii_o
     """One level more than there are is never exceeded, one less always is."""
     text, depth = json.dumps(value, ensure_ascii=ascii_only).encode(), depth_of(value)
     walk = core.json_depth  # type: ignore[attr-defined]  # both modules have it
-    assert walk(text, len(text), depth) == -1
+    assert walk(text, depth) == -1
     if depth:
-        at = walk(text, len(text), depth - 1)
+        at = walk(text, depth - 1)
         assert text[at : at + 1] in {b"[", b"{"}
 
 
-@pytest.mark.parametrize("core", [_native, twin], ids=["chosen", "twin"])
-def test_the_size_is_the_end(core: object) -> None:
-    """What is behind it is not looked at."""
-    walk = core.json_depth  # type: ignore[attr-defined]  # both modules have it
-    assert walk(b'["a"[[', 4, 0) == 0
-    assert walk(b"x[[", 1, 0) == -1
-    assert walk(b'"a"[', 2, 0) == -1
-    assert walk(b'\\"[', 1, 0) == -1
+class Lies(bytes):
+    """Bytes that say they are many more."""
+
+    def __len__(self) -> int:
+        """Return what these bytes have not."""
+        return 1 << 20
+
+
+@compiled
+def test_a_length_that_is_a_lie_is_not_believed() -> None:
+    """The core goes by how many bytes there are."""
+    assert _native.json_depth(Lies(b"[[["), 2) == 2
+    assert _native.json_depth(Lies(b"["), 2) == -1
+
+
+def test_large_texts_are_walked_alike() -> None:
+    """From 256 KiB on the compiled core lets other threads run meanwhile."""
+    text = b'["[[[",' * 40000 + b"[["
+    assert _native.json_depth(text, 2) == twin.json_depth(text, 2) == 14
+    assert _native.json_depth(text, 1 << 20) == -1

@@ -1,6 +1,7 @@
 """Replay and SHA-384 of the native core give what hashlib gives."""
 
 import hashlib
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from attestkit import _native
 from attestkit._native import _python_log as twin
 from attestkit.errors import FormatError, UsageError
+from attestkit.event_log import EventLog, WireEvent
 
 # 251 is prime: blocks that are swapped or read twice show.
 PATTERN = bytes(i % 251 for i in range(4096))
@@ -80,6 +82,48 @@ def test_what_cannot_be_replayed_is_refused(core: object) -> None:
     for digests in (b"", bytes(47), bytes(49), bytes(96)):
         with pytest.raises(UsageError, match="48 bytes"):
             replay(b"\0", digests)
+    for count in (16383, 16384, 40000):  # one, and large enough to be replayed elsewhere
+        for digests in (bytes(48), bytes(48 * count - 1), bytes(48 * count + 48)):
+            with pytest.raises(UsageError, match="48 bytes"):
+                replay(bytes(count), digests)
+            with pytest.raises(UsageError, match="48 bytes"):
+                many([(bytes(count), digests), (b"", b"")])
     with pytest.raises(UsageError, match="48 bytes"):
         # Together as long as they should be, each wrong.
         many([(b"\0", bytes(96)), (b"\0\0\0", bytes(96))])
+
+
+class Lies(bytes):
+    """Bytes that are not as many as they say."""
+
+    def __len__(self) -> int:
+        """Return what a digest has."""
+        return 48
+
+
+@pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
+@pytest.mark.parametrize("count", [1, 20000])
+def test_what_lies_about_its_length_is_not_read(count: int) -> None:
+    """Only what is exactly `bytes` is handed to C, which goes by lengths."""
+    with pytest.raises(UsageError, match="48 bytes"):
+        _native.replay(bytes(count), Lies(b""))
+    with pytest.raises(UsageError, match="48 bytes"):
+        _native.replay_many([(bytes(count), bytes(48 * count)), (b"\0", Lies(b""))])
+    log = EventLog.from_wire([WireEvent(0, 1, Lies(b""), "", b"")] * count)
+    with pytest.raises(UsageError, match="48 bytes"):
+        log.replay()
+
+
+@pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
+def test_a_thread_with_little_stack_is_enough() -> None:
+    """The core's frames leave room in the 128 kB that threads have on musl."""
+    log = columns(bytes([0, 1, 2, 3] * 600))
+    found: list[object] = []
+    size = threading.stack_size(128 * 1024)
+    try:
+        work = threading.Thread(target=lambda: found.extend(_native.replay_many([log] * 4)))
+        work.start()
+        work.join()
+    finally:
+        threading.stack_size(size)
+    assert found == [twin.replay(*log)] * 4
