@@ -29,6 +29,7 @@ TARGET = "_lib.abi3.so"
 # By name: a glob would also link whatever else lies there.
 SOURCES = [
     "agent_json.c",
+    "columns_object.c",
     "cpu.c",
     "hex.c",
     "json.c",

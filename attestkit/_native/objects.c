@@ -11,7 +11,8 @@ static struct PyModuleDef definition = {
 PyMODINIT_FUNC PyInit__objects(void)
 {
     PyObject *module = PyModule_Create(&definition);
-    if (module == NULL || ak_add_quote_objects(module) != 0 || ak_add_log_objects(module) != 0)
+    if (module == NULL || ak_add_quote_objects(module) != 0 || ak_add_log_objects(module) != 0 ||
+        ak_add_column_objects(module) != 0)
         Py_CLEAR(module);
     return module;
 }
