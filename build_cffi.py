@@ -30,6 +30,7 @@ TARGET = "_lib.abi3.so"
 SOURCES = [
     "agent_json.c",
     "agent_object.c",
+    "columns_object.c",
     "cpu.c",
     "hex.c",
     "json.c",

@@ -6,97 +6,65 @@ enclaves have none of these fields and are refused, rather than given zeros to b
 """
 
 from array import array
-from typing import TYPE_CHECKING, Any, ClassVar, Final, SupportsIndex
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, SupportsIndex
 
-from attestkit._native import quote_columns as _columns
+from attestkit._native import Column, quote_rows
 from attestkit.errors import FormatError, UsageError
+from attestkit.quote import TdQuoteBody
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from attestkit._native import QuoteRows
 
 __all__ = ["QuoteColumns", "quote_columns"]
 
 _OFFSET_FORMATS: Final = tuple("QqLlIi")  # integers of 4 or 8 bytes, in the order of this machine
 
-
-class _Column:
-    """A field of all quotes, cut out of the block they share: its place and width in a row."""
-
-    __slots__ = ("_before", "_width")
-
-    def __init__(self, before: int, width: int) -> None:
-        self._before = before
-        self._width = width
-
-    def __get__(self, columns: "QuoteColumns | None", _: object = None) -> memoryview:
-        if columns is None:
-            raise AttributeError("a column is one of certain quotes")
-        count, start = len(columns), self._before * columns._room  # noqa: SLF001 - our own
-        flat = columns._block[start : start + self._width * count]  # noqa: SLF001 - the same
-        # Python has no views of no rows with a width.
-        return flat.cast("B", (count, self._width)) if self._width > 1 and count else flat
-
-    def __set__(self, _: object, __: object) -> None:
-        raise AttributeError("columns cannot be changed")
+_new = object.__new__
 
 
 class QuoteColumns:
     """The fields of N quotes, each a `memoryview` of N rows of so many bytes. Immutable.
 
     Fields of one byte are flat, and so are all where N is 0. Names are those of `TdQuoteBody`,
-    which says what the fields mean, and `names` lists them.
+    which says what the fields mean, and `names` lists them. A column takes memory once it has been
+    asked for; until then there are 10 bytes for each quote, and the buffer, which is kept.
     """
 
-    __slots__ = ("_block", "_room", "_starts")
+    version: memoryview  # 4 or 5
+    tee_type: memoryview  # 0x81, TDX
+    body_type: memoryview  # 2: TDX 1.0; 3: TDX 1.5, only these have the last two fields
+    tee_tcb_svn = Column(0, 16)
+    mr_seam = Column(16, 48)
+    mr_signer_seam = Column(64, 48)
+    seam_attributes = Column(112, 8)
+    td_attributes = Column(120, 8)
+    xfam = Column(128, 8)
+    mr_td = Column(136, 48)
+    mr_config_id = Column(184, 48)
+    mr_owner = Column(232, 48)
+    mr_owner_config = Column(280, 48)
+    rtmrs = Column(328, 48, 4)  # a tuple: rtmr0 to rtmr3, which are gathered together
+    report_data = Column(520, 64)
+    tee_tcb_svn2 = Column(584, 16)  # zeros where the body type is 2
+    mr_service_td = Column(600, 48)  # the same
 
-    version = _Column(0, 1)  # 4 or 5
-    tee_type = _Column(1, 1)  # 0x81, TDX
-    body_type = _Column(2, 1)  # 2: TDX 1.0; 3: TDX 1.5, only these have the last two fields
-    tee_tcb_svn = _Column(3, 16)
-    mr_seam = _Column(19, 48)
-    mr_signer_seam = _Column(67, 48)
-    seam_attributes = _Column(115, 8)
-    td_attributes = _Column(123, 8)
-    xfam = _Column(131, 8)
-    mr_td = _Column(139, 48)
-    mr_config_id = _Column(187, 48)
-    mr_owner = _Column(235, 48)
-    mr_owner_config = _Column(283, 48)
-    rtmr0 = _Column(331, 48)
-    rtmr1 = _Column(379, 48)
-    rtmr2 = _Column(427, 48)
-    rtmr3 = _Column(475, 48)
-    report_data = _Column(523, 64)
-    tee_tcb_svn2 = _Column(587, 16)  # zeros where the body type is 2
-    mr_service_td = _Column(603, 48)  # the same
-
-    names: ClassVar[tuple[str, ...]] = tuple(
-        name for name, value in locals().items() if isinstance(value, _Column)
-    )
+    names: ClassVar[tuple[str, ...]] = ("version", "tee_type", "body_type", *TdQuoteBody._fields)
     """The columns, in the order of the fields in a quote."""
 
-    _block: memoryview  # all columns
-    _room: int  # rows from one column to the next, of which N are used
-    _starts: bytes
+    _rows: "QuoteRows"
 
     def __init__(self) -> None:
         raise UsageError("QuoteColumns are made by quote_columns")
 
-    @classmethod
-    def _of(cls, block: memoryview, room: int, starts: bytes) -> "QuoteColumns":
-        self = cls.__new__(cls)
-        self._block = block
-        self._room = room
-        self._starts = starts
-        return self
-
     def __len__(self) -> int:
-        return len(self._starts) // 8
+        return len(self.version)
 
     @property
     def offsets(self) -> memoryview:
         """Where each quote starts in the buffer: N integers of 64 bits."""
-        return memoryview(self._starts).cast("Q")
+        return memoryview(self._rows[1]).cast("Q")
 
     @property
     def mrtd(self) -> memoryview:
@@ -104,9 +72,30 @@ class QuoteColumns:
         return self.mr_td
 
     @property
-    def rtmrs(self) -> tuple[memoryview, memoryview, memoryview, memoryview]:
-        """The columns `rtmr0` to `rtmr3`, N times 48 bytes each."""
-        return self.rtmr0, self.rtmr1, self.rtmr2, self.rtmr3
+    def rtmr0(self) -> memoryview:
+        """The column `rtmrs[0]`, N times 48 bytes."""
+        return self.rtmrs[0]
+
+    @property
+    def rtmr1(self) -> memoryview:
+        """The column `rtmrs[1]`, N times 48 bytes."""
+        return self.rtmrs[1]
+
+    @property
+    def rtmr2(self) -> memoryview:
+        """The column `rtmrs[2]`, N times 48 bytes."""
+        return self.rtmrs[2]
+
+    @property
+    def rtmr3(self) -> memoryview:
+        """The column `rtmrs[3]`, N times 48 bytes."""
+        return self.rtmrs[3]
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError("columns cannot be changed")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError("columns cannot be changed")
 
     def __repr__(self) -> str:
         return f"<QuoteColumns of {len(self)} quotes>"
@@ -133,7 +122,13 @@ def quote_columns(
     if type(buffer) is not bytes:
         raise UsageError(f"quotes for columns are bytes, not {type(buffer).__name__}")
     starts = None if offsets is None else _packed(offsets)
-    return QuoteColumns._of(*_columns(buffer, starts))  # noqa: SLF001 - our own
+    columns = _new(QuoteColumns)
+    kept = columns.__dict__
+    _, _, versions, body_types = kept["_rows"] = quote_rows(buffer, starts)
+    kept["version"] = memoryview(versions)
+    kept["tee_type"] = memoryview(b"\x81" * len(versions))
+    kept["body_type"] = memoryview(body_types)
+    return columns
 
 
 def _packed(offsets: Any) -> bytes:  # noqa: ANN401 - what they are is to be seen

@@ -1,6 +1,8 @@
 """Columns hold what `Quote.parse` finds in each quote, and what it refuses is refused here."""
 
+import gc
 import random
+import tracemalloc
 from array import array
 from itertools import accumulate, pairwise
 from typing import Any
@@ -22,7 +24,20 @@ OF_TDS = [data for data in ALL if Quote.parse(data).tee_type == TEE_TDX]
 OF_ENCLAVES = [data for data in ALL if data not in OF_TDS]
 TD_15 = made_quote(5, TEE_TDX, 3)
 SHORTEST = made_quote(4, TEE_TDX, auth=b"")
-CORES = [_native.quote_columns] + [plain.quote_columns] * (_native.CORE == "compiled")
+CORES: list[Any] = [_native] + [plain] * (_native.CORE == "compiled")
+WIDTHS = (16, 48, 48, 8, 8, 8, *[48] * 8, 64, 16, 48)  # of the fields of a body, in its order
+RTMRS = (328, 48, 4)
+
+
+def made_class(core: Any) -> Any:  # noqa: ANN401 - a module, a class
+    """Return a class with columns of a core: one of each field, and the RTMRs once more."""
+    places = zip(accumulate(WIDTHS[:-1], initial=0), WIDTHS, strict=True)
+    fields = [(at, width) for at, width in places] + [RTMRS]
+    columns = {f"column{number}": core.Column(*field) for number, field in enumerate(fields)}
+    return type("Columns", (), columns)
+
+
+CLASSES = [made_class(core) for core in CORES]
 
 
 def starts_of(quotes: list[bytes]) -> list[int]:
@@ -30,20 +45,29 @@ def starts_of(quotes: list[bytes]) -> list[int]:
     return list(accumulate(map(len, quotes[:-1]), initial=0)) if quotes else []
 
 
-def outcome(core: Any, data: bytes, starts: list[int] | None) -> tuple[object, ...]:  # noqa: ANN401
+def outcome(
+    core: Any,  # noqa: ANN401 - a module
+    made: Any,  # noqa: ANN401 - a class
+    data: bytes,
+    starts: list[int] | None,
+) -> tuple[object, ...]:
     """Return what a core makes of quotes, field by field, or why and where it refuses."""
     packed = None if starts is None else array("Q", starts).tobytes()
+    columns = made()
     try:
-        columns = QuoteColumns._of(*core(data, packed))
+        columns._rows = core.quote_rows(data, packed)
     except FormatError as error:
         return error.message, error.offset, error.reason
-    fields = [bytes(getattr(columns, name)) for name in columns.names]
-    return list(columns.offsets), *fields
+    fields = [getattr(columns, f"column{number}") for number in range(len(WIDTHS))]
+    fields += getattr(columns, f"column{len(WIDTHS)}")
+    return list(columns._rows), [(view.shape, view.tobytes()) for view in fields]
 
 
 def agree(data: bytes, starts: list[int] | None = None) -> tuple[object, ...]:
     """Check that both cores say the same, and return it."""
-    first, *others = [outcome(core, data, starts) for core in CORES]
+    first, *others = [
+        outcome(core, made, data, starts) for core, made in zip(CORES, CLASSES, strict=True)
+    ]
     assert others in ([], [first])
     return first
 
@@ -160,12 +184,85 @@ def test_columns_cannot_be_changed_or_made() -> None:
     with pytest.raises(UsageError):
         QuoteColumns()
     with pytest.raises(AttributeError):
-        columns.mr_td = b""
+        columns.mr_td = memoryview(b"")
+    with pytest.raises(AttributeError):
+        del columns.mr_td
     with pytest.raises(TypeError):
         columns.mr_td[0, 0] = 1
     with pytest.raises(AttributeError):
         _ = QuoteColumns.mr_td
     assert set(TdQuoteBody._fields) < set(QuoteColumns.names)
+
+
+def test_columns_are_made_when_somebody_asks() -> None:
+    """Until then 10 bytes are kept for each quote; then the column, and no other."""
+    data = SHORTEST * 1000
+
+    def kept() -> int:
+        gc.collect()  # also what Python keeps of objects that are gone
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        columns = quote_columns(data)
+        assert 10_000 <= kept() < 15_000
+        report_data = columns.report_data
+        assert 74_000 <= kept() < 80_000
+        registers = columns.rtmrs
+        assert 266_000 <= kept() < 275_000
+    finally:
+        tracemalloc.stop()
+    assert columns.report_data is report_data
+    assert columns.rtmrs is registers
+    assert columns.rtmr2 is registers[2]
+
+
+def test_a_column_is_one_of_rows_that_belong_to_the_data() -> None:
+    """Whatever somebody puts into columns by force, no byte outside of the data is read."""
+    made = CLASSES[0]()
+    if _native.CORE == "python":
+        pytest.skip("the plain core cannot read outside")
+    data, starts, versions, body_types = _native.quote_rows(SHORTEST * 2, None)
+    with pytest.raises(AttributeError, match="no quotes"):
+        _ = made.column0
+    for rows, error in (
+        ((data[:-1], starts, versions, body_types), ValueError),
+        ((data[:1225], starts, versions, body_types), ValueError),
+        ((b"", starts, versions, body_types), ValueError),
+        ((data, b"\xff" * 16, versions, body_types), ValueError),
+        ((data, array("Q", [0, 1227]).tobytes(), versions, body_types), ValueError),
+        ((data, starts[:8], versions, body_types), ValueError),
+        ((data, starts, versions[:1], body_types), ValueError),
+        ((data, starts, versions, body_types[:1]), ValueError),
+        ((data, starts, versions, None), TypeError),
+        ((bytearray(data), starts, versions, body_types), TypeError),
+        ((data, starts, versions), TypeError),
+    ):
+        made._rows = rows
+        for number in range(len(WIDTHS) + 1):
+            with pytest.raises(error):
+                getattr(made, f"column{number}")
+    made._rows = list(rows)
+    with pytest.raises(AttributeError, match="no quotes"):
+        _ = made.column0
+
+
+@pytest.mark.parametrize(
+    "place", [(), (0,), (-1, 8), (0, -8), (0, 8, 4), (0, 48, 3), (0, "8"), (0, 48, 4, 1)]
+)
+def test_fields_that_columns_cannot_be_of(place: Any) -> None:  # noqa: ANN401 - on purpose
+    """A column of the core is of one field, or of four of 48 bytes, which are inside bodies."""
+    if _native.CORE == "python":
+        pytest.skip("the plain core takes any")
+    with pytest.raises((TypeError, ValueError)):
+        _native.Column(*place)
+    with pytest.raises(AttributeError):
+        _native.Column(0, 8).__get__(CLASSES[0]())  # has not been told its name
+    for outside in ((641, 8), (649, 8), (600, 64), (0, 24), (0, 0), (393, 48, 4)):
+        made = type("Columns", (), {"column": _native.Column(*outside)})()
+        made._rows = _native.quote_rows(SHORTEST, None)
+        with pytest.raises(ValueError, match="no field"):
+            _ = made.column
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -217,6 +314,85 @@ def test_a_binding_is_believed_only_where_all_of_it_is_the_same() -> None:
             assert said[1] == sum(map(len, batch[:-1])) + at
             with pytest.raises(FormatError, match=f"quote {len(batch) - 1}: the QE report"):
                 Quote.parse_many(batch)
+
+
+USUAL = made_quote(certification=(5, bytes(range(40))))  # as nearly all are: the core has a way
+LENGTHS = (0, 2, 4, 632, 633, 634, 764, 766, 767, 768, 1218, 1219, 1252, 1253, 1254, 1255, 1256)
+FORGED = made_quote(key=bytes(64), auth=bytes(32))
+FORGED = FORGED[:1090] + bytes(64) + FORGED[1154:]
+
+
+def judged(quotes: list[bytes]) -> None:
+    """Check that a core accepts and refuses what `Quote.parse` does one by one, and its twin."""
+    data, starts = b"".join(quotes), array("Q", starts_of(quotes)).tobytes()
+    for where in (None, starts):
+        said: list[object] = []
+        for core in CORES:
+            try:
+                said.append(core.quote_rows(data, where))
+            except FormatError as error:
+                said.append((error.message, error.offset, error.reason))
+        assert said[1:] in ([], said[:1])
+    try:
+        rows = [Quote.parse(quote) for quote in quotes]
+    except FormatError:
+        assert isinstance(said[0], tuple)
+        assert len(said[0]) == 3
+    else:
+        assert said[0] == (data, starts, bytes([row.version for row in rows]), bytes([2] * 3))
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_no_byte_is_taken_on_trust(bit: int) -> None:
+    """Among quotes whose binding is known and whose length is foreseen each byte is looked at."""
+    all_bits = bit in (0, 7)
+    for at in range(len(USUAL)) if all_bits else LENGTHS:
+        changed = bytearray(USUAL)
+        changed[at] ^= 1 << bit
+        judged([USUAL, USUAL, bytes(changed)])
+        judged([USUAL, bytes(changed), USUAL])
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 63, 64, 65, 71, 72, 73, 130])
+def test_no_zero_is_taken_on_trust(size: int) -> None:
+    """Where quotes have as many zeros behind them as each other, each zero is looked at."""
+    padded = USUAL + bytes(size)
+    for at in range(len(USUAL), len(padded)):
+        changed = padded[:at] + b"\4" + padded[at + 1 :]
+        judged([padded, padded, changed])
+        judged([padded, changed, padded])
+    for other in range(0, 2 * size, max(1, size // 8)):
+        judged([padded, USUAL + bytes(other), padded])
+        judged([padded, padded, USUAL + bytes(other)])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        made_quote(certification=(5, bytes(41))),
+        made_quote(certification=(5, bytes(40) + b"\4")),
+        made_quote(certification=(5, b"")),
+        made_quote(certification=(0, b"")),
+        made_quote(certification=(6, b"")),
+        made_quote(key=bytes(64), auth=bytes(32)),
+        FORGED,
+        USUAL.ljust(131072, b"\0"),
+        USUAL.ljust(131073, b"\0"),
+    ],
+)
+def test_no_quote_is_taken_for_the_one_before(other: bytes) -> None:
+    """Quotes that are longer, shorter, of another key or of none are looked at as they are."""
+    for quotes in ([USUAL, USUAL, other], [USUAL, other, other], [other, USUAL, USUAL]):
+        judged(quotes)
+        judged([quote + bytes(70) for quote in quotes])
+
+
+def test_no_end_is_taken_on_trust() -> None:
+    """A quote that another starts inside of is refused, though all its bytes are there."""
+    for size in range(1, len(USUAL)):
+        starts = array("Q", [0, len(USUAL), len(USUAL) + size]).tobytes()
+        with pytest.raises(FormatError, match="quote 1: "):
+            _native.quote_rows(USUAL * 3, starts)
 
 
 @pytest.mark.parametrize("at", [0, 1])
@@ -317,7 +493,7 @@ def test_any_batch(seed: int, changes: int, other: bytes) -> None:
     agree(bytes(data))
     rows = [bytes(data[a:b]) for a, b in pairwise([*starts, len(data)])]
     if isinstance(said[0], list):
-        assert len(Quote.parse_many(rows)) == len(said[0])
+        assert len(Quote.parse_many(rows)) == len(rows) == len(said[0][2])
         return
     with pytest.raises(FormatError) as caught:
         Quote.parse_many(rows)

@@ -32,15 +32,16 @@ __all__ = [
     "CORE_REASON",
     "CPU_LEVEL",
     "LOG_RECORD",
+    "Column",
     "QuoteBase",
     "agent_json_walk",
     "ccel_walk",
     "cpuid",
     "hexlify",
     "json_depth",
-    "quote_columns",
     "quote_layout",
     "quote_parsers",
+    "quote_rows",
     "replay",
     "replay_many",
     "sha384",
@@ -85,8 +86,8 @@ CPU_LEVEL, _limit = choose(os.environ.get(VARIABLE), None if _PLAIN else lib.ak_
 QuoteLayout = tuple[int, int, int, int, int, int, int, int, int]
 _QUOTE = struct.Struct("=8x9Q")
 
-# A block of columns, how many rows each of them has room for, where the quotes start: 64 bits each.
-QuoteColumns = tuple[memoryview, int, bytes]
+# The data; where quotes start, 64 bits each; their versions, 4 or 5; their body types, 2 or 3.
+QuoteRows = tuple[bytes, bytes, bytes, bytes]
 
 LOG_RECORD = struct.Struct("=7I")
 """A record of a TCG log, as `ccel_walk` and `tpm_walk` pack it: offset of the record, index, type,
@@ -111,23 +112,6 @@ def _compiled_quote_layout(data: bytes) -> QuoteLayout:
     if status := lib.ak_quote_walk(data, len(data), quote):
         raise refuse(status, quote.at)
     return _QUOTE.unpack(ffi.buffer(quote))
-
-
-def _compiled_quote_columns(data: bytes, starts: bytes | None) -> QuoteColumns:
-    place: Any = ffi.new("ak_quote_place *")
-    size = len(data)
-    room = size // lib.AK_QUOTE_TD_MIN_SIZE if starts is None else len(starts) // 8
-    columns: Any = _new_uncleared("uint8_t[]", lib.AK_QUOTE_COLUMNS_SIZE * room)
-    if starts is None:
-        at: Any = _new_uncleared("uint64_t[]", room)
-        status = lib.ak_quote_columns_found(data, size, room, at, columns, place)
-        starts = ffi.buffer(at)[: 8 * place.row]
-    else:
-        at = ffi.from_buffer("uint64_t[]", starts)
-        status = lib.ak_quote_columns(data, size, at, room, columns, place)
-    if status:
-        raise refuse_one(status, place.row, place.at)
-    return memoryview(ffi.buffer(columns)).toreadonly(), room, starts
 
 
 _REGISTERS = struct.Struct("48s48s48s48s")
@@ -190,7 +174,7 @@ def _compiled_cpuid(leaf: int, subleaf: int) -> CpuRegisters:
 
 json_depth: "Callable[[bytes, int], int]"  # by text and the most levels
 quote_layout: "Callable[[bytes], QuoteLayout]"
-quote_columns: "Callable[[bytes, bytes | None], QuoteColumns]"
+quote_rows: "Callable[[bytes, bytes | None], QuoteRows]"  # the data, where quotes start if known
 ccel_walk: "CcelWalk"
 tpm_walk: "TpmWalk"
 agent_json_walk: "Callable[[bytes | str], AgentLog | Literal['refused', 'left']]"
@@ -206,7 +190,7 @@ if CORE == "compiled":
     lib.ak_cpu_limit(_limit)
     _new_uncleared = ffi.new_allocator(should_clear_after_alloc=False)
     quote_layout = _compiled_quote_layout
-    quote_columns = _compiled_quote_columns
+    quote_rows = _objects.quote_checker(refuse_one)
     ccel_walk, tpm_walk = _objects.log_walkers(refuse)
     agent_json_walk = _objects.agent_json_walk
     replay = _objects.replayer(_MANY_EVENTS, _replay_otherwise)
@@ -220,7 +204,7 @@ else:
     from attestkit._native import _python
 
     quote_layout = _python.quote_layout
-    quote_columns = _python.quote_columns
+    quote_rows = _python.quote_rows
     ccel_walk = _python.ccel_walk
     tpm_walk = _python.tpm_walk
     agent_json_walk = _python.agent_json_walk
@@ -234,8 +218,10 @@ else:
     json_depth = _python.json_depth
 
 if TYPE_CHECKING:
-    from attestkit._native._objects import QuoteBase, quote_parsers
+    from attestkit._native._objects import Column, QuoteBase, quote_parsers
 elif CORE == "compiled":
     QuoteBase, quote_parsers = _objects.QuoteBase, _objects.quote_parsers
+    Column = _objects.Column
 else:
     QuoteBase, quote_parsers = _python.QuoteBase, _python.quote_parsers
+    Column = _python.Column

@@ -51,31 +51,11 @@ class _Lib:
     AK_JSON_REFUSED: int
     AK_JSON_LEFT: int
     AK_QUOTE_MAX_SIZE: int
-    AK_QUOTE_TD_MIN_SIZE: int
-    AK_QUOTE_COLUMNS_SIZE: int
     AK_LOG_MAX_BANKS: int
     AK_LOG_MAX_EVENT: int
     AK_LOG_MAX_RECORDS: int
     AK_LOG_MAX_SIZE: int
     def ak_quote_walk(self, data: bytes, size: int, quote: FFI.CData) -> int: ...
-    def ak_quote_columns(
-        self,
-        data: bytes,
-        size: int,
-        starts: FFI.CData,
-        count: int,
-        columns: FFI.CData,
-        place: FFI.CData,
-    ) -> int: ...
-    def ak_quote_columns_found(
-        self,
-        data: bytes,
-        size: int,
-        room: int,
-        starts: FFI.CData,
-        columns: FFI.CData,
-        place: FFI.CData,
-    ) -> int: ...
     def ak_log_walk(
         self,
         data: bytes,

@@ -1,13 +1,15 @@
 # Types of the module of objects.c, which is in the same library as cffi's.
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, overload
 
-from attestkit._native import AgentLog, CcelWalk, Registers, TpmWalk
+from attestkit._native import AgentLog, CcelWalk, QuoteRows, Registers, TpmWalk
 
 _Replay: TypeAlias = Callable[[bytes, bytes], Registers]
 _ReplayMany: TypeAlias = Callable[[Sequence[tuple[bytes, bytes]]], list[Registers]]
 _Q = TypeVar("_Q", bound=QuoteBase)
+_C_co = TypeVar("_C_co", covariant=True)
+_Four: TypeAlias = tuple[memoryview, memoryview, memoryview, memoryview]
 
 class QuoteBase:
     _data: bytes
@@ -37,3 +39,13 @@ def replayer(many: int, otherwise: _Replay, /) -> _Replay: ...
 def sha384(data: bytes, /) -> bytes: ...
 def sha384_many(messages: Sequence[bytes], /) -> list[bytes]: ...
 def many_replayer(many: int, otherwise: _ReplayMany, /) -> _ReplayMany: ...
+def quote_checker(
+    refuse_one: Callable[[int, int, int], Exception], /
+) -> Callable[[bytes, bytes | None], QuoteRows]: ...
+
+class Column(Generic[_C_co]):
+    @overload
+    def __new__(cls, at: int, width: int, /) -> Column[memoryview]: ...
+    @overload
+    def __new__(cls, at: int, width: Literal[48], count: Literal[4], /) -> Column[_Four]: ...
+    def __get__(self, owner: object, _: type | None = None, /) -> _C_co: ...

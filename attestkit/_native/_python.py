@@ -3,7 +3,7 @@
 One file per subject, as in C; this one puts them together.
 """
 
-from attestkit._native._python_columns import quote_columns
+from attestkit._native._python_columns import Column, quote_rows
 from attestkit._native._python_cpu import cpuid
 from attestkit._native._python_json import agent_json_walk, hexlify, unhex
 from attestkit._native._python_json_depth import json_depth
@@ -18,15 +18,16 @@ from attestkit._native._python_log import (
 from attestkit._native._python_quote import QuoteBase, quote_layout, quote_parsers
 
 __all__ = [
+    "Column",
     "QuoteBase",
     "agent_json_walk",
     "ccel_walk",
     "cpuid",
     "hexlify",
     "json_depth",
-    "quote_columns",
     "quote_layout",
     "quote_parsers",
+    "quote_rows",
     "replay",
     "replay_many",
     "sha384",

@@ -1,36 +1,26 @@
 """quote_columns.c in plain Python: the fields of many quotes, turned into columns."""
 
 from array import array
-from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
-from attestkit._native._python_quote import Layout, quote_layout, quote_layout_among
+from attestkit._native._python_quote import quote_layout, quote_layout_among
 from attestkit._native._status import refuse_one
 from attestkit.errors import FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["quote_columns"]
+__all__ = ["Column", "quote_rows"]
 
-# Fields of a body, in its order; the last two are those of TDX 1.5.
-_WIDTHS = (16, 48, 48, 8, 8, 8, 48, 48, 48, 48, 48, 48, 48, 48, 64, 16, 48)
-_CUTS = tuple(pairwise(accumulate(_WIDTHS, initial=0)))
-_TD_15 = 648
+_TD_10, _TD_15 = 584, 648
 
-Row = tuple[bytes, ...]
+Found = tuple[int, int]  # where a quote starts, the size of its body
+Rows = tuple[bytes, bytes, bytes, bytes]
 
 
-def _row(data: bytes, start: int, layout: Layout) -> Row:
-    body, size = layout[:2]
-    fields = data[body : body + size].ljust(_TD_15, b"\0")
-    kind = b"\3" if size == _TD_15 else b"\2"
-    version, tee_type = data[start : start + 1], data[start + 4 : start + 5]
-    return version, tee_type, kind, *[fields[a:b] for a, b in _CUTS]
-
-
-def _given(data: bytes, starts: "array[int]") -> "Iterator[Row]":
-    """Make rows of quotes of which is known where they start."""
+def _given(data: bytes, starts: "array[int]") -> "Iterator[Found]":
+    """Check quotes of which is known where they start."""
     for number, start in enumerate(starts):
         if start >= len(data) or (number > 0 and start <= starts[number - 1]):
             raise refuse_one(29, number, start)
@@ -42,23 +32,22 @@ def _given(data: bytes, starts: "array[int]") -> "Iterator[Row]":
             raise _numbered(error, number, start) from None
         if quote[4] == 0:
             raise refuse_one(28, number, start + 4)
-        yield _row(quote, 0, layout)
+        yield start, layout[1]
 
 
-def _found(data: bytes, starts: "array[int]") -> "Iterator[Row]":
-    """Make rows of quotes that lie one behind the other, and note where they start."""
-    start = 0
+def _found(data: bytes) -> "Iterator[Found]":
+    """Check quotes that lie one behind the other."""
+    start = number = 0
     while start < len(data):
-        number = len(starts)
         try:
             layout, end = quote_layout_among(data, start)
         except FormatError as error:
             raise _numbered(error, number, 0) from None
         if data[start + 4] == 0:
             raise refuse_one(28, number, start + 4)
-        starts.append(start)
-        yield _row(data, start, layout)
+        yield start, layout[1]
         start = end
+        number += 1
 
 
 def _numbered(error: FormatError, number: int, start: int) -> FormatError:
@@ -66,13 +55,49 @@ def _numbered(error: FormatError, number: int, start: int) -> FormatError:
     return FormatError(message, offset=start + (error.offset or 0), reason=error.reason)
 
 
-def quote_columns(data: bytes, starts: bytes | None) -> tuple[memoryview, int, bytes]:
-    """Check quotes of TDs; return their columns, how many they are, and where they start.
+def quote_rows(data: bytes, starts: bytes | None) -> Rows:
+    """Check quotes of TDs; return data, where they start, their versions and their body types.
 
     Raises:
         FormatError: the first start that is misplaced, else the first quote that is refused.
     """
-    at = array("Q", starts or b"")
-    rows = list(_found(data, at) if starts is None else _given(data, at))
-    columns = [b"".join(column) for column in zip(*rows, strict=True)]
-    return memoryview(b"".join(columns)), len(rows), at.tobytes()
+    found = list(_found(data) if starts is None else _given(data, array("Q", starts)))
+    return (
+        data,
+        array("Q", [start for start, _ in found]).tobytes(),
+        bytes([data[start] for start, _ in found]),
+        bytes([3 if size == _TD_15 else 2 for _, size in found]),
+    )
+
+
+class Column:
+    """A field of all quotes, or four side by side, gathered when first asked for; then kept.
+
+    It is for a class whose objects have in their `_rows` what `quote_rows` returned.
+    """
+
+    def __init__(self, at: int, width: int, count: int = 1) -> None:
+        self._cuts = [(at + width * number, width) for number in range(count)]
+
+    def __set_name__(self, _: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, owner: Any, _: type | None = None) -> Any:  # noqa: ANN401 - one or a tuple
+        if owner is None:
+            raise AttributeError("a column is one of certain quotes")
+        made = tuple([_gathered(owner._rows, *cut) for cut in self._cuts])  # noqa: SLF001 - as said
+        # Where Python finds it without coming here, as this has no __set__.
+        kept = owner.__dict__[self._name] = made if len(made) > 1 else made[0]
+        return kept
+
+
+def _gathered(rows: Rows, at: int, width: int) -> memoryview:
+    data, starts, versions, body_types = rows
+    fields = []
+    for start, version, body_type in zip(array("Q", starts), versions, body_types, strict=True):
+        body = start + (54 if version == 5 else 48)
+        there = at < _TD_10 or body_type == 3
+        fields.append(data[body + at : body + at + width] if there else bytes(width))
+    flat = memoryview(b"".join(fields))
+    # Python has no views of no rows with a width.
+    return flat.cast("B", (len(fields), width)) if fields else flat

@@ -72,29 +72,6 @@ enum { AK_QUOTE_MAX_SIZE = 131072 };
 /* Check a quote of version 3, 4 or 5 and tell where its parts are. */
 ak_status ak_quote_walk(const uint8_t *data, size_t size, ak_quote *quote);
 
-/* Bytes of the shortest quote of a TD, and of a quote's fields in all columns. */
-enum { AK_QUOTE_TD_MIN_SIZE = 1226, AK_QUOTE_COLUMNS_SIZE = 651 };
-
-/* One of many quotes: its number, and a byte of the data. */
-typedef struct {
-    uint64_t row;
-    uint64_t at;
-} ak_quote_place;
-
-/* Check `count` quotes, of TDs all, and lay out each field of theirs as one column: version, TEE
- * type and body type, a byte each, then the fields of the longest body in its order. Each column
- * has `count` rows without gaps, and follows the one before it. A quote ends, with or without zeros
- * behind it, where the next one starts, the last at `size`. *place becomes the first to be refused,
- * or before them all the first start that is not behind the one before it and inside the data. */
-ak_status ak_quote_columns(const uint8_t *data, size_t size, const uint64_t *starts, size_t count,
-                           uint8_t *columns, ak_quote_place *place);
-
-/* The same for quotes that lie one behind the other, with or without zeros between them. `starts`
- * become where they do, and place->row, if none is refused, how many they are. There is room for
- * size / AK_QUOTE_TD_MIN_SIZE of them, and columns are so many rows apart. */
-ak_status ak_quote_columns_found(const uint8_t *data, size_t size, size_t room, uint64_t *starts,
-                                 uint8_t *columns, ak_quote_place *place);
-
 /* The CPU features the kernels may use: AK_CPU_* bits. A limit lowers them, for tests. */
 uint32_t ak_cpu_features(void);
 void ak_cpu_limit(uint32_t features);

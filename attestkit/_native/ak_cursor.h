@@ -39,4 +39,9 @@ static inline uint32_t ak_le32(const uint8_t *p)
     return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
 }
 
+static inline uint64_t ak_le64(const uint8_t *p)
+{
+    return ak_le32(p) | (uint64_t)ak_le32(p + 4) << 32;
+}
+
 #endif

@@ -15,5 +15,6 @@ int ak_add_log_objects(PyObject *module);
 int ak_add_agent_objects(PyObject *module);
 int ak_add_replay_objects(PyObject *module);
 int ak_add_sha384_objects(PyObject *module);
+int ak_add_column_objects(PyObject *module);
 
 #endif

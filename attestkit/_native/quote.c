@@ -100,20 +100,6 @@ static ak_status body(walk *w)
     return AK_OK;
 }
 
-static const uint8_t *first_nonzero(const uint8_t *p, const uint8_t *end)
-{
-    uint64_t four[4];
-    while (end - p >= 32) {
-        memcpy(four, p, 32);
-        if ((four[0] | four[1] | four[2] | four[3]) != 0)
-            break;
-        p += 32;
-    }
-    while (p < end && *p == 0)
-        p++;
-    return p;
-}
-
 /* Step over the signature data and what is before them; there the quote ends. */
 static ak_status extent(walk *w)
 {
@@ -232,7 +218,7 @@ ak_status ak_quote_walk_among(const uint8_t *data, size_t size, ak_bindings *kno
     const ak_status status = extent(&w);
     if (status != AK_OK)
         return status;
-    const uint8_t *other = first_nonzero(w.c.p, w.c.end);
+    const uint8_t *other = ak_first_nonzero(w.c.p, w.c.end);
     if (next == NULL && other != w.c.end)
         return broken(&w, AK_E_TRAILING_BYTES, other);
     if (offset(&w, other) > AK_QUOTE_MAX_SIZE)

@@ -1,5 +1,6 @@
 """The compiled core and its plain twin say the same of every quote, good or bad."""
 
+import gc
 import random
 import sys
 from collections.abc import Iterator
@@ -130,6 +131,27 @@ def test_quotes_of_other_classes() -> None:
     quote = WithDictionary.__new__(WithDictionary)
     with pytest.raises(AttributeError):
         _ = quote.mrtd
+
+
+@compiled
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_has_no_work_with_quotes(*, enabled: bool) -> None:
+    """It does not come along while many are made, does not look at them, and is as it was."""
+    seen: list[str] = []
+    data = [made_quote()] * 10_000
+    before = gc.isenabled()
+    gc.callbacks.append(lambda phase, _: seen.append(phase))
+    try:
+        (gc.enable if enabled else gc.disable)()
+        made = Quote.parse_many(data)
+        assert gc.isenabled() is enabled
+    finally:
+        gc.callbacks.pop()
+        (gc.enable if before else gc.disable)()
+    assert seen.count("start") <= 1  # where the quotes had been made
+    assert not any(map(gc.is_tracked, made))
+    assert not gc.is_tracked(Quote.parse(data[0]))
+    assert made[0].rtmrs is made[0].rtmrs
 
 
 @st.composite
