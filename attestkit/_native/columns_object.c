@@ -68,12 +68,12 @@ static PyObject *quote_checker(PyObject *module, PyObject *refuse)
 typedef struct {
     PyObject_HEAD;
     PyObject *name;
+    PyObject *rows, *cast,
+        *bytes;    /* "_rows", "cast", "B": here, for globals are all interpreters' */
     Py_ssize_t at; /* in the body */
     Py_ssize_t width;
     Py_ssize_t count; /* 1 or 4 */
 } column_object;
-
-static PyObject *name_rows, *name_cast, *name_bytes; /* "_rows", "cast", "B" */
 
 /* What quote_rows returned, taken apart; -1 with an exception where it is something else. */
 static int take_apart(PyObject *from, PyObject **data, ak_quote_rows *rows)
@@ -106,11 +106,11 @@ static PyObject *gather(const column_object *c, PyObject *data, const ak_quote_r
 }
 
 /* Give a view its rows, in exchange for the flat one; Python has none of no rows with a width. */
-static PyObject *with_rows(PyObject *flat, PyObject *shape)
+static PyObject *with_rows(const column_object *c, PyObject *flat, PyObject *shape)
 {
     PyObject *view = flat == NULL || PyObject_Size(flat) == 0
                          ? Py_XNewRef(flat)
-                         : PyObject_CallMethodObjArgs(flat, name_cast, name_bytes, shape, NULL);
+                         : PyObject_CallMethodObjArgs(flat, c->cast, c->bytes, shape, NULL);
     Py_XDECREF(flat);
     return view;
 }
@@ -128,9 +128,9 @@ static PyObject *make_columns(const column_object *c, PyObject *from)
     PyObject *shape = flat == NULL ? NULL : Py_BuildValue("nn", count, c->width);
     PyObject *found = NULL;
     if (shape != NULL && c->count == 1)
-        found = with_rows(Py_NewRef(flat), shape);
+        found = with_rows(c, Py_NewRef(flat), shape);
     for (Py_ssize_t i = 0; shape != NULL && i < 4 && c->count == 4; i++)
-        four[i] = with_rows(PySequence_GetSlice(flat, i * size, (i + 1) * size), shape);
+        four[i] = with_rows(c, PySequence_GetSlice(flat, i * size, (i + 1) * size), shape);
     if (four[0] != NULL && four[1] != NULL && four[2] != NULL && four[3] != NULL)
         found = PyTuple_Pack(4, four[0], four[1], four[2], four[3]);
     for (size_t i = 0; i < 4; i++)
@@ -152,7 +152,7 @@ static PyObject *column_get(PyObject *self, PyObject *owner, PyObject *type)
         return NULL;
     }
     PyObject *kept = PyObject_GenericGetDict(owner, NULL), *made = NULL;
-    PyObject *rows = kept == NULL ? NULL : PyDict_GetItemWithError(kept, name_rows);
+    PyObject *rows = kept == NULL ? NULL : PyDict_GetItemWithError(kept, c->rows);
     if (rows != NULL && PyTuple_Check(rows))
         made = make_columns(c, rows);
     else if (!PyErr_Occurred())
@@ -174,11 +174,16 @@ static PyObject *column_new(PyTypeObject *type, PyObject *args, PyObject *names)
         return NULL;
     }
     column_object *c = (column_object *)PyType_GenericAlloc(type, 0);
-    if (c != NULL) {
-        c->at = at;
-        c->width = width;
-        c->count = count;
-    }
+    if (c == NULL)
+        return NULL;
+    c->at = at;
+    c->width = width;
+    c->count = count;
+    c->rows = PyUnicode_InternFromString("_rows");
+    c->cast = PyUnicode_InternFromString("cast");
+    c->bytes = PyUnicode_InternFromString("B");
+    if (c->rows == NULL || c->cast == NULL || c->bytes == NULL)
+        Py_CLEAR(c);
     return (PyObject *)c;
 }
 
@@ -198,7 +203,11 @@ static PyObject *column_set_name(PyObject *self, PyObject *args)
 static void column_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
-    Py_XDECREF(((column_object *)self)->name);
+    const column_object *c = (column_object *)self;
+    Py_XDECREF(c->name);
+    Py_XDECREF(c->rows);
+    Py_XDECREF(c->cast);
+    Py_XDECREF(c->bytes);
     PyObject_Free(self);
     Py_DECREF((PyObject *)type);
 }
@@ -231,11 +240,7 @@ static PyMethodDef functions[] = {
 int ak_add_column_objects(PyObject *module)
 {
     PyObject *column = PyType_FromSpec(&column_spec);
-    name_rows = PyUnicode_InternFromString("_rows");
-    name_cast = PyUnicode_InternFromString("cast");
-    name_bytes = PyUnicode_InternFromString("B");
-    if (column == NULL || name_rows == NULL || name_cast == NULL || name_bytes == NULL ||
-        PyModule_AddObject(module, "Column", column) != 0) {
+    if (column == NULL || PyModule_AddObject(module, "Column", column) != 0) {
         Py_XDECREF(column);
         return -1;
     }
