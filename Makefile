@@ -6,10 +6,11 @@ JS := tests/clients/js
 NATIVE := $(wildcard attestkit/_native/*.c attestkit/_native/*.h attestkit/_native/*.inc)
 C_FILES := $(filter-out attestkit/_native/_lib.c,$(NATIVE))
 OTHER_C := $(wildcard benchmarks/*.c tests/rigs/kernel/shim/*.[ch])
-CORE_TESTS := tests/native tests/test_quote.py $(addprefix tests/event_log/,test_agent_json.py test_event_log.py test_runtime.py test_tcg.py)
+CORE_TESTS := tests/native tests/test_quote.py tests/event_log/test_agent_json.py \
+	tests/event_log/test_event_log.py tests/event_log/test_runtime.py tests/event_log/test_tcg.py
 ARGS ?=
 
-.PHONY: serve test lint bench growth sanitize flake soak clean help
+.PHONY: serve test lint bench growth sanitize flake soak compilers aarch64 clean help
 
 help:
 	@echo "make serve   start the server (options in ARGS='...')"
@@ -18,6 +19,8 @@ help:
 	@echo "make bench   run the benchmarks, each beside a named peer; the tables are in docs/benchmarks/"
 	@echo "make growth  time and memory against the size of the input; docs/benchmarks/growth.md"
 	@echo "make sanitize  run the tests of the C core under ASan and UBSan"
+	@echo "make compilers  compile the C core with every compiler that is here, without a warning"
+	@echo "make aarch64  run the tests of the C core on an emulated aarch64"
 	@echo "make soak    load the server for an hour; the record is docs/records/soak.json"
 	@echo "make flake   run the tests 20 times; the record is docs/records/flake.json"
 
@@ -73,6 +76,12 @@ sanitize: $(VENV)/.dev
 	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
 	$(BIN)/python -m pytest -n auto -q -p no:benchmark $(CORE_TESTS); \
 	status=$$?; $(BIN)/python build_cffi.py && exit $$status
+
+compilers: $(VENV)/.dev
+	$(BIN)/python -m pytest -p no:benchmark tests/test_compilers.py $(ARGS)
+
+aarch64: $(VENV)/.dev
+	$(BIN)/python -m pytest -p no:benchmark tests/rigs/test_aarch64.py $(ARGS)
 
 flake: $(VENV)/.dev $(JS)/node_modules/.made
 	$(BIN)/python -m tests.flake $(ARGS)
