@@ -10,7 +10,7 @@ CORE_TESTS := tests/native tests/test_quote.py tests/event_log/test_agent_json.p
 	tests/event_log/test_event_log.py tests/event_log/test_runtime.py tests/event_log/test_tcg.py
 ARGS ?=
 
-.PHONY: serve test lint bench growth sanitize flake soak compilers aarch64 clean help
+.PHONY: serve test lint bench growth sanitize compilers aarch64 fuzz flake soak clean help
 
 help:
 	@echo "make serve   start the server (options in ARGS='...')"
@@ -21,6 +21,7 @@ help:
 	@echo "make sanitize  run the tests of the C core under ASan and UBSan"
 	@echo "make compilers  compile the C core with every compiler that is here, without a warning"
 	@echo "make aarch64  run the tests of the C core on an emulated aarch64"
+	@echo "make fuzz    compare the C core with plain Python; the record is docs/records/differential.json"
 	@echo "make soak    load the server for an hour; the record is docs/records/soak.json"
 	@echo "make flake   run the tests 20 times; the record is docs/records/flake.json"
 
@@ -54,7 +55,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(C_FILES) $(OTHER_C)
-	$(BIN)/codespell attestkit tests benchmarks deploy docs README.md CHANGELOG.md Makefile
+	$(BIN)/codespell attestkit tests benchmarks fuzz deploy docs README.md CHANGELOG.md Makefile
 
 # All of it writes docs/benchmarks/; a part (ARGS='-k quote') prints its verdicts. STRICT=1 fails on
 # a missed target. ARGS=--benchmark-disable is the quick form: everything works, nothing is timed.
@@ -82,6 +83,10 @@ compilers: $(VENV)/.dev
 
 aarch64: $(VENV)/.dev
 	$(BIN)/python -m pytest -p no:benchmark tests/rigs/test_aarch64.py $(ARGS)
+
+# Twenty minutes; `make fuzz ARGS='--seconds 60'` is the form that writes no record.
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m fuzz.differential $(ARGS)
 
 flake: $(VENV)/.dev $(JS)/node_modules/.made
 	$(BIN)/python -m tests.flake $(ARGS)
