@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 JS := tests/clients/js
 NATIVE := $(wildcard attestkit/_native/*.c attestkit/_native/*.h attestkit/_native/*.inc)
 C_FILES := $(filter-out attestkit/_native/_lib.c,$(NATIVE))
-OTHER_C := $(wildcard benchmarks/*.c tests/rigs/kernel/shim/*.[ch])
+OTHER_C := $(wildcard benchmarks/*.c fuzz/*.[ch] tests/rigs/kernel/shim/*.[ch])
 CORE_TESTS := tests/native tests/test_quote.py tests/event_log/test_agent_json.py \
 	tests/event_log/test_event_log.py tests/event_log/test_runtime.py tests/event_log/test_tcg.py
 ARGS ?=
 
-.PHONY: serve test lint bench growth sanitize compilers aarch64 fuzz flake soak clean help
+.PHONY: serve test lint bench growth sanitize compilers aarch64 valgrind fuzz flake soak clean help
 
 help:
 	@echo "make serve   start the server (options in ARGS='...')"
@@ -21,6 +21,7 @@ help:
 	@echo "make sanitize  run the tests of the C core under ASan and UBSan"
 	@echo "make compilers  compile the C core with every compiler that is here, without a warning"
 	@echo "make aarch64  run the tests of the C core on an emulated aarch64"
+	@echo "make valgrind  run the C core over all samples under memcheck and clang's sanitizers"
 	@echo "make fuzz    compare the C core with plain Python; the record is docs/records/differential.json"
 	@echo "make soak    load the server for an hour; the record is docs/records/soak.json"
 	@echo "make flake   run the tests 20 times; the record is docs/records/flake.json"
@@ -83,6 +84,9 @@ compilers: $(VENV)/.dev
 
 aarch64: $(VENV)/.dev
 	$(BIN)/python -m pytest -p no:benchmark tests/rigs/test_aarch64.py $(ARGS)
+
+valgrind: $(VENV)/.dev
+	$(BIN)/python -m pytest -p no:benchmark tests/test_memcheck.py $(ARGS)
 
 # Twenty minutes; `make fuzz ARGS='--seconds 60'` is the form that writes no record.
 fuzz: $(VENV)/.dev

@@ -38,9 +38,10 @@ class Tally:
     """What came of one reader's inputs."""
 
     counts: Counter[str] = field(default_factory=Counter)  # of "claim, verdict"
-    kept: int = 0
+    kept: int = 0  # seeds and grown inputs
     seconds: float = 0.0
     differing: int = 0
+    grown: list[bytes] = field(default_factory=list)  # inputs, one of each sort
     failures: list[tuple[bytes, str]] = field(default_factory=list)  # small, and what was said
 
     @property
@@ -54,6 +55,7 @@ class Tally:
         self.kept += other.kept
         self.seconds += other.seconds
         self.differing += other.differing
+        self.grown += other.grown
         self.failures += other.failures
 
     def figures(self) -> dict[str, Any]:
@@ -77,6 +79,7 @@ class Corpus:
         self._seeds = [walker.dissect(data) for data in sorted(walker.seeds(), key=len)]
         self._grown: dict[str, list[Any]] = {"accepted": [], "refused": []}
         self._sorts: set[object] = set()
+        self.grown: list[bytes] = []
 
     def __len__(self) -> int:
         return len(self._seeds) + len(self._sorts)
@@ -97,6 +100,7 @@ class Corpus:
         sort = sort_of(self._walker, found)
         if sort not in self._sorts:
             self._sorts.add(sort)
+            self.grown.append(data)
             self._grown[found.plain.kind].append(self._walker.dissect(data))
 
 
@@ -118,7 +122,7 @@ def fuzz(walker: Walker, seed: str, inputs: int, until: float = float("inf")) ->
             else:
                 corpus.consider(data, found)
     tally.seconds = time.monotonic() - start
-    tally.kept = len(corpus)
+    tally.kept, tally.grown = len(corpus), corpus.grown
     return tally
 
 
