@@ -8,6 +8,8 @@ static struct PyModuleDef definition = {
     .m_size = 0,
 };
 
+PyMODINIT_FUNC PyInit__objects(void); /* Python.h does not declare it */
+
 PyMODINIT_FUNC PyInit__objects(void)
 {
     PyObject *module = PyModule_Create(&definition);

@@ -14,7 +14,7 @@
 
 /* No garbage collection: what the fields hold never leads back to the quote. */
 typedef struct {
-    PyObject_HEAD;
+    PyObject head;
     PyObject *data;
     PyObject *made;
     PyObject *mrtd;
