@@ -20,10 +20,14 @@ SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 CLANG = "clang-19"
 
 
+def asks_python(source: str) -> bool:
+    """Whether a C file of the core makes Python's objects, and so needs Python's headers."""
+    return "ak_objects.h" in (NATIVE / source).read_text()
+
+
 def sources() -> list[str]:
     """Return the C files of the core that know nothing of Python, and the targets."""
-    texts = {name: (NATIVE / name).read_text() for name in build_cffi.SOURCES}
-    core = [name for name, text in texts.items() if "ak_objects.h" not in text]
+    core = [name for name in build_cffi.SOURCES if not asks_python(name)]
     return [*core, str(HERE / "targets.c")]
 
 

@@ -14,12 +14,12 @@ pytest.importorskip("hatchling", reason="hatchling builds the package, and is no
 pytest.importorskip("cffi")
 
 import build_cffi
+from fuzz.drivers import NATIVE, asks_python
 from tests.rigs.checkout import copy_checkout, core_tests, run_tests
 
 OTHERS = ("gcc-12", "gcc-14", "clang-14", "clang-19", "aarch64-linux-gnu-gcc")
 # These warn on what cffi generates, too, so they are for our own files alone.
 STRICTER = ("-Wcast-qual", "-Wmissing-prototypes", "-Werror")
-NATIVE = Path(build_cffi.ROOT, build_cffi.NATIVE)
 # Of this machine; for another one the rig of that machine has them, and compiles with them.
 PYTHON = ("-isystem", sysconfig.get_path("include"))
 
@@ -30,11 +30,6 @@ def found(compiler: str) -> str:
     if path is None:
         pytest.skip(f"{compiler} is not here")
     return path
-
-
-def asks_python(source: str) -> bool:
-    """Whether a C file of the core needs Python's headers."""
-    return "<Python.h>" in (NATIVE / source).read_text()
 
 
 @pytest.mark.parametrize(
