@@ -29,36 +29,17 @@ KEYS = (
     *(b'"preimage"', b'"recnum"', b'"digests"', b'"content_type"', b'"unknown"', b'""'),
     *(b'"Imr"', b'"im\\u0072"', b'"imr "', b'"digest\\u0000"', b'"eve\xc3\xb1t"'),
 )
-# Into a text: escapes right and wrong, characters of each length, and bytes that are none.
+# Into a text: escapes right and wrong, and characters.
 PIECES = (
-    *(
-        b"\\n",
-        b"\\/",
-        b'\\"',
-        b"\\\\",
-        b"\\b\\f\\r\\t",
-        b"\\u0041",
-        b"\\u00e9",
-        b"\\u6F22",
-        b"\\u0000",
-    ),
-    *(b"\\ud83e\\udd80", b"\\ud800", b"\\udc00\\ud800", b"\\ud83e\\u0041", b"\\u12", b"\\u12g4"),
-    *(
-        b"\\x41",
-        b"\\",
-        b"\\U0041",
-        b"\\u+123",
-        b"\\u 12f",
-        b":",
-        b"/",
-        b"\x7f",
-        b"\x1f",
-        b"\n",
-        b"\0",
-    ),
+    *(b"\\n", b"\\/", b'\\"', b"\\\\", b"\\b\\f\\r\\t", b"\\u12", b"\\u12g4", b"\\x41", b"\\"),
+    *(b"\\U0041", b"\\u+123", b"\\u 12f", b":", b"/", b"\x7f", b"\x1f", b"\n", b"\0", b'"'),
     *("é".encode(), "漢".encode(), "🦀".encode(), b"\xc0\xaf", b"\xe0\x80\xaf", b"\xed\xa0\x80"),
     *(b"\xf4\x90\x80\x80", b"\xf0\x80\x80\x80", b"\x80", b"\xff", b"\xe6\xbc", b"\xf0\x9f\xa6"),
 )
+# Where UTF-8, UTF-16 and JSON change their minds.
+_EDGES = (0, 0x1F, 0x20, 0x22, 0x3A, 0x7F, 0x80, 0x7FF, 0x800, 0xD7FF, 0xE000, 0xFFFF)
+_SURROGATES = (0xD800, 0xD83E, 0xDBFF, 0xDC00, 0xDD80, 0xDFFF)
+_LEADS = b"\x7f\x80\xbf\xc0\xc1\xc2\xdf\xe0\xe1\xec\xed\xee\xef\xf0\xf1\xf3\xf4\xf5\xf7\xf8\xff"
 NAMES = ("", "app-id", "a:b", 'q"\\', "\n\x01\x7f", "é漢🦀", "\u2028", "system-ready", "/")
 
 
@@ -154,6 +135,24 @@ def _spread(dice: Random, tokens: Tokens, _: Tokens) -> None:
     tokens[:] = [token + blank if token in marks else token for token in tokens]
 
 
+def _some_piece(dice: Random) -> bytes:
+    """Return one of the pieces, or make one: an escape, two of them, or bytes that look like UTF-8.
+
+    Of two escapes the second is often a surrogate if the first is.
+    """
+    chance = dice.random()
+    if chance < 0.5:
+        return dice.choice(PIECES)
+    if chance < 0.6:
+        return b"\\%c" % int(dice.random() * 128)
+    if chance < 0.75:
+        lead = dice.choice(_LEADS)
+        return bytes((lead, *(dice.choice(b"\x7f\x80\x8f\x90\x9f\xa0\xbf\xc0") for _ in range(3))))
+    codes = [dice.choice(_SURROGATES if dice.random() < 0.7 else _EDGES) for _ in range(2)]
+    form = dice.choice((b"\\u%04x", b"\\u%04X"))
+    return b"".join([form % code for code in codes[: dice.choice((1, 2, 2))]])
+
+
 def _number(dice: Random, tokens: Tokens, _: Tokens) -> None:
     tokens[_find(dice, tokens, b"0123456789-", value=True)] = dice.choice(NUMBERS)
 
@@ -167,7 +166,7 @@ def _piece(dice: Random, tokens: Tokens, _: Tokens) -> None:
     at = _text(dice, tokens)
     text = tokens[at]
     inside = 1 + int(dice.random() * max(1, len(text) - 1))
-    tokens[at] = text[:inside] + dice.choice(PIECES) + text[inside + int(dice.random() * 2) :]
+    tokens[at] = text[:inside] + _some_piece(dice) + text[inside + int(dice.random() * 2) :]
 
 
 def _name(dice: Random, tokens: Tokens, _: Tokens) -> None:
@@ -178,7 +177,7 @@ def _name(dice: Random, tokens: Tokens, _: Tokens) -> None:
     if at < len(tokens):
         text = tokens[at]
         inside = 1 + int(dice.random() * max(1, len(text) - 1))
-        tokens[at] = text[:inside] + dice.choice(PIECES) + text[inside:]
+        tokens[at] = text[:inside] + _some_piece(dice) + text[inside:]
 
 
 def _hex(dice: Random, tokens: Tokens, _: Tokens) -> None:
@@ -306,8 +305,11 @@ def made_event(dice: Random) -> bytes:
     members: dict[str, object] = {"imr": 3, "event_type": RUNTIME_EVENT_TYPE, "digest": digest}
     members |= {"event": name, "event_payload": payload.hex()}
     if version == 2 or dice.random() < 0.1:
-        preimage = runtime_preimage(name, payload, 2).hex()
-        members |= {"version": version, "preimage": preimage}
+        preimage = runtime_preimage(name, payload, 2)
+        if dice.random() < 0.1:  # digits in the wrong case, inside the preimage and outside
+            members["event_payload"] = payload.hex().upper()
+            preimage = preimage.replace(payload.hex().encode(), payload.hex().upper().encode())
+        members |= {"version": version, "preimage": preimage.hex()}
     if dice.random() < 0.1:
         members.pop(dice.choice(list(members)))
     if dice.random() < 0.2:
