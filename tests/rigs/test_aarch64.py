@@ -19,6 +19,8 @@ pytestmark = [pytest.mark.rig, pytest.mark.slow]
 
 SECONDS = 600
 EXAMPLES = 40  # of a property: that Python runs at a twelfth of the machine's speed
+# Three quarters of a minute here: the same readers get cut texts and random ones.
+LEFT_OUT = "every_byte_replaced_removed_and_doubled"
 SAY = "import platform; from attestkit import _native as n; print(platform.machine(), n.CORE)"
 
 
@@ -39,7 +41,7 @@ def test_core_on_aarch64(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     said = subprocess.check_output([python, "-c", SAY], cwd=checkout, text=True)  # noqa: S603 - ours
     assert said == "aarch64 compiled\n"
     command = [python, "-m", "pytest", "-c", "tests/rigs/aarch64/pytest.ini", "--rootdir=."]
-    command += ["-m", "not rig", *core_tests()]
+    command += ["-m", "not rig", "-k", f"not {LEFT_OUT}", *core_tests()]
     emulated = {"ATTESTKIT_EMULATED_PYTHON": python}
     outcome = run_tests(command, checkout, seconds=SECONDS, examples=EXAMPLES, **emulated)
     with capsys.disabled():
