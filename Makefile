@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 JS := tests/clients/js
 NATIVE := $(wildcard attestkit/_native/*.c attestkit/_native/*.h attestkit/_native/*.inc)
 C_FILES := $(filter-out attestkit/_native/_lib.c,$(NATIVE))
-OTHER_C := $(wildcard benchmarks/*.c tests/rigs/kernel/shim/*.[ch])
-CORE_TESTS := tests/native tests/test_quote.py $(addprefix tests/event_log/,test_agent_json.py test_event_log.py test_runtime.py test_tcg.py)
+OTHER_C := $(wildcard benchmarks/*.c fuzz/*.[ch] tests/rigs/kernel/shim/*.[ch])
+CORE_TESTS := tests/native tests/test_quote.py tests/event_log/test_agent_json.py \
+	tests/event_log/test_event_log.py tests/event_log/test_runtime.py tests/event_log/test_tcg.py
 ARGS ?=
 
-.PHONY: serve test lint bench growth sanitize flake soak clean help
+.PHONY: serve test lint bench growth sanitize compilers aarch64 valgrind fuzz flake soak clean help
 
 help:
 	@echo "make serve   start the server (options in ARGS='...')"
@@ -18,6 +19,10 @@ help:
 	@echo "make bench   run the benchmarks, each beside a named peer; the tables are in docs/benchmarks/"
 	@echo "make growth  time and memory against the size of the input; docs/benchmarks/growth.md"
 	@echo "make sanitize  run the tests of the C core under ASan and UBSan"
+	@echo "make compilers  compile the C core with every compiler that is here, without a warning"
+	@echo "make aarch64  run the tests of the C core on an emulated aarch64"
+	@echo "make valgrind  run the C core over all samples under memcheck and clang's sanitizers"
+	@echo "make fuzz    compare the C core with plain Python; the record is docs/records/differential.json"
 	@echo "make soak    load the server for an hour; the record is docs/records/soak.json"
 	@echo "make flake   run the tests 20 times; the record is docs/records/flake.json"
 
@@ -51,7 +56,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(C_FILES) $(OTHER_C)
-	$(BIN)/codespell attestkit tests benchmarks deploy docs README.md CHANGELOG.md Makefile
+	$(BIN)/codespell attestkit tests benchmarks fuzz deploy docs README.md CHANGELOG.md Makefile
 
 # All of it writes docs/benchmarks/; a part (ARGS='-k quote') prints its verdicts. STRICT=1 fails on
 # a missed target. ARGS=--benchmark-disable is the quick form: everything works, nothing is timed.
@@ -73,6 +78,19 @@ sanitize: $(VENV)/.dev
 	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
 	$(BIN)/python -m pytest -n auto -q -p no:benchmark $(CORE_TESTS); \
 	status=$$?; $(BIN)/python build_cffi.py && exit $$status
+
+compilers: $(VENV)/.dev
+	$(BIN)/python -m pytest -p no:benchmark tests/test_compilers.py $(ARGS)
+
+aarch64: $(VENV)/.dev
+	$(BIN)/python -m pytest -p no:benchmark tests/rigs/test_aarch64.py $(ARGS)
+
+valgrind: $(VENV)/.dev
+	$(BIN)/python -m pytest -p no:benchmark tests/test_memcheck.py $(ARGS)
+
+# Twenty minutes; `make fuzz ARGS='--seconds 60'` is the form that writes no record.
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m fuzz.differential $(ARGS)
 
 flake: $(VENV)/.dev $(JS)/node_modules/.made
 	$(BIN)/python -m tests.flake $(ARGS)

@@ -28,6 +28,8 @@ static struct PyModuleDef definition = {
     .m_slots = phases,
 };
 
+PyMODINIT_FUNC PyInit__objects(void); /* Python.h does not declare it */
+
 PyMODINIT_FUNC PyInit__objects(void)
 {
     return PyModuleDef_Init(&definition);

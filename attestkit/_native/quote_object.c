@@ -16,7 +16,7 @@
  * which Python fills, _late in quote.py sees to that: it holds bytes, tuples of them, and numbers.
  * Classes made in Python have their objects tracked all the same: those are taken off its lists. */
 typedef struct {
-    PyObject_HEAD;
+    PyObject head;
     PyObject *data;
     PyObject *made;
     PyObject *mrtd;

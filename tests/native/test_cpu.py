@@ -185,6 +185,7 @@ def test_variable_forces_the_level(level: str) -> None:
 
 def test_wrong_variable_is_one_line_on_the_command_line() -> None:
     """A person gets the sentence and not the way to it."""
+    pytest.importorskip("click", reason="the command line needs click")
     for command, program in (("doctor", "attestkit"), ("serve", "attestkit serve")):
         done = started("avx1024", "-m", "attestkit", command)
         assert done.returncode == 1

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.rigs.kernel.packages import BACKPORTS, OWN, Kernel, MissingError, fetch
+from tests.rigs.apt import MissingError
+from tests.rigs.kernel.packages import BACKPORTS, OWN, Kernel, fetch
 from tests.rigs.kernel.vm import Outcome, Run, boot, check_programs
 
 pytestmark = [pytest.mark.rig, pytest.mark.slow]

@@ -8,7 +8,8 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.rigs.kernel.packages import Kernel, MissingError
+from tests.rigs.apt import MissingError
+from tests.rigs.kernel.packages import Kernel
 
 HERE = Path(__file__).resolve().parent
 SHIM = HERE / "shim"

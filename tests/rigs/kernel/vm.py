@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.rigs.apt import MissingError
 from tests.rigs.kernel.image import DRIVER, HERE, Modules, build_shims, initramfs
-from tests.rigs.kernel.packages import Kernel, MissingError
+from tests.rigs.kernel.packages import Kernel
 
 ROOT = HERE.parents[2]
 QEMU = "qemu-system-x86_64"

@@ -1,0 +1,122 @@
+"""What fuzzers and the sanitizers start from: real quotes and logs, and made ones.
+
+The real ones are the shared samples, where they are present; the made ones are there everywhere.
+"""
+
+import base64
+import json
+from functools import cache
+from itertools import pairwise
+from struct import pack
+
+from attestkit.backends.simulator.boot_log import boot_log
+from attestkit.backends.simulator.image import simulated_image
+from attestkit.event_log import EventLog
+from attestkit.event_log.runtime import runtime_event
+from fuzz.agent_json import dissect as json_tokens
+from fuzz.tcg_log import dissect as tcg_records
+from tests.quotes import made_quotes, samples
+from tests.vectors import data, load
+
+_SHORT_EVENT = 24  # bytes of event data that a shortened log keeps
+_AREA = 64  # bytes of fill that it keeps
+
+
+@cache
+def _logs() -> tuple[tuple[str, str], ...]:
+    return tuple((log["path"], log["kind"]) for log in load("eventlogs.json").get("logs", []))
+
+
+def quotes() -> list[bytes]:
+    """Return whole quotes of every version."""
+    return samples() + made_quotes()
+
+
+def ccels() -> list[bytes]:
+    """Return CCELs with their fill, each log once."""
+    real = {data(path).rstrip(b"\xff"): data(path) for path, kind in _logs() if kind == "ccel"}
+    return [boot_log(simulated_image()), *real.values()]
+
+
+def tpm_logs() -> list[bytes]:
+    """Return logs of TPMs, in the old format and in the new."""
+    real = {data(path) for path, kind in _logs() if kind.startswith("tpm")}
+    wrapped = {data(path) for path, kind in _logs() if kind == "json_wrapper"}
+    real |= {base64.b64decode(json.loads(text)["Log"]["Raw"]) for text in wrapped}
+    return [_made_tpm_log(new=False), _made_tpm_log(new=True), *sorted(real)]
+
+
+def _made_tpm_log(*, new: bool) -> bytes:
+    """Return a log of a Spec ID event with two algorithms, or of none, and three records."""
+    if not new:
+        return b"".join(pack("<II20sI4s", pcr, 4, b"\7" * 20, 4, bytes(4)) for pcr in range(3))
+    spec = b"Spec ID Event03\0" + pack("<I4BI4HB", 0, 0, 2, 105, 2, 2, 4, 20, 11, 32, 0)
+    log = pack("<II20xI", 0, 3, len(spec)) + spec
+    for pcr in range(3):
+        digests = pack("<H20sH32s", 4, b"\7" * 20, 11, b"\7" * 32)
+        log += pack("<III", pcr, 4, 2) + digests + pack("<I4s", 4, bytes(4))
+    return log
+
+
+def agent_texts() -> list[bytes]:
+    """Return agents' logs in JSON, with runtime events of both versions among them."""
+    paths = ("dstack/verifier/quote-report.json", "dstack/verifier/tdx-lite-getquote.json")
+    answers = [json.loads(found) for found in map(data, paths) if found]
+    log = EventLog.from_ccel(ccels()[0])
+    more = [
+        runtime_event(name, payload, version)
+        for version in (1, 2)
+        for name, payload in (("app-id", bytes(20)), ("é\n", b""), ("system-ready", b"\xab" * 40))
+    ]
+    made = log.with_runtime(more).to_json()
+    texts = [*[answer["event_log"] for answer in answers], made]
+    texts.append(json.dumps(json.loads(made), indent=2))
+    return [text.encode() for text in texts]
+
+
+# -- short ones ------------------------------------------------------------------------------------
+
+
+def short_tcg_logs(logs: list[bytes]) -> list[bytes]:
+    """Return logs of few records with little event data, and the first of the whole ones."""
+    short = []
+    for log in logs:
+        records = [_shortened(log[start:end]) for start, end in _spans(log)]
+        fill = b"\xff" * _AREA if log.endswith(b"\xff" * _AREA) else b""
+        header, rest = records[0], records[1:]
+        groups = [rest[at : at + 4] for at in range(0, len(rest), 4)]
+        short += [b"".join((header, *group, fill)) for group in groups[:12]]
+    return sorted(set(short)) + [log[:20000] for log in logs[:4]]
+
+
+def _spans(log: bytes) -> list[tuple[int, int]]:
+    return list(pairwise(tcg_records(log).starts)) or [(0, len(log))]
+
+
+def _shortened(record: bytes) -> bytes:
+    """Return a record with no more than a few bytes of event data; the header as it is.
+
+    The size of the data is found from behind: it is the number that leads to the record's end.
+    """
+    if b"Spec ID" in record:
+        return record
+    for at in range(28, len(record) - 3):
+        size = int.from_bytes(record[at : at + 4], "little")
+        if at + 4 + size == len(record):
+            kept = record[at + 4 : at + 4 + _SHORT_EVENT]
+            return record[:at] + pack("<I", len(kept)) + kept
+    return record
+
+
+def short_agent_texts() -> list[bytes]:
+    """Return texts of few events, and some whole ones."""
+    short = []
+    for text in agent_texts():
+        events = json.loads(text)
+        for event in events:
+            event["event_payload"] = event["event_payload"][: 2 * _SHORT_EVENT]
+        compact = [json.dumps(event, separators=(",", ":")) for event in events]
+        groups = [compact[at : at + 3] for at in range(0, len(compact), 3)]
+        short += [f"[{','.join(group)}]".encode() for group in groups]
+    assert all(b"".join(json_tokens(text)) == text for text in short)
+    return [*dict.fromkeys(short), b"[]", *agent_texts()]

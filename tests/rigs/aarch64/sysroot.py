@@ -1,0 +1,96 @@
+"""A Debian of arm64 in a folder: a Python with cffi, pytest and hypothesis, and its headers.
+
+qemu-user runs its programs on this machine's kernel. Nothing is installed, so no package's scripts
+run; the few links that they would make are made here.
+"""
+
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+
+from tests.rigs.apt import (
+    Apt,
+    MissingError,
+    cache_folder,
+    codename,
+    only_one_at_a_time,
+    own_sources,
+    unpack,
+)
+
+COMPILER = "aarch64-linux-gnu-gcc"
+EMULATOR = "qemu-aarch64"
+
+# apt adds what these need.
+_PACKAGES = [
+    "python3-cffi-backend",
+    "python3-pytest",
+    "python3-hypothesis",
+    "python3-cryptography",  # some tests read certificates with it
+    "libpython3-dev",
+]
+_WHAT = "Python for aarch64"
+
+
+def check_programs() -> None:
+    """Raise MissingError unless the compiler and the emulator are here."""
+    for program, package in ((COMPILER, "gcc-aarch64-linux-gnu"), (EMULATOR, "qemu-user")):
+        if shutil.which(program) is None:
+            raise MissingError(f"{program} is not here (Debian: {package})")
+
+
+def fetch() -> Path:
+    """Return the root of the files of a Debian of arm64, in the cache.
+
+    Raises:
+        MissingError: It cannot be had; the text says why.
+    """
+    release_name = codename(_WHAT)
+    folder = cache_folder() / "aarch64"
+    folder.mkdir(parents=True, exist_ok=True)
+    installed = folder / "installed"
+    installed.write_text("")  # nothing, so that apt wants all of it
+    with only_one_at_a_time(folder):
+        try:
+            apt = Apt(
+                folder,
+                own_sources(release_name),
+                _WHAT,
+                APT__Architecture="arm64",
+                APT__Architectures="arm64",
+                APT__Install_Recommends="false",
+                Dir__State__status=str(installed),
+                Debug__NoLocking="true",
+            )
+            apt.update()
+        except MissingError:
+            if kept := next(folder.glob("root-*"), None):
+                return kept
+            raise
+        return _unpacked(apt, folder)
+
+
+def _unpacked(apt: Apt, folder: Path) -> Path:
+    plan = hashlib.sha256(apt.plan(_PACKAGES).encode()).hexdigest()
+    place = folder / f"root-{plan[:16]}"
+    if not place.exists():
+        for other in folder.glob("root-*"):
+            shutil.rmtree(other)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            root = Path(scratch) / "root"
+            unpack(apt.download_all(_PACKAGES), root)
+            (root / "lib").symlink_to("usr/lib")  # where programs look for their loader
+            root.rename(place)
+    return place
+
+
+def python(root: Path) -> list[str]:
+    """Return the command that runs its Python."""
+    return [EMULATOR, "-L", str(root), str(root / "usr/bin/python3")]
+
+
+def headers(root: Path) -> Path:
+    """Return the folder of Python.h."""
+    [folder] = (root / "usr/include").glob("python3.*")
+    return folder

@@ -1,0 +1,83 @@
+"""A copy of this checkout, for a core that is built in another way, and its tests run there."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree as ET
+
+from tests.vectors import HAVE_SHARED, SHARED
+
+ROOT = Path(__file__).resolve().parents[2]
+_CORE_TESTS = re.compile(r"^CORE_TESTS := ((?:.*\\\n)*.*)$", re.MULTILINE)
+_PLUGINS = ("-p", "no:cacheprovider", "-p", "tests.rigs.few_examples")
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "node_modules", "*.so", "*.o", "_lib.c", ".*")
+
+
+class Outcome(NamedTuple):
+    """How a run of pytest ended."""
+
+    counts: Counter[str]  # passed, skipped, failed
+    text: str  # of the failures, or of the run where it had no tests
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {what}" for what, count in sorted(self.counts.items()))
+
+    @property
+    def good(self) -> bool:
+        """Whether tests ran and none failed."""
+        return self.counts["passed"] > 0 and self.counts["failed"] == 0
+
+
+def core_tests() -> list[str]:
+    """Return the tests of the C core, as the Makefile has them."""
+    found = _CORE_TESTS.search((ROOT / "Makefile").read_text())
+    assert found is not None
+    return found[1].replace("\\", "").split()
+
+
+def copy_checkout(folder: Path) -> Path:
+    """Return a copy of the checkout without a compiled core, in `folder`; it finds the samples."""
+    place = folder / "checkout"
+    place.mkdir()
+    for name in ("attestkit", "tests", "fuzz"):
+        shutil.copytree(ROOT / name, place / name, ignore=_LEFT_OUT)
+    for name in ("build_cffi.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, place)
+    if HAVE_SHARED:
+        (folder / "shared").symlink_to(SHARED)
+    return place
+
+
+def run_tests(
+    command: Sequence[str], place: Path, *, seconds: float, examples: int, **environment: str
+) -> Outcome:
+    """Run pytest in a checkout, with at most so many examples of each property.
+
+    `command` is how it is started, and what it is told.
+    """
+    environment["ATTESTKIT_MOST_EXAMPLES"] = str(examples)
+    report = place / "report.xml"
+    done = subprocess.run(  # noqa: S603 - our own tests
+        [*command, f"--junitxml={report}", "-q", *_PLUGINS],
+        cwd=place,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    if not report.exists():
+        return Outcome(Counter(failed=1), done.stdout + done.stderr)
+    counts: Counter[str] = Counter()
+    texts = []
+    for case in ET.parse(report).iter("testcase"):  # noqa: S314 - pytest wrote it
+        bad = [part for part in case if part.tag in ("failure", "error")]
+        skipped = case.find("skipped") is not None
+        counts["failed" if bad else "skipped" if skipped else "passed"] += 1
+        texts += [f"{case.get('classname')}.{case.get('name')}:\n{part.text}" for part in bad]
+    return Outcome(counts, "\n".join(texts) or done.stdout)

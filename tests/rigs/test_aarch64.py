@@ -1,0 +1,50 @@
+"""The C core on aarch64: cross-compiled, and tested by a Python of that machine under qemu-user.
+
+It runs on this machine's kernel, so it proves the code, and nothing about the speed of it.
+"""
+
+import faulthandler
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.rigs.aarch64.core import compile_core, starter
+from tests.rigs.aarch64.sysroot import check_programs, fetch
+from tests.rigs.apt import MissingError
+from tests.rigs.checkout import copy_checkout, core_tests, run_tests
+
+pytestmark = [pytest.mark.rig, pytest.mark.slow]
+
+SECONDS = 600
+EXAMPLES = 40  # of a property: that Python runs at a twelfth of the machine's speed
+# Three quarters of a minute here: the same readers get cut texts and random ones.
+LEFT_OUT = "every_byte_replaced_removed_and_doubled"
+SAY = "import platform; from attestkit import _native as n; print(platform.machine(), n.CORE)"
+
+
+def test_core_on_aarch64(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It compiles without a warning, is loaded there, and passes the tests of the core."""
+    faulthandler.cancel_dump_traceback_later()  # the run has a deadline of its own
+    try:
+        check_programs()
+        root = fetch()
+    except MissingError as reason:
+        pytest.skip(str(reason))
+    checkout = copy_checkout(tmp_path)
+    try:
+        compile_core(root, checkout)
+    except subprocess.CalledProcessError as error:
+        pytest.fail(error.stderr, pytrace=False)
+    python = str(starter(root, tmp_path))
+    said = subprocess.check_output([python, "-c", SAY], cwd=checkout, text=True)  # noqa: S603 - ours
+    assert said == "aarch64 compiled\n"
+    command = [python, "-m", "pytest", "-c", "tests/rigs/aarch64/pytest.ini", "--rootdir=."]
+    command += ["-m", "not rig", "-k", f"not {LEFT_OUT}", *core_tests()]
+    emulated = {"ATTESTKIT_EMULATED_PYTHON": python}
+    outcome = run_tests(command, checkout, seconds=SECONDS, examples=EXAMPLES, **emulated)
+    with capsys.disabled():
+        sys.stderr.write(f"\naarch64 under qemu-user: {outcome}\n")
+    if not outcome.good:
+        pytest.fail(outcome.text, pytrace=False)

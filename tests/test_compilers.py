@@ -1,0 +1,83 @@
+"""Every C compiler that is here takes every file of the core without a word; `make compilers`."""
+
+import faulthandler
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("hatchling", reason="hatchling builds the package, and is not here")
+pytest.importorskip("cffi")
+
+import build_cffi
+from fuzz.drivers import NATIVE, asks_python
+from tests.rigs.checkout import copy_checkout, core_tests, run_tests
+
+OTHERS = ("gcc-12", "gcc-14", "clang-14", "clang-19", "aarch64-linux-gnu-gcc")
+# These warn on what cffi generates, too, so they are for our own files alone.
+STRICTER = ("-Wcast-qual", "-Wmissing-prototypes", "-Werror")
+# Of this machine; for another one the rig of that machine has them, and compiles with them.
+PYTHON = ("-isystem", sysconfig.get_path("include"))
+
+
+def found(compiler: str) -> str:
+    """Return where a compiler is, or skip."""
+    path = shutil.which(compiler)
+    if path is None:
+        pytest.skip(f"{compiler} is not here")
+    return path
+
+
+@pytest.mark.parametrize(
+    "compiler", ["gcc", *[pytest.param(name, marks=pytest.mark.slow) for name in OTHERS]]
+)
+def test_no_compiler_warns(compiler: str, tmp_path: Path, subtests: pytest.Subtests) -> None:
+    """With the build's own flags and stricter ones, a warning is an error."""
+    command = [found(compiler), *build_cffi.FLAGS, *STRICTER, *PYTHON, "-I.", "-c"]
+    for source in build_cffi.SOURCES:
+        if "aarch64" in compiler and asks_python(source):
+            continue
+        # Python's tables of slots hold functions as `void *`, which is POSIX and not ISO C.
+        pedantic = [] if asks_python(source) else ["-Wpedantic"]
+        with subtests.test(source):
+            done = subprocess.run(  # noqa: S603 - a compiler, on our own files
+                [*command, *pedantic, source, "-o", tmp_path / "o"],
+                cwd=NATIVE,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert not done.returncode, done.stderr
+
+
+def test_a_warning_is_seen(tmp_path: Path) -> None:
+    """The flags above do refuse: a narrowing conversion does not get through."""
+    source = tmp_path / "narrow.c"
+    source.write_text("int f(long x);\nint f(long x)\n{\n    return x;\n}\n")
+    done = subprocess.run(  # noqa: S603 - a compiler, on two lines
+        [found("gcc"), *build_cffi.FLAGS, *STRICTER, "-c", source, "-o", tmp_path / "o"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode
+    assert "-Werror=conversion" in done.stderr
+
+
+@pytest.mark.slow
+def test_core_of_another_compiler(tmp_path: Path) -> None:
+    """Clang's core passes the tests of the core, on whatever kernels this CPU can run."""
+    faulthandler.cancel_dump_traceback_later()  # the run has a deadline of its own
+    compiler = found("clang-19")
+    checkout = copy_checkout(tmp_path)
+    environment = {**os.environ, "CC": compiler, "CI": "true"}
+    environment.pop("ATTESTKIT_SANITIZE", None)
+    subprocess.run([sys.executable, "build_cffi.py"], cwd=checkout, env=environment, check=True)
+    command = [sys.executable, "-m", "pytest", "-p", "no:benchmark", *core_tests()]
+    outcome = run_tests(command, checkout, seconds=600, examples=1000)
+    assert outcome.good, outcome.text
+    assert outcome.counts["passed"] > 100

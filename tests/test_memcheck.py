@@ -1,0 +1,196 @@
+"""The C core reads and writes what it may, over all samples: memcheck, and clang's sanitizers.
+
+Memcheck knows nothing of AVX-512, so it sees the kernels of lesser CPUs; the sanitizers see those
+of this CPU at every level. All of them must write the same.
+"""
+
+import faulthandler
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+pytest.importorskip("hatchling", reason="hatchling builds the package, and is not here")
+pytest.importorskip("cffi")
+
+import build_cffi
+from attestkit import _native
+from fuzz import drivers
+from fuzz.differential import fuzz
+from fuzz.walkers import walkers
+
+pytestmark = pytest.mark.slow
+needs_core = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
+
+SECONDS = 300
+EVERY_FEATURE = 2**32 - 1
+LEVELS = (0, 0x7, EVERY_FEATURE)  # portable; SHA-NI, BMI2 and AVX2; what there is
+# A cut at each length takes the square of it.
+WHOLE = 6000  # bytes of the longest file that is cut everywhere; others at so many places
+MEMCHECK = ("valgrind", "--quiet", "--error-exitcode=9", "--exit-on-first-error=yes")
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def found(program: str) -> str:
+    """Return where a program is, or skip."""
+    path = shutil.which(program)
+    if path is None:
+        pytest.skip(f"{program} is not here")
+    return path
+
+
+def runner(program: Path, *before: str) -> Run:
+    """Return a function that runs the driver on files."""
+
+    def run(
+        target: str, features: int, step: int, files: list[Path]
+    ) -> "subprocess.CompletedProcess[str]":
+        words = [target, str(features), str(step), *map(str, files)]
+        return subprocess.run(  # noqa: S603 - built here
+            [*before, str(program), *words],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def memcheck(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The driver with the flags of the build, under valgrind."""
+    found("valgrind")
+    found("gcc")
+    program = drivers.build("replay.c", tmp_path_factory.mktemp("plain"), "gcc")
+    return runner(program, *MEMCHECK)
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The driver with clang's sanitizers."""
+    found(drivers.CLANG)
+    folder = tmp_path_factory.mktemp("sanitized")
+    return runner(drivers.build("replay.c", folder, drivers.CLANG, *drivers.SANITIZERS))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    """All samples of each function, with what a short fuzzing made of them."""
+    folder = tmp_path_factory.mktemp("samples")
+    samples = drivers.samples()
+    for name, walker in walkers().items():
+        samples[name] += fuzz(walker, "memcheck", 4000).grown
+    return {name: drivers.write_samples(folder / name, of) for name, of in samples.items()}
+
+
+def step_for(file: Path) -> int:
+    """Return between how many bytes a file is cut."""
+    size = file.stat().st_size
+    return 1 if size <= WHOLE else size // 300
+
+
+@pytest.mark.parametrize("target", list(drivers.samples()))
+def test_samples_whole_and_cut(
+    target: str, files: dict[str, list[Path]], memcheck: Run, sanitized: Run
+) -> None:
+    """No byte is read that is not there or was not written; every kernel writes the same."""
+    faulthandler.cancel_dump_traceback_later()  # each run has a deadline of its own
+    groups: dict[int, list[Path]] = {}
+    for file in files[target]:
+        groups.setdefault(step_for(file), []).append(file)
+    for step, group in groups.items():
+        checked = memcheck(target, EVERY_FEATURE, step, group)
+        assert checked.returncode == 0, checked.stderr
+        assert len(checked.stdout.splitlines()) == len(group)
+        for level in LEVELS:
+            done = sanitized(target, level, step, group)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout == checked.stdout, level
+
+
+@pytest.mark.parametrize("wrong", ["overread", "unwritten"])
+def test_memcheck_sees(memcheck: Run, wrong: str, tmp_path: Path) -> None:
+    """One byte read too many, and one read that nobody wrote."""
+    [file] = drivers.write_samples(tmp_path / "x", [b"some bytes"])
+    done = memcheck(wrong, EVERY_FEATURE, 0, [file])
+    assert done.returncode == 9
+    said = {"overread": "Invalid read of size 1", "unwritten": "uninitialised value"}
+    assert said[wrong] in done.stderr
+
+
+@pytest.mark.parametrize("wrong", ["overread", "undefined"])
+def test_the_sanitizers_see(sanitized: Run, wrong: str, tmp_path: Path) -> None:
+    """One byte read too many, and arithmetic that is undefined."""
+    [file] = drivers.write_samples(tmp_path / "x", [b"some bytes"])
+    done = sanitized(wrong, EVERY_FEATURE, 0, [file])
+    assert done.returncode not in (0, 2)
+    said = {"overread": "heap-buffer-overflow", "undefined": "signed integer overflow"}
+    assert said[wrong] in done.stderr
+
+
+# -- the part that talks to Python -----------------------------------------------------------------
+
+
+def of_the_core(report: Path) -> list[str]:
+    """Return what memcheck has against the core, of all that it has against a Python.
+
+    An error is the core's if it happens in its code, a leak if the memory was asked for from there;
+    what a module holds for as long as Python runs is none.
+    """
+    complaints = []
+    for error in ET.parse(report).iter("error"):  # noqa: S314 - valgrind wrote it
+        kind = error.findtext("kind", "")
+        frames = [
+            (Path(frame.findtext("obj", "")).name, frame.findtext("fn", "?"))
+            for frame in error.iterfind("stack[1]/frame")
+        ]
+        frames = [frame for frame in frames if not frame[0].startswith("vgpreload")]
+        ours = [function for library, function in frames if library == build_cffi.TARGET]
+        leaked = kind.startswith("Leak_") and ours and "PyInit__lib" not in ours
+        if leaked or (not kind.startswith("Leak_") and frames[0][0] == build_cffi.TARGET):
+            complaints.append(" from ".join((kind, *ours)))
+    return complaints
+
+
+def objects_under_memcheck(report: Path, *words: str) -> list[str]:
+    """Run fuzz.objects under valgrind; return what there is against the core."""
+    leaks = ("--leak-check=full", "--show-leak-kinds=definite", "--num-callers=30")
+    command = [found("valgrind"), "--quiet", *leaks, "--xml=yes", f"--xml-file={report}"]
+    done = subprocess.run(  # noqa: S603 - our own words
+        [*command, sys.executable, "-m", "fuzz.objects", *words],
+        cwd=build_cffi.ROOT,
+        env={**os.environ, "PYTHONMALLOC": "malloc"},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.stdout == "compiled\n", done.stderr
+    return of_the_core(report)
+
+
+@needs_core
+def test_objects_of_samples(files: dict[str, list[Path]], tmp_path: Path) -> None:
+    """Quotes and logs as Python sees them: nothing is read that is not there, nothing leaks."""
+    faulthandler.cancel_dump_traceback_later()  # the run has a deadline of its own
+    paths = [path for name in ("quote", "ccel", "tpm", "json") for path in files[name]]
+    short = [str(path) for path in paths if path.stat().st_size < 20000]
+    assert objects_under_memcheck(tmp_path / "report.xml", *short) == []
+
+
+@needs_core
+@pytest.mark.parametrize(
+    ("wrong", "kind", "function"),
+    [("overread", "InvalidRead", "ak_sha384"), ("leak", "Leak_DefinitelyLost", "agent_json_walk")],
+)
+def test_a_mistake_in_objects_is_seen(wrong: str, kind: str, function: str, tmp_path: Path) -> None:
+    """Bytes that are not there, and an object that nobody lets go of."""
+    seen = objects_under_memcheck(tmp_path / "report.xml", wrong)
+    assert any(one.startswith(kind) and function in one for one in seen), seen
