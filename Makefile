@@ -6,7 +6,8 @@ JS := tests/clients/js
 NATIVE := $(wildcard attestkit/_native/*.c attestkit/_native/*.h attestkit/_native/*.inc)
 C_FILES := $(filter-out attestkit/_native/_lib.c,$(NATIVE))
 OTHER_C := $(wildcard benchmarks/*.c fuzz/*.[ch] tests/rigs/kernel/shim/*.[ch])
-CORE_TESTS := tests/native tests/test_quote.py tests/event_log/test_agent_json.py \
+CORE_TESTS := tests/native tests/test_quote.py tests/test_columns.py tests/test_json.py \
+	tests/event_log/test_agent_json.py \
 	tests/event_log/test_event_log.py tests/event_log/test_runtime.py tests/event_log/test_tcg.py
 ARGS ?=
 
@@ -88,7 +89,7 @@ aarch64: $(VENV)/.dev
 valgrind: $(VENV)/.dev
 	$(BIN)/python -m pytest -p no:benchmark tests/test_memcheck.py $(ARGS)
 
-# Twenty minutes; `make fuzz ARGS='--seconds 60'` is the form that writes no record.
+# Ten minutes; `make fuzz ARGS='--seconds 60'` is the form that writes no record.
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m fuzz.differential $(ARGS)
 

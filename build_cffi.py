@@ -52,7 +52,8 @@ SOURCES = [
 ]
 FLAGS = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-fvisibility=hidden"]
 # Threads with little stack (musl gives 128 kB) end at a guard page, which no frame may step over.
-FLAGS += ["-fstack-clash-protection", "-fstack-protector-strong", "-Wframe-larger-than=16384"]
+FLAGS += ["-fstack-clash-protection", "-fstack-protector-strong"]
+FRAMES = "-Wframe-larger-than=16384"  # bytes; of sanitizers' frames nobody knows
 # cffi drops the GIL around every call. Ours take microseconds: dropping it takes a fifth of the
 # time a quote takes, and with other threads around a race to get it back, which takes several
 # times that. What may take long drops it by itself: batches here, large texts in agent_object.c.
@@ -81,12 +82,13 @@ def ffi_builder() -> FFI:
     ffi.cdef((ROOT / NATIVE / "ak_api.cdef.h").read_text())
     in_ci = os.environ.get("CI") == "true"
     sanitize = SANITIZE if os.environ.get("ATTESTKIT_SANITIZE") == "1" else []
+    more = sanitize or [FRAMES]
     ffi.set_source(
         "attestkit._native._lib",
         PREAMBLE,
         sources=[f"{NATIVE}/{name}" for name in SOURCES],
         include_dirs=[NATIVE],
-        extra_compile_args=[*FLAGS, *sanitize, *(["-Werror"] if in_ci else [])],
+        extra_compile_args=[*FLAGS, *more, *(["-Werror"] if in_ci else [])],
         extra_link_args=sanitize,
     )
     return ffi

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "ak.h"
+#include "ak_quote.h"
 
 #define START 0xcbf29ce484222325 /* of FNV-1a */
 
@@ -52,28 +53,44 @@ static uint64_t quote(const uint8_t *data, size_t size)
     return add(START, &found, sizeof found);
 }
 
+/* Gather a field of each width, and the four registers. */
+static uint64_t gathered(const uint8_t *data, size_t size, const ak_quote_rows *rows)
+{
+    static const size_t fields[][2] = {{0, 16},   {16, 48},  {112, 8},
+                                       {520, 64}, {584, 16}, {600, 48}};
+    uint8_t *column = room(192 * rows->count);
+    uint64_t sum = START;
+
+    for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
+        never(!ak_quote_column(data, size, rows, fields[i][0], fields[i][1], column));
+        sum = add(sum, column, fields[i][1] * rows->count);
+    }
+    never(!ak_quote_four_columns(data, size, rows, 328, column));
+    sum = add(sum, column, 192 * rows->count);
+    free(column);
+    return sum;
+}
+
 /* Quotes one behind the other, found and then told where they are. */
 static uint64_t columns(const uint8_t *data, size_t size)
 {
     const size_t most = size / AK_QUOTE_TD_MIN_SIZE;
-    uint64_t *starts = room(most * sizeof *starts);
-    uint8_t *found = room(most * AK_QUOTE_COLUMNS_SIZE);
+    ak_quote_rows rows = {room(most * sizeof(uint64_t)), room(most), room(most), most};
     ak_quote_place place;
-    ak_status status = ak_quote_columns_found(data, size, most, starts, found, &place);
-    uint64_t sum = add_number(add_number(START, status), place.row);
+    ak_status status = ak_quote_rows_found(data, size, &rows, &place);
+    uint64_t sum = add_number(START, status);
 
-    free(found);
     if (status == AK_OK) {
-        const size_t count = (size_t)place.row;
-        found = room(count * AK_QUOTE_COLUMNS_SIZE);
-        status = ak_quote_columns(data, size, starts, count, found, &place);
-        never(status != AK_OK);
-        sum = add(sum, found, count * AK_QUOTE_COLUMNS_SIZE);
-        free(found);
+        const uint64_t found = gathered(data, size, &rows);
+        status = ak_quote_rows_given(data, size, &rows, &place);
+        never(status != AK_OK || gathered(data, size, &rows) != found);
+        sum = add_number(sum, found);
     } else {
-        sum = add_number(sum, place.at);
+        sum = add_number(add_number(sum, place.row), place.at);
     }
-    free(starts);
+    free(rows.starts);
+    free(rows.versions);
+    free(rows.body_types);
     return sum;
 }
 

@@ -37,7 +37,8 @@ def found(compiler: str) -> str:
 )
 def test_no_compiler_warns(compiler: str, tmp_path: Path, subtests: pytest.Subtests) -> None:
     """With the build's own flags and stricter ones, a warning is an error."""
-    command = [found(compiler), *build_cffi.FLAGS, *STRICTER, *PYTHON, "-I.", "-c"]
+    flags = [*build_cffi.FLAGS, build_cffi.FRAMES, *STRICTER, *PYTHON]
+    command = [found(compiler), *flags, "-I.", "-c"]
     for source in build_cffi.SOURCES:
         if "aarch64" in compiler and asks_python(source):
             continue
