@@ -189,7 +189,8 @@ WITH_VBMI static void encode_vbmi(const uint8_t *bytes, size_t size, uint8_t *te
     _mm512_mask_storeu_epi8(text + 2 * at, lanes(2 * left), digits_vbmi(some));
 }
 
-static const ak_hex_impl vbmi = {AK_CPU_VBMI | AK_CPU_AVX512 | AK_CPU_BMI2, span_vbmi, decode_vbmi, encode_vbmi};
+static const ak_hex_impl vbmi = {AK_CPU_VBMI | AK_CPU_AVX512 | AK_CPU_BMI2, span_vbmi, decode_vbmi,
+                                 encode_vbmi};
 
 /* Best first. */
 static const ak_hex_impl *const impls[] = {&vbmi, &avx2, &portable};

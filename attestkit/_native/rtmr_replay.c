@@ -9,9 +9,9 @@
 #define DIGEST 48
 #define WORDS 6 /* of 64 bits in a SHA-384 value */
 
-/* A window is as much of the logs as is sorted into chains at a time, on the stack: 14 kB, for there
- * are threads that have only 128. At its end lanes run empty; a log may go on in the next. Four
- * times as large it is 3 % faster. */
+/* A window is as much of the logs as is sorted into chains at a time, on the stack: 14 kB, for
+ * there are threads that have only 128. At its end lanes run empty; a log may go on in the next.
+ * Four times as large it is 3 % faster. */
 enum { WINDOW_EVENTS = 1024, WINDOW_CHAINS = 256 };
 
 typedef struct {
