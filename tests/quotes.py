@@ -2,6 +2,7 @@
 
 import json
 from hashlib import sha256
+from itertools import accumulate
 from struct import pack
 from typing import Any
 
@@ -69,3 +70,8 @@ def made_quotes() -> list[bytes]:
         made_quote(5, 0x81, 2, auth=bytes(56), certification=(3, bytes(404))),
         made_quote(5, 0x81, 3, auth=b"", certification=(4, b"\x30\x00")),
     ]
+
+
+def starts_of(quotes: list[bytes]) -> list[int]:
+    """Return where quotes start that are joined."""
+    return list(accumulate(map(len, quotes[:-1]), initial=0)) if quotes else []

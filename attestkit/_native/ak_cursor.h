@@ -41,7 +41,9 @@ static inline uint32_t ak_le32(const uint8_t *p)
 
 static inline uint64_t ak_le64(const uint8_t *p)
 {
-    return ak_le32(p) | (uint64_t)ak_le32(p + 4) << 32;
+    return p[0] | (uint64_t)p[1] << 8 | (uint64_t)p[2] << 16 | (uint64_t)p[3] << 24 |
+           (uint64_t)p[4] << 32 | (uint64_t)p[5] << 40 | (uint64_t)p[6] << 48 |
+           (uint64_t)p[7] << 56;
 }
 
 #endif

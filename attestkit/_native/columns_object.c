@@ -1,5 +1,6 @@
-/* Columns of quotes as bytes of Python's, filled in where they are: no copy, and no cffi, which
- * takes half a microsecond for each, as long as 30 quotes take. */
+/* Columns of quotes as bytes of Python's, filled in where they are. One takes 0.3 us and its rows;
+ * made in Python, with a function of the core that gathers, it took 0.6, and through cffi more: in
+ * a batch of 1,000, of which eight fields are read, a tenth of all time. */
 #include "ak_objects.h"
 
 #include "ak_quote.h"
@@ -169,7 +170,8 @@ static PyObject *column_new(PyTypeObject *type, PyObject *args, PyObject *names)
     (void)names;
     if (!PyArg_ParseTuple(args, "nn|n", &at, &width, &count))
         return NULL;
-    if (at < 0 || width < 0 || (count != 1 && (count != 4 || width != 48))) {
+    if (at < 0 || width < 0 || width > AK_QUOTE_TD_BODY_SIZE ||
+        (count != 1 && (count != 4 || width != 48))) {
         PyErr_SetString(PyExc_ValueError, "fields come alone, or four of 48 bytes");
         return NULL;
     }
