@@ -29,12 +29,12 @@ TARGET = "_lib.abi3.so"
 # By name: a glob would also link whatever else lies there.
 SOURCES = [
     "agent_json.c",
-    "columns_object.c",
     "cpu.c",
     "hex.c",
     "json.c",
     "quote.c",
     "quote_columns.c",
+    "columns_object.c",
     "quote_object.c",
     "sha256.c",
     "tcg_log.c",

@@ -11,7 +11,7 @@
 
 /* Add the names of a file to the module; 0, or -1 with an exception. */
 int ak_add_quote_objects(PyObject *module);
-int ak_add_log_objects(PyObject *module);
 int ak_add_column_objects(PyObject *module);
+int ak_add_log_objects(PyObject *module);
 
 #endif
