@@ -1,10 +1,13 @@
 """The native core: the compiled one where it is there, else the same functions in plain Python.
 
-Only `bytes` get in. What a core refuses becomes a `FormatError` with the offset and the reason,
-here for the compiled core and in `_python.py` for the plain one, both through `_status.refuse`.
+Only `bytes` get in, and text where it is JSON or hex. What a core refuses becomes a `FormatError`
+with the offset and the reason, in both of them through `_status.refuse`.
 
-A function of the core is written three times: in C (declared in ak_api.cdef.h), below as
-`_compiled_<name>` where the C function alone is not the face, and in plain Python.
+Whatever walks, checks or hashes bytes is C that knows nothing of Python. Python has it in one of
+two ways: through cffi (`lib`, declared in ak_api.cdef.h; below as `_compiled_<name>` where the C
+function alone is not the face), or, where making many small objects is most of the work, through
+`_objects` (objects.c), whose functions make them in the same call. Both are in one library, and a
+function of either is written once more in plain Python.
 """
 
 import os
