@@ -145,7 +145,8 @@ class EventLog:
                 message = f"this is not a CCEL but {kind}"
                 raise FormatError(message, offset=error.offset, reason="other_log") from error
             raise
-        return _read(cls, (registers, digests), _new_tuple(CcelSource, (data, rows, end)))
+        source = _new_tuple(CcelSource, (data, rows, end, registers))
+        return _read(cls, (registers, digests), source)
 
     @classmethod
     def from_json(cls, data: bytes | str) -> "EventLog":
@@ -192,8 +193,14 @@ class EventLog:
     def events(self) -> tuple[Event, ...]:
         """All events, in the order they were extended."""
         if self._events is None:
-            assert self._source is not None
-            self._events = self._source.events()
+            source = self._source
+            if source is None:  # another thread has just made them
+                return self.events
+            # What they were made from may be 16 MiB: let it go. Readers in other threads find one
+            # or the other, and the warnings before that.
+            self._warnings = source.warnings()
+            self._events = source.events()
+            self._source = None
         return self._events
 
     @property
@@ -206,7 +213,8 @@ class EventLog:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is odd about the log without being wrong, for people."""
-        return self._warnings if self._source is None else self._source.warnings()
+        source = self._source
+        return self._warnings if source is None else source.warnings()
 
     def replay(self) -> Rtmrs:
         """Fold the digests into the registers and return the four values, 48 bytes each."""
@@ -264,7 +272,8 @@ class EventLog:
         """
         if self._fault is not None:
             raise VerificationError(self._fault)
-        if self._source is None or not self._source.regular:
+        source = self._source
+        if source is None or not source.regular:
             check_runtime_events(self.events)
 
     def with_runtime(self, events: Iterable[Event]) -> "EventLog":

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from attestkit._native import LOG_RECORD, tpm_walk
 from attestkit.errors import FormatError, UnsupportedError, UsageError
-from attestkit.event_log.event import ACPI_DATA, Event
+from attestkit.event_log.event import ACPI_DATA, RUNTIME_REGISTER, Event
 from attestkit.event_log.event_types import ACPI_CONFIG, NO_ACTION, type_name
 
 __all__ = ["NO_PCR", "CcelSource", "TpmEvent", "TpmEventLog", "other_kind"]
@@ -50,11 +50,13 @@ class CcelSource(NamedTuple):
     area: bytes
     rows: bytes
     end: int
+    registers: bytes
+    """Those that the records extend, in their order."""
 
     @property
     def regular(self) -> bool:
-        """True: a CCEL cannot hold runtime events."""
-        return True
+        """Tell whether RTMR3 is untouched: a CCEL has no runtime events, and nothing else may."""
+        return RUNTIME_REGISTER not in self.registers
 
     def events(self) -> tuple[Event, ...]:
         """Make the events, without the records about index 0, MRTD, which are informative.

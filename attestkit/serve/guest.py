@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -43,7 +43,8 @@ _NO_QUOTE = (
     "GetQuote under attestation"
 )
 _VARYING = 770  # bytes of header, body and signature in the longest kind of quote
-_MOST_FORMS = 16  # clients may choose a part of some
+_MOST_FORMS = 16  # that are kept; clients may choose a part of some
+_LARGEST_FORM = 1 << 16  # bytes and characters of all fields of one that is kept
 _REGISTERS = ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
 _HASHES = ("mr_aggregated", "os_image_hash", "compose_hash", "device_id")
 _RETRY_AFTER = 5.0  # seconds for which a failure is repeated without asking the device
@@ -190,7 +191,8 @@ class Guest:
                 known.forms.clear()
             common = answer._replace(quote=known.tail)  # type: ignore[attr-defined]  # NamedTuple
             form = Form(common, ("quote", *varying), event_log=known.event_log)
-            known.forms[type(answer), answer] = form
+            if _size(answer) <= _LARGEST_FORM:
+                known.forms[type(answer), answer] = form
         return form.fill(raw[: len(raw) - len(known.tail)], *varying.values())
 
     def quote_response(self, report_data: bytes) -> Prepared[GetQuoteResponse]:
@@ -355,6 +357,11 @@ def _pad(report_data: bytes) -> bytes:
     if len(report_data) > 64:
         raise UsageError("Report data is too long")
     return report_data.ljust(64, b"\0")
+
+
+def _size(answer: Iterable[object]) -> int:
+    """Return how many bytes and characters the fields of a message have."""
+    return sum([len(field) for field in answer if isinstance(field, (bytes, str))])
 
 
 def _utf8(data: bytes) -> str:

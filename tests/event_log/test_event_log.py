@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import struct
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attestkit import event_log
 from attestkit.errors import FormatError, ReplayError, UsageError, VerificationError
 from attestkit.event_log import Event, EventLog, Rtmrs, WireEvent
 from attestkit.event_log.runtime import RUNTIME_EVENT_TYPE, runtime_event, runtime_line
@@ -432,3 +434,40 @@ def test_anything_else_is_a_format_error(anything: bytes | str) -> None:
     """Any bytes and any text parse or raise FormatError."""
     with suppress(FormatError, VerificationError):
         EventLog.parse(anything).check_events()
+
+
+def test_one_log_gets_one_verdict_however_it_was_read() -> None:
+    """A CCEL with a firmware event in RTMR3 is refused as the same events in JSON are."""
+    text = json.dumps([{"imr": 3, "event_type": 4, "digest": "ab" * 48, "event": ""}])
+    [event] = EventLog.from_json(text.replace('""}', '"", "event_payload": "78"}')).events
+    body = b"Spec ID Event03\0" + struct.pack("<I4BIHHB", 0, 0, 2, 105, 2, 1, 12, 48, 0)
+    area = struct.pack("<II20xI", 1, 3, len(body)) + body
+    area += struct.pack("<IIIH", 4, 4, 1, 12) + event.digest + struct.pack("<I", 1) + b"x"
+    ccel = EventLog.from_ccel(area)
+    assert ccel.events == (event,)
+    for log in (ccel, EventLog.from_ccel(area), EventLog.from_json(ccel.to_json())):
+        assert log == ccel
+        with pytest.raises(VerificationError, match="not a runtime event"):
+            log.check_events()
+
+
+def test_a_log_lets_go_of_what_it_was_made_from() -> None:
+    """Once the events are made, a text of 16 MiB is not kept with them."""
+
+    class Text(NamedTuple):
+        """A source that can be watched."""
+
+        regular: bool = True
+
+        def events(self) -> tuple[Event, ...]:
+            """Make none."""
+            return ()
+
+        def warnings(self) -> tuple[str, ...]:
+            """Tell of something."""
+            return ("odd",)
+
+    log = event_log._read(EventLog, (b"", b""), Text())
+    assert log.warnings == ("odd",)
+    assert (log.events, log._source, log.warnings) == ((), None, ("odd",))
+    log.check_events()

@@ -14,7 +14,7 @@ from attestkit.keys import derive_p256
 from attestkit.quote import Quote
 from attestkit.serve import apps, tappd
 from attestkit.serve.guest import Guest
-from attestkit.serve.messages import fields_of
+from attestkit.serve.messages import TdxQuoteResponse, fields_of
 from tests.serve.asgi import Client
 from tests.serve.guests import NOW, Broken, MakeGuest
 from tests.vectors import load, needs_shared
@@ -216,3 +216,12 @@ def test_info_and_version_are_those_of_the_agent(
         assert tappd.get(f"/prpc/Tappd.{name}").body == dstack.get(f"/{name}").body
     tcb_info = json.loads(tappd.get("/prpc/Info").json()["tcb_info"])
     assert tcb_info["compose_hash"] == guest.app_compose.compose_hash.hex()
+
+
+def test_what_a_client_chose_is_not_kept_for_it(make_guest: MakeGuest) -> None:
+    """Of answers only short ones are kept to be filled in again, whatever prefix was asked for."""
+    guest = make_guest()
+    for prefix in ("a", "b" * 100_000, "c" * 1_000_000):
+        guest.quote(bytes(64), TdxQuoteResponse(prefix=prefix))
+    assert guest._quoted is not None
+    assert [answer.prefix for _, answer in guest._quoted.forms] == ["a"]
