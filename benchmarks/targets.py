@@ -54,7 +54,7 @@ KEYS: Final = {
 
 TARGETS: Final[dict[str, Target]] = {
     "quote": Target("a quote to 8 fields", "dcap-qvl", 5, 8),
-    "columns": Target("1,000 quotes into columns", "dcap-qvl", 100, 180),
+    "columns": Target("one quote 1,000 times into columns", "dcap-qvl", 100, 180),
     "replay-short": Target("replay of a short log", "hashlib", 5, 7),
     "replay-long": Target("replay of a long log", "hashlib", 5, 7),
     "batch-short": Target("replay of 64 short logs", "hashlib", 11, 14),

@@ -27,7 +27,7 @@ class Seconds(click.FloatRange):
     """A time within bounds; NaN, which no comparison refuses, is none."""
 
     def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+        self, value: float, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         """Return the number, or refuse it as click does."""
         found: float = super().convert(value, param, ctx)
