@@ -1,8 +1,9 @@
 """One table and one picture of a run: what we need, what each peer needs, the limit, the verdicts.
 
 `python -m benchmarks.compare FILE` prints the table's verdicts; if FILE has every target, table and
-picture go into docs/benchmarks/, and what is missing is named otherwise. A missed target is printed
-last and loudly, and is a failure with `--strict` only: a busy machine must not fail a build.
+picture go into docs/benchmarks/, and what is missing is named otherwise; a run of files that differ
+from their commit writes nothing either. Targets are those of the run's CPU. A missed target is
+printed last and loudly, and a failure with `--strict` only: a busy machine must not fail a build.
 """
 
 import argparse
@@ -13,47 +14,49 @@ from typing import Any, Final
 
 from attestkit.cli.bench_race import digits, time_text
 from attestkit.cli.bench_rows import OURS
-from benchmarks.results import Result, load
-from benchmarks.targets import LIMITS, TARGETS, Target, Verdict, verdict
-from tests.records import ROOT
+from benchmarks.results import Result, differs, load
+from benchmarks.targets import LIMITS, TARGETS, Target, Verdict, targets_on, verdict
+from tests.records import BENCHMARKS
 
 __all__ = ["judged", "main", "missing", "table", "verdict_lines"]
 
-FOLDER: Final = ROOT / "docs" / "benchmarks"
+Targets = Mapping[str, Target]
+Results = Mapping[str, Result]
 WIDTH: Final = max(map(len, ("missed", "met", "stretch met")))
 
 
-def judged(results: Mapping[str, Result]) -> Iterator[tuple[str, Target, float, Verdict]]:
+def judged(targets: Targets, results: Results) -> Iterator[tuple[str, Target, float, Verdict]]:
     """Yield row, target, figure and verdict of each target that was measured."""
-    for row, target in TARGETS.items():
+    for row, target in targets.items():
         if row in results and (figure := _figure(results[row], target)) is not None:
             yield row, target, figure, verdict(target, figure)
 
 
-def missing(results: Mapping[str, Result]) -> list[str]:
+def missing(targets: Targets, results: Results) -> list[str]:
     """Return the rows of targets that were not measured."""
-    found = {row for row, *_ in judged(results)}
-    return [row for row in TARGETS if row not in found]
+    found = {row for row, *_ in judged(targets, results)}
+    return [row for row in targets if row not in found]
 
 
-def verdict_lines(results: Mapping[str, Result]) -> list[str]:
-    """Return a line per target that was measured, and how many were met."""
-    found = list(judged(results))
+def verdict_lines(targets: Targets, results: Results) -> list[str]:
+    """Return a line per target that was measured, how many were met, and what cannot be here."""
+    found = list(judged(targets, results))
     lines = [
         f"{said:{WIDTH}}  {target.what}: {_against(target, figure)} ({_wanted(target)})"
         for _, target, figure, said in found
     ]
     if found:
         lines.append(_tally([said for *_, said in found]))
-    return lines
+    return lines + _not_here(targets)
 
 
-def table(facts: Mapping[str, Any], results: Mapping[str, Result]) -> str:
+def table(facts: Mapping[str, Any], results: Results) -> str:
     """Return the Markdown page: facts of the host, the targets' rows, then the others'."""
-    verdicts = {row: said for row, _, _, said in judged(results)}
-    rows = [*(row for row in TARGETS if row in results), *(r for r in results if r not in TARGETS)]
+    targets = targets_on(facts["kernels"])
+    verdicts = {row: said for row, _, _, said in judged(targets, results)}
+    rows = [*(row for row in targets if row in results), *(r for r in results if r not in targets)]
     head = ["work", OURS, "peers: theirs, and how many times ours", "limit", "target", "verdict"]
-    body = [_row(results[row], verdicts.get(row)) for row in rows]
+    body = [_row(results[row], targets.get(row), verdicts.get(row)) for row in rows]
     lines = [
         "# Benchmarks",
         "",
@@ -62,7 +65,8 @@ def table(facts: Mapping[str, Any], results: Mapping[str, Result]) -> str:
         "",
         *(f"* {name}: {value}" for name, value in _fact_lines(facts)),
         "",
-        f"{_tally(list(verdicts.values()))}",
+        _tally(list(verdicts.values())),
+        *_not_here(targets),
         "",
         _cells(head),
         _cells(["---"] * len(head)),
@@ -78,21 +82,24 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     parser.add_argument("file", type=Path, help="what `pytest benchmarks --results FILE` wrote")
     parser.add_argument("--strict", action="store_true", help="fail if a target is missed")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the documents go")
+    parser.add_argument("--folder", type=Path, default=BENCHMARKS, help="where the documents go")
     given = parser.parse_args(words)
     facts, results = load(given.file)
-    if absent := missing(results):
+    targets = targets_on(facts["kernels"])
+    if absent := missing(targets, results):
         print(f"nothing written: not measured were {', '.join(absent)}")
+    elif differs(facts):
+        print(f"nothing written: what ran is not a commit, but {facts['commit']}")
     else:
         _write(given.folder, facts, results)
-    print("\n".join(verdict_lines(results)))
-    missed = [target.what for _, target, _, said in judged(results) if said == "missed"]
+    print("\n".join(verdict_lines(targets, results)))
+    missed = [target.what for _, target, _, said in judged(targets, results) if said == "missed"]
     if missed:
         print(f"MISSED: {'; '.join(missed)}", file=sys.stderr)
     return 1 if given.strict and (missed or absent) else 0
 
 
-def _write(folder: Path, facts: Mapping[str, Any], results: Mapping[str, Result]) -> None:
+def _write(folder: Path, facts: Mapping[str, Any], results: Results) -> None:
     # Late: the tests' summary needs no picture.
     from benchmarks.picture import write_picture
 
@@ -118,7 +125,8 @@ def _exact(figure: float) -> str:
 def _wanted(target: Target) -> str:
     sign, unit = ("≤" if target.at_most else "≥"), ("" if target.peer else f" {target.unit}")
     stretch = "" if target.stretch is None else f", stretch {digits(target.stretch)}{unit}"
-    return f"target {sign} {digits(target.target)}{unit}{stretch}"
+    note = f"; {target.note}" if target.note else ""
+    return f"target {sign} {digits(target.target)}{unit}{stretch}{note}"
 
 
 def _tally(verdicts: list[Verdict]) -> str:
@@ -126,8 +134,13 @@ def _tally(verdicts: list[Verdict]) -> str:
     return f"{met} of {len(verdicts)} targets met, {stretched} with their stretch values."
 
 
-def _row(result: Result, said: Verdict | None) -> list[str]:
-    target = TARGETS.get(result.row)
+def _not_here(targets: Targets) -> list[str]:
+    """Return a line that names the targets of rows that the CPU cannot have, if there are any."""
+    absent = [target.what for row, target in TARGETS.items() if row not in targets]
+    return [f"Not on this CPU: {'; '.join(absent)}."] if absent else []
+
+
+def _row(result: Result, target: Target | None, said: Verdict | None) -> list[str]:
     peers = "; ".join(
         f"{name} {_value(result, result.values[name])}"
         + (f", **{_exact(result.ratios[name])}**" if name in result.ratios else "")

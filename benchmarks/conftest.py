@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from attestkit.cli.bench_host import host_facts
 from benchmarks.compare import verdict_lines
 from benchmarks.racing import Ledger
 from benchmarks.results import machine_facts, save
 from benchmarks.samples import samples
+from benchmarks.targets import targets_on
 
 LEDGER = pytest.StashKey[Ledger]()
 
@@ -49,5 +51,5 @@ def pytest_terminal_summary(
     """Print what this run found of the targets."""
     if found := config.stash[LEDGER].results:
         terminalreporter.section("targets")
-        for line in verdict_lines(found):
+        for line in verdict_lines(targets_on(host_facts()["kernels"]), found):
             terminalreporter.line(line)

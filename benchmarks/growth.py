@@ -1,7 +1,8 @@
 """How time and memory grow with the input, each size in a process of its own.
 
 `python -m benchmarks.growth` measures every subject at every size, holds the exponents to their
-band, and writes growth.json, growth.md and growth.svg into docs/benchmarks/. Memory is resident
+band, and writes growth.json, growth.md and growth.svg into docs/benchmarks/, but not if files
+differ from their commit. Memory is resident
 memory, so what C allocates counts as well: `peak` is the most that the process had during the work,
 `kept` what it still has while the result lives, both beyond what it had with its input ready.
 """
@@ -24,17 +25,17 @@ from typing import Any, Final, NamedTuple
 from attestkit.cli.bench_race import Call, digits, race, time_text
 from attestkit.event_log import EventLog
 from benchmarks.growth_subjects import SUBJECTS
-from benchmarks.results import machine_facts
-from tests.records import ROOT
+from benchmarks.results import differs, machine_facts
+from tests.records import BENCHMARKS, ROOT
 
 __all__ = ["MOST", "Point", "exponent", "main", "measure", "page"]
 
-FOLDER: Final = ROOT / "docs" / "benchmarks"
 # The most that an exponent may be, where 1 is linear and 2 quadratic: small sizes fit the caches
 # and large ones do not, which bends linear work upwards.
 MOST: Final = 1.35
 FROM: Final = 1000  # the size from which on what is done once no longer shows
 BATCH: Final = 1_000_000  # digests
+ENOUGH: Final = 0.9  # of the cores, below which a speed-up says more of other programs
 COLUMNS: Final = (
     *("work", "sizes", "at the largest", "time each", "first each", "exponents"),
     *("peak each", "kept each"),
@@ -46,7 +47,9 @@ logarithmic, from {FROM:,} on: 1 is linear, 2 quadratic; up to {MOST} is let pas
 fit the caches and large ones do not. Times are processor time at the largest size, with memory that
 the process has; `first` is the first call, which has to get it from the kernel, about 2 µs for
 4 KiB. Memory is resident memory beyond the input, C's included: the most there was, and what is
-left while the result lives. Logs end at both caps of the parsers, 65,536 events and 16 MiB.
+left while the result lives. Neither counts the input, which a result may hold on to: a log keeps
+the text that it was read from until its events were made. Logs end at both caps of the parsers,
+65,536 events and 16 MiB.
 """
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
@@ -148,13 +151,27 @@ def page(facts: dict[str, Any], points: list[Point], cores: dict[str, float]) ->
         f"|{' --- |' * len(COLUMNS)}",
         *(f"| {' | '.join(row)} |" for row in rows),
         "",
-        f"`replay_many` of a million digests takes {time_text(cores['one'])} on one core, and on",
-        f"{cores['cores']:.0f} {time_text(cores['all'])}: {cores['speed-up']:.2f} times as fast,",
-        f"having had the time of {cores['had']:.2f} cores; the rest went to other programs.",
+        *_cores_lines(cores),
         "",
         "![Time and memory against the size](growth.svg)",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _cores_lines(cores: dict[str, float]) -> list[str]:
+    """Return what further cores brought, or that others had too much of them to show it."""
+    had, there = cores["had"], cores["cores"]
+    lines = [
+        f"`replay_many` of a million digests takes {time_text(cores['one'])} on one core, and on",
+        f"{there:.0f} {time_text(cores['all'])}: {cores['speed-up']:.2f} times as fast,",
+        f"having had the time of {had:.2f} cores; the rest went to other programs.",
+    ]
+    if had >= ENOUGH * there > ENOUGH:
+        return lines
+    why = (
+        "as there is but one" if there == 1 else f"as only {had:.2f} of {there:.0f} were to be had"
+    )
+    return [f"Not shown: what more than one core brings, {why}.", *lines]
 
 
 def faults(points: list[Point]) -> Iterator[str]:
@@ -170,17 +187,21 @@ def main(words: list[str] | None = None) -> int:
     """Measure, write, and tell what is not linear; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
     parser.add_argument("--seconds", type=float, default=0.5, help="per size")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the documents go")
+    parser.add_argument("--folder", type=Path, default=BENCHMARKS, help="where the documents go")
     parser.add_argument("--strict", action="store_true", help="fail if something is not linear")
     parser.add_argument("--one", nargs=2, metavar=("SUBJECT", "SIZE"), help=argparse.SUPPRESS)
     given = parser.parse_args(words)
     if given.one:
         print(json.dumps(measure(given.one[0], int(given.one[1]), given.seconds)))
         return 0
+    facts = machine_facts()
     points = [_in_child(name, n, given.seconds) for name in SUBJECTS for n in SUBJECTS[name].sizes]
-    facts, cores = machine_facts(), both_cores()
-    _write(given.folder, facts, points, cores)
+    cores = both_cores()
     print(page(facts, points, cores))
+    if differs(facts):
+        print(f"nothing written: what ran is not a commit, but {facts['commit']}")
+    else:
+        _write(given.folder, facts, points, cores)
     found = list(faults(points))
     print("\n".join(f"NOT LINEAR: {fault}" for fault in found) or "everything is linear")
     return 1 if found and given.strict else 0

@@ -1,14 +1,14 @@
 """What a run of the benchmarks found: a file of it, with what must be known of the machine."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from attestkit.cli.bench_host import host_facts, versions
-from tests.records import commit
+from tests.records import DIRTY, commit
 
-__all__ = ["PEERS", "Result", "load", "machine_facts", "save"]
+__all__ = ["PEERS", "Result", "differs", "load", "machine_facts", "save"]
 
 PEERS: Final = (
     "cctrusted_vm",
@@ -43,6 +43,11 @@ class Result(NamedTuple):
 def machine_facts() -> dict[str, Any]:
     """Return what the numbers depend on."""
     return {"commit": commit(), **host_facts(), "peers": versions(PEERS)}
+
+
+def differs(facts: Mapping[str, Any]) -> bool:
+    """Tell whether what ran was not the commit that the facts name: nobody could run it again."""
+    return str(facts["commit"]).endswith(DIRTY)
 
 
 def save(path: Path, facts: dict[str, Any], results: Iterable[Result]) -> None:

@@ -6,47 +6,42 @@ the QE report holds the SHA-256 of the attestation key.
 
 from typing import Final
 
-import dcap_qvl  # type: ignore[import-untyped]  # it ships no types
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from attestkit._native import _python_quote as twin
 from attestkit.cli import bench_quotes
 from attestkit.cli.bench_race import Call
-from attestkit.cli.bench_rows import OURS, Row
+from attestkit.cli.bench_rows import OURS, Row, Samples
 from attestkit.quote import Quote
 from benchmarks.racing import Entry, Ledger, each, play
-from tests.quotes import made_quote
 
 
 def _body(data: bytes) -> object:
     return Quote.parse(data).body.report_data
 
 
-def _their_body(data: bytes) -> object:
-    return dcap_qvl.parse_quote(data).report.report_data
+def _their_body(samples: Samples) -> Call:
+    from dcap_qvl import parse_quote  # type: ignore[import-untyped]  # it ships no types
+
+    return Call(lambda data: parse_quote(data).report.report_data, samples.quote)
 
 
-# As a service sees them. One machine's quotes share a key, whose binding is hashed once.
-MACHINES: Final = [
-    made_quote(key=number.to_bytes(64, "big")) for number in range(bench_quotes.MANY)
-]
+def _they_parse_many(samples: Samples) -> Call:
+    from dcap_qvl import parse_quote
+
+    many = [samples.quote] * bench_quotes.MANY
+    return Call(lambda quotes: [parse_quote(data) for data in quotes], many)
+
 
 OTHERS: Final = (
     Row(
         "quotes-machines",
         "1,000 quotes of as many machines to 8 fields each",
         {
-            OURS: lambda _: bench_quotes.each(bench_quotes.ours, MACHINES),
-            "dcap-qvl": lambda s: bench_quotes.each(bench_quotes.dcap_qvl(s), MACHINES),
-        },
-        bench_quotes.column_rows,
-    ),
-    Row(
-        "columns-machines",
-        "1,000 quotes of as many machines into columns; peers: to 8 fields each",
-        {
-            OURS: lambda _: bench_quotes.columns(MACHINES),
-            "dcap-qvl": lambda s: bench_quotes.each(bench_quotes.dcap_qvl(s), MACHINES),
+            OURS: lambda s: bench_quotes.each(bench_quotes.ours, bench_quotes.machines(s)),
+            "dcap-qvl": lambda s: bench_quotes.each(
+                bench_quotes.dcap_qvl(s), bench_quotes.machines(s)
+            ),
         },
         bench_quotes.column_rows,
     ),
@@ -55,7 +50,7 @@ OTHERS: Final = (
         "a quote to its whole body: all fields here, an object that copies on reading there",
         {
             OURS: lambda samples: Call(_body, samples.quote),
-            "dcap-qvl": lambda samples: Call(_their_body, samples.quote),
+            "dcap-qvl": _their_body,
         },
     ),
     Row(
@@ -63,10 +58,7 @@ OTHERS: Final = (
         "1,000 quotes parsed, no field read",
         {
             OURS: lambda samples: Call(Quote.parse_many, [samples.quote] * bench_quotes.MANY),
-            "dcap-qvl": lambda samples: Call(
-                lambda quotes: [dcap_qvl.parse_quote(data) for data in quotes],
-                [samples.quote] * bench_quotes.MANY,
-            ),
+            "dcap-qvl": _they_parse_many,
         },
         len,
     ),

@@ -9,6 +9,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "docs" / "records"
+BENCHMARKS = ROOT / "docs" / "benchmarks"
+DIRTY = "-dirty"
 
 
 def write_record(name: str, figures: dict[str, Any]) -> Path:
@@ -26,11 +28,18 @@ def write_record(name: str, figures: dict[str, Any]) -> Path:
 
 
 def commit() -> str:
-    """Return the commit of this checkout, marked where files differ from it."""
-    done = subprocess.run(  # noqa: S603 - git, on this checkout
-        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
+    """Return the commit of this checkout, marked where files but for the records differ from it."""
+    name = _git("describe", "--always").stdout.strip()
+    if not name:
+        return ""
+    records = (f":!{path.relative_to(ROOT)}" for path in (RECORDS, BENCHMARKS))
+    return name + (DIRTY if _git("diff", "--quiet", "HEAD", "--", ".", *records).returncode else "")
+
+
+def _git(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - git, on this checkout
+        ["git", "-C", str(ROOT), *words],
         capture_output=True,
         text=True,
         check=False,
     )
-    return done.stdout.strip()

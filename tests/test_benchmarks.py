@@ -1,5 +1,6 @@
 """The benchmarks' own arithmetic: verdicts, the table, the pictures, exponents; not their times."""
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,14 @@ import pytest
 
 from attestkit.cli import bench_logs, bench_quotes
 from attestkit.cli.bench_race import Series
-from attestkit.cli.bench_rows import OURS
+from attestkit.cli.bench_rows import LONG, OURS, SHORT
 from benchmarks import compare, growth
 from benchmarks.growth import Point, exponent
 from benchmarks.growth_subjects import SUBJECTS
 from benchmarks.racing import Tape
 from benchmarks.results import Result, load, machine_facts, save
-from benchmarks.targets import LIMITS, TARGETS, Target, verdict
+from benchmarks.targets import LIMITS, TARGETS, Target, targets_on, verdict
+from tests import records
 
 FACTS: dict[str, Any] = {
     "commit": "abc",
@@ -23,6 +25,8 @@ FACTS: dict[str, Any] = {
     "python": "3.11",
     "peers": {"dcap-qvl": "0.7.0"},
 }
+
+CORES = {"one": 2.0, "all": 1.0, "cores": 2, "had": 1.9, "speed-up": 2.0}
 
 
 def reaching(row: str, target: Target, *, times: float = 1) -> Result:
@@ -87,6 +91,108 @@ def test_targets_are_about_rows_that_exist() -> None:
             assert TARGETS[row].peer in makers
     in_library = {"quote", "ccel", "ccel-replay", "json-short", "replay-long", "batch-long"}
     assert in_library <= set(rows) & set(TARGETS)
+
+
+@pytest.mark.parametrize("kernels", ["avx2", "portable", "none"])
+def test_without_avx512_replay_need_only_be_three_times_hashlib(kernels: str) -> None:
+    """Rows of levels that the CPU lacks are no targets; those of other work stay as they are."""
+    found = targets_on(kernels)
+    absent = set(TARGETS) - set(found)
+    if kernels == "avx2":
+        assert not absent
+    else:
+        assert absent == {f"avx2-{w}-{log}" for w in ("replay", "batch") for log in (SHORT, LONG)}
+    for work in ("replay", "batch"):
+        for log in (SHORT, LONG):
+            assert found[f"{work}-{log}"][2:4] == (3, None)
+    for row in ("json-short", "json-long", "ccel-replay"):
+        assert found[row][:5] == TARGETS[row][:5]
+        assert "AVX-512, which is not here" in found[row].note
+    for row in ("quote", "columns", "ccel", "start"):
+        assert found[row] == TARGETS[row]
+
+
+def test_with_avx512_every_target_counts() -> None:
+    """As it stands."""
+    assert targets_on("avx512") == TARGETS
+
+
+def test_a_whole_run_on_a_lesser_cpu_writes_its_documents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the CPU cannot have is not missing; the page says so, and what targets were set with."""
+    path = tmp_path / "run.json"
+    results = {row: reaching(row, target) for row, target in targets_on("portable").items()}
+    save(path, FACTS | {"kernels": "portable"}, results.values())
+    assert compare.main([str(path), "--folder", str(tmp_path), "--strict"]) == 0
+    page = (tmp_path / "README.md").read_text()
+    for shown in (page, capsys.readouterr().out):
+        assert f"{len(results)} of {len(results)} targets met" in shown
+        assert f"Not on this CPU: {TARGETS['avx2-replay-short'].what}; " in shown
+        assert "target ≥ 3; no AVX-512" in shown
+        assert "target ≥ 45, stretch 60; set with AVX-512, which is not here" in shown
+
+
+def test_files_that_differ_from_their_commit_write_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody could run them again; the verdicts are printed all the same."""
+    path, folder = tmp_path / "run.json", tmp_path / "docs"
+    save(path, FACTS | {"commit": "abc-dirty"}, every().values())
+    assert compare.main([str(path), "--folder", str(folder)]) == 0
+    assert not folder.exists()
+    told = capsys.readouterr().out
+    assert "nothing written: what ran is not a commit, but abc-dirty" in told
+    assert "targets met" in told
+
+
+@pytest.mark.parametrize(("commit", "written"), [("abc", True), ("abc-dirty", False)])
+def test_growth_of_files_that_differ_is_printed_only(
+    commit: str,
+    written: bool,  # noqa: FBT001 - a parameter
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same."""
+    found = {(point.subject, point.size): point for point in points(1)}
+    monkeypatch.setattr(growth, "_in_child", lambda name, size, _: found[name, size])
+    monkeypatch.setattr(growth, "both_cores", lambda: CORES)
+    monkeypatch.setattr(growth, "machine_facts", lambda: FACTS | {"commit": commit})
+    assert growth.main(["--folder", str(tmp_path / "docs")]) == 0
+    assert (tmp_path / "docs" / "growth.md").exists() == written
+    told = capsys.readouterr().out
+    assert "everything is linear" in told
+    assert ("nothing written" in told) != written
+
+
+def test_records_do_not_make_their_own_checkout_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record may be written after another, but not after a change of what is measured."""
+
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        subprocess.run(["git", "-C", tmp_path, *who, *words], check=True, capture_output=True)  # noqa: S603
+
+    for name in ("RECORDS", "BENCHMARKS", "ROOT"):
+        path = getattr(records, name).relative_to(records.ROOT)
+        monkeypatch.setattr(records, name, tmp_path / path)
+    files = [records.BENCHMARKS / "growth.md", records.RECORDS / "soak.json", tmp_path / "code.py"]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "One")
+    name = records.commit()
+    assert name
+    assert not name.endswith("-dirty")
+    files[0].write_text("2")
+    files[1].write_text("2")
+    assert records.commit() == name
+    files[2].write_text("2")
+    assert records.commit() == f"{name}-dirty"
 
 
 def test_results_survive_their_file(run: Path) -> None:
@@ -155,8 +261,8 @@ def test_a_missed_target_is_loud_and_fails_if_it_must(
 def test_a_peer_that_was_not_there_leaves_its_target_unmeasured() -> None:
     """No ratio, no verdict."""
     alone = Result("quote", "a quote", "s", {OURS: 1e-6}, {})
-    assert list(compare.judged({"quote": alone})) == []
-    assert "quote" in compare.missing({"quote": alone})
+    assert list(compare.judged(TARGETS, {"quote": alone})) == []
+    assert "quote" in compare.missing(TARGETS, {"quote": alone})
 
 
 def test_facts_name_commit_and_machine() -> None:
@@ -200,11 +306,23 @@ def test_what_is_linear_has_no_fault_and_what_is_not_has() -> None:
 
 def test_growth_page_states_memory_per_unit() -> None:
     """A line per subject with time, exponent and bytes."""
-    text = growth.page(
-        FACTS, points(1), {"one": 2.0, "all": 1.0, "cores": 2, "had": 1.9, "speed-up": 2.0}
-    )
+    text = growth.page(FACTS, points(1), CORES)
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(lines) == 2 + len(SUBJECTS)
     assert all("100 ns | 1 µs | time 1.00" in line for line in lines[2:])
     assert all(line.endswith("| 500 B | 100 B |") for line in lines[2:])
     assert "2.00 times as fast" in text
+    assert "Not shown" not in text
+
+
+@pytest.mark.parametrize(
+    ("cores", "why"),
+    [
+        ({"had": 1.79}, "as only 1.79 of 2 were to be had"),
+        ({"cores": 1, "had": 1.0}, "as there is but one"),
+    ],
+)
+def test_growth_page_says_that_cores_were_not_to_be_had(cores: dict[str, float], why: str) -> None:
+    """A speed-up that others prevented is not ours."""
+    text = growth.page(FACTS, points(1), CORES | cores)
+    assert f"Not shown: what more than one core brings, {why}." in text

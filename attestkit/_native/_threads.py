@@ -29,6 +29,22 @@ def _spans(sizes: Sequence[int], part: int) -> list[tuple[int, int]]:
     return spans
 
 
+def _side_by_side(task: Callable[[], None], count: int) -> None:
+    """Run a task in so many threads, this one among them; in fewer where no more are to be had."""
+    from threading import Thread  # late: only large batches need it
+
+    threads = [Thread(target=task) for _ in range(count - 1)]
+    for number, thread in enumerate(threads):
+        try:
+            thread.start()
+        except RuntimeError:
+            del threads[number:]
+            break
+    task()
+    for thread in threads:
+        thread.join()
+
+
 def in_parts(
     work: Callable[[Sequence[T]], list[R]], things: Sequence[T], sizes: Sequence[int], share: int
 ) -> list[R]:
@@ -44,8 +60,6 @@ def in_parts(
     Raises:
         BaseException: What `work` raised first, after all threads have ended.
     """
-    from threading import Thread  # late: only large batches need it
-
     spans = _spans(sizes, share // 4)
     waiting = spans[::-1]
     results: dict[int, list[R]] = {}
@@ -62,16 +76,7 @@ def in_parts(
             except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
                 errors.append(error)
 
-    threads = [Thread(target=take_parts) for _ in range(min(cpus(), sum(sizes) // share) - 1)]
-    for number, thread in enumerate(threads):
-        try:
-            thread.start()
-        except RuntimeError:  # no more to be had, so fewer do the work
-            del threads[number:]
-            break
-    take_parts()
-    for thread in threads:
-        thread.join()
+    _side_by_side(take_parts, min(cpus(), sum(sizes) // share))
     if errors:
         raise errors[0]
     return [result for start, _ in spans for result in results[start]]

@@ -1,5 +1,6 @@
 """`attestkit bench`: this machine's numbers beside those of the peers that are installed."""
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,10 +23,23 @@ class Measured(NamedTuple):
     left_out: dict[str, str]
 
 
+class Seconds(click.FloatRange):
+    """A time within bounds; NaN, which no comparison refuses, is none."""
+
+    def convert(
+        self, value: float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number, or refuse it as click does."""
+        found: float = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value} is not a time.", param, ctx)
+        return found
+
+
 @click.command()
 @click.option(
     "--seconds",
-    type=click.FloatRange(0.1, 600),
+    type=Seconds(0.1, 600),
     default=10,
     show_default=True,
     help="How long to measure, about.",

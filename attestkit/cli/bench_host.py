@@ -1,6 +1,5 @@
 """What numbers depend on: the machine, the interpreter, our core, the peers' versions."""
 
-import os
 import platform
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from attestkit import _native
+from attestkit._native._threads import cpus
+from attestkit._version import own_version
 
 __all__ = ["host_facts", "versions"]
 
@@ -15,9 +16,9 @@ __all__ = ["host_facts", "versions"]
 def host_facts() -> dict[str, Any]:
     """Return facts about this machine and this installation, by their names."""
     return {
-        "attestkit": version("attestkit"),
+        "attestkit": own_version(),
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cpus(),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "python": platform.python_version(),
         "core": "compiled" if _native.CPU_LEVEL else f"plain Python: {_native.CORE_REASON}",

@@ -4,6 +4,7 @@ The eight fields are version, TEE type, MRTD, four RTMRs and the report data.
 """
 
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from typing import Any, Final
 
 import attestkit
@@ -12,13 +13,28 @@ from attestkit.cli.bench_rows import OURS, SEED, Row, Samples
 from attestkit.columns import QuoteColumns, quote_columns
 from attestkit.quote import Quote
 
-__all__ = ["MANY", "ROWS", "column_rows", "columns", "dcap_qvl", "each", "eight_columns", "ours"]
+__all__ = [
+    "MANY",
+    "ROWS",
+    "column_rows",
+    "columns",
+    "dcap_qvl",
+    "each",
+    "eight_columns",
+    "machines",
+    "ours",
+]
 
 Fields = tuple[Any, ...]
 
 MANY: Final = 1000
 AT: Final = 1790000000  # seconds since 1970: when the evidence is judged
 NONCE: Final = b"benchmark"
+# Of a TD's quote of version 4: where the attestation key is, the QE report's data, which bind the
+# key, and the QE's authentication data behind its length.
+KEY: Final = slice(700, 764)
+BINDING: Final = slice(1090, 1154)
+AUTH: Final = 1218
 
 
 def ours(data: bytes) -> Fields:
@@ -147,6 +163,20 @@ def _each(reader: Callable[[Samples], Callable[[bytes], Fields]]) -> Callable[[S
     return lambda samples: each(reader(samples), [samples.quote] * MANY)
 
 
+def machines(samples: Samples) -> list[bytes]:
+    """Return a thousand quotes with a key each, as of so many machines; nobody signed them."""
+    quote = samples.quote
+    size = int.from_bytes(quote[AUTH : AUTH + 2], "little")
+    auth = quote[AUTH + 2 :][:size]
+    found = []
+    for number in range(MANY):
+        key = number.to_bytes(64, "big")
+        binding = sha256(key + auth).digest() + bytes(32)
+        between = quote[KEY.stop : BINDING.start]
+        found.append(quote[: KEY.start] + key + between + binding + quote[BINDING.stop :])
+    return found
+
+
 def eight_columns(data: bytes) -> QuoteColumns:
     """Check quotes that lie one behind the other, and make the columns of the eight fields."""
     columns = quote_columns(data)
@@ -224,10 +254,19 @@ ROWS: Final = (
     ),
     Row(
         "columns",
-        "1,000 quotes into columns of 8 fields; peers: to 8 fields each",
+        "one quote 1,000 times into columns, its key hashed once; peers: to 8 fields each",
         {
             OURS: lambda samples: columns([samples.quote] * MANY),
             "dcap-qvl": _each(dcap_qvl),
+        },
+        column_rows,
+    ),
+    Row(
+        "columns-machines",
+        "1,000 quotes of as many machines into columns; peers: to 8 fields each",
+        {
+            OURS: lambda samples: columns(machines(samples)),
+            "dcap-qvl": lambda samples: each(dcap_qvl(samples), machines(samples)),
         },
         column_rows,
     ),

@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 import pytest
 
 from attestkit.__main__ import main
+from attestkit._version import UNKNOWN
+from attestkit.cli.bench_host import host_facts
 from attestkit.cli.bench_race import Call, Series, digits, race, ratio, time_text
 from attestkit.cli.bench_rows import LONG, OURS, SHORT, Row, contenders, simulated
 from tests.serve.server import environment
@@ -83,7 +86,17 @@ def test_a_machine_without_peers_still_measures(options: tuple[str, ...]) -> Non
         assert "not measured" in done.stdout
 
 
-@pytest.mark.parametrize("seconds", ["0", "x", "1e9"])
+def test_files_that_were_copied_have_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a package's metadata there is a word for it, and no traceback."""
+
+    def no_metadata(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", no_metadata)
+    assert host_facts()["attestkit"] == UNKNOWN
+
+
+@pytest.mark.parametrize("seconds", ["0", "x", "1e9", "nan", "inf", "-inf"])
 def test_a_wrong_time_is_one_line(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Usage errors are exit code 1 and no traceback."""
     assert main(["bench", "--seconds", seconds]) == 1
