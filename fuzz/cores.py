@@ -7,6 +7,8 @@ process.
 import importlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -31,20 +33,28 @@ def _taken_out() -> dict[str, ModuleType]:
     return {name: sys.modules.pop(name) for name in ours}
 
 
+@contextmanager
+def _plain_core_asked_for() -> Iterator[None]:
+    """Ask for the plain core, of which no level can be asked: it has no kernels."""
+    before = dict(os.environ)
+    os.environ["ATTESTKIT_PURE_PYTHON"] = "1"
+    os.environ.pop("ATTESTKIT_CPU", None)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def both() -> tuple[Package, Package]:
     """Return the package over the core that is chosen here, and over the plain one."""
     chosen = _imported()
     kept = _taken_out()
-    before = os.environ.get("ATTESTKIT_PURE_PYTHON")
-    os.environ["ATTESTKIT_PURE_PYTHON"] = "1"
     try:
-        plain = _imported()
+        with _plain_core_asked_for():
+            plain = _imported()
     finally:
         _taken_out()
         sys.modules.update(kept)
-        if before is None:
-            del os.environ["ATTESTKIT_PURE_PYTHON"]
-        else:
-            os.environ["ATTESTKIT_PURE_PYTHON"] = before
     assert plain.native.CORE == "python"
     return chosen, plain
