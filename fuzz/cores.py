@@ -7,10 +7,9 @@ process.
 import importlib
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 _NAMES = ("_native", "errors", "event_log", "quote")
 
@@ -33,25 +32,13 @@ def _taken_out() -> dict[str, ModuleType]:
     return {name: sys.modules.pop(name) for name in ours}
 
 
-@contextmanager
-def _plain_core_asked_for() -> Iterator[None]:
-    """Ask for the plain core, of which no level can be asked: it has no kernels."""
-    before = dict(os.environ)
-    os.environ["ATTESTKIT_PURE_PYTHON"] = "1"
-    os.environ.pop("ATTESTKIT_CPU", None)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
 def both() -> tuple[Package, Package]:
     """Return the package over the core that is chosen here, and over the plain one."""
     chosen = _imported()
     kept = _taken_out()
     try:
-        with _plain_core_asked_for():
+        with patch.dict(os.environ, ATTESTKIT_PURE_PYTHON="1"):
+            os.environ.pop("ATTESTKIT_CPU", None)  # the plain core has no level to be asked for
             plain = _imported()
     finally:
         _taken_out()
