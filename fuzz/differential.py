@@ -207,11 +207,12 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=10_000_000, help="of logs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, help="stop after so many, and record nothing")
-    parser.add_argument(
-        "walkers", nargs="*", choices=SHARES, metavar="WALKER", help=", ".join(SHARES)
-    )
+    parser.add_argument("names", nargs="*", metavar="WALKER", help=", ".join(SHARES))
     options = parser.parse_args()
-    names = options.walkers or list(SHARES)  # no default: argparse looks for that in the choices
+    names = options.names or list(SHARES)
+    for name in names:  # argparse would look for no names at all in its choices
+        if name not in SHARES:
+            parser.error(f"invalid choice: {name!r} (choose from {', '.join(SHARES)})")
     start = time.monotonic()
     tallies = run(names, options.seed, options.inputs, options.seconds)
     seconds = time.monotonic() - start
