@@ -13,7 +13,7 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.quote import TdQuoteBody
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from attestkit._native import QuoteRows
 
@@ -30,6 +30,9 @@ class QuoteColumns:
     Fields of one byte are flat, and so are all where N is 0. Names are those of `TdQuoteBody`,
     which says what the fields mean, and `names` lists them. A column takes memory once it has been
     asked for; until then there are 10 bytes for each quote, and the buffer, which is kept.
+
+    Equal are columns of equal buffers whose quotes start in the same places, zeros behind them
+    included. What is pickled is the buffer and the offsets, and is checked once more.
     """
 
     version: memoryview  # 4 or 5
@@ -96,6 +99,22 @@ class QuoteColumns:
 
     def __delattr__(self, name: str) -> NoReturn:
         raise AttributeError("columns cannot be changed")
+
+    def __eq__(self, other: object) -> bool:
+        return self._rows == other._rows if isinstance(other, QuoteColumns) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._rows)
+
+    def __reduce__(self) -> "tuple[Callable[..., QuoteColumns], tuple[bytes, array[int]]]":
+        # Of an array, which tells the machine that reads it how its integers are laid out.
+        return quote_columns, (self._rows[0], array("Q", self._rows[1]))
+
+    def __copy__(self) -> "QuoteColumns":
+        return self
+
+    def __deepcopy__(self, memo: object) -> "QuoteColumns":
+        return self
 
     def __repr__(self) -> str:
         return f"<QuoteColumns of {len(self)} quotes>"

@@ -67,9 +67,7 @@ OTHERS: Final = (
         "the check of a quote's structure, compiled and in Python",
         {
             OURS: lambda samples: Call(Quote.parse, samples.quote),
-            "plain Python": lambda samples: Call(
-                lambda data: twin.quote_padding(data, len(data)), samples.quote
-            ),
+            "plain Python": lambda samples: Call(twin.quote_layout, samples.quote),
         },
         lambda _: None,
     ),

@@ -9,6 +9,7 @@ import os
 import sys
 from types import ModuleType
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 _NAMES = ("_native", "errors", "event_log", "quote")
 
@@ -35,16 +36,12 @@ def both() -> tuple[Package, Package]:
     """Return the package over the core that is chosen here, and over the plain one."""
     chosen = _imported()
     kept = _taken_out()
-    before = os.environ.get("ATTESTKIT_PURE_PYTHON")
-    os.environ["ATTESTKIT_PURE_PYTHON"] = "1"
     try:
-        plain = _imported()
+        with patch.dict(os.environ, ATTESTKIT_PURE_PYTHON="1"):
+            os.environ.pop("ATTESTKIT_CPU", None)  # the plain core has no level to be asked for
+            plain = _imported()
     finally:
         _taken_out()
         sys.modules.update(kept)
-        if before is None:
-            del os.environ["ATTESTKIT_PURE_PYTHON"]
-        else:
-            os.environ["ATTESTKIT_PURE_PYTHON"] = before
     assert plain.native.CORE == "python"
     return chosen, plain

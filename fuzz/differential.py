@@ -207,16 +207,20 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=10_000_000, help="of logs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, help="stop after so many, and record nothing")
-    parser.add_argument("walkers", nargs="*", default=list(SHARES), metavar="WALKER")
+    parser.add_argument("names", nargs="*", metavar="WALKER", help=", ".join(SHARES))
     options = parser.parse_args()
+    names = options.names or list(SHARES)
+    for name in names:  # argparse would look for no names at all in its choices
+        if name not in SHARES:
+            parser.error(f"invalid choice: {name!r} (choose from {', '.join(SHARES)})")
     start = time.monotonic()
-    tallies = run(options.walkers, options.seed, options.inputs, options.seconds)
+    tallies = run(names, options.seed, options.inputs, options.seconds)
     seconds = time.monotonic() - start
     count = sum(tally.inputs for tally in tallies.values())
     differing = sum(tally.differing for tally in tallies.values())
     print(f"{count} inputs in {seconds:.0f} s, {count / seconds:.0f} a second; {differing} differ")
     _write_failures(tallies)
-    if options.seconds is None and options.walkers == list(SHARES):
+    if options.seconds is None and names == list(SHARES):
         asked = f"--inputs {options.inputs} --seed {options.seed}"
         figures = {
             "command": f"python -m fuzz.differential {asked}",

@@ -1,9 +1,11 @@
 """Programs of the C core's functions alone, without Python: one that replays files, and libFuzzers.
 
-`python -m fuzz.drivers TARGET [OPTION...]` builds the libFuzzer of a function (clang-19, with
+`python -m fuzz.drivers TARGET [OPTION...]` builds the libFuzzer of a function (clang, with
 ASan and UBSan) and runs it in a folder of its own, on all seeds; options are libFuzzer's.
 """
 
+import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,7 +19,12 @@ from tests.quotes import made_quote
 HERE = Path(__file__).resolve().parent
 NATIVE = Path(build_cffi.ROOT, build_cffi.NATIVE)
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-CLANG = "clang-19"
+CLANGS = ("clang-19", "clang-18", "clang-17", "clang")
+
+
+def clang() -> str | None:
+    """Return the name of the first clang that is here, or None."""
+    return next(filter(shutil.which, CLANGS), None)
 
 
 def asks_python(source: str) -> bool:
@@ -80,13 +87,20 @@ def write_samples(folder: Path, samples_of: Iterable[bytes]) -> list[Path]:
 
 def main() -> int:
     """Run libFuzzer; return its status."""
-    target, *options = sys.argv[1:]
+    seeds_of = samples()
+    parser = argparse.ArgumentParser(description="Run libFuzzer on a function of the C core.")
+    parser.add_argument("target", choices=seeds_of, metavar="TARGET", help=", ".join(seeds_of))
+    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="OPTION", help="libFuzzer's")
+    asked = parser.parse_args()
+    compiler = clang()
+    if compiler is None:
+        parser.error(f"libFuzzer is clang's, and none of {', '.join(CLANGS)} is here")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         sanitized = ("-fsanitize=fuzzer", *SANITIZERS)
-        program = build("libfuzzer.c", folder, CLANG, *sanitized, f'-DTARGET="{target}"')
-        write_samples(folder / "corpus", samples()[target])
-        command = [str(program), str(folder / "corpus"), *options]
+        program = build("libfuzzer.c", folder, compiler, *sanitized, f'-DTARGET="{asked.target}"')
+        write_samples(folder / "corpus", seeds_of[asked.target])
+        command = [str(program), str(folder / "corpus"), *asked.options]
         return subprocess.run(command, cwd=folder, check=False).returncode  # noqa: S603 - just built
 
 

@@ -7,6 +7,8 @@
 #include <string.h>
 
 #include "ak.h"
+#include "ak_json.h"
+#include "ak_log.h"
 #include "ak_quote.h"
 
 #define START 0xcbf29ce484222325 /* of FNV-1a */

@@ -83,6 +83,15 @@ def _judged(read: Callable[[bytes], tuple[Any, ...]], package: Package, data: by
         return Verdict("raised", (type(error).__name__, str(error)))
 
 
+def _wrong_events(package: Package, log: Any) -> str | None:  # noqa: ANN401 - of either package
+    """Return what a log has against its runtime events."""
+    try:
+        log.check_events()
+    except package.errors.VerificationError as error:
+        return str(error)
+    return None
+
+
 def _size_of(count: int) -> int:
     """Return 0 for none, 1 for one, 2 for two or three, and so on."""
     return count.bit_length()
@@ -110,11 +119,7 @@ def _as_given(data: bytes) -> bytes | str:
 
 def _read_json(package: Package, data: bytes) -> tuple[Any, ...]:
     log = package.event_log.EventLog.from_json(_as_given(data))
-    wrong = None
-    try:
-        log.check_events()
-    except package.errors.VerificationError as error:
-        wrong = str(error)
+    wrong = _wrong_events(package, log)
     return log.events, log.replay(), log.warnings, wrong, log._columns, log._fault
 
 
@@ -149,12 +154,16 @@ def _json(compiled: Package, plain: Package) -> Walker:
 def _read_ccel(package: Package, data: bytes) -> tuple[Any, ...]:
     walked = package.native.ccel_walk(data)
     log = package.event_log.EventLog.from_ccel(data)
-    return walked, log.events, log.replay(), log.warnings
+    wrong = _wrong_events(package, log)  # before the events are made
+    made = package.event_log.EventLog(log.events)
+    assert _wrong_events(package, made) == wrong, "a log says otherwise once its events are made"
+    return walked, log.events, log.replay(), log.warnings, wrong
 
 
 def _ccel_mark(verdict: Verdict) -> object:
-    (rows, registers, _, _), _, _, warnings = verdict.values
-    return _size_of(len(rows) // 28), _size_of(len(registers)), bool(warnings)
+    (rows, registers, _, _), _, _, warnings, wrong = verdict.values
+    sizes = _size_of(len(rows) // 28), _size_of(len(registers))
+    return *sizes, bool(warnings), _DETAILS.sub("#", wrong or "")
 
 
 def _ccel(compiled: Package, plain: Package) -> Walker:

@@ -1,6 +1,8 @@
 """Columns hold what `Quote.parse` finds in each quote, and what it refuses is refused here."""
 
+import copy
 import gc
+import pickle
 import random
 import tracemalloc
 from array import array
@@ -187,6 +189,47 @@ def test_columns_cannot_be_changed_or_made() -> None:
     with pytest.raises(AttributeError):
         _ = QuoteColumns.mr_td
     assert set(TdQuoteBody._fields) < set(QuoteColumns.names)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_columns_pickle(protocol: int) -> None:
+    """They are the same elsewhere, also where columns had been asked for, or there is no quote."""
+    data = b"a header" + SHORTEST + bytes(9) + TD_15
+    for columns in (
+        quote_columns(data, [8, 8 + len(SHORTEST) + 9]),
+        quote_columns(data[8:]),
+        quote_columns(b""),
+        quote_columns(data, []),
+    ):
+        _ = columns.rtmrs
+        again = pickle.loads(pickle.dumps(columns, protocol))  # noqa: S301 - our own
+        assert again == columns
+        assert list(again.offsets) == list(columns.offsets)
+        for name in columns.names:
+            assert getattr(again, name) == getattr(columns, name)
+
+
+def test_what_was_pickled_is_checked() -> None:
+    """Whoever changes a pickle makes no columns of quotes that would be refused."""
+    data = pickle.dumps(quote_columns(SHORTEST))
+    assert data.count(SHORTEST) == 1
+    forged = data.replace(SHORTEST, b"\6" + SHORTEST[1:])
+    with pytest.raises(FormatError, match="quote 0: quote version is not"):
+        pickle.loads(forged)  # noqa: S301 - our own
+
+
+def test_columns_are_values() -> None:
+    """Equal buffers with the same offsets are equal; a copy of what cannot change is itself."""
+    columns = quote_columns(SHORTEST * 2)
+    _ = columns.report_data
+    same = quote_columns(bytes(bytearray(SHORTEST * 2)), [0, len(SHORTEST)])
+    assert columns == same
+    assert hash(columns) == hash(same)
+    others = [quote_columns(data) for data in (SHORTEST, SHORTEST * 2 + b"\0")]
+    others.append(quote_columns(SHORTEST * 2, [len(SHORTEST)]))
+    assert columns not in others
+    assert columns != SHORTEST * 2
+    assert copy.copy(columns) is copy.deepcopy(columns) is columns
 
 
 def test_columns_are_made_when_somebody_asks() -> None:

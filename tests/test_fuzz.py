@@ -1,5 +1,6 @@
 """The differential fuzzer: both cores agree on what it makes, and it sees where they do not."""
 
+import importlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -119,6 +120,37 @@ def test_a_failure_is_written_and_printed(
     assert str(first) in capsys.readouterr().out
     monkeypatch.setattr("fuzz.differential.run", lambda *_: {"json": Tally()})
     assert main() == 1  # nothing compared is not agreement
+
+
+@pytest.mark.parametrize("program", ["drivers", "differential"])
+def test_what_does_not_exist_is_refused(
+    program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a name that is none, or a missing one, the last line says so; there is no traceback."""
+    pytest.importorskip("hatchling", reason="hatchling builds the package, and is not here")
+    run = importlib.import_module(f"fuzz.{program}").main
+    for words in [["nosuch"]] + [[]] * (program == "drivers"):
+        monkeypatch.setattr("sys.argv", [program, *words])
+        with pytest.raises(SystemExit) as caught:
+            run()
+        assert caught.value.code == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert "invalid choice: 'nosuch'" in last if words else "required: TARGET" in last
+
+
+def test_drivers_say_that_there_is_no_clang(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first that is here is taken; where none is, one line says so."""
+    pytest.importorskip("hatchling", reason="hatchling builds the package, and is not here")
+    drivers = importlib.import_module("fuzz.drivers")
+    monkeypatch.setattr("shutil.which", lambda name: name in ("clang-17", "clang") or None)
+    assert drivers.clang() == "clang-17"
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    monkeypatch.setattr("sys.argv", ["drivers", "quote", "-runs=1"])
+    with pytest.raises(SystemExit):
+        drivers.main()
+    assert "none of clang-19, clang-18, clang-17, clang is here" in capsys.readouterr().err
 
 
 def test_a_corpus_keeps_one_of_a_sort(every: dict[str, Walker]) -> None:

@@ -163,6 +163,7 @@ def test_the_core_can_be_left_out() -> None:
     program = """
 import json, os
 os.environ["ATTESTKIT_PURE_PYTHON"] = "1"
+os.environ.pop("ATTESTKIT_CPU", None)
 import attestkit
 from attestkit import _native
 with attestkit.open("simulator", seed=bytes(32)) as tee:

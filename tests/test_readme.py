@@ -33,12 +33,17 @@ def test_the_python_example_runs() -> None:
 
 def test_the_verifying_example_runs() -> None:
     """It prints the verdict, and what was checked."""
-    _, verifying = _blocks("python")
+    _, verifying, _ = _blocks("python")
     verdict, *steps = _run(verifying).splitlines()
     status, simulated, app_id = verdict.split()
     assert (status, simulated, len(app_id)) == ("UpToDate", "True", 40)
     assert len(steps) > 5
     assert all(step.startswith("- ") for step in steps)
+
+
+def test_the_example_of_many_runs() -> None:
+    """It prints what a column is, and that many give the same as one."""
+    assert _run(_blocks("python")[2]).splitlines() == ["(3, 64) True", "True"]
 
 
 def test_the_commands_are_the_makefile_s() -> None:

@@ -51,28 +51,7 @@ class _Lib:
     AK_JSON_REFUSED: int
     AK_JSON_LEFT: int
     AK_QUOTE_MAX_SIZE: int
-    AK_LOG_MAX_BANKS: int
-    AK_LOG_MAX_EVENT: int
-    AK_LOG_MAX_RECORDS: int
-    AK_LOG_MAX_SIZE: int
     def ak_quote_walk(self, data: bytes, size: int, quote: FFI.CData) -> int: ...
-    def ak_log_walk(
-        self,
-        data: bytes,
-        size: int,
-        ccel: int,
-        capacity: int,
-        records: FFI.CData,
-        log: FFI.CData,
-    ) -> int: ...
-    def ak_log_columns(
-        self,
-        data: bytes,
-        records: FFI.CData,
-        count: int,
-        registers: FFI.CData,
-        digests: FFI.CData,
-    ) -> None: ...
     def ak_agent_json_walk(
         self, data: bytes, size: int, room: FFI.CData, room_size: int
     ) -> int: ...
@@ -95,7 +74,6 @@ class _Lib:
         logs: int,
         values: FFI.CData,
     ) -> int: ...
-    def ak_json_depth(self, text: bytes, size: int, most: int) -> int: ...
     def ak_sha384(self, data: bytes, size: int, digest: FFI.CData) -> None: ...
     def ak_sha384_many(
         self,

@@ -14,7 +14,7 @@ from attestkit.errors import FormatError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["QuoteBase", "quote_layout", "quote_layout_among", "quote_padding", "quote_parsers"]
+__all__ = ["QuoteBase", "quote_layout", "quote_layout_among", "quote_parsers"]
 
 _INTEL = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 _SGX, _TDX = 0x00, 0x81
@@ -165,10 +165,10 @@ def quote_layout_among(data: bytes, start: int) -> tuple[Layout, int]:
     return _inside(c, extent), end
 
 
-def quote_padding(data: bytes, size: int) -> int:
-    """Check a quote of `size` bytes and count the zero bytes behind it; -1 where it is refused."""
+def _padding(data: bytes) -> int:
+    """Check a quote and count the zero bytes behind it; -1 where it is refused."""
     try:
-        return size - quote_layout(data)[-1]
+        return len(data) - quote_layout(data)[-1]
     except FormatError:
         return -1
 
@@ -209,7 +209,7 @@ def quote_parsers(
     def parse(data: object) -> QuoteBase | None:
         if type(data) is not bytes:
             return None
-        padding = quote_padding(data, len(data))
+        padding = _padding(data)
         if padding < 0:
             return None
         made = QuoteBase()

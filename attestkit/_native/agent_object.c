@@ -7,6 +7,7 @@
 #include <stdbool.h>
 
 #include "ak.h"
+#include "ak_json.h"
 
 enum { LARGE = 1 << 18 };
 

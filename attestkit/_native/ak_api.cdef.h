@@ -79,47 +79,6 @@ void ak_cpu_limit(uint32_t features);
 /* EAX, EBX, ECX, EDX of a CPUID leaf; zeros where the CPU has none of that number, or no CPUID. */
 void ak_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t *registers);
 
-/* Bounds of a log: algorithms in a header, bytes of one event, records, bytes in all. */
-enum {
-    AK_LOG_MAX_BANKS = 16,
-    AK_LOG_MAX_EVENT = 1048576,
-    AK_LOG_MAX_RECORDS = 65536,
-    AK_LOG_MAX_SIZE = 16777216
-};
-
-/* One record of a TCG log. Offsets are in bytes from the start of the log. */
-typedef struct {
-    uint32_t offset;
-    uint32_t index; /* PCR; in a CCEL number of the RTMR plus one */
-    uint32_t type;
-    uint32_t digests;      /* offset: 2 bytes algorithm and digest, each; in the old format SHA-1 */
-    uint32_t digest_count; /* at least 1 */
-    uint32_t data;         /* offset of the event data */
-    uint32_t data_size;
-} ak_log_record;
-
-/* What holds for a whole TCG log. */
-typedef struct {
-    uint32_t at;         /* of a refused log: the byte where it breaks */
-    uint32_t agile;      /* 1: algorithms as below; 0: the old format, SHA-1 alone */
-    uint32_t bank_count; /* how many of the two below */
-    uint16_t algorithms[16];
-    uint16_t digest_sizes[16];
-    uint32_t record_count;    /* without the header */
-    uint32_t extending_count; /* of them those that are not EV_NO_ACTION */
-    uint32_t end;             /* offset behind the last record */
-} ak_log;
-
-/* Check a TCG log, a CCEL (`ccel` not 0) or a TPM's, and tell where its records are. Refuses a log
- * with more than `capacity` records. */
-ak_status ak_log_walk(const uint8_t *data, size_t size, int ccel, size_t capacity,
-                      ak_log_record *records, ak_log *log);
-
-/* Gather what ak_log_walk found to extend registers in a CCEL: a register number, 0 to 3, and 48
- * bytes of digest for each of `extending_count` records. */
-void ak_log_columns(const uint8_t *data, const ak_log_record *records, size_t count,
-                    uint8_t *registers, uint8_t *digests);
-
 /* Fold 48-byte digests into the registers they are for: 4 values of 48 bytes. */
 ak_status ak_replay(const uint8_t *registers, const uint8_t *digests, size_t count,
                     uint8_t *values);
@@ -132,10 +91,6 @@ ak_status ak_replay_many(const uint8_t *registers, const uint8_t *digests, const
  * it is given may change under it. build_cffi.py defines it; C alone has no use for it. */
 ak_status ak_replay_unlocked(const uint8_t *registers, const uint8_t *digests,
                              const uint32_t *counts, size_t logs, uint8_t *values);
-
-/* Find the first bracket that nests deeper than `most` levels: its offset, or -1. Those in strings
- * do not count. The text need not be JSON, and a string may lack its end. */
-int64_t ak_json_depth(const uint8_t *text, size_t size, uint32_t most);
 
 /* SHA-384: 48 bytes. */
 void ak_sha384(const uint8_t *data, size_t size, uint8_t *digest);

@@ -49,6 +49,10 @@ size_t ak_json_unescape(const ak_json *j, const ak_json_text *text, uint8_t *out
 /* Tell whether bytes are UTF-8 (RFC 3629). */
 bool ak_json_utf8(const uint8_t *p, size_t size);
 
+/* Find the first bracket that nests deeper than `most` levels: its offset, or -1. Those in strings
+ * do not count. The text need not be JSON, and a string may lack its end. */
+int64_t ak_json_depth(const uint8_t *text, size_t size, uint32_t most);
+
 /* Take these very characters. */
 static inline bool ak_json_fixed(ak_cursor *c, const char *wanted, size_t size)
 {

@@ -1,6 +1,6 @@
 /* How deep the brackets of JSON nest. Strings are skipped with memchr: in logs and evidence nearly
  * all bytes are hex inside strings. */
-#include "ak.h"
+#include "ak_json.h"
 
 #include <string.h>
 

@@ -3,7 +3,7 @@
  * the rows and the columns, it was 2.2 (CPython 3.11, Sapphire Rapids). */
 #include "ak_objects.h"
 
-#include "ak.h"
+#include "ak_log.h"
 
 enum { FEW = 256 };
 

@@ -1,7 +1,8 @@
 /* Walk the records of a TCG event log and note where their parts lie (TCG PC Client Platform
  * Firmware Profile, 10.2; the confidential-computing dialect is that of the UEFI CC measurement
  * protocol). Three kinds: crypto-agile TPM logs, TPM logs in the SHA-1 format, CCELs. */
-#include "ak.h"
+#include "ak_log.h"
+
 #include "ak_cursor.h"
 
 #include <string.h>
