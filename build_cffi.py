@@ -56,22 +56,13 @@ FLAGS += ["-fstack-clash-protection", "-fstack-protector-strong"]
 FRAMES = "-Wframe-larger-than=16384"  # bytes; of sanitizers' frames nobody knows
 # cffi drops the GIL around every call. Ours take microseconds: dropping it takes a fifth of the
 # time a quote takes, and with other threads around a race to get it back, which takes several
-# times that. What may take long drops it by itself: batches here, large texts in agent_object.c.
+# times that. What may take long drops it by itself, in agent_object.c and replay_object.c.
 PREAMBLE = """
 #undef Py_BEGIN_ALLOW_THREADS
 #undef Py_END_ALLOW_THREADS
 #define Py_BEGIN_ALLOW_THREADS {
 #define Py_END_ALLOW_THREADS }
 #include "ak.h"
-
-ak_status ak_replay_unlocked(const uint8_t *registers, const uint8_t *digests,
-                             const uint32_t *counts, size_t logs, uint8_t *values)
-{
-    PyThreadState *const thread = PyEval_SaveThread();
-    const ak_status status = ak_replay_many(registers, digests, counts, logs, values);
-    PyEval_RestoreThread(thread);
-    return status;
-}
 """
 SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"]
 

@@ -33,7 +33,6 @@ __all__ = ["MOST", "Point", "exponent", "main", "measure", "page"]
 # The most that an exponent may be, where 1 is linear and 2 quadratic: small sizes fit the caches
 # and large ones do not, which bends linear work upwards.
 MOST: Final = 1.35
-FROM: Final = 1000  # the size from which on what is done once no longer shows
 BATCH: Final = 1_000_000  # digests
 ENOUGH: Final = 0.9  # of the cores, below which a speed-up says more of other programs
 COLUMNS: Final = (
@@ -43,8 +42,9 @@ COLUMNS: Final = (
 PREFACE: Final = f"""# Growth
 
 Written by `make growth`. Exponents are slopes of time and of peak memory against size, both
-logarithmic, from {FROM:,} on: 1 is linear, 2 quadratic; up to {MOST} is let pass, as small sizes
-fit the caches and large ones do not. Times are processor time at the largest size, with memory that
+logarithmic, from 1,000 on ({SUBJECTS["columns"].what}: from {SUBJECTS["columns"].linear_from:,}): 1
+is linear, 2 quadratic; up to {MOST} is let pass, as small sizes fit the caches and large ones do
+not. Times are processor time at the largest size, with memory that
 the process has; `first` is the first call, which has to get it from the kernel, about 2 µs for
 4 KiB. Memory is resident memory beyond the input, C's included: the most there was, and what is
 left while the result lives. Neither counts the input, which a result may hold on to: a log keeps
@@ -67,7 +67,7 @@ class Point(NamedTuple):
 
 def measure(subject: str, size: int, seconds: float) -> Point:
     """Measure one size; in a process that has done nothing else."""
-    _, _, make, work, sizes = SUBJECTS[subject]
+    _, _, make, work, sizes, _ = SUBJECTS[subject]
     work(make(sizes[0]))  # what is loaded late is loaded
     # Made by another process: what making it frees here would be used again, unseen.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -104,7 +104,8 @@ def exponent(sizes: list[int], values: list[float]) -> float:
 
 def exponents(points: list[Point]) -> tuple[float, float | None]:
     """Return those of time and of peak memory, from the size on where they mean something."""
-    large = [point for point in points if point.size >= FROM]
+    least = SUBJECTS[points[0].subject].linear_from
+    large = [point for point in points if point.size >= least]
     sizes = [point.size for point in large]
     peaks = [float(point.peak) for point in large if point.peak]
     # Memory below a megabyte is a matter of pages and of what malloc had at hand.

@@ -12,7 +12,7 @@ function of either is written once more in plain Python.
 
 import os
 import struct
-from array import array
+import sys
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -117,10 +117,10 @@ def _compiled_quote_layout(data: bytes) -> QuoteLayout:
     return _QUOTE.unpack(ffi.buffer(quote))
 
 
-_REGISTERS = struct.Struct("48s48s48s48s")
-# So many events take most of a millisecond: from there on other threads may run meanwhile. Twice as
-# many are worth a thread of their own.
+# A log of more events is replayed as a batch is, so that other threads may run meanwhile.
 _MANY_EVENTS = 16384
+# So many events are worth a thread of their own.
+_EVENTS_OF_A_THREAD = 32768
 
 
 def _cannot_replay(columns: "Sequence[tuple[bytes, bytes]]") -> Exception:
@@ -144,28 +144,22 @@ def _fit(log: tuple[bytes, bytes]) -> bool:
 
 def _replay_otherwise(registers: bytes, digests: bytes) -> Registers:
     """Replay what the core's own function does not: very much, and what cannot be replayed."""
-    if len(registers) >= _MANY_EVENTS and _fit((registers, digests)):
-        return _replay_unlocked([(registers, digests)])[0]
-    raise _cannot_replay([(registers, digests)])
-
-
-def _replay_unlocked(columns: "Sequence[tuple[bytes, bytes]]") -> list[Registers]:
-    registers, digests = zip(*columns, strict=True)
-    counts = ffi.from_buffer("uint32_t[]", array("I", map(len, registers)))
-    values: Any = _new_uncleared("uint8_t[]", 192 * len(counts))
-    # What is joined is `bytes` that nobody can change while other threads run.
-    joined = b"".join(registers), b"".join(digests)
-    if lib.ak_replay_unlocked(*joined, counts, len(counts), values):
-        raise _cannot_replay(columns)
-    return list(_REGISTERS.iter_unpack(ffi.buffer(values)))
+    log = (registers, digests)
+    if len(registers) >= _MANY_EVENTS and _fit(log):
+        return _replay_part([log])[0]
+    raise _cannot_replay([log])
 
 
 def _replay_many_otherwise(columns: "Sequence[tuple[bytes, bytes]]") -> list[Registers]:
     """Do for many logs what _replay_otherwise does for one."""
     counts = [len(registers) for registers, _ in columns]
-    if not all(map(_fit, columns)) or sum(counts) < _MANY_EVENTS:
+    if not all(map(_fit, columns)) or sum(counts) < 2 * _EVENTS_OF_A_THREAD:
         raise _cannot_replay(columns)
-    return in_parts(_replay_unlocked, columns, counts, 2 * _MANY_EVENTS)
+    return in_parts(_replay_part, columns, counts, _EVENTS_OF_A_THREAD)
+
+
+def _replay_part_otherwise(columns: "Sequence[tuple[bytes, bytes]]") -> list[Registers]:
+    raise _cannot_replay(columns)
 
 
 def _compiled_cpuid(leaf: int, subleaf: int) -> CpuRegisters:
@@ -183,6 +177,7 @@ tpm_walk: "TpmWalk"
 agent_json_walk: "Callable[[bytes | str], AgentLog | Literal['refused', 'left']]"
 replay: "Callable[[bytes, bytes], Registers]"
 replay_many: "Callable[[Sequence[tuple[bytes, bytes]]], list[Registers]]"
+_replay_part: "Callable[[Sequence[tuple[bytes, bytes]]], list[Registers]]"
 sha384: "Callable[[bytes], bytes]"
 unhex: "Callable[[bytes | str], bytes | None]"
 hexlify: "Callable[[bytes], bytes]"
@@ -197,7 +192,8 @@ if CORE == "compiled":
     ccel_walk, tpm_walk = _objects.log_walkers(refuse)
     agent_json_walk = _objects.agent_json_walk
     replay = _objects.replayer(_MANY_EVENTS, _replay_otherwise)
-    replay_many = _objects.many_replayer(_MANY_EVENTS, _replay_many_otherwise)
+    replay_many = _objects.many_replayer(2 * _EVENTS_OF_A_THREAD, _replay_many_otherwise)
+    _replay_part = _objects.many_replayer(sys.maxsize, _replay_part_otherwise)
     sha384, sha384_many = _objects.sha384, _objects.sha384_many
     unhex, hexlify = _objects.unhex, _objects.hexlify
     cpuid = _compiled_cpuid

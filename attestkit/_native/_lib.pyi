@@ -66,14 +66,6 @@ class _Lib:
         logs: int,
         values: FFI.CData,
     ) -> int: ...
-    def ak_replay_unlocked(
-        self,
-        registers: bytes,
-        digests: bytes,
-        counts: FFI.CData,
-        logs: int,
-        values: FFI.CData,
-    ) -> int: ...
     def ak_sha384(self, data: bytes, size: int, digest: FFI.CData) -> None: ...
     def ak_sha384_many(
         self,

@@ -87,11 +87,6 @@ ak_status ak_replay(const uint8_t *registers, const uint8_t *digests, size_t cou
 ak_status ak_replay_many(const uint8_t *registers, const uint8_t *digests, const uint32_t *counts,
                          size_t logs, uint8_t *values);
 
-/* ak_replay_many for batches that take milliseconds: other Python threads run meanwhile, so nothing
- * it is given may change under it. build_cffi.py defines it; C alone has no use for it. */
-ak_status ak_replay_unlocked(const uint8_t *registers, const uint8_t *digests,
-                             const uint32_t *counts, size_t logs, uint8_t *values);
-
 /* SHA-384: 48 bytes. */
 void ak_sha384(const uint8_t *data, size_t size, uint8_t *digest);
 

@@ -8,7 +8,10 @@
 
 #include "ak.h"
 
-enum { REGISTERS = 4, DIGEST = 48 };
+/* From so many events on, which take most of a millisecond, other threads may run meanwhile. */
+enum { MANY_EVENTS = 16384 };
+
+enum { REGISTERS = 4, DIGEST = 48, VALUES = REGISTERS * DIGEST };
 
 static PyObject *tuple_of(const uint8_t *values)
 {
@@ -43,7 +46,7 @@ static bool are_columns(PyObject *registers, PyObject *digests, log_columns *log
  * that function, which also raises what is to be raised. */
 static PyObject *replay(PyObject *limits, PyObject *const *columns, Py_ssize_t count)
 {
-    uint8_t values[REGISTERS * DIGEST];
+    uint8_t values[VALUES];
     log_columns log;
     if (count != 2) {
         PyErr_SetString(PyExc_TypeError, "replay takes registers and digests");
@@ -77,34 +80,61 @@ static size_t events_of(PyObject *logs, Py_ssize_t count)
     return events;
 }
 
-/* Lay the logs one behind the other and replay them; NULL without an exception where it cannot be,
- * because a register is not there. */
-static PyObject *replay_joined(PyObject *logs, Py_ssize_t count, size_t events)
+/* Logs that are replayed together, all in one block of memory: their columns, where they are and
+ * laid one behind the other, and their values. */
+typedef struct {
+    log_columns *logs;
+    uint32_t *counts;
+    uint8_t *values, *digests, *registers;
+} batch;
+
+static bool make_batch(batch *b, PyObject *logs, Py_ssize_t count, size_t events)
 {
-    const size_t n = (size_t)count, values_size = REGISTERS * DIGEST * n;
-    uint32_t *counts = PyMem_Malloc(n * sizeof *counts + values_size + events * (1 + DIGEST));
-    if (counts == NULL)
-        return PyErr_NoMemory();
-    uint8_t *values = (uint8_t *)(counts + n), *digests = values + values_size;
-    uint8_t *registers = digests + DIGEST * events;
-    PyObject *all = NULL;
+    const size_t n = (size_t)count, each = sizeof *b->logs + sizeof *b->counts + VALUES;
+    b->logs = PyMem_Malloc(n * each + events * (1 + DIGEST));
+    if (b->logs == NULL)
+        return false;
+    b->counts = (uint32_t *)(b->logs + n);
+    b->values = (uint8_t *)(b->counts + n);
+    b->digests = b->values + VALUES * n;
+    b->registers = b->digests + DIGEST * events;
+    for (Py_ssize_t i = 0; i < count; i++)
+        (void)columns_at(logs, i, &b->logs[i]);
+    return true;
+}
+
+/* Lay the logs one behind the other and replay them. Nothing here is Python's but bytes. */
+static ak_status replay_batch(const batch *b, size_t n)
+{
     size_t at = 0;
-    for (Py_ssize_t i = 0; i < count; i++) {
-        log_columns log = {0};
-        (void)columns_at(logs, i, &log);
-        memcpy(registers + at, log.registers, log.events);
-        memcpy(digests + DIGEST * at, log.digests, DIGEST * log.events);
-        counts[i] = (uint32_t)log.events;
+    for (size_t i = 0; i < n; i++) {
+        const log_columns log = b->logs[i];
+        memcpy(b->registers + at, log.registers, log.events);
+        memcpy(b->digests + DIGEST * at, log.digests, DIGEST * log.events);
+        b->counts[i] = (uint32_t)log.events;
         at += log.events;
     }
-    if (ak_replay_many(registers, digests, counts, n, values) == AK_OK)
-        all = PyList_New(count);
+    return ak_replay_many(b->registers, b->digests, b->counts, n, b->values);
+}
+
+/* Replay logs of so many events; NULL without an exception where it cannot be, because a register
+ * is not there. The caller holds the logs, so their bytes stay while other threads run. */
+static PyObject *replay_logs(PyObject *logs, Py_ssize_t count, size_t events)
+{
+    batch b;
+    if (!make_batch(&b, logs, count, events))
+        return PyErr_NoMemory();
+    PyThreadState *const thread = events < MANY_EVENTS ? NULL : PyEval_SaveThread();
+    const ak_status status = replay_batch(&b, (size_t)count);
+    if (thread != NULL)
+        PyEval_RestoreThread(thread);
+    PyObject *all = status == AK_OK ? PyList_New(count) : NULL;
     for (Py_ssize_t i = 0; i < count && all != NULL; i++) {
-        PyObject *one = tuple_of(values + REGISTERS * DIGEST * i);
+        PyObject *one = tuple_of(b.values + VALUES * i);
         if (one == NULL || PyList_SetItem(all, i, one) != 0)
             Py_CLEAR(all);
     }
-    PyMem_Free(counts);
+    PyMem_Free(b.logs);
     return all;
 }
 
@@ -117,7 +147,7 @@ static PyObject *replay_many(PyObject *limits, PyObject *columns)
     const Py_ssize_t count = PyTuple_Size(logs);
     const size_t events = events_of(logs, count);
     if (events < PyLong_AsSize_t(PyTuple_GetItem(limits, 0)))
-        replayed = replay_joined(logs, count, events);
+        replayed = replay_logs(logs, count, events);
     if (replayed == NULL && !PyErr_Occurred())
         replayed = PyObject_CallFunctionObjArgs(PyTuple_GetItem(limits, 1), logs, NULL);
     Py_DECREF(logs);

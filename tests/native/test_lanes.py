@@ -173,7 +173,7 @@ def test_batches_for_several_threads(cpus: int, monkeypatch: pytest.MonkeyPatch)
     """However many threads share it, a large batch comes back whole and in order."""
     monkeypatch.setattr("attestkit._native._threads.cpus", lambda: cpus)
     logs = [log_of(any_order(i * 37 % 500, i), i) for i in range(280)]
-    assert sum(len(registers) for registers, _ in logs) > 4 * _native._MANY_EVENTS
+    assert sum(len(registers) for registers, _ in logs) > 2 * _native._EVENTS_OF_A_THREAD
     assert _native.replay_many(logs) == twin.replay_many(logs)
 
 

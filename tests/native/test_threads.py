@@ -122,15 +122,11 @@ def test_threads_do_not_write_into_each_other_s_room() -> None:
 
 @pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
 @pytest.mark.usefixtures("_no_switching")
-@pytest.mark.parametrize("name", ["ak_replay_many", "ak_replay_unlocked"])
-def test_only_the_call_for_batches_lets_others_run(name: str) -> None:
-    """Another thread that wants to run gets to it inside of one, and not inside of the other."""
-    module = pytest.importorskip("attestkit._native._lib")
-    replay_many = getattr(module.lib, name)
-    values = module.ffi.new("uint8_t[]", 192)
-    count = 20000
-    counts = module.ffi.new("uint32_t[]", [count])
-    registers, digests = bytes(count), bytes(48 * count)
+@pytest.mark.parametrize("large", [False, True])
+def test_only_large_batches_let_others_run(large: bool) -> None:  # noqa: FBT001 - a parameter
+    """Another thread that wants to run gets to it inside of one, and not inside of a small one."""
+    count = 20000 if large else 10000
+    batch = [(bytes(count), bytes(48 * count))]
     start, ran = threading.Event(), []
 
     def other() -> None:
@@ -140,10 +136,10 @@ def test_only_the_call_for_batches_lets_others_run(name: str) -> None:
     thread = threading.Thread(target=other)
     thread.start()
     start.set()
-    for _ in range(1000 if name == "ak_replay_unlocked" else 3):
-        replay_many(registers, digests, counts, 1, values)
+    for _ in range(1000 if large else 3):
+        _native.replay_many(batch)
         if ran:
             break
     found = bool(ran)
     thread.join()
-    assert found is (name == "ak_replay_unlocked")
+    assert found is large
