@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Final
 
 import matplotlib as mpl
@@ -28,16 +29,21 @@ SHAPES: Final = ("o", "s", "^", "v", "P", "X", "p", "h")
 def write_picture(path: Path, facts: Mapping[str, Any], results: Mapping[str, Result]) -> None:
     """Write an SVG, the same on every call with the same results."""
     rows = [row for row in (TARGETS | LIMITS) if row in results and _is_drawn(results[row])]
-    figure = Figure(figsize=(9, 1.6 + 0.36 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(10, 1.6 + 0.36 * len(rows)), layout="constrained")
     axes = figure.subplots()
     names = sorted({name for row in rows for name in results[row].values} - {OURS})
     for height, row in enumerate(reversed(rows)):
         _draw(axes, height, results[row], names)
-    axes.set_yticks(range(len(rows)), [results[row].what for row in reversed(rows)])
+    axes.set_yticks(range(len(rows)), [_label(results[row]) for row in reversed(rows)])
     axes.set_xscale("log")
     axes.set_xlabel("microseconds; further left is quicker")
-    axes.set_title(f"{facts['cpu']}, {facts['kernels']}, Python {facts['python']}", fontsize=10)
+    figure.suptitle(f"{facts['cpu']}, {facts['kernels']}, Python {facts['python']}", color=INK)
     save_svg(path, figure, axes)
+
+
+def _label(result: Result) -> str:
+    """Return what it is, without what its peers do instead, on lines that leave room."""
+    return fill(result.what.partition(";")[0], 34)
 
 
 def _is_drawn(result: Result) -> bool:
