@@ -107,7 +107,7 @@ def test_every_field_of_every_quote() -> None:
 
 def test_quotes_of_the_simulator() -> None:
     """Quotes that one machine signs, with different report data, of both versions."""
-    pytest.importorskip("msgspec")  # the simulator's; an emulated machine has the core's needs alone
+    pytest.importorskip("msgspec")  # the simulator's, which an emulated machine lacks
     for version in (4, 5):
         with attestkit.open("simulator", seed=bytes(32), quote_version=version) as tee:
             quotes = [tee.get_quote(bytes([number])) for number in range(5)]
