@@ -118,9 +118,9 @@ def _compiled_quote_layout(data: bytes) -> QuoteLayout:
 
 
 # A log of more events is replayed as a batch is, so that other threads may run meanwhile.
-_MANY_EVENTS = 16384
-# So many events are worth a thread of their own.
-_EVENTS_OF_A_THREAD = 32768
+_MANY_EVENTS = 8192
+# So many events are worth a thread of their own, which does a quarter of them at a time.
+_EVENTS_OF_A_THREAD = 4 * _MANY_EVENTS
 
 
 def _cannot_replay(columns: "Sequence[tuple[bytes, bytes]]") -> Exception:

@@ -8,8 +8,8 @@
 
 #include "ak.h"
 
-/* From so many events on, which take most of a millisecond, other threads may run meanwhile. */
-enum { MANY_EVENTS = 16384 };
+/* From so many events on, which take near half a millisecond, other threads may run meanwhile. */
+enum { MANY_EVENTS = 8192 };
 
 enum { REGISTERS = 4, DIGEST = 48, VALUES = REGISTERS * DIGEST };
 

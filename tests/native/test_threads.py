@@ -125,7 +125,8 @@ def test_threads_do_not_write_into_each_other_s_room() -> None:
 @pytest.mark.parametrize("large", [False, True])
 def test_only_large_batches_let_others_run(large: bool) -> None:  # noqa: FBT001 - a parameter
     """Another thread that wants to run gets to it inside of one, and not inside of a small one."""
-    count = 20000 if large else 10000
+    count = _native._MANY_EVENTS if large else _native._MANY_EVENTS // 2
+    assert _native._EVENTS_OF_A_THREAD // 4 >= _native._MANY_EVENTS  # as much is done at a time
     batch = [(bytes(count), bytes(48 * count))]
     start, ran = threading.Event(), []
 
