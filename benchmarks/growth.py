@@ -34,7 +34,7 @@ __all__ = ["MOST", "Point", "exponent", "main", "measure", "page"]
 # and large ones do not, which bends linear work upwards.
 MOST: Final = 1.35
 BATCH: Final = 1_000_000  # digests
-ENOUGH: Final = 0.9  # of the cores, below which a speed-up says more of other programs
+ENOUGH: Final = 0.75  # of the cores, below which a speed-up says more of other programs
 COLUMNS: Final = (
     *("work", "sizes", "at the largest", "time each", "first each", "exponents"),
     *("peak each", "kept each"),
@@ -165,7 +165,8 @@ def _cores_lines(cores: dict[str, float]) -> list[str]:
     lines = [
         f"`replay_many` of a million digests takes {time_text(cores['one'])} on one core, and on",
         f"{there:.0f} {time_text(cores['all'])}: {cores['speed-up']:.2f} times as fast,",
-        f"having had the time of {had:.2f} cores; the rest went to other programs.",
+        f"at work on {had:.2f} cores: to make the results is one thread's work, and other programs",
+        "may have had some of the rest.",
     ]
     if had >= ENOUGH * there > ENOUGH:
         return lines

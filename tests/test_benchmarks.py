@@ -318,7 +318,7 @@ def test_growth_page_states_memory_per_unit() -> None:
 @pytest.mark.parametrize(
     ("cores", "why"),
     [
-        ({"had": 1.79}, "as only 1.79 of 2 were to be had"),
+        ({"had": 1.49}, "as only 1.49 of 2 were to be had"),
         ({"cores": 1, "had": 1.0}, "as there is but one"),
     ],
 )
