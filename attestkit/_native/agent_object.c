@@ -65,6 +65,33 @@ static void lock_again(PyThreadState *thread)
         PyEval_RestoreThread(thread);
 }
 
+/* A room of the last call, to be used again: new memory of such sizes is often memory that the heap
+ * has just given back to the kernel. Whoever takes it has it alone, for there is the GIL. */
+static uint8_t *spare;
+static size_t spare_size;
+
+static uint8_t *take_room(size_t *size)
+{
+    uint8_t *room = spare;
+    spare = NULL;
+    if (room != NULL && spare_size >= *size) {
+        *size = spare_size;
+        return room;
+    }
+    PyMem_Free(room);
+    return PyMem_Malloc(*size);
+}
+
+static void give_back(uint8_t *room, size_t size)
+{
+    if (spare == NULL && size <= LARGE) {
+        spare = room;
+        spare_size = size;
+    } else {
+        PyMem_Free(room);
+    }
+}
+
 /* Of a subclass, whose slices Python takes later, there may be more than its bytes say: left. */
 static PyObject *agent_json_walk(PyObject *module, PyObject *data)
 {
@@ -77,11 +104,12 @@ static PyObject *agent_json_walk(PyObject *module, PyObject *data)
         return NULL;
     if (text == NULL || size > AK_AGENT_MAX_SIZE)
         return PyUnicode_FromString("left");
-    uint8_t *room = PyMem_Malloc(4 * size + 256);
+    size_t room_size = 4 * size + 256;
+    uint8_t *room = take_room(&room_size);
     if (room == NULL)
         return PyErr_NoMemory();
     PyThreadState *thread = unlock_for(size);
-    const ak_json_outcome outcome = ak_agent_json_walk(text, size, room, 4 * size + 256);
+    const ak_json_outcome outcome = ak_agent_json_walk(text, size, room, room_size);
     lock_again(thread);
     PyObject *result;
     switch (outcome) {
@@ -94,7 +122,7 @@ static PyObject *agent_json_walk(PyObject *module, PyObject *data)
     default:
         result = PyUnicode_FromString("left");
     }
-    PyMem_Free(room);
+    give_back(room, room_size);
     return result;
 }
 
