@@ -162,8 +162,12 @@ class EventLog:
         if isinstance(walked, str):  # no log, or one that needs a closer look
             return cls.from_wire(agent_json.parse(data))
         rows, registers, digests, regular = walked
-        source = _new_tuple(AgentJsonSource, (data, rows, digests, regular))
-        return _read(cls, (registers, digests), source)
+        self = _new(cls)  # and on as in _read, whose call would be a hundredth of it all
+        self._columns = (registers, digests)
+        self._source = _new_tuple(AgentJsonSource, (data, rows, digests, regular))
+        self._events = self._runtime = self._fault = None
+        self._warnings = ()
+        return self
 
     @classmethod
     def from_wire(cls, received_events: Iterable[WireEvent]) -> "EventLog":
