@@ -43,7 +43,7 @@ class Reader:
         shutil.copytree(EXAMPLES / name, self.folder)
         shutil.copy(EXAMPLES / "simulated_trust.py", folder)
         self.readme = (self.folder / "README.md").read_text()
-        self.url = ""  # of what was started last
+        self.url = ""  # of what was started last, or host:port
         self._running: list[subprocess.Popen[str]] = []
 
     def commands(self) -> list[str]:
@@ -66,6 +66,7 @@ class Reader:
     def run(self, command: str, **extra: str) -> Done:
         """Run one command in the example's folder."""
         command = command.replace(f"http://127.0.0.1:{_PORT}", self.url)
+        command = command.replace(f"--port {_PORT}", f"--port {self.url.rpartition(':')[2]}")
         ended = subprocess.run(  # noqa: S603 - our own README
             ["/bin/sh", "-c", command],
             cwd=self.folder,
