@@ -4,6 +4,7 @@ Commands that end in `&` are left running until the reader is done; the next is 
 printed their line that begins with `ready`. Port 8099 of the README is any free one here.
 """
 
+import importlib.util
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import ModuleType
 from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -79,6 +81,16 @@ class Reader:
             check=False,
         )
         return Done(ended.returncode, ended.stdout)
+
+    def load(self, program: str) -> ModuleType:
+        """Return a program of the example as a module: quicker, where a test runs it often."""
+        name = f"{self.folder.name}_{program}"
+        spec = importlib.util.spec_from_file_location(name, self.folder / f"{program}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
 
     def start(self, command: str) -> str:
         """Run a command that goes on, and return the rest of its ready line."""

@@ -72,7 +72,7 @@ def call(host: str, port: int, context: ssl.SSLContext, message: str) -> None:
             peer.sendall(message.encode())
             print(named(peer), "answers", repr(peer.recv(LARGEST)))
     except OSError as error:  # a PeerRefusedError is one, too
-        sys.exit(f"nothing was exchanged: {error}")
+        sys.exit(f"no answer: {error}")
 
 
 def main() -> None:
