@@ -84,6 +84,15 @@ def test_without_the_simulator_s_root_it_is_refused(reader: Reader) -> None:
         reader.url = believed
 
 
+def test_the_backend_may_come_from_the_environment(reader: Reader) -> None:
+    """The same program, told by $ATTESTKIT_BACKEND; without any name a simulator is not taken."""
+    agent = reader.commands()[-1].replace("--backend simulator", "")
+    assert reader.run(agent, ATTESTKIT_BACKEND="simulator").code == 0
+    done = reader.run(agent.replace("--seed-file sim/seed", ""), DSTACK_SIMULATOR_ENDPOINT="")
+    assert done.code == 1
+    assert "accepted" not in done.printed
+
+
 def test_an_admission_counts_once(reader: Reader, tee: Attester) -> None:
     """Evidence sent again is refused: its nonce is used up."""
     fields = admission(reader.url, tee, SigningKey.generate())
@@ -160,6 +169,9 @@ def test_messages_are_the_attested_key_s_and_new(reader: Reader, tee: Attester) 
         ("/attest", {"nonce": [], "public_key": 1, "evidence": None}),
         ("/attest", {"nonce": "zz", "public_key": "", "evidence": ""}),
         ("/message", {"session": "x"}),
+        ("/attest", []),
+        ("/attest", {"self": 1}),
+        ("/message", {"session": [], "number": 1, "text": "", "signature": ""}),
         ("/challenge", []),
         ("/nowhere", {}),
     ],

@@ -76,3 +76,24 @@ def test_who_shows_no_certificate_is_refused(reader: Reader) -> None:
     assert broken.startswith("broken off")
     assert also.startswith("broken off")
     assert heard.startswith("heard")
+
+
+def test_a_server_makes_new_certificates(reader: Reader) -> None:
+    """Before the old one is over: here for each connection, because half its life is nothing."""
+    program = reader.folder / "agent.py"
+    text = program.read_text()
+    assert text.count("LIFETIME.total_seconds() / 2") == 2
+    program.write_text(text.replace("LIFETIME.total_seconds() / 2", "0"))
+    _, server, client, _ = reader.commands()
+    host, port = reader.start(server.removesuffix("&")).split(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    seen = set()
+    for _ in range(2):
+        with (
+            socket.create_connection((host, int(port)), timeout=PATIENCE) as connection,
+            context.wrap_socket(connection) as stranger,
+        ):
+            seen.add(stranger.getpeercert(binary_form=True))
+    assert len(seen) == 2
+    assert reader.run(client).code == 0

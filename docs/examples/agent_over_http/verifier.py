@@ -90,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
             answer, status = self._call(), 200
         except (Refused, AttestKitError) as error:
             answer = {"error": str(error)}
-        except (KeyError, TypeError, ValueError):  # not our JSON, not our fields, not hex
+        except (TypeError, ValueError, RecursionError):  # not our JSON, our fields, hex
             answer = {"error": "malformed request"}
         body = json.dumps(answer).encode()
         self.send_response(status)

@@ -8,6 +8,8 @@ import argparse
 import socket
 import ssl
 import sys
+import time
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -45,13 +47,16 @@ def named(connection: ssl.SSLSocket) -> str:
     return f"{app}{' SIMULATED' if result.simulated else ''}"
 
 
-def serve(port: int, context: ssl.SSLContext) -> None:
+def serve(port: int, make_context: Callable[[], ssl.SSLContext]) -> None:
     """Answer one message a connection, of peers that were accepted."""
+    context, renew_at = make_context(), time.monotonic() + LIFETIME.total_seconds() / 2
     with socket.create_server(("127.0.0.1", port)) as listener:
         print(f"ready 127.0.0.1:{listener.getsockname()[1]}", flush=True)
         while True:
             connection, _ = listener.accept()
             connection.settimeout(PATIENCE)
+            if time.monotonic() >= renew_at:
+                context, renew_at = make_context(), time.monotonic() + LIFETIME.total_seconds() / 2
             try:
                 with context.wrap_socket(connection, server_side=True) as peer:
                     print("heard", named(peer), "say", repr(peer.recv(LARGEST)), flush=True)
@@ -99,13 +104,17 @@ def main() -> None:
     files = {"seed": args.seed_file, "app_compose": args.app_compose}
     options = {name: path.read_bytes() for name, path in files.items() if path}
     with attestkit.open(args.backend, **options) as tee:
-        issued = make_certificate(tee)
-    authority = issued.certificate_chain[-1]  # of our app, which the other side is of, too
-    if args.what == "serve":
-        serve(args.port, ra_tls.server_context(verifier, issued=issued, peer_ca=authority))
-    else:
-        context = ra_tls.client_context(verifier, issued=issued)
-        call(args.host, args.port, context, args.message)
+
+        def server_context() -> ssl.SSLContext:
+            issued = make_certificate(tee)
+            authority = issued.certificate_chain[-1]  # of our app, which the clients are of, too
+            return ra_tls.server_context(verifier, issued=issued, peer_ca=authority)
+
+        if args.what == "serve":
+            serve(args.port, server_context)
+        else:
+            context = ra_tls.client_context(verifier, issued=make_certificate(tee))
+            call(args.host, args.port, context, args.message)
 
 
 if __name__ == "__main__":
