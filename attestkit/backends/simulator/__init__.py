@@ -19,6 +19,7 @@ from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay
 from attestkit.backends.simulator.image import simulated_image
 from attestkit.backends.simulator.pki import SimulatedPki
 from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
+from attestkit.backends.simulator.scenarios import Scenario
 from attestkit.backends.simulator.state import StateFolder
 from attestkit.backends.simulator.td import Boot, SoftTd, check_bytes
 from attestkit.collateral import Collateral
@@ -30,6 +31,7 @@ __all__ = ["Simulator"]
 
 _RTMRS_AT: Final = 328  # in a TD body: the registers and the report data, then
 _REST_AT: Final = 584  # what TD 1.5 added
+_LIVE: Final = {"rtmr0", "rtmr1", "rtmr2", "rtmr3", "report_data"}  # not fixed at launch
 
 
 def _clock() -> float:
@@ -43,9 +45,10 @@ class Simulator:
         seed: 32 bytes from which all keys and certificates follow, so that they can be made again.
             Whoever has them can forge this TD's evidence. None: random ones, kept in `state_dir` if
             there is one.
-        quote_version: 4 (TD 1.0 body), or 5 (TD 1.5 body).
+        quote_version: 4 (TD 1.0 body), or 5 (TD 1.5 body). None: the scenario's, else 4.
         platform: "tdx"; others are not available yet.
-        scenario: None; not available yet.
+        scenario: What is wrong, or odd, with it: a name (see `named_scenarios`), or a `Scenario`.
+            None: nothing.
         faults: None; not available yet.
         state_dir: A folder that keeps seed, registers and runtime events, used by one program at a
             time. A TD of another seed, app or machine is another TD: it boots there anew. None:
@@ -68,14 +71,16 @@ class Simulator:
     name = "simulator"
     simulated = True
     blocking = False
+    trust_anchor: bytes
+    """The root certificate (DER) that a verifier has to be told to believe this TD."""
 
     def __init__(  # noqa: PLR0913 - everything that is handed in, by name
         self,
         *,
         seed: bytes | None = None,
-        quote_version: int = 4,
+        quote_version: int | None = None,
         platform: str = "tdx",
-        scenario: object = None,
+        scenario: str | Scenario | None = None,
         faults: object = None,
         state_dir: str | os.PathLike[str] | None = None,
         app_compose: bytes | None = None,
@@ -85,20 +90,23 @@ class Simulator:
         now: Callable[[], float] = _clock,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        _refuse_what_is_not_there(quote_version, platform, scenario, faults)
+        _refuse_what_is_not_there(platform, faults)
         _refuse_other_types(seed, vm_config, app_keys, state_dir)
         self._now = now
-        self._quote_version = quote_version
+        self._scenario = _scenario(scenario)
+        self._quote_version = _version(quote_version, self._scenario)
         self.app_compose = AppCompose.parse(OWN_APP if app_compose is None else app_compose)
         self.vm_config = simulated_image().vm_config if vm_config is None else vm_config
         app_id = self.app_compose.default_app_id if app_id is None else app_id
         check_bytes("an app id", app_id, 20)
+        self._body_head, self._body_rest = self._fixed_body()
         self._folder = None if state_dir is None else StateFolder(state_dir)
         try:
             if seed is None:
                 seed = self._folder.seed(random) if self._folder else random(32)
-            self._pki = SimulatedPki(seed)
-            self._enclave = QuotingEnclave(self._pki)
+            self._pki = SimulatedPki(seed, config=self._scenario.pki)
+            self._enclave = _enclave(self._pki, self._scenario)
+            self.trust_anchor = _anchor(self._pki, self._scenario)
             self._keys_are_ours = app_keys is None
             self.app_keys = AppKeys.from_seed(seed) if app_keys is None else app_keys
             self._td = SoftTd(self._plan(seed, app_id), self._folder, random)
@@ -107,7 +115,6 @@ class Simulator:
                 self._folder.close()
             raise
         self._event_log = boot_log(simulated_image())
-        self._body_head, self._body_rest = self._fixed_body()
 
     def _plan(self, seed: bytes, app_id: bytes) -> Boot:
         """Return where every boot of this TD ends, and what tells it from other TDs."""
@@ -129,22 +136,22 @@ class Simulator:
     def _fixed_body(self) -> tuple[bytes, bytes]:
         """Return what is in every quote before the registers and behind the report data."""
         config_id = config_id_v1(self.app_compose.compose_hash)
-        body = TdBody(mr_td=simulated_image().mrtd, mr_config_id=config_id)
-        whole = body.td10() if self._quote_version == 4 else body.td15()
+        own = {"mr_td": simulated_image().mrtd, "mr_config_id": config_id}
+        given = dict(self._scenario.body)
+        if unfit := given.keys() - TdBody._fields | given.keys() & _LIVE:
+            raise UsageError(f"a scenario cannot set {min(unfit)!r} of the TD's body")
+        body = TdBody(**{**own, **given})
+        old = self._quote_version == 4 or self._scenario.td10
+        whole = body.td10() if old else body.td15()
         return whole[:_RTMRS_AT], whole[_REST_AT:]
 
     @classmethod
     def probe(cls) -> None:
         """Return: it runs everywhere."""
 
-    @property
-    def trust_anchor(self) -> bytes:
-        """The root certificate (DER) that a verifier has to be told to believe this TD."""
-        return self._pki.root_der
-
     def collateral(self, now: float | None = None) -> Collateral:
         """Return what the stand-in for Intel says at `now`, in seconds since 1970; None is now."""
-        return self._pki.collateral(self._now() if now is None else now)
+        return self._pki.collateral(self._now() if now is None else now, self._scenario.collateral)
 
     def get_quote(self, report_data: bytes) -> bytes:
         """Return a signed quote over `report_data`, exactly 64 bytes.
@@ -211,19 +218,53 @@ def _refuse_other_types(
         raise UsageError("state_dir is a path")
 
 
-def _refuse_what_is_not_there(
-    quote_version: int, platform: str, scenario: object, faults: object
-) -> None:
-    if quote_version not in (4, 5):
-        raise UsageError(f"the simulator makes quotes of version 4 and 5, not {quote_version!r}")
+def _refuse_what_is_not_there(platform: str, faults: object) -> None:
     if platform != "tdx":
         raise UsageError(
             f"the simulator is a TDX guest; platform {platform!r} is not available yet"
         )
-    if scenario is not None:
-        raise UsageError("scenarios of the simulator are not available yet")
     if faults is not None:
         raise UsageError("faults of the simulator are not available yet")
+
+
+def _scenario(given: object) -> Scenario:
+    """Return what a caller means by `given`: a name, a scenario, or None for the healthy one."""
+    if given is None:
+        return Scenario()
+    if isinstance(given, Scenario):
+        return given
+    if not isinstance(given, str):
+        raise UsageError("a scenario is a name or a Scenario")
+    # Late: a healthy TD, which most are, has no use for the table.
+    from attestkit.backends.simulator.named_scenarios import scenario
+
+    return scenario(given)
+
+
+def _version(given: int | None, scenario: Scenario) -> int:
+    """Return the version of the quotes."""
+    if given not in (None, 4, 5):
+        raise UsageError(f"the simulator makes quotes of version 4 and 5, not {given!r}")
+    if given is None:
+        return scenario.quote_version or 4
+    if scenario.quote_version not in (None, given):
+        raise UsageError(
+            f"the quotes of this scenario are of version {scenario.quote_version}, not {given}"
+        )
+    return given
+
+
+def _enclave(pki: SimulatedPki, scenario: Scenario) -> QuotingEnclave:
+    maker = pki if scenario.maker is None else pki.other(scenario.maker)
+    return QuotingEnclave(maker, scenario.platform_id, config=scenario.quote)
+
+
+def _anchor(pki: SimulatedPki, scenario: Scenario) -> bytes:
+    """Return the root that verifiers are told to trust."""
+    anchor = scenario.trust_anchor
+    if isinstance(anchor, str):
+        return pki.other(anchor).root_der
+    return pki.root_der if anchor is None else anchor
 
 
 def _os_image_hash(vm_config: str) -> bytes:

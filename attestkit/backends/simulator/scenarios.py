@@ -6,8 +6,8 @@ or a revoked certificate is wanted, a label of the PKI's own derivation does (`"
 """
 
 from dataclasses import dataclass, fields
-from datetime import datetime, timezone
-from typing import Final, NamedTuple, TypeVar
+from datetime import datetime, timedelta, timezone
+from typing import Final, Literal, NamedTuple, TypeVar
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.hashes import sha256
@@ -131,8 +131,9 @@ class TcbInfoConfig:
 
     id: str = "TDX"
     version: int = 3
+    by_platform: bool = False  # signed by the platform's PCK key, with the chain of that
     issue: int | None = None  # Unix seconds
-    next_update: int | None = None  # Unix seconds
+    next_update: int | timedelta | None = None  # Unix seconds, or how long after the issue
     fmspc: bytes | None = None  # 6 bytes
     pceid: bytes | None = None  # 2 bytes
     evaluation_number: int = 18
@@ -157,7 +158,7 @@ class QeIdentityConfig:
     id: str = "TD_QE"
     version: int = 2
     issue: int | None = None  # Unix seconds
-    next_update: int | None = None  # Unix seconds
+    next_update: int | timedelta | None = None  # Unix seconds, or how long after the issue
     evaluation_number: int = 18
     miscselect: int = 0  # 32 bits; the mask is all ones
     # 16 bytes, masked already with FBFFFFFFFFFFFFFF0000000000000000.
@@ -174,7 +175,7 @@ class CrlConfig:
 
     revoked: tuple[int | str, ...] = ()  # serial numbers, or labels of the PKI's certificates
     this_update: int | None = None  # Unix seconds
-    next_update: int | None = None  # Unix seconds
+    next_update: int | timedelta | None = None  # Unix seconds, or how long after the issue
     number: int | None = None  # None: thisUpdate in days
     key: P256Key | str | None = None  # who signs, or its label; None: the CRL's issuer
 
@@ -187,6 +188,11 @@ class CollateralConfig:
     qe_identity: QeIdentityConfig = QeIdentityConfig()
     root_crl: CrlConfig = CrlConfig()
     pck_crl: CrlConfig = CrlConfig()
+    pck_crl_is_roots: bool = False  # the root's CRL stands in the place of the PCK CA's
+    # How long before the time that is asked for all of it was issued; negative: how long after.
+    age: timedelta = timedelta()
+    # After signing: in the part of that name the first such text is replaced by the other.
+    altered: tuple[tuple[Literal["tcb_info", "qe_identity"], str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,11 +229,17 @@ class QuoteConfig:
     # Certification data: PEM of leaf, CA and root with a closing NUL; None: the platform's own.
     certification: bytes | None = None
     padding: int = 0  # zero bytes after the quote, as hosts with a buffer of fixed size leave them
+    # After signing.
+    altered: tuple[
+        str, ...
+    ] = ()  # fields of the body: the lowest bit of each first byte is flipped
+    cut: int = 0  # bytes that are missing at the end
 
     def __post_init__(self) -> None:
         _check_sizes(self)
         _check_range("the size of qe_auth_data", len(self.qe_auth_data), 0xFFFF)
         _check_range("padding", self.padding, 1 << 20)
+        _check_range("cut", self.cut, 1 << 12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,4 +250,11 @@ class Scenario:
     collateral: CollateralConfig = CollateralConfig()
     quote: QuoteConfig = QuoteConfig()
     platform_id: str = "0"
-    body: tuple[tuple[str, bytes], ...] = ()  # fields of a `quoting.TdBody` that it overrides
+    # Fields of a `quoting.TdBody` that it overrides; not the registers, nor the report data.
+    body: tuple[tuple[str, bytes], ...] = ()
+    quote_version: int | None = None  # 4 or 5; None: as the caller likes, 4 by default
+    td10: bool = False  # quotes of version 5 have a TD 1.0 body too
+    # Labels of other PKIs, whose seeds are derived from this one's.
+    maker: str | None = None  # the platform is one of that PKI; None: of the collateral's
+    # The root that verifiers are told to trust: DER, or whose; None: the collateral's.
+    trust_anchor: bytes | str | None = None
