@@ -15,8 +15,15 @@ from attestkit.backends.simulator.scenarios import (
     Scenario,
     TcbInfoConfig,
 )
-from attestkit.errors import AttestKitError, UsageError
+from attestkit.errors import (
+    AttestKitError,
+    CollateralError,
+    FormatError,
+    UsageError,
+    VerificationError,
+)
 from attestkit.quote import Quote
+from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.dcap import Dcap
 from attestkit.verifier.result import TcbStatus
 from tests.backends.simulated_cases import CASES, NOW, SEED
@@ -25,7 +32,7 @@ from tests.vectors import needs_shared
 
 ASKED: Final = b"a nonce".ljust(64, b"\0")
 STATUSES: Final = frozenset(TcbStatus)
-TDX: Final = list(NAMED)
+TDX: Final = [name for name, named in NAMED.items() if named.scenario.platform == "tdx"]
 # Quote.parse refuses these, with its own names of the rules of the format.
 SHAPE: Final = {
     "attestation_key_unbound": "qe_binding",
@@ -34,6 +41,7 @@ SHAPE: Final = {
 # dcap-qvl alone accepts these; our checks around it refuse.
 GAPS: Final = ("pceid-mismatch", "tcb-info-wrong-signer")
 # Of the 42 one has another class: dcap-qvl does not look at the CRL's thisUpdate, which is first.
+CURRENT_BOTH: Final = "ConfigurationAndSWHardeningNeeded"
 OTHER_CLASS: Final = {"collateral-not-yet-valid": "tcb_info_not_yet_valid"}
 
 
@@ -144,3 +152,31 @@ def test_a_seed_makes_a_scenario_again() -> None:
     assert one.collateral() == two.collateral()
     assert one.trust_anchor == two.trust_anchor != Simulator(seed=SEED).trust_anchor
     assert one.trust_anchor != Simulator(seed=b"\7" * 32, scenario="wrong-root").trust_anchor
+
+
+def acceptance(name: str, policy: AppraisalPolicy) -> str:
+    """Return the status with which a verifier accepts the raw quote, or the reason of its error."""
+    simulator = Simulator(seed=SEED, scenario=name, now=lambda: NOW)
+    verifier = Verifier(simulator.trust_anchor, simulator.collateral(), policy=policy)
+    try:
+        result = verifier.verify(simulator.get_quote(ASKED), report_data=ASKED, now=NOW)
+    except (VerificationError, CollateralError, FormatError) as error:
+        return str(error.reason)
+    return str(result.tcb_status)
+
+
+@pytest.mark.parametrize("name", TDX)
+def test_policies_differ_over_the_status_alone(name: str) -> None:
+    """A strict policy takes UpToDate, the default what is current, a development's any status."""
+    outcome = NAMED[name].outcome
+    policies = (AppraisalPolicy.strict(), AppraisalPolicy.default(), AppraisalPolicy.development())
+    strict, default, development = (acceptance(name, policy) for policy in policies)
+    if outcome not in STATUSES:
+        rules = SHAPE.get(outcome, (outcome,))
+        assert strict == default == development
+        assert strict in rules or strict in outcome
+        return
+    assert development == outcome
+    assert strict == ("UpToDate" if outcome == "UpToDate" else "tcb_status")
+    current = ("UpToDate", "SWHardeningNeeded", "ConfigurationNeeded")
+    assert default == (outcome if outcome in (*current, CURRENT_BOTH) else "tcb_status")

@@ -5,7 +5,7 @@ simulator's clock shows. Most names are those of the simulated PKI's published t
 """
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Final, NamedTuple
 
 from attestkit.backends.simulator.scenarios import (
@@ -15,6 +15,7 @@ from attestkit.backends.simulator.scenarios import (
     QeIdentityConfig,
     QuoteConfig,
     Scenario,
+    SnpConfig,
     TcbInfoConfig,
 )
 from attestkit.errors import UsageError
@@ -55,6 +56,10 @@ def _quote(config: QuoteConfig) -> Scenario:
 
 def _body(name: str, value: bytes, version: int | None = None) -> Scenario:
     return Scenario(body=((name, value),), quote_version=version)
+
+
+def _snp(config: SnpConfig) -> Scenario:
+    return Scenario(platform="snp", snp=config)
 
 
 def _collateral(config: CollateralConfig) -> Scenario:
@@ -287,6 +292,40 @@ _TD: Final = {
     ),
 }
 
+_SNP: Final = {
+    "snp": Named(_snp(SnpConfig()), "UpToDate", "a healthy SEV-SNP guest"),
+    "snp-debug": Named(
+        _snp(SnpConfig(policy=0xB0000)),
+        "debug",
+        "the guest's policy lets its host debug it",
+    ),
+    "snp-wrong-chip": Named(
+        _snp(SnpConfig(vcek_chip=_STRANGER)),
+        "chip_id_mismatch",
+        "the VCEK that comes with the report is another chip's",
+    ),
+    "snp-tcb-mismatch": Named(
+        _snp(SnpConfig(vcek_tcb=bytes([9, 0, 0, 0, 0, 0, 20, 72]))),
+        "tcb_mismatch",
+        "the VCEK is for older firmware than the report says",
+    ),
+    "snp-bad-signature": Named(
+        _snp(SnpConfig(report_key=_STRANGER)),
+        "report_bad_signature",
+        "the report is signed by another key than the VCEK",
+    ),
+    "snp-vcek-expired": Named(
+        _snp(SnpConfig(vcek_not_after=datetime(2020, 2, 1, tzinfo=timezone.utc))),
+        "cert_expired",
+        "the VCEK was valid until 2020-02-01",
+    ),
+    "snp-untrusted-root": Named(
+        replace(_snp(SnpConfig()), trust_anchor=_STRANGER),
+        "untrusted_root",
+        "the trust anchor is another root than that of the report's certificates",
+    ),
+}
+
 NAMED: Final[dict[str, Named]] = {
     **_HEALTHY,
     **_ALTERED,
@@ -294,6 +333,7 @@ NAMED: Final[dict[str, Named]] = {
     **_REVOKED,
     **_TCB,
     **_TD,
+    **_SNP,
 }
 
 

@@ -35,7 +35,7 @@ from attestkit.backends.simulator.scenarios import (
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 
-__all__ = ["SimulatedPki", "SimulatedPlatform", "collateral_window"]
+__all__ = ["SimulatedPki", "SimulatedPlatform", "collateral_window", "derive", "serial_number"]
 
 _SALT: Final = b"attestkit/sim-pki/v1"
 _DAY: Final = 86400  # seconds
@@ -93,7 +93,7 @@ class SimulatedPki:
 
     def derive(self, label: str, length: int) -> bytes:
         """Return `length` bytes that depend on the seed and `label` alone (HKDF-SHA256)."""
-        return hkdf_sha256(self._seed, label.encode(), length, _SALT)
+        return derive(self._seed, label, length)
 
     def other(self, label: str) -> "SimulatedPki":
         """Return a PKI configured alike, whose seed depends on this one's and `label`."""
@@ -111,8 +111,7 @@ class SimulatedPki:
 
     def serial(self, label: str) -> int:
         """Return the serial number of the certificate of `label`: 20 octets, the first 40 to 7F."""
-        octets = self.derive(f"serial/{label}", 20)
-        return int.from_bytes(bytes([octets[0] & 0x3F | 0x40]) + octets[1:], "big")
+        return serial_number(self.derive(f"serial/{label}", 20))
 
     def platform(self, platform_id: str = "0") -> "SimulatedPlatform":
         """Return the platform of that name, with a leaf certificate under this PKI's CA.
@@ -221,6 +220,16 @@ class SimulatedPlatform:
         )
         self.pck_der = pki.issue_pck(f"{scope}/pck-leaf", self.pck_key, self.sgx_extension)
         self.pck_chain = _pem(self.pck_der, pki.pck_ca_der, pki.root_der)  # PEM: leaf, CA, root
+
+
+def derive(seed: bytes, label: str, length: int) -> bytes:
+    """Return `length` secret bytes that depend on `seed` and `label` alone (HKDF-SHA256)."""
+    return hkdf_sha256(seed, label.encode(), length, _SALT)
+
+
+def serial_number(octets: bytes) -> int:
+    """Return a certificate's serial number of 20 octets, of which the first is 40 to 7F."""
+    return int.from_bytes(bytes([octets[0] & 0x3F | 0x40]) + octets[1:], "big")
 
 
 def collateral_window(now: float) -> tuple[int, int]:

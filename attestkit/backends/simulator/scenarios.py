@@ -20,8 +20,10 @@ __all__ = [
     "QeIdentityConfig",
     "QuoteConfig",
     "Scenario",
+    "SnpConfig",
     "TcbInfoConfig",
     "TcbLevel",
+    "chosen_scenario",
     "given",
 ]
 
@@ -40,6 +42,8 @@ _BYTES: Final = {
     "qe_mrenclave": 32,
     "qe_mrsigner": 32,
     "qe_report_data": 64,
+    "snp_tcb": 8,
+    "vcek_tcb": 8,
 }
 _BITS: Final = {
     "pcesvn": 15,
@@ -51,6 +55,7 @@ _BITS: Final = {
     "qe_miscselect": 32,
     "qe_isvprodid": 16,
     "qe_isvsvn": 16,
+    "policy": 64,
 }
 
 
@@ -59,7 +64,7 @@ def given(value: _T | None, default: _T) -> _T:
     return default if value is None else value
 
 
-def _check_sizes(config: "PkiConfig | QuoteConfig") -> None:
+def _check_sizes(config: "PkiConfig | QuoteConfig | SnpConfig") -> None:
     """Check each field that has a fixed number of bytes or bits; None is left alone."""
     for field in fields(config):
         value = getattr(config, field.name)
@@ -243,9 +248,33 @@ class QuoteConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SnpConfig:
+    """An SEV-SNP guest's report, and the certificate of the key that signs it.
+
+    Raises:
+        UsageError: a value has another size, or is outside its range; the text names it.
+    """
+
+    policy: int = 0x30000  # 64 bits, of the guest: SMT is allowed, debugging is not
+    snp_tcb: bytes = bytes([9, 0, 0, 0, 0, 0, 21, 72])  # 8 bytes, a Genoa's; four SVNs
+    not_before: datetime = datetime(2020, 1, 1, tzinfo=timezone.utc)
+    not_after: datetime = datetime(2049, 12, 31, 23, 59, 59, tzinfo=timezone.utc)
+    vcek_not_after: datetime | None = None  # None: `not_after`
+    # What the certificate is for; None: the chip and the TCB of the report.
+    vcek_chip: str | None = None  # the label of another chip
+    vcek_tcb: bytes | None = None  # 8 bytes
+    report_key: str | None = None  # the label of the key that signs reports; None: the chip's
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     """One simulated platform with its evidence's and its endorsements' peculiarities."""
 
+    platform: Literal["tdx", "snp"] = "tdx"
+    snp: SnpConfig = SnpConfig()  # all that counts on SEV-SNP, with `maker` and `trust_anchor`
     pki: PkiConfig = PkiConfig()
     collateral: CollateralConfig = CollateralConfig()
     quote: QuoteConfig = QuoteConfig()
@@ -258,3 +287,26 @@ class Scenario:
     maker: str | None = None  # the platform is one of that PKI; None: of the collateral's
     # The root that verifiers are told to trust: DER, or whose; None: the collateral's.
     trust_anchor: bytes | str | None = None
+
+
+def chosen_scenario(chosen: object, platform: object = None) -> Scenario:
+    """Return what a caller means by `chosen`: a name, a scenario, or None for a healthy guest.
+
+    Raises:
+        UsageError: it is neither, no scenario is called so, or it is not of `platform`: "tdx" or
+            "snp"; None leaves that to the scenario.
+    """
+    if platform not in (None, "tdx", "snp"):
+        raise UsageError(f"the simulator's platform is tdx or snp, not {platform!r}")
+    if chosen is None:
+        return Scenario(platform="snp") if platform == "snp" else Scenario()
+    if isinstance(chosen, str):
+        # Late: a healthy guest, which most are, has no use for the table.
+        from attestkit.backends.simulator.named_scenarios import scenario
+
+        chosen = scenario(chosen)
+    if not isinstance(chosen, Scenario):
+        raise UsageError("a scenario is a name or a Scenario")
+    if platform not in (None, chosen.platform):
+        raise UsageError(f"this scenario is one of platform {chosen.platform}, not {platform}")
+    return chosen
