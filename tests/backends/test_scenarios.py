@@ -7,7 +7,7 @@ from typing import Any, Final
 import pytest
 
 from attestkit.attester import open as open_attester
-from attestkit.backends.simulator import Simulator
+from attestkit.backends.simulator import Simulator, _issued
 from attestkit.backends.simulator.named_scenarios import NAMED, named_scenarios, scenario
 from attestkit.backends.simulator.scenarios import (
     CollateralConfig,
@@ -17,8 +17,10 @@ from attestkit.backends.simulator.scenarios import (
 )
 from attestkit.errors import (
     AttestKitError,
+    BackendError,
     CollateralError,
     FormatError,
+    ReplayError,
     UsageError,
     VerificationError,
 )
@@ -41,6 +43,13 @@ SHAPE: Final = {
 # dcap-qvl alone accepts these; our checks around it refuse.
 GAPS: Final = ("pceid-mismatch", "tcb-info-wrong-signer")
 # Of the 42 one has another class: dcap-qvl does not look at the CRL's thisUpdate, which is first.
+NO_EVIDENCE: Final = {
+    "report-data-altered",
+    "rtmr3-altered",
+    "attestation-key-unbound",
+    "vendor-id-wrong",
+    "truncated",
+}
 CURRENT_BOTH: Final = "ConfigurationAndSWHardeningNeeded"
 OTHER_CLASS: Final = {"collateral-not-yet-valid": "tcb_info_not_yet_valid"}
 
@@ -180,3 +189,49 @@ def test_policies_differ_over_the_status_alone(name: str) -> None:
     assert strict == ("UpToDate" if outcome == "UpToDate" else "tcb_status")
     current = ("UpToDate", "SWHardeningNeeded", "ConfigurationNeeded")
     assert default == (outcome if outcome in (*current, CURRENT_BOTH) else "tcb_status")
+
+
+def test_few_seeds_are_kept_and_none_that_was_drawn() -> None:
+    """Certificates of the last seeds handed in are made once; what is random comes once anyway."""
+    _issued.cache_clear()
+    Simulator()
+    assert _issued.cache_info().currsize == 0
+    for number in range(20):
+        Simulator(seed=bytes([number] * 32))
+    assert _issued.cache_info().currsize <= 8
+    one, two = (Simulator(seed=SEED, scenario="qe-debug") for _ in range(2))
+    assert one._pki is two._pki
+    assert one._pki is not Simulator(seed=SEED)._pki
+
+
+def test_the_attester_refuses_what_is_no_evidence() -> None:
+    """These five come from the backend alone; every other scenario makes evidence."""
+    refused = set()
+    for name in NAMED:
+        with open_attester("simulator", seed=SEED, scenario=name) as tee:
+            try:
+                tee.attest(ASKED)
+            except (BackendError, ReplayError):
+                refused.add(name)
+    assert refused == NO_EVIDENCE
+
+
+# -- docs/scenarios.md -------------------------------------------------------------------------
+
+GUIDE: Final = Path(__file__).parents[2] / "docs" / "scenarios.md"
+needs_guide = pytest.mark.skipif(not GUIDE.exists(), reason="docs/scenarios.md is not here")
+
+
+@needs_guide
+def test_the_guide_lists_every_scenario() -> None:
+    """Its tables are the table of the code, in order."""
+    rows = re.findall(r"^\| `(.+)` \| (.+) \| (.+) \|$", GUIDE.read_text(), re.MULTILINE)
+    assert rows == [(name, named.outcome, named.text) for name, named in NAMED.items()]
+
+
+@needs_guide
+def test_the_guides_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """A revoked platform is refused, and the refusal says so."""
+    (example,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    exec(compile(example, str(GUIDE), "exec"), {})  # noqa: S102 - our own documentation
+    assert capsys.readouterr().out.startswith("cert_revoked - ")

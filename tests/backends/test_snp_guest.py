@@ -26,7 +26,7 @@ from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.named_scenarios import NAMED
 from attestkit.backends.simulator.scenarios import Scenario, SnpConfig
 from attestkit.backends.simulator.snp_chip import SimulatedChip
-from attestkit.backends.simulator.snp_guest import SnpSimulator
+from attestkit.backends.simulator.snp_guest import SnpSimulator, _made
 from attestkit.errors import AttestKitError, BackendBusyError, UnsupportedError, UsageError
 from attestkit.snp_certificates import SnpCertificates
 from attestkit.snp_report import SnpReport
@@ -169,6 +169,16 @@ def test_a_seed_makes_everything_again(tmp_path: Path) -> None:
     again = Simulator(platform="snp", state_dir=tmp_path)
     assert again.get_quote(ASKED) == report
     again.close()
+
+
+def test_few_chips_are_kept_and_none_that_was_drawn() -> None:
+    """As with TDs."""
+    _made.cache_clear()
+    Simulator(platform="snp")
+    assert _made.cache_info().currsize == 0
+    for number in range(20):
+        Simulator(platform="snp", seed=bytes([number] * 32))
+    assert 0 < _made.cache_info().currsize <= 8
 
 
 # -- the stand-in for AMD ----------------------------------------------------------------------

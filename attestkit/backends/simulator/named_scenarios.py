@@ -74,9 +74,15 @@ def _status(status: str) -> Named:
 _HEALTHY: Final = {
     "ok-v4": Named(Scenario(quote_version=4), "UpToDate", "a healthy TD, quotes of version 4"),
     "ok-v5-td10": Named(
-        Scenario(quote_version=5, td10=True), "UpToDate", "quotes of version 5, TD 1.0 body"
+        Scenario(quote_version=5, td10=True),
+        "UpToDate",
+        "a healthy TD, quotes of version 5 with a TD 1.0 body",
     ),
-    "ok-v5-td15": Named(Scenario(quote_version=5), "UpToDate", "version 5, TD 1.5 body"),
+    "ok-v5-td15": Named(
+        Scenario(quote_version=5),
+        "UpToDate",
+        "a healthy TD, quotes of version 5 with a TD 1.5 body",
+    ),
     "ok-at-issue-date": Named(
         _collateral(CollateralConfig(age=-_DAY)), "UpToDate", "collateral of the last midnight"
     ),
@@ -110,15 +116,15 @@ _ALTERED: Final = {
     "report-data-altered": Named(
         _quote(QuoteConfig(altered=("report_data",))),
         "quote_bad_signature",
-        "a bit of the report data is flipped behind the signature's back",
+        "a bit of the report data was flipped after it was signed",
     ),
     "rtmr3-altered": Named(
-        _quote(QuoteConfig(altered=("rtmr3",))), "quote_bad_signature", "so is one of RTMR3"
+        _quote(QuoteConfig(altered=("rtmr3",))), "quote_bad_signature", "a bit of RTMR3 was flipped"
     ),
     "v5-altered": Named(
         replace(_quote(QuoteConfig(altered=("mr_config_id",))), quote_version=5),
         "quote_bad_signature",
-        "and one of MR_CONFIG_ID in a quote of version 5",
+        "a bit of MR_CONFIG_ID was flipped, in a quote of version 5",
     ),
     "vendor-id-wrong": Named(
         _quote(QuoteConfig(vendor_id=bytes(16))),
@@ -278,17 +284,17 @@ _TD: Final = {
     "td-debug": Named(
         _body("td_attributes", bytes.fromhex("0100001000000000")),
         "td_debug",
-        "the TD is in debug mode: its host reads its memory",
+        "the TD is in debug mode: its host may read its memory",
     ),
     "td-no-sept-ve-disable": Named(
         _body("td_attributes", bytes(8)),
         "td_attributes",
-        "the TD leaves SEPT_VE_DISABLE off, so that its host may take pages from it",
+        "SEPT_VE_DISABLE is off: the host can raise exceptions inside the TD",
     ),
     "service-td": Named(
         _body("mr_service_td", b"\1" * 48, 5),
         "service_td",
-        "a service TD, such as one that migrates it, is bound to the TD",
+        "a service TD, such as one for migration, is bound to the TD",
     ),
 }
 
