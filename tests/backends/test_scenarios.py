@@ -1,5 +1,6 @@
 """Every named scenario is judged as it says, by dcap-qvl and by our own verifier."""
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +26,7 @@ from attestkit.errors import (
     VerificationError,
 )
 from attestkit.quote import Quote
+from attestkit.serve.pccs import pccs_of
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.dcap import Dcap
 from attestkit.verifier.result import TcbStatus
@@ -214,6 +216,19 @@ def test_the_attester_refuses_what_is_no_evidence() -> None:
             except (BackendError, ReplayError):
                 refused.add(name)
     assert refused == NO_EVIDENCE
+
+
+@pytest.mark.parametrize("name", TDX)
+def test_a_pccs_serves_the_scenario(name: str) -> None:
+    """Also where the quote itself is malformed: the platform is known, and the CRL is as named."""
+    simulator = Simulator(seed=SEED, scenario=name, now=lambda: NOW)
+    pccs = pccs_of(simulator)
+    answer = pccs.answer("/sgx/certification/v4/pckcrl", "ca=platform&encoding=der")
+    assert (answer.status, answer.body) == (200, simulator.collateral().pck_crl)
+    qe_id, pck_der = simulator.served_platform
+    with contextlib.suppress(FormatError):
+        quote = Quote.parse(simulator.get_quote(ASKED))
+        assert (quote.header.user_data[:16], quote.pck_chain[0]) == (qe_id, pck_der)
 
 
 # -- docs/scenarios.md -------------------------------------------------------------------------

@@ -196,6 +196,11 @@ class Simulator:
         """Return what the stand-in for Intel says at `now`, in seconds since 1970; None is now."""
         return self._pki.collateral(self._now() if now is None else now, self._scenario.collateral)
 
+    @property
+    def served_platform(self) -> tuple[bytes, bytes]:
+        """What a PCCS knows of the platform: its QE id (16 bytes) and PCK certificate (DER)."""
+        return self._enclave.qe_id, self._enclave.pck_der
+
     def get_quote(self, report_data: bytes) -> bytes:
         """Return a signed quote over `report_data`, exactly 64 bytes.
 

@@ -7,7 +7,7 @@ HOST_DATA: the one in the configuration that was handed in, else one made here.
 import json
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from attestkit.attestation.mr_config import host_data
 from attestkit.attestation.vm_config import VmConfig
@@ -22,6 +22,8 @@ from attestkit.backends.simulator.td import check_bytes
 from attestkit.errors import FormatError, UnsupportedError, UsageError
 
 __all__ = ["SnpSimulator"]
+
+_NO_INTEL: Final = "an SEV-SNP guest has no Intel collateral: its reports bring AMD's certificates"
 
 
 class SnpSimulator(Simulator):
@@ -78,7 +80,12 @@ class SnpSimulator(Simulator):
     def collateral(self, now: float | None = None) -> NoReturn:
         """Refuse: what Intel says is of TDX; AMD's certificates come with each report."""
         del now
-        raise UnsupportedError("an SEV-SNP guest has no Intel collateral: its reports bring AMD's")
+        raise UnsupportedError(_NO_INTEL)
+
+    @property
+    def served_platform(self) -> NoReturn:
+        """Refuse: a PCCS knows Intel's platforms."""
+        raise UnsupportedError(_NO_INTEL)
 
     def get_snp_report(self, report_data: bytes) -> SnpEvidence:
         """Return a signed report over `report_data`, exactly 64 bytes, and the certificates.
