@@ -5,13 +5,22 @@ registers a program may extend, `SnpReporter` for one whose evidence is an SNP r
 for one behind somebody else's agent, `AppHost` for one that knows the app it runs.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Final, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 from attestkit.app_compose import AppCompose
 from attestkit.event_log.journal import RuntimeLog
 from attestkit.keys import AppKeys, KeyDeriver
 
-__all__ = ["AppHost", "Backend", "GuestAgent", "RegisterExtender", "SnpEvidence", "SnpReporter"]
+__all__ = [
+    "AppHost",
+    "Backend",
+    "GuestAgent",
+    "LaunchDocument",
+    "RegisterExtender",
+    "SnpEvidence",
+    "SnpReporter",
+    "hosts_app",
+]
 
 
 @runtime_checkable
@@ -115,3 +124,28 @@ class AppHost(Protocol):
     @property
     def app_keys(self) -> AppKeys:
         """The app's keys."""
+
+
+_OF_AN_APP_HOST: Final = ("app_compose", "vm_config", "app_keys")
+
+
+class _Hosting(Backend, AppHost, Protocol):
+    """Both."""
+
+
+def hosts_app(backend: Backend) -> TypeGuard[_Hosting]:
+    """Tell whether `backend` is an `AppHost`, without asking it for anything.
+
+    Before Python 3.12 `isinstance` reads the attributes of such a protocol, and where a file is
+    missing that raises UnsupportedError.
+    """
+    return all(hasattr(type(backend), name) or hasattr(backend, name) for name in _OF_AN_APP_HOST)
+
+
+@runtime_checkable
+class LaunchDocument(Protocol):
+    """An `AppHost` that has the document whose hash an SNP guest was launched with."""
+
+    @property
+    def mr_config(self) -> str:
+        """The document; empty if the host gave none."""

@@ -218,7 +218,7 @@ def _open_tee(settings: "Settings", stack: contextlib.ExitStack) -> "Attester":
     """Open the hardware, or somebody's backend; the app's files are the host's, or were named."""
     from attestkit import backends
     from attestkit.attester import Attester, make_backend
-    from attestkit.backends.base import AppHost
+    from attestkit.backends.base import hosts_app
     from attestkit.backends.host_shared import HostShared
     from attestkit.serve.settings import AGENT
 
@@ -226,7 +226,7 @@ def _open_tee(settings: "Settings", stack: contextlib.ExitStack) -> "Attester":
         backend = backends.detect(leave_out=(AGENT,))()
     else:
         backend = make_backend(settings.backend, {})
-    if isinstance(backend, AppHost) and not any(settings.files):
+    if hosts_app(backend) and not any(settings.files):
         return Attester(backend)
     named = settings.files._asdict()
     host = stack.enter_context(
