@@ -16,6 +16,7 @@ __all__ = [
     "Backend",
     "GuestAgent",
     "LaunchDocument",
+    "Recorded",
     "RegisterExtender",
     "SnpEvidence",
     "SnpReporter",
@@ -149,3 +150,12 @@ class LaunchDocument(Protocol):
     @property
     def mr_config(self) -> str:
         """The document; empty if the host gave none."""
+
+
+@runtime_checkable
+class Recorded(Protocol):
+    """A backend that answers what another one did, or is recording it."""
+
+    recorded: str  # the name of that one
+    recorded_simulated: bool  # and what it says of itself
+    trust_anchor: bytes | None  # root certificate (DER) that vouches for its evidence, if simulated

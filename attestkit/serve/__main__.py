@@ -15,6 +15,7 @@ from attestkit.serve.log import Log, in_one_line
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester
+    from attestkit.backends.base import Recorded
     from attestkit.serve import Ready
     from attestkit.serve.access_log import AccessLog
     from attestkit.serve.options import Options
@@ -277,10 +278,14 @@ def _listen(
     shared: _Shared,
     supervisor: "Supervisor",
 ) -> None:
+    from attestkit.backends.base import Recorded
     from attestkit.serve import Places
 
     what, lines = "a TEE, on hardware", []
-    if attester.simulated:
+    if isinstance(attester.backend, Recorded):
+        what = f"a TEE, SIMULATED: a replay of {attester.backend.recorded}, which proves nothing"
+        lines = _of_replay(settings, attester.backend)
+    elif attester.simulated:
         what = "a TEE, SIMULATED: its quotes prove nothing, its keys protect nothing"
         lines = [
             f"  its root for verifiers that are to believe it: {_leave_anchor(settings, attester)}"
@@ -306,6 +311,16 @@ def _listen(
         access_log=shared.access_log,
         docker=os.environ.get("DOCKER_HOST"),
     )
+
+
+def _of_replay(settings: "Settings", backend: "Recorded") -> list[str]:
+    """Leave the root of what was recorded in the folder, if that was a simulator."""
+    from attestkit.serve.sockets import write_trust_anchor
+
+    if backend.trust_anchor is None:
+        return []
+    anchor = write_trust_anchor(settings.folder, backend.trust_anchor)
+    return [f"  the root of what was recorded, for verifiers that are to believe it: {anchor}"]
 
 
 def _leave_anchor(settings: "Settings", attester: "Attester") -> Path:
