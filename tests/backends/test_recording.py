@@ -726,12 +726,14 @@ def test_the_same_calls_make_the_same_file(tmp_path: Path) -> None:
 
 
 def test_a_recording_can_be_recorded(tmp_path: Path) -> None:
-    """A part of one, for example."""
-    first = record(tmp_path / "b.jsonl", Simulator(seed=SEED))
-    quote = first.get_quote(ASKED)
-    first.close()
-    options = {"path": tmp_path / "b.jsonl"}
-    second = Recording(tmp_path / "c.jsonl", of="recording", options=options)
-    assert second.get_quote(ASKED) == quote
-    second.close()
-    assert Recording(tmp_path / "c.jsonl").get_quote(ASKED) == quote
+    """A part of one, for example; the event is in the journal of each."""
+
+    def use(backend: Recording) -> bytes:
+        with Attester(backend) as tee:
+            tee.emit_event("model", b"1")
+            return tee.attest(b"nonce").to_bytes()
+
+    paths = [tmp_path / f"{number}.jsonl" for number in range(2)]
+    first = use(record(paths[0], Simulator(seed=SEED)))
+    assert use(Recording(paths[1], of="recording", options={"path": paths[0]})) == first
+    assert use(Recording(paths[1])) == first

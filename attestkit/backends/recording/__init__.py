@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
+from threading import Lock
 from typing import Any, cast
 
 from attestkit import backends
@@ -139,7 +140,7 @@ class Recording:
 
     def read_event_log(self) -> bytes:
         """Return the log; BackendError if it was not recorded."""
-        tape, backend, _ = self._inside
+        tape, backend = self._inside[:2]
         return tape.answer("read_event_log", {}, lambda: cast("bytes", backend.read_event_log()))
 
     def close(self) -> None:
@@ -225,7 +226,7 @@ def _record(
     self.path, self.of, self.complete, self.trust_anchor = path, backend, False, anchor
     self.recorded, self.recorded_simulated = backend.name, backend.simulated
     self.simulated, self.blocking = backend.simulated, backend.blocking
-    self._inside = Inside(RecordingTape(writer), backend, backend)
+    self._inside = Inside(RecordingTape(writer), backend, backend, Lock())
     return _with_document(self, backend)
 
 
@@ -280,7 +281,7 @@ def _replay(cls: type[Recording], path: Path) -> Recording:
     self.path, self.of, self.complete, self.trust_anchor = path, None, recorded.complete, anchor
     self.recorded, self.recorded_simulated = name, simulated
     self.simulated, self.blocking = True, False
-    self._inside = Inside(PlayingTape(path, recorded), None, host)
+    self._inside = Inside(PlayingTape(path, recorded), None, host, Lock())
     return _with_document(self, host)
 
 

@@ -32,6 +32,7 @@ class Inside(NamedTuple):
     tape: Tape
     backend: Any  # that is recorded, with whatever abilities; in a replay None, and never asked
     host: Any  # who knows the app
+    opening: Lock  # taken to open the journal
 
     def over(self, name: str, report_data: bytes) -> Any:  # noqa: ANN401 - each call has its kind
         """Return the answer to a call over `report_data`, exactly 64 bytes."""
@@ -52,13 +53,12 @@ class RegisterAbility:
     """A `RegisterExtender`."""
 
     _inside: Inside
-    _opening = Lock()  # of all of them: it is held for a moment
     _journal: "RecordedLog | None" = None
 
     def read_rtmr(self, register: int) -> bytes:
         """Return what a register, 0 to 3, holds: 48 bytes; BackendError if it was not recorded."""
         _check_register(register)
-        tape, backend, _ = self._inside
+        tape, backend = self._inside[:2]
         return tape.answer(
             "read_rtmr", {"register": register}, lambda: cast("bytes", backend.read_rtmr(register))
         )
@@ -67,7 +67,7 @@ class RegisterAbility:
         """Extend a register by a digest of 48 bytes; BackendError if that was not recorded next."""
         _check_register(register)
         _check_size("a digest", digest, 48)
-        tape, backend, _ = self._inside
+        tape, backend = self._inside[:2]
         arguments: dict[str, Scalar] = {"register": register, "digest": digest.hex()}
         tape.answer("extend_rtmr", arguments, lambda: backend.extend_rtmr(register, digest))
 
@@ -78,8 +78,8 @@ class RegisterAbility:
             BackendError: It was not recorded with this version.
             AttestKitError: What the backend raises or raised.
         """
-        tape, backend, _ = self._inside
-        with self._opening:
+        tape, backend = self._inside[:2]
+        with self._inside.opening:
             if self._journal is None:
                 log = tape.answer(
                     "open_journal", {"version": version}, lambda: backend.open_journal(version)
@@ -179,13 +179,13 @@ class AgentAbility:
     def emit_event(self, name: str, payload: bytes) -> None:
         """Have RTMR3 extended by an event; BackendError if that was not recorded next."""
         _check_event(name, payload)
-        tape, backend, _ = self._inside
+        tape, backend = self._inside[:2]
         arguments = {"name": name, "payload": payload.hex()}
         tape.answer("emit_event", arguments, lambda: backend.emit_event(name, payload))
 
     def read_app_compose(self) -> bytes:
         """Return what the app was deployed from; BackendError if it was not recorded."""
-        tape, backend, _ = self._inside
+        tape, backend = self._inside[:2]
         return tape.answer(
             "read_app_compose", {}, lambda: cast("bytes", backend.read_app_compose())
         )
@@ -229,5 +229,5 @@ class ResetAbility:
 
     def reset(self) -> None:
         """Reboot; BackendError if that was not recorded next."""
-        tape, backend, _ = self._inside
+        tape, backend = self._inside[:2]
         tape.answer("reset", {}, lambda: cast("None", backend.reset()))
