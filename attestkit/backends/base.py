@@ -15,7 +15,7 @@ __all__ = [
     "AppHost",
     "Backend",
     "GuestAgent",
-    "LaunchDocument",
+    "LaunchRecord",
     "Recorded",
     "RegisterExtender",
     "SnpEvidence",
@@ -127,6 +127,15 @@ class AppHost(Protocol):
         """The app's keys."""
 
 
+@runtime_checkable
+class LaunchRecord(Protocol):
+    """An AppHost that has the document of its guest's launch, which says who the app is."""
+
+    @property
+    def mr_config(self) -> str:
+        """The document whose hash is sealed at launch, JSON text; empty if there is none."""
+
+
 _OF_AN_APP_HOST: Final = ("app_compose", "vm_config", "app_keys")
 
 
@@ -141,15 +150,6 @@ def hosts_app(backend: Backend) -> TypeGuard[_Hosting]:
     missing that raises UnsupportedError.
     """
     return all(hasattr(type(backend), name) or hasattr(backend, name) for name in _OF_AN_APP_HOST)
-
-
-@runtime_checkable
-class LaunchDocument(Protocol):
-    """An `AppHost` that has the document whose hash an SNP guest was launched with."""
-
-    @property
-    def mr_config(self) -> str:
-        """The document; empty if the host gave none."""
 
 
 @runtime_checkable

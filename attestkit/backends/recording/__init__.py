@@ -23,7 +23,7 @@ from attestkit._version import own_version
 from attestkit.backends.base import (
     Backend,
     GuestAgent,
-    LaunchDocument,
+    LaunchRecord,
     RegisterExtender,
     SnpReporter,
     hosts_app,
@@ -231,8 +231,8 @@ def _record(
 
 
 def _with_document(made: Recording, host: object) -> Recording:
-    """Return it, as a `LaunchDocument` if its host is one."""
-    if isinstance(host, LaunchDocument):
+    """Return it, as a `LaunchRecord` if its host is one."""
+    if isinstance(host, LaunchRecord):
         made.mr_config = host.mr_config  # type: ignore[attr-defined]  # not of every kind
     return made
 

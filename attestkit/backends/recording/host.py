@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 
 from attestkit import backends
 from attestkit.app_compose import AppCompose
-from attestkit.backends.base import AppHost, Backend, GuestAgent, LaunchDocument, hosts_app
+from attestkit.backends.base import AppHost, Backend, GuestAgent, LaunchRecord, hosts_app
 from attestkit.backends.recording.calls import TEXT, Answer, Memory, failure_to_json
 from attestkit.backends.recording.recording_file import read_answer
 from attestkit.errors import AttestKitError, ConfigError, FormatError, UnsupportedError
@@ -90,7 +90,7 @@ def _told(host: AppHost) -> dict[str, dict[str, object]]:
         "app_compose": _outcome(lambda: str(host.app_compose.raw, "utf-8")),
         "vm_config": _outcome(lambda: host.vm_config),
     }
-    if isinstance(host, LaunchDocument):
+    if isinstance(host, LaunchRecord):
         told["mr_config"] = _outcome(lambda: host.mr_config)
     return told
 
