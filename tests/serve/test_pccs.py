@@ -19,6 +19,7 @@ import pytest
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.pccs import ServedPlatform, SimulatedPccs
+from attestkit.backends.simulator.scenarios import QuoteConfig, Scenario
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 from attestkit.quote import Quote
@@ -30,6 +31,10 @@ from attestkit.serve.settings import decide
 from tests.serve.asgi import Client
 from tests.serve.server import SEED, Server, refusal, running_server
 
+SUFFIXES: Final = (
+    *("", "/", "/sgx/certification/v4", "/sgx/certification/v4/"),
+    *("/tdx/certification/v4", "/tdx/certification/v4/"),
+)
 JS: Final = Path(__file__).resolve().parents[1] / "clients" / "js"
 
 
@@ -70,7 +75,7 @@ def test_the_ready_line_and_the_banner_say_where(server: Server) -> None:
     assert f"export PCCS_URL={url}\n" in server.log()
 
 
-@pytest.mark.parametrize("suffix", ["", "/", "/sgx/certification/v4", "/tdx/certification/v4/"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_our_fetch_gives_the_simulators_collateral(
     server: Server, simulator: Simulator, suffix: str
 ) -> None:
@@ -81,7 +86,7 @@ def test_our_fetch_gives_the_simulators_collateral(
     assert fetched in (before, simulator.collateral())
 
 
-@pytest.mark.parametrize("suffix", ["", "/", "/sgx/certification/v4"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_dcap_qvl_fetches_and_verifies(server: Server, simulator: Simulator, suffix: str) -> None:
     """The Python client of dcap-qvl gets the same, and the quote is up to date with it."""
     raw = simulator.get_quote(bytes(64))
@@ -97,16 +102,25 @@ def test_dcap_qvl_fetches_and_verifies(server: Server, simulator: Simulator, suf
     assert replace(fetched, pck_certificate_chain=None) in (before, simulator.collateral())
 
 
-def test_the_javascript_client_fetches_and_verifies(server: Server, simulator: Simulator) -> None:
-    """@phala/dcap-qvl, which asks for the processor's CRL, gets it and verifies."""
+@pytest.mark.parametrize(
+    ("kind", "suffix"), [(5, suffix) for suffix in SUFFIXES] + [(2, ""), (3, "/")]
+)
+def test_the_javascript_client_fetches_and_verifies(
+    server: Server, simulator: Simulator, kind: int, suffix: str
+) -> None:
+    """@phala/dcap-qvl, which asks for the processor's CRL, gets it and verifies.
+
+    Also for a quote that tells its platform by an encrypted PPID alone.
+    """
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
     if not (JS / "node_modules" / "@phala" / "dcap-qvl").is_dir():
         pytest.skip("tests/clients/js/node_modules is missing: run `npm install` there")
-    raw = simulator.get_quote(bytes(64))
+    odd = Scenario(quote=QuoteConfig(certification_type=kind))
+    raw = Simulator(seed=bytes.fromhex(SEED), scenario=odd).get_quote(bytes(64))
     asked = {
-        "url": server.ready["pccs"],
+        "url": server.ready["pccs"] + suffix,
         "quote": raw.hex(),
         "root": simulator.trust_anchor.hex(),
         "now": now(),
