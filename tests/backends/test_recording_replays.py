@@ -125,6 +125,13 @@ def test_of_an_snp_guest(folder: Path, calls: list[Call]) -> None:
     play(new(folder), FakeSnp, calls)
 
 
+@settings(deadline=None, max_examples=30)
+@given(calls=st.lists(_calls(), max_size=12))
+def test_of_a_simulated_snp_guest(folder: Path, calls: list[Call]) -> None:
+    """It has an app besides, and the document of its launch."""
+    play(new(folder), lambda: Simulator(platform="snp"), calls)
+
+
 def test_evidence_of_a_replay_verifies(folder: Path) -> None:
     """As that of the recorded TEE does, at the time it was made: under its own root."""
     path = new(folder)

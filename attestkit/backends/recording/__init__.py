@@ -92,8 +92,8 @@ class Recording:
     """
 
     name = "recording"
-    simulated: bool
-    blocking: bool
+    simulated = True
+    blocking = True  # until it is known what is recorded
     path: Path
     of: Backend | None
     recorded: str
