@@ -177,7 +177,7 @@ def refuse_empty(options: Options) -> None:
         UsageError: An option has an empty value.
     """
     for name, value in options._asdict().items():
-        if value == "":
+        if value == "" or (isinstance(value, tuple) and "" in value):
             raise UsageError(f"--{name.replace('_', '-')}: the value is empty")
 
 
