@@ -172,7 +172,7 @@ def _unknown(text: str) -> UsageError:
 
 
 class Faults:
-    """The faults that are armed; any thread may ask and arm. It is true while there are any."""
+    """The faults that are armed; any thread may ask and arm."""
 
     def __init__(self, faults: Iterable[Fault] = ()) -> None:
         self._lock = threading.Lock()
@@ -202,7 +202,9 @@ class Faults:
             raise UsageError("faults are text, as in 'ebusy:3 slow:2s', or a list of it")
         return cls(map(_one, faults))
 
-    def __bool__(self) -> bool:
+    @property
+    def any(self) -> bool:
+        """Whether there are any. An object without is still one to arm, so it is not false."""
         return bool(self._queues)
 
     def watch(self, look: Callable[[Fault], None]) -> None:

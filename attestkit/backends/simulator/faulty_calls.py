@@ -114,7 +114,7 @@ class FaultyCalls:
         Raises:
             BackendError: As the real backend says it, with the fault's name.
         """
-        if not self.faults:
+        if not self.faults.any:
             return make(report_data)
         self._request()
         if extend is not None and self.faults.strike("foreign"):
@@ -186,7 +186,7 @@ class FaultyCalls:
 
     def read(self, register: int) -> None:
         """Raise the error of a fault that strikes where a register is read."""
-        if self.faults:
+        if self.faults.any:
             self._use(register, "read")
 
     def extend(self, register: int, extend: Callable[[], None]) -> None:
@@ -195,7 +195,7 @@ class FaultyCalls:
         Raises:
             BackendError: As the real backend says it, with the fault's name.
         """
-        if not self.faults:
+        if not self.faults.any:
             extend()
             return
         self._use(register, "write")
@@ -210,7 +210,7 @@ class FaultyCalls:
     def extend_for_log(self, extend: Callable[[], None]) -> None:
         """Do the same with RTMR3 for an event of the runtime log, whose line may then be torn."""
         self.extend(3, extend)
-        if self.faults:
+        if self.faults.any:
             self._torn = self.faults.strike("tear")
 
     def torn(self) -> Fault | None:
