@@ -150,7 +150,7 @@ def test_any_text(text: str) -> None:
 def test_faults_without_any_are_faults_to_arm() -> None:
     """An object that has none yet is not false: nobody may take another in its place."""
     faults = Faults()
-    assert bool(faults)  # type: ignore[truthy-bool]  # which is what it promises
+    assert bool(faults)
     before = faults.any
     faults.arm("ebusy")
     assert (before, faults.any) == (False, True)
