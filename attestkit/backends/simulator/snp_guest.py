@@ -92,10 +92,14 @@ class SnpSimulator(Simulator):
 
         Raises:
             UsageError: `report_data` is not 64 bytes.
+            BackendError: A fault says so.
         """
         check_bytes("report_data", report_data, 64)
-        report = self._chip.report(report_data, host_data=self._host_data)
+        report = self._calls.report(report_data, self._report)
         return SnpEvidence(report, self._chip.certificates)
+
+    def _report(self, report_data: bytes) -> bytes:
+        return self._chip.report(report_data, host_data=self._host_data)
 
     def get_quote(self, report_data: bytes) -> bytes:
         """Return a signed report over `report_data`, exactly 64 bytes; UsageError otherwise."""
