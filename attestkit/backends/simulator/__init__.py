@@ -146,14 +146,14 @@ class Simulator:
     # Options are checked against the signature, and this is where `inspect` looks for it.
     __new__.__wrapped__ = __init__  # type: ignore[attr-defined]
 
-    def _chosen_version(self, given: int | None) -> int:
+    def _chosen_version(self, asked: int | None) -> int:
         """Return the version of the quotes."""
-        if given not in (None, 4, 5):
-            raise UsageError(f"the simulator makes quotes of version 4 and 5, not {given!r}")
+        if asked not in (None, 4, 5):
+            raise UsageError(f"the simulator makes quotes of version 4 and 5, not {asked!r}")
         wanted = self._scenario.quote_version
-        if None not in (given, wanted) and given != wanted:
-            raise UsageError(f"the quotes of this scenario are of version {wanted}, not {given}")
-        return given or wanted or 4
+        if None not in (asked, wanted) and asked != wanted:
+            raise UsageError(f"the quotes of this scenario are of version {wanted}, not {asked}")
+        return asked or wanted or 4
 
     def _launch(
         self,
