@@ -254,6 +254,7 @@ def _open_simulator(settings: "Settings") -> "Attester":
         app_keys=AppKeys.load(app_keys) if app_keys else None,
         vm_config=read_sys_config(sys_config).vm_config if sys_config else None,
         app_id=settings.app_id,
+        **settings.simulation,
     )
     if settings.reset:
         assert isinstance(tee.backend, Simulator)
@@ -287,9 +288,7 @@ def _listen(
         lines = _of_replay(settings, attester.backend)
     elif attester.simulated:
         what = "a TEE, SIMULATED: its quotes prove nothing, its keys protect nothing"
-        lines = [
-            f"  its root for verifiers that are to believe it: {_leave_anchor(settings, attester)}"
-        ]
+        lines = _of_simulator(settings, attester)
     supervisor.serve(
         attester,
         Places(
@@ -323,12 +322,19 @@ def _of_replay(settings: "Settings", backend: "Recorded") -> list[str]:
     return [f"  the root of what was recorded, for verifiers that are to believe it: {anchor}"]
 
 
-def _leave_anchor(settings: "Settings", attester: "Attester") -> Path:
+def _of_simulator(settings: "Settings", attester: "Attester") -> list[str]:
+    """Leave its root in the folder; return what people should know of it."""
     from attestkit.backends.simulator import Simulator
     from attestkit.serve.sockets import write_trust_anchor
 
     assert isinstance(attester.backend, Simulator)
-    return write_trust_anchor(settings.folder, attester.backend.trust_anchor)
+    anchor = write_trust_anchor(settings.folder, attester.backend.trust_anchor)
+    lines = [f"  its root for verifiers that are to believe it: {anchor}"]
+    if name := settings.simulation.get("scenario"):
+        lines.append(f"  its scenario: {name}")
+    if armed := attester.backend.faults.armed():
+        lines.append(f"  what will go wrong: {' '.join(map(str, armed))}")
+    return lines
 
 
 def _announce(
