@@ -167,7 +167,7 @@ def test_it_can_do_what_the_recorded_one_can(tmp_path: Path, make: Callable[[], 
 
 
 def test_a_replay_is_simulated_whatever_was_recorded(tmp_path: Path) -> None:
-    """While it records it says what the backend says; a replay proves nothing."""
+    """While it records it says what the backend says, and waits for a disk."""
     recording = record(tmp_path / "a.jsonl", FakeSnp())
     assert (recording.simulated, recording.blocking) == (False, True)
     assert "recording of fake_snp" in repr(recording)

@@ -29,6 +29,7 @@ from attestkit.serve.options import Options
 from attestkit.serve.pccs import PccsApp, pccs_of
 from attestkit.serve.settings import decide
 from tests.serve.asgi import Client
+from tests.serve.client import call
 from tests.serve.server import SEED, Server, refusal, running_server
 
 SUFFIXES: Final = (
@@ -102,6 +103,25 @@ def test_dcap_qvl_fetches_and_verifies(server: Server, simulator: Simulator, suf
     assert replace(fetched, pck_certificate_chain=None) in (before, simulator.collateral())
 
 
+def javascript(url: str, quote: bytes, root: bytes) -> "subprocess.CompletedProcess[str]":
+    """Run the client of @phala/dcap-qvl: fetch, then verify."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed")
+    if not (JS / "node_modules" / "@phala" / "dcap-qvl").is_dir():
+        pytest.skip("tests/clients/js/node_modules is missing: run `npm install` there")
+    asked = {"url": url, "quote": quote.hex(), "root": root.hex(), "now": now()}
+    return subprocess.run(  # noqa: S603 - our own script
+        [node, "fetch.mjs"],
+        cwd=JS,
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
 @pytest.mark.parametrize(
     ("kind", "suffix"), [(5, suffix) for suffix in SUFFIXES] + [(2, ""), (3, "/")]
 )
@@ -112,30 +132,40 @@ def test_the_javascript_client_fetches_and_verifies(
 
     Also for a quote that tells its platform by an encrypted PPID alone.
     """
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("node is not installed")
-    if not (JS / "node_modules" / "@phala" / "dcap-qvl").is_dir():
-        pytest.skip("tests/clients/js/node_modules is missing: run `npm install` there")
     odd = Scenario(quote=QuoteConfig(certification_type=kind))
     raw = Simulator(seed=bytes.fromhex(SEED), scenario=odd).get_quote(bytes(64))
-    asked = {
-        "url": server.ready["pccs"] + suffix,
-        "quote": raw.hex(),
-        "root": simulator.trust_anchor.hex(),
-        "now": now(),
-    }
-    done = subprocess.run(  # noqa: S603 - our own script
-        [node, "fetch.mjs"],
-        cwd=JS,
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = javascript(server.ready["pccs"] + suffix, raw, simulator.trust_anchor)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "UpToDate"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("tcb-OutOfDate", "OutOfDate"),
+        ("ok-second-platform", "UpToDate"),
+        ("pck-revoked", "revoked"),
+        ("collateral-expired", "expired"),
+    ],
+)
+def test_the_servers_scenario_is_what_clients_fetch(name: str, told: str) -> None:
+    """From the server to the verdict of both clients: the status, or the reason of the refusal."""
+    with running_server("--pccs", "127.0.0.1:0", "--scenario", name) as server:
+        url = server.ready["pccs"]
+        raw = bytes.fromhex(call(server.dstack, "GetQuote").json()["quote"])
+        anchor = Simulator(seed=bytes.fromhex(SEED), scenario=name).trust_anchor
+
+        async def fetch() -> Any:  # noqa: ANN401 - it has no types
+            return await dcap_qvl.get_collateral(url, raw)
+
+        theirs = asyncio.run(fetch())
+        try:
+            python = dcap_qvl.verify_with_root_ca(raw, theirs, anchor, now()).status
+        except ValueError as error:
+            python = str(error)
+        assert told.lower() in python.lower()
+        done = javascript(url, raw, anchor)
+        assert told.lower() in (done.stdout or done.stderr).lower()
 
 
 def test_responses_are_http_1_1_with_their_length(server: Server) -> None:

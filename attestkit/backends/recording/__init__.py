@@ -93,7 +93,7 @@ class Recording:
 
     name = "recording"
     simulated = True
-    blocking = True  # until it is known what is recorded
+    blocking = True  # a disk is waited for
     path: Path
     of: Backend | None
     recorded: str
@@ -225,7 +225,7 @@ def _record(
     self = object.__new__(_kind(cls, abilities))
     self.path, self.of, self.complete, self.trust_anchor = path, backend, False, anchor
     self.recorded, self.recorded_simulated = backend.name, backend.simulated
-    self.simulated, self.blocking = backend.simulated, backend.blocking
+    self.simulated = backend.simulated
     self._inside = Inside(RecordingTape(writer), backend, backend, Lock())
     return _with_document(self, backend)
 
