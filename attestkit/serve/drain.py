@@ -105,11 +105,14 @@ async def drain(  # noqa: PLR0913 - everything by name
         connect: Makes a connection of an accepted socket.
         end_streams: Ends answers that would go on for ever. Called again and again, for one may
             have begun since.
-        seconds: For all of it.
+        seconds: For all of it. 0: nobody is waited for, not even who is half way.
     """
     loop = asyncio.get_running_loop()
     begin = loop.time()
-    await _close(door, connect)
+    if seconds:
+        await _close(door, connect)
+    else:
+        door.listening.close()
     while connections or tasks:
         for connection in connections:
             connection.last_call()  # some have come since
@@ -154,7 +157,8 @@ async def _cut_off(
     connections: "set[Connection]", tasks: "set[asyncio.Task[None]]", seconds: float
 ) -> int:
     cut = max(len(connections), len(tasks))  # a task may outlive its connection
-    _logger.warning("cut off %d connections that were still busy after %g s", cut, seconds)
+    if seconds:  # else it is what was asked for
+        _logger.warning("cut off %d connections that were still busy after %g s", cut, seconds)
     for connection in tuple(connections):
         connection.transport.abort()
     await asyncio.sleep(0)  # so that the tasks learn that their clients are gone
