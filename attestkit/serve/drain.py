@@ -33,6 +33,9 @@ HANDSHAKE_SECONDS: Final = 0.02
 LAST_CALL_SECONDS: Final = 0.5
 
 _TICK: Final = 0.02
+_TURNS: Final = (
+    5  # of the event loop: the connection's end, its request's, that of who waits for it
+)
 _SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h; the socket module does not name it
 # Classic BPF over the TCP header: load the byte of flags; with SYN drop the packet, else keep it.
 _NO_SYN: Final = ((0x30, 0, 0, 13), (0x45, 1, 0, 0x02), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
@@ -161,7 +164,9 @@ async def _cut_off(
         _logger.warning("cut off %d connections that were still busy after %g s", cut, seconds)
     for connection in tuple(connections):
         connection.transport.abort()
-    await asyncio.sleep(0)  # so that the tasks learn that their clients are gone
+    for _ in range(_TURNS):  # so that the tasks learn that their clients are gone
+        if tasks:
+            await asyncio.sleep(0)
     for task in tuple(tasks):
         task.cancel()
     if tasks:

@@ -53,7 +53,8 @@ class LoopThread:
         Raises:
             UsageError: The thread has ended, or this process is a fork of the one that has it.
         """
-        future: Future[T] = asyncio.run_coroutine_threadsafe(work(), self._running())
+        loop = self._running()
+        future: Future[T] = asyncio.run_coroutine_threadsafe(work(), loop)
         try:
             return future.result()
         except BaseException:
