@@ -278,6 +278,7 @@ class SimulatedTee:
         """Return this TEE's folder, short enough for sockets; it is made at the first call."""
         if self._folder is None:
             folder = self._around.make_folder()
+            self._outer.callback(_remove_if_empty, folder)
             if len(os.fsencode(folder)) > _LONGEST:
                 short = tempfile.TemporaryDirectory(prefix="ak-")  # mode 0700
                 self._outer.callback(short.cleanup)
@@ -329,6 +330,11 @@ def _own_surroundings(stack: ExitStack) -> Surroundings:
         os.environ[name] = value
 
     return Surroundings(make_folder, setenv, loop)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # what a test has put there is left to it
+        folder.rmdir()
 
 
 def _restore(name: str, value: str | None) -> None:
