@@ -68,7 +68,15 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = _run([base, "-m", "venv", environment], folder)
     assert made.returncode == 0, made.stderr
     python = environment / "bin" / "python"
-    pip = [python, "-m", "pip", "install", "--quiet", f"{checkout}[all]", "pytest"]
+    pip: list[str | Path] = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        f"{checkout}[all]",
+        "pytest",
+    ]
     done = _run(pip, folder)
     if done.returncode and NOT_FOUND.search(done.stderr):
         pytest.skip(f"pip finds no packages: {done.stderr.strip().splitlines()[-1]}")
