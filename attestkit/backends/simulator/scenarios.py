@@ -49,6 +49,7 @@ _BITS: Final = {
     "pcesvn": 15,
     "version": 16,
     "attestation_key_type": 16,
+    "certification_type": 16,
     "tee_type": 32,
     "body_type": 16,
     "body_size": 32,
@@ -231,8 +232,10 @@ class QuoteConfig:
     qe_isvsvn: int | None = None  # 16 bits
     qe_report_data: bytes | None = None  # 64 bytes; None: the binding of key and auth data
     qe_auth_data: bytes = bytes(range(32))  # up to 65535 bytes
-    # Certification data: PEM of leaf, CA and root with a closing NUL; None: the platform's own.
-    certification: bytes | None = None
+    # Certification data: 5, PEM of leaf, CA and root with a closing NUL; or 2 or 3, by which a PCCS
+    # knows the platform: its PPID, encrypted with RSA-2048 or RSA-3072, CPUSVN, PCESVN and PCEID.
+    certification_type: int = 5  # 16 bits
+    certification: bytes | None = None  # None: the platform's own
     padding: int = 0  # zero bytes after the quote, as hosts with a buffer of fixed size leave them
     # After signing.
     altered: tuple[
@@ -271,7 +274,11 @@ class SnpConfig:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One simulated platform with its evidence's and its endorsements' peculiarities."""
+    """One simulated platform with its evidence's and its endorsements' peculiarities.
+
+    Raises:
+        UsageError: the platform or the version of the quotes is an unknown one.
+    """
 
     platform: Literal["tdx", "snp"] = "tdx"
     snp: SnpConfig = SnpConfig()  # all that counts on SEV-SNP, with `maker` and `trust_anchor`
@@ -287,6 +294,12 @@ class Scenario:
     maker: str | None = None  # the platform is one of that PKI; None: of the collateral's
     # The root that verifiers are told to trust: DER, or whose; None: the collateral's.
     trust_anchor: bytes | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.platform not in ("tdx", "snp"):
+            raise UsageError(f"platform is tdx or snp, not {self.platform!r}")
+        if self.quote_version not in (None, 4, 5):
+            raise UsageError(f"quote_version is 4 or 5, not {self.quote_version!r}")
 
 
 def chosen_scenario(chosen: object, platform: object = None) -> Scenario:
@@ -307,6 +320,10 @@ def chosen_scenario(chosen: object, platform: object = None) -> Scenario:
         chosen = scenario(chosen)
     if not isinstance(chosen, Scenario):
         raise UsageError("a scenario is a name or a Scenario")
+    try:
+        hash(chosen)
+    except TypeError as error:
+        raise UsageError("the values of a scenario cannot change: tuples, not lists") from error
     if platform not in (None, chosen.platform):
         raise UsageError(f"this scenario is one of platform {chosen.platform}, not {platform}")
     return chosen
