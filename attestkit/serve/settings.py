@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["AGENT", "SIMULATOR", "Files", "Settings", "decide"]
 
 SIMULATOR = "simulator"
+RECORDING = "recording"
 AGENT = "dstack_agent"
 UNIX = "unix:"
 _RUN = ("/run", "/var/run")
@@ -90,6 +91,8 @@ def decide(
     simulated = backend == SIMULATOR
     if not simulated:
         _refuse_simulator_options(options)
+    # What is no TEE goes where a developer's things are, and is for this user alone.
+    simulated = simulated or backend == RECORDING
     folder, state_folder, private = _folders(options, environ, simulated=simulated)
     if options.seed is not None and options.seed_file is not None:
         raise options.refusal("seed", f"and {options.named('seed_file')}: one of them is enough")

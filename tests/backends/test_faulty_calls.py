@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import attestkit
@@ -274,6 +274,7 @@ def test_a_disk_that_tears_again_and_again(tmp_path: Path) -> None:
         assert names[-5:] == ["system-ready", "first", "second", "third", "fourth"]
 
 
+@settings(deadline=None, max_examples=50)  # it writes to a disk
 @given(st.lists(st.sampled_from(["", "torn_journal", "rtmr_extend_fails", "rtmr_extend_lies"])))
 def test_any_order_of_faults_keeps_what_was_acknowledged(faults: list[str]) -> None:
     """What was acknowledged is in the log once and in order, and the register agrees."""

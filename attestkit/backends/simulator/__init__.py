@@ -109,13 +109,13 @@ class Simulator:
         wait: Callable[[float], object] = time.sleep,
     ) -> None:
         _refuse_other_types(seed, vm_config, app_keys, state_dir)
+        self._scenario = chosen_scenario(scenario, platform or self.platform)
         self.faults = Faults.of(faults)
         self._calls = FaultyCalls(
             self.faults, platform=self.platform, has_log=state_dir is not None, wait=wait
         )
         self.faults.watch(self._look_at)
         self._now = now
-        self._scenario = chosen_scenario(scenario, platform or self.platform)
         self._quote_version = self._chosen_version(quote_version)
         self.app_compose = AppCompose.parse(OWN_APP if app_compose is None else app_compose)
         app_id = self.app_compose.default_app_id if app_id is None else app_id
@@ -146,14 +146,14 @@ class Simulator:
     # Options are checked against the signature, and this is where `inspect` looks for it.
     __new__.__wrapped__ = __init__  # type: ignore[attr-defined]
 
-    def _chosen_version(self, given: int | None) -> int:
+    def _chosen_version(self, asked: int | None) -> int:
         """Return the version of the quotes."""
-        if given not in (None, 4, 5):
-            raise UsageError(f"the simulator makes quotes of version 4 and 5, not {given!r}")
+        if asked not in (None, 4, 5):
+            raise UsageError(f"the simulator makes quotes of version 4 and 5, not {asked!r}")
         wanted = self._scenario.quote_version
-        if None not in (given, wanted) and given != wanted:
-            raise UsageError(f"the quotes of this scenario are of version {wanted}, not {given}")
-        return given or wanted or 4
+        if None not in (asked, wanted) and asked != wanted:
+            raise UsageError(f"the quotes of this scenario are of version {wanted}, not {asked}")
+        return asked or wanted or 4
 
     def _launch(
         self,

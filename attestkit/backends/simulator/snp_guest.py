@@ -42,8 +42,8 @@ class SnpSimulator(Simulator):
     mr_config: str
     """The document whose hash is HOST_DATA, JSON text; it says who the app is."""
 
-    def _chosen_version(self, given: int | None) -> int:
-        if given is not None:
+    def _chosen_version(self, asked: int | None) -> int:
+        if asked is not None:
             raise UsageError("an SEV-SNP guest has reports, so that no version of quotes is chosen")
         return 0
 
