@@ -159,7 +159,7 @@ def test_fuse_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(BackendUnavailableError, match=r"mfusepy: pip install .*\[fuse\]"):
             kernel_fs.serve(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(kernel_fs, "_DEVICE", tmp_path / "none")
+        patch.setattr(kernel_fs, "DEVICE", tmp_path / "none")
         with pytest.raises(BackendUnavailableError, match="is not here: load the kernel module"):
             kernel_fs.serve(tmp_path)
     with monkeypatch.context() as patch:
