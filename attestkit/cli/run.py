@@ -29,6 +29,6 @@ def run(*, words: tuple[str, ...], serve: Serve) -> int:
     """
     from attestkit.backends.simulator import namespace_run  # only this command needs it
 
-    if not words:
+    if not words or not words[0]:
         raise UsageError("which program? attestkit run -- CMD")
     return namespace_run.run(words, serve, complain=complain)

@@ -61,7 +61,7 @@ def run(words: Sequence[str], serve: _Serve, *, complain: Callable[[str], None])
     thread of a process of its own, which this changes: it is in other namespaces afterwards.
 
     Args:
-        words: The program and its arguments.
+        words: The program, no empty word, and its arguments.
         serve: Mounts the machine, as `kernel_fs.serve` does.
         complain: Told in a line what the exit code does not say.
 
@@ -267,7 +267,7 @@ def _not_started(word: str, error: OSError) -> tuple[int, str]:
     """Return the exit code for a program that was not started, and why."""
     folders = [""] if "/" in word else os.get_exec_path()
     there = (os.path.exists(os.path.join(folder, word)) for folder in folders)  # noqa: PTH110, PTH118 - Path's raises where it may not look
-    if not word or not any(there):
+    if not any(there):
         return _NOT_FOUND, "there is no such program"
     if isinstance(error, FileNotFoundError):
         return _NOT_STARTED, "the interpreter that it names is not here"
