@@ -44,7 +44,7 @@ def test_shell_script(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     result = verify_files(tmp_path, FORTY.ljust(64, ".").encode())
     assert str(result) == "<AttestationResult dstack-tdx, UpToDate, simulated>"
-    anchor = (tmp_path / "trust-anchor.der").read_bytes()
+    anchor = (tmp_path / "trust-anchor.der").read_text(encoding="latin-1")
     assert anchor != run("cat", "/run/attestkit/trust-anchor.der", encoding="latin-1").stdout
 
 

@@ -252,7 +252,7 @@ def _run(words: Sequence[str], emulator: _Emulator, complain: Callable[[str], No
     while True:
         told = signal.sigwaitinfo(watched)
         if told.si_signo != signal.SIGCHLD:
-            if told.si_code != _FROM_KERNEL:
+            if told.si_code != _FROM_KERNEL or _is_hangup(told.si_signo):
                 os.kill(program, told.si_signo)
             continue
         ended, status = os.waitpid(program, os.WNOHANG)
@@ -261,6 +261,11 @@ def _run(words: Sequence[str], emulator: _Emulator, complain: Callable[[str], No
             return code if code >= 0 else 128 - code
         if emulator.ended():
             complain("the emulator ended: the files that it showed do not work any more")
+
+
+def _is_hangup(number: int) -> bool:
+    """Return whether it is what a terminal says to us alone, at its end."""
+    return number == signal.SIGHUP and os.getsid(0) == os.getpid()
 
 
 def _not_started(word: str, error: OSError) -> tuple[int, str]:
