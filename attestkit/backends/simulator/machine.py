@@ -27,10 +27,12 @@ from attestkit.backends.simulator.kernel_tree import (
     refuse,
 )
 from attestkit.backends.simulator.pki import SimulatedPki
+from attestkit.backends.simulator.snp_chip import SimulatedChip
 from attestkit.backends.simulator.snp_driver import SnpDevice, SnpProvider
 from attestkit.backends.simulator.tdx_driver import (
     DRIVERS,
     Host,
+    Registers,
     TdxDevice,
     TdxProvider,
     measurement_files,
@@ -119,6 +121,7 @@ class Machine:
         self.quoter = ReportQuoter(pki, version=setup.quote_version)
         self._host = Host(self.quoter, faults, wait, clock)
         self._setup = setup
+        self._chip = SimulatedChip(pki.derive) if setup.provider == "sev_guest" else None
         self._add_common()
         if setup.provider != "sev_guest":
             self._add_boot_log()
@@ -136,8 +139,10 @@ class Machine:
             add("/etc/tdx-attest.conf", Content("tdx_attest_conf", faults, text.encode()))
         if setup.runtime_log is not None:
             add("/run/log/dstack", Link(setup.runtime_log))
-        add("/attestkit/trust-anchor.der", Content("", faults, self._pki.root_der))
-        add("/attestkit/collateral.json", TextFile("", faults, self._collateral))
+        root = self._pki.root_der if self._chip is None else self._chip.ark_der
+        add("/attestkit/trust-anchor.der", Content("", faults, root))
+        if self._chip is None:  # AMD's word comes with the report
+            add("/attestkit/collateral.json", TextFile("", faults, self._collateral))
         add("/attestkit/faults", FaultsFile(faults))
         add("/attestkit/reset", _Switch(faults, self.reboot))
         add("/attestkit/kexec", _Switch(faults, self.kexec))
@@ -156,10 +161,10 @@ class Machine:
         if setup.provider == "tdx_guest":
             self._add_tdx()
             return TdxProvider(self._td, self._host, self._release, faults)
-        if setup.provider == "sev_guest":
+        if self._chip is not None:
             self.tree.add("/dev/sev-guest", SnpDevice(faults))
             return SnpProvider(
-                self._pki,
+                self._chip,
                 vmpl=setup.vmpl,
                 host_data=setup.host_data,
                 services=self._release.has_services,
@@ -172,13 +177,14 @@ class Machine:
     def _add_tdx(self) -> None:
         if not self._release.has_device and self._setup.driver == "mainline":
             return
-        device = TdxDevice(self._td, self._host, self._setup.driver, self._faults)
+        registers = Registers(self._td, self._faults, self._setup.runtime_log)
+        device = TdxDevice(registers, self._host, self._setup.driver, self._faults)
         self.tree.add("/dev/tdx_guest", device)
         misc = "/sys/devices/virtual/misc/tdx_guest"
         self.tree.add(f"{misc}/dev", Content("", self._faults, b"10:126\n"))
         self.tree.add("/sys/class/misc/tdx_guest", Link("../../devices/virtual/misc/tdx_guest"))
         if self._release.has_measurements:
-            self.tree.add(f"{misc}/measurements", measurement_files(self._td, self._faults))
+            self.tree.add(f"{misc}/measurements", measurement_files(registers, self._faults))
 
     def _boot_id(self) -> bytes:
         return f"{self._td.boot_id}\n".encode()
