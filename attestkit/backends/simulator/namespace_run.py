@@ -27,7 +27,6 @@ __all__ = ["FOLDER", "run"]
 FOLDER: Final = Path("/run/attestkit")  # in there: what a real machine has not
 _MACHINE: Final = FOLDER / "machine"  # the emulator's own tree
 _LOG: Final = FOLDER / "runtime-log"  # that of a machine without a folder of its own
-_CONTROL: Final = ("trust-anchor.der", "collateral.json", "faults", "reset", "kexec")
 
 _KERNEL: Final = KernelPaths()
 _SHOWN: Final = (
@@ -107,8 +106,8 @@ def _no_room(error: OSError) -> BackendError:
 def _show_all(places: Places) -> None:
     """Let everything of the machine be where the kernel has it; what it has not is hidden."""
     try:
-        for name in _CONTROL:
-            (FOLDER / name).symlink_to(f"{_MACHINE.name}/attestkit/{name}")
+        for control in (_MACHINE / "attestkit").iterdir():
+            (FOLDER / control.name).symlink_to(control.relative_to(FOLDER))
         for path in _SHOWN:
             source = _MACHINE / path.relative_to("/")
             if not source.is_symlink():
