@@ -22,16 +22,18 @@ class Serve(Protocol):
 
 _OPTIONS: Final = (
     click.option("--seed", metavar="HEX", help="32 bytes that all keys follow from; else random."),
-    click.option("--provider", default="tdx_guest", help="tdx_guest, sev_guest or none."),
+    click.option("--provider", help="tdx_guest, sev_guest or none; else the scenario's."),
     click.option("--kernel", default="6.18", help="Release of Linux to behave as (6.18)."),
     click.option(
         "--driver", default="mainline", help="/dev/tdx_guest: mainline, C, C', D, D', dstack."
     ),
-    click.option("--quote-version", type=int, default=4, help="4, or 5 (TDX 1.5)."),
+    click.option("--quote-version", type=int, help="4, or 5 (TDX 1.5); else the scenario's."),
     click.option("--mr-config-id", metavar="HEX", help="TDX: MRCONFIGID, 48 bytes; else zeros."),
     click.option("--host-data", metavar="HEX", help="SEV-SNP: HOST_DATA, 32 bytes; else zeros."),
     click.option("--vmpl", type=int, default=0, help="SEV-SNP: above 0 there is an SVSM."),
     click.option("--no-certificates", is_flag=True, help="SEV-SNP: the host has none (auxblob)."),
+    click.option("--scenario", metavar="NAME", help="What is wrong, or odd, with the evidence."),
+    click.option("--list-scenarios", is_flag=True, help="Say what scenarios there are, and stop."),
     click.option(
         "--fault", "faults", metavar="SPEC", multiple=True, help="What goes wrong: ebusy:3."
     ),
@@ -49,15 +51,16 @@ _OPTIONS: Final = (
 def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command these options; it gets them as `serve`, made before it runs.
 
-    With --list-faults it does not run at all.
+    With --list-faults or --list-scenarios it does not run at all.
     """
 
     @functools.wraps(command)
-    def with_machine(
+    def with_machine(  # noqa: PLR0913 - one per option
         *,
         seed: str | None,
         faults: tuple[str, ...],
         list_faults: bool,
+        list_scenarios: bool,
         state_dir: str | None,
         qgs: str | None,
         **given: Any,  # noqa: ANN401 - the command's own, and those of `_SETUP`
@@ -65,8 +68,8 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         from attestkit.backends.simulator import faults as named  # only these commands need them
         from attestkit.backends.simulator.kernel_fs import serve
 
-        if list_faults:
-            click.echo("\n".join(named.named_faults()))
+        if list_faults or list_scenarios:
+            click.echo("\n".join(named.named_faults() if list_faults else _scenarios()))
             return None
         if state_dir == "":
             raise UsageError("--state-dir: the value is empty")
@@ -87,17 +90,31 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 _SETUP: Final = (
     *("provider", "kernel", "driver", "quote_version", "mr_config_id", "host_data", "vmpl"),
-    *("no_certificates", "qgs_port"),
+    *("no_certificates", "qgs_port", "scenario"),
 )
+
+
+def _scenarios() -> tuple[str, ...]:
+    from attestkit.backends.simulator.named_scenarios import named_scenarios  # a long table
+
+    return named_scenarios()
 
 
 def _setup(given: dict[str, Any]) -> Any:  # noqa: ANN401 - a Setup, which is loaded late
     """Return the kind of machine that these options mean."""
-    from attestkit.backends.simulator.machine import Setup  # only these commands need it
+    from attestkit.backends.simulator.machine import Setup  # only these commands need them
+    from attestkit.backends.simulator.scenarios import chosen_scenario
 
+    provider = given.pop("provider")
+    platform = {None: None, "sev_guest": "snp"}.get(provider, "tdx")
+    scenario = chosen_scenario(given.pop("scenario"), platform)
+    version = given.pop("quote_version")
     mr_config_id = _hex(given.pop("mr_config_id"), "--mr-config-id", 48)
     host_data = _hex(given.pop("host_data"), "--host-data", 32)
     return Setup(
+        provider=provider or ("sev_guest" if scenario.platform == "snp" else "tdx_guest"),
+        scenario=scenario,
+        quote_version=version or scenario.quote_version or 4,
         mr_config_id=mr_config_id or bytes(48),
         host_data=host_data or bytes(32),
         certificates=not given.pop("no_certificates"),

@@ -12,7 +12,7 @@ from attestkit.errors import UsageError
 __all__ = ["mount"]
 
 
-@click.command(epilog="attestkit mount --list-faults tells what can be made to go wrong.")
+@click.command(epilog="--list-faults and --list-scenarios tell what can be made to go wrong.")
 @click.argument("folder", metavar="DIR", required=False)
 @machine_options
 @click.option("--json", "as_json", is_flag=True, help="Say in JSON that it is ready.")

@@ -11,7 +11,7 @@ __all__ = ["run"]
 
 @click.command(
     context_settings={"allow_interspersed_args": False},  # what follows CMD is CMD's
-    epilog="attestkit run --list-faults tells what can be made to go wrong.",
+    epilog="--list-faults and --list-scenarios tell what can be made to go wrong.",
 )
 @click.argument("words", metavar="CMD...", nargs=-1, type=click.UNPROCESSED)
 @machine_options

@@ -66,7 +66,7 @@ def test_the_commands(path: str, tmp_path: Path) -> None:
     first, shell, python, *_ = blocks()
     assert output_of(first, path, tmp_path).split() == [
         *("CCEL", "/dev/tdx_guest", "/sys/kernel/config/tsm:", "report"),
-        *("/dev/sev-guest", "ebusy:1"),
+        *("/dev/sev-guest", "ebusy:1", "/run/attestkit/trust-anchor.der"),
     ]
     assert "quote: accepted" in output_of(shell, path, tmp_path)
     assert output_of(python, path, tmp_path) == "configfs_tsm 4\n"

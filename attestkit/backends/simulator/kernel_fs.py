@@ -28,7 +28,6 @@ from typing import Final
 from attestkit.backends.simulator.faults import Faults
 from attestkit.backends.simulator.fuse_operations import FuseOperations, wait_unless_signalled
 from attestkit.backends.simulator.machine import Machine, Setup
-from attestkit.backends.simulator.pki import SimulatedPki
 from attestkit.backends.simulator.quote_service import QuoteService, listen
 from attestkit.backends.simulator.state import StateFolder
 from attestkit.errors import BackendError, BackendUnavailableError, UsageError
@@ -102,7 +101,7 @@ def serve(  # noqa: PLR0913 - everything that is handed in, by name
             log = runtime_log or stack.enter_context(_temporary_folder())
         machine = Machine(
             replace(setup or Setup(), runtime_log=str(log)),
-            SimulatedPki(seed),
+            seed,
             faults=faults,
             now=now,
             clock=time.monotonic,
