@@ -43,8 +43,7 @@ def _ready_json(folder: str) -> str:
     told = {
         "folder": folder,
         "pid": os.getpid(),
+        "control": control,  # the folder of what a real machine has not
         "trust_anchor": f"{control}/trust-anchor.der",
-        "collateral": f"{control}/collateral.json",
-        "faults": f"{control}/faults",
     }
     return f"{json.dumps(told)}\n"
