@@ -17,6 +17,7 @@ from attestkit.cli.mount import mount
 from attestkit.cli.policy import policy
 from attestkit.cli.replay import replay
 from attestkit.cli.report import report
+from attestkit.cli.run import run as run_on_machine
 from attestkit.cli.show import show
 from attestkit.cli.verify import verify
 from attestkit.errors import AttestKitError
@@ -34,7 +35,8 @@ class _Commands(click.Group):
         """Run the command to its last byte of output, before click has an opinion about it."""
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # it was closed from the start
+                sys.stdout.flush()
         except BrokenPipeError:
             # The interpreter flushes once more at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -64,7 +66,7 @@ def serve(options: tuple[str, ...]) -> int:
     return main(list(options))
 
 
-for command in (bench, doctor, mount, policy, replay, report, show, verify):
+for command in (bench, doctor, mount, policy, replay, report, run_on_machine, show, verify):
     commands.add_command(command)
 
 

@@ -8,8 +8,7 @@ from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.faults import Faults
 from attestkit.backends.simulator.machine import REPORTS, Machine, Setup
 from attestkit.backends.simulator.named_scenarios import NAMED
-from attestkit.backends.simulator.pki import SimulatedPki
-from attestkit.backends.simulator.scenarios import Scenario
+from attestkit.backends.simulator.scenarios import Scenario, chosen_scenario
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 from attestkit.quote import Quote, TdQuoteBody
@@ -23,11 +22,18 @@ SNP = [name for name, named in NAMED.items() if named.scenario.platform == "snp"
 GAPS = ("pceid-mismatch", "tcb-info-wrong-signer")  # which dcap-qvl alone accepts
 
 
-def machine(scenario: str | Scenario | None, **setup: object) -> Machine:
+def machine(
+    scenario: str | Scenario | None,
+    provider: str = "tdx_guest",
+    quote_version: int | None = None,
+    host_data: bytes = bytes(32),
+) -> Machine:
     """Return a running machine, without a mount."""
+    chosen = chosen_scenario(scenario, "snp" if provider == "sev_guest" else "tdx")
+    version = quote_version or chosen.quote_version or 4
     return Machine(
-        Setup(scenario=scenario, **setup),  # type: ignore[arg-type]  # a setup's fields
-        SimulatedPki(SEED),
+        Setup(provider=provider, scenario=chosen, quote_version=version, host_data=host_data),
+        SEED,
         faults=Faults(),
         now=lambda: NOW,
         clock=time.monotonic,
@@ -105,4 +111,4 @@ def test_a_machine_that_cannot_be_is_refused(
 ) -> None:
     """In one line that says why."""
     with pytest.raises(UsageError, match=text):
-        machine(scenario, **setup)
+        machine(scenario, **setup)  # type: ignore[arg-type]  # of several types

@@ -9,8 +9,9 @@ from uuid import UUID
 
 from attestkit.backends.simulator.boot_log import boot_records, replay_records
 from attestkit.backends.simulator.image import simulated_image
+from attestkit.backends.simulator.issued import launched
 from attestkit.backends.simulator.pki import SimulatedPki
-from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
+from attestkit.backends.simulator.quoting import QuotingEnclave
 from attestkit.backends.simulator.scenarios import Scenario
 from attestkit.errors import FormatError, UsageError
 from attestkit.td_report import TdReport
@@ -19,6 +20,7 @@ __all__ = ["EmulatedTd", "ReportQuoter"]
 
 _VALID_10, _VALID_15 = 0x1FF, 0x301FF  # fields of TEE_TCB_INFO that count
 _MAC_AT: Final = 224
+_HEALTHY: Final = Scenario()
 
 
 def _mac(key: bytes, report: bytes) -> bytes:
@@ -33,7 +35,7 @@ class EmulatedTd:
         extended: Whether its reports have what TDX 1.5 added.
         mr_config_id: 48 bytes, set at launch.
         random: Returns that many random bytes.
-        body: Fields of a TdBody that it overrides; not the registers, nor the report data.
+        scenario: What is odd about its launch.
     """
 
     def __init__(
@@ -43,13 +45,12 @@ class EmulatedTd:
         extended: bool,
         mr_config_id: bytes,
         random: Callable[[int], bytes],
-        body: tuple[tuple[str, bytes], ...] = (),
+        scenario: Scenario = _HEALTHY,
     ) -> None:
         self._cpu_svn = pki.config.cpusvn
         self._mac_key = _mac_key(pki)
         self._random = random
-        mr_td = simulated_image().mrtd
-        self.launch = TdBody.launched(body, mr_td=mr_td, mr_config_id=mr_config_id)
+        self.launch = launched(scenario, mr_config_id)
         self._head = bytes([0x81, 0, int(extended), 0]) + bytes(12) + self._cpu_svn
         launch = self.launch
         self._tcb_info = b"".join(
@@ -96,7 +97,8 @@ class ReportQuoter:
         pki: Whose platform it is.
         version: 4 (quotes with a TD 1.0 body) or 5 (TD 1.5).
         check_mac: False: take well-formed reports of any platform.
-        scenario: What is odd with the quotes, and who signs them; None: nothing.
+        enclave: Signs in place of the platform's own.
+        td10: Whether quotes of version 5 have a TD 1.0 body too.
 
     Raises:
         UsageError: There is no such version.
@@ -108,15 +110,14 @@ class ReportQuoter:
         *,
         version: int = 4,
         check_mac: bool = True,
-        scenario: Scenario | None = None,
+        enclave: QuotingEnclave | None = None,
+        td10: bool = False,
     ) -> None:
         if version not in (4, 5):
             raise UsageError(f"the simulator makes quotes of version 4 and 5, not {version!r}")
-        scenario = scenario or Scenario()
-        maker = pki if scenario.maker is None else pki.other(scenario.maker)
-        self._enclave = QuotingEnclave(maker, scenario.platform_id, config=scenario.quote)
+        self._enclave = QuotingEnclave(pki) if enclave is None else enclave
         self._version = version
-        self._extended = version == 5 and not scenario.td10
+        self._extended = version == 5 and not td10
         self._mac_key = _mac_key(pki) if check_mac else None
 
     def quote(self, report: bytes) -> bytes:
