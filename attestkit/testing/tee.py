@@ -2,18 +2,18 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast, final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, final
 
 from attestkit.attester import Attester, open
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.faults import Fault, Faults
-from attestkit.errors import AttestKitError
+from attestkit.backends.simulator.faults import Faults, FaultsLike
+from attestkit.errors import UnsupportedError
 from attestkit.report_data import ReportData
 from attestkit.testing.server import ServerLoop, TeeServer
 
@@ -31,7 +31,6 @@ __all__ = ["SEED", "SimulatedTee", "Surroundings"]
 SEED: Final = b"attestkit.testing: everyone's!!!"
 """The seed where none is given: no secret, so that a test has the same bytes wherever it runs."""
 
-_FaultsLike: TypeAlias = "str | Faults | Iterable[str | Fault] | None"
 _ON_DISK: Final = "torn_journal"  # the fault that needs a log in a file
 _LONGEST: Final = 107 - len("/dstack.sock")  # bytes of a folder whose sockets can have paths
 
@@ -70,7 +69,7 @@ class SimulatedTee:
         self,
         *,
         scenario: "str | Scenario | None" = None,
-        faults: _FaultsLike = None,
+        faults: FaultsLike = None,
         quote_version: int | None = None,
         platform: str | None = None,
         seed: bytes | None = None,
@@ -175,13 +174,12 @@ class SimulatedTee:
         Raises:
             UsageError: There is no such fault, or not on this TEE; the text says what there is.
         """
-        armed = self.simulator.faults  # type: ignore[attr-defined]
-        for text in faults.replace(",", " ").split():
-            armed.arm(Fault.parse(text))
+        for fault in faults.replace(",", " ").split():
+            self.simulator.faults.arm(fault)
 
     def reset(self) -> None:
         """Boot again: what was emitted is gone, and what was armed goes wrong no more."""
-        self.simulator.faults.clear()  # type: ignore[attr-defined]
+        self.simulator.faults.clear()
         self.simulator.reset()
 
     # -- its verifier --------------------------------------------------------------------------
@@ -253,19 +251,21 @@ class SimulatedTee:
     @property
     def pccs_url(self) -> str:
         """The URL of a PCCS with this TEE's collateral; UnsupportedError on SEV-SNP."""
+        if not self._attester.has_quotes:
+            raise UnsupportedError("an SEV-SNP guest has no collateral, and no PCCS")
         return self._server.pccs()
 
     @property
     def client(self) -> dict[str, str]:
         """The environment variables that official clients read, set until the test ends.
 
-        Without `PCCS_URL` where there is no PCCS.
+        Without `PCCS_URL` on SEV-SNP.
         """
         variables = {
             "DSTACK_SIMULATOR_ENDPOINT": str(self.socket),
             "TAPPD_SIMULATOR_ENDPOINT": str(self.tappd_socket),
         }
-        with suppress(AttestKitError):
+        if self._attester.has_quotes:
             variables["PCCS_URL"] = self.pccs_url
         for name, value in variables.items():
             if os.environ.get(name) != value:
@@ -310,7 +310,7 @@ def _moment(now: Callable[[], float]) -> datetime:
     return datetime.fromtimestamp(now(), timezone.utc)
 
 
-def _names_one_on_disk(faults: _FaultsLike) -> bool:
+def _names_one_on_disk(faults: FaultsLike) -> bool:
     if isinstance(faults, str):
         return _ON_DISK in faults
     armed = faults.armed() if isinstance(faults, Faults) else faults or ()
