@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
 from functools import partial
@@ -77,7 +77,7 @@ class SimulatedTee:
         surroundings: Surroundings | None = None,
         **options: Any,  # noqa: ANN401 - handed on
     ) -> None:
-        if not isinstance(faults, (str, Faults)) and faults is not None:
+        if isinstance(faults, Iterator):  # it is read twice
             faults = tuple(faults)
         self._folder: Path | None = None
         self._outer, self._inner = ExitStack(), ExitStack()  # folders and such; what uses them
@@ -313,8 +313,8 @@ def _moment(now: Callable[[], float]) -> datetime:
 def _names_one_on_disk(faults: FaultsLike) -> bool:
     if isinstance(faults, str):
         return _ON_DISK in faults
-    armed = faults.armed() if isinstance(faults, Faults) else faults or ()
-    return any(_ON_DISK in str(fault) for fault in armed)
+    armed = faults.armed() if isinstance(faults, Faults) else faults
+    return isinstance(armed, Iterable) and any(_ON_DISK in str(fault) for fault in armed)
 
 
 def _own_surroundings(stack: ExitStack) -> Surroundings:

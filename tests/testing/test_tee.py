@@ -68,7 +68,10 @@ def test_the_seed_decides() -> None:
         SimulatedTee(seed=b"")
 
 
-@pytest.mark.parametrize("options", [{"quote_version": 3}, {"platform": "sgx"}, {"scenario": "x"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"quote_version": 3}, {"platform": "sgx"}, {"scenario": "x"}, {"faults": "x"}, {"faults": 1}],
+)
 def test_what_cannot_be_is_refused(options: dict[str, Any]) -> None:
     """The error comes from the simulator, and leaves nothing behind."""
     with pytest.raises(UsageError):
