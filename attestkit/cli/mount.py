@@ -30,13 +30,15 @@ def _hex(text: str | None, what: str, size: int) -> bytes | None:
 @click.option(
     "--driver", default="mainline", help="/dev/tdx_guest: mainline, C, C', D, D', dstack."
 )
-@click.option("--quote-version", type=int, default=4, help="4, or 5 (TDX 1.5).")
+@click.option("--quote-version", type=int, help="4, or 5 (TDX 1.5); else the scenario's, or 4.")
+@click.option("--scenario", metavar="NAME", help="What is wrong, or odd, with its evidence.")
 @click.option("--mr-config-id", metavar="HEX", help="TDX: MRCONFIGID, 48 bytes; else zeros.")
 @click.option("--host-data", metavar="HEX", help="SEV-SNP: HOST_DATA, 32 bytes; else zeros.")
 @click.option("--vmpl", type=int, default=0, help="SEV-SNP: above 0 there is an SVSM.")
 @click.option("--no-certificates", is_flag=True, help="SEV-SNP: the host has none (auxblob).")
 @click.option("--fault", "faults", metavar="SPEC", multiple=True, help="What goes wrong: ebusy:3.")
 @click.option("--list-faults", is_flag=True, help="Say what can go wrong, and stop.")
+@click.option("--list-scenarios", is_flag=True, help="Say what there is for NAME, and stop.")
 @click.option(
     "--state-dir", metavar="PATH", help="Keeps seed and runtime log; else a temporary one."
 )
@@ -49,13 +51,15 @@ def mount(  # noqa: PLR0913 - one per option
     provider: str,
     kernel: str,
     driver: str,
-    quote_version: int,
+    quote_version: int | None,
+    scenario: str | None,
     mr_config_id: str | None,
     host_data: str | None,
     vmpl: int,
     no_certificates: bool,
     faults: tuple[str, ...],
     list_faults: bool,
+    list_scenarios: bool,
     state_dir: str | None,
     qgs: str | None,
     qgs_port: int | None,
@@ -69,9 +73,13 @@ def mount(  # noqa: PLR0913 - one per option
     from attestkit.backends.simulator import faults as named  # only this command needs them
     from attestkit.backends.simulator.kernel_fs import serve
     from attestkit.backends.simulator.machine import Setup
+    from attestkit.backends.simulator.named_scenarios import named_scenarios
 
     if list_faults:
         click.echo("\n".join(named.named_faults()))
+        return
+    if list_scenarios:
+        click.echo("\n".join(named_scenarios()))
         return
     if not folder:  # an empty path would be this very folder
         raise UsageError("which folder? attestkit mount DIR")
@@ -89,6 +97,7 @@ def mount(  # noqa: PLR0913 - one per option
             kernel=kernel,
             driver=driver,
             quote_version=quote_version,
+            scenario=scenario,
             mr_config_id=_hex(mr_config_id, "--mr-config-id", 48) or bytes(48),
             host_data=_hex(host_data, "--host-data", 32) or bytes(32),
             vmpl=vmpl,

@@ -5,6 +5,7 @@ line and the environment, and remembers where each value came from, for errors.
 """
 
 import argparse
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -156,7 +157,10 @@ class _Print(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **rest)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        print(self._text())  # noqa: T201 - what was asked for
+        try:
+            print(self._text(), flush=True)  # noqa: T201 - what was asked for
+        except OSError:  # nobody reads on, as behind `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tries again when it ends
         parser.exit()
 
 
@@ -168,6 +172,12 @@ def _faults() -> str:
     from attestkit.backends.simulator import faulty_calls  # late: only this needs the simulator
 
     return "\n".join(faulty_calls.simulator_faults())
+
+
+def _scenarios() -> str:
+    from attestkit.backends.simulator import named_scenarios  # late, as above
+
+    return "\n".join(named_scenarios.named_scenarios())
 
 
 def refuse_empty(options: Options) -> None:
@@ -310,6 +320,7 @@ def _add_simulator(add: _Add) -> None:
         help="what goes wrong, and how often, as in ebusy:3 or slow:2s; may be repeated",
     )
     add("--list-faults", action=_Print, const=_faults, help="tell what can go wrong, and exit")
+    add("--list-scenarios", action=_Print, const=_scenarios, help="tell their names, and exit")
 
 
 def _add_verifier(add: _Add) -> None:

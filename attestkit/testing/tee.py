@@ -172,10 +172,10 @@ class SimulatedTee:
         """Let something go wrong from now on: "ebusy:3", or several with blanks between.
 
         Raises:
-            UsageError: There is no such fault, or not on this TEE; the text says what there is.
+            UsageError: There is no such fault, or not on this TEE; the text says what there is, and
+                none is armed.
         """
-        for fault in faults.replace(",", " ").split():
-            self.simulator.faults.arm(fault)
+        self.simulator.faults.arm(faults)
 
     def reset(self) -> None:
         """Boot again: what was emitted is gone, and what was armed goes wrong no more."""

@@ -24,8 +24,10 @@ _BODY_TYPES: Final = {(4, 584): 0, (5, 584): 2, (5, 648): 3}  # by version and s
 # 384 bytes; the gaps are reserved, or CONFIGID and its like, and zero.
 _REPORT: Final = struct.Struct("<16sI28x16s32s32x32s96xHH60x64s")
 _SECTION: Final = struct.Struct("<HI")  # certification data: type and size
-_PCK_CHAIN, _QE_REPORT = 5, 6  # types of certification data
+_QE_REPORT: Final = 6  # a type of certification data
+_ENCRYPTED_PPID: Final = {2: 256, 3: 384}  # bytes, by the type of certification data
 _SIGNATURE: Final = 64  # r then s
+_LIVE: Final = {"rtmr0", "rtmr1", "rtmr2", "rtmr3", "report_data"}  # fields not fixed at launch
 
 
 class TdBody(NamedTuple):
@@ -48,6 +50,20 @@ class TdBody(NamedTuple):
     report_data: bytes = bytes(64)
     tee_tcb_svn2: bytes = _TCB_SVN  # 16 bytes, TD 1.5 only
     mr_service_td: bytes = bytes(48)  # TD 1.5 only
+
+    @classmethod
+    def launched(cls, odd: tuple[tuple[str, bytes], ...], **own: bytes) -> "TdBody":
+        """Return what is fixed at launch: `own`, but for the fields that a scenario sets.
+
+        Raises:
+            UsageError: There is no such field, it is not fixed at launch, or has another size.
+        """
+        fields = dict(odd)
+        if unfit := fields.keys() - set(cls._fields) | fields.keys() & _LIVE:
+            raise UsageError(f"a scenario cannot set {min(unfit)!r} of the TD's body")
+        made = cls(**{**own, **fields})
+        made.td15()  # which refuses another size
+        return made
 
     def td10(self) -> bytes:
         """Return the 584 bytes of a TD 1.0 body; UsageError if a field has another size."""
@@ -155,18 +171,29 @@ def _certified(
     """Return the certification data: the QE report with its signature, and who made that."""
     bound = pki.resolve(config.bound_key, key)
     report = _qe_report(config, pki.config, bound)
-    chain = given(config.certification, platform.pck_chain.encode() + b"\0")
+    data = given(config.certification, _of_platform(config.certification_type, pki, platform))
     inner = b"".join(
         (
             report,
             pki.resolve(config.pck_key, platform.pck_key).sign(report),
             struct.pack("<H", len(config.qe_auth_data)),
             config.qe_auth_data,
-            _SECTION.pack(_PCK_CHAIN, len(chain)),
-            chain,
+            _SECTION.pack(config.certification_type, len(data)),
+            data,
         )
     )
     return _SECTION.pack(_QE_REPORT, len(inner)) + inner
+
+
+def _of_platform(kind: int, pki: SimulatedPki, platform: SimulatedPlatform) -> bytes:
+    """Return the certification data of a type: the chain, or what leads a PCCS to it."""
+    size = _ENCRYPTED_PPID.get(kind)
+    if size is None:
+        return platform.pck_chain.encode() + b"\0"
+    # Only Intel could decrypt it, so nobody can tell that there is no PPID in it.
+    blocks = (sha256(platform.qe_id + bytes([index])) for index in range(size // 32))
+    config = pki.config
+    return b"".join((*blocks, config.cpusvn, config.pcesvn.to_bytes(2, "little"), config.pceid))
 
 
 def _qe_report(config: QuoteConfig, pki: PkiConfig, bound: P256Key) -> bytes:
