@@ -1,9 +1,14 @@
 """`attestkit mount DIR`: the simulator behind the kernel's own files."""
 
 import sys
+from collections.abc import Sequence
+from typing import Final
 
 import click
 
+from attestkit.cli import render
+from attestkit.cli.complete import complete_fault, complete_folder
+from attestkit.cli.parameters import json_option
 from attestkit.errors import UsageError
 
 __all__ = ["mount"]
@@ -22,26 +27,70 @@ def _hex(text: str | None, what: str, size: int) -> bytes | None:
     return value
 
 
-@click.command(epilog="attestkit mount --list-faults tells what can be made to go wrong.")
-@click.argument("folder", metavar="DIR", required=False)
-@click.option("--seed", metavar="HEX", help="32 bytes that all keys follow from; else random.")
-@click.option("--provider", default="tdx_guest", help="tdx_guest, sev_guest or none.")
-@click.option("--kernel", default="6.18", help="Release of Linux to behave as (6.18).")
-@click.option(
-    "--driver", default="mainline", help="/dev/tdx_guest: mainline, C, C', D, D', dstack."
+_EPILOG: Final = (
+    "Example: attestkit mount /tmp/tee --fault ebusy:3\n\n"
+    "Exit codes: 0 ended by a signal, 1 usage, 3 what FUSE or the machine refused."
 )
-@click.option("--quote-version", type=int, default=4, help="4, or 5 (TDX 1.5).")
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("folder", metavar="DIR", required=False, shell_complete=complete_folder)
+@click.option("--seed", metavar="HEX", help="32 bytes that all keys follow from; else random.")
+@click.option(
+    "--provider",
+    metavar="NAME",
+    default="tdx_guest",
+    show_default=True,
+    help="Whose reports: tdx_guest, sev_guest or none.",
+)
+@click.option(
+    "--kernel",
+    metavar="RELEASE",
+    default="6.18",
+    show_default=True,
+    help="The release of Linux to behave as.",
+)
+@click.option(
+    "--driver",
+    metavar="NAME",
+    default="mainline",
+    show_default=True,
+    help="Whose /dev/tdx_guest: mainline, C, C', D, D' or dstack.",
+)
+@click.option(
+    "--quote-version",
+    metavar="N",
+    type=int,
+    default=4,
+    show_default=True,
+    help="4, or 5 (TDX 1.5).",
+)
 @click.option("--mr-config-id", metavar="HEX", help="TDX: MRCONFIGID, 48 bytes; else zeros.")
 @click.option("--host-data", metavar="HEX", help="SEV-SNP: HOST_DATA, 32 bytes; else zeros.")
-@click.option("--vmpl", type=int, default=0, help="SEV-SNP: above 0 there is an SVSM.")
+@click.option(
+    "--vmpl", metavar="N", type=int, default=0, help="SEV-SNP: 0 to 3; above 0 there is an SVSM."
+)
 @click.option("--no-certificates", is_flag=True, help="SEV-SNP: the host has none (auxblob).")
-@click.option("--fault", "faults", metavar="SPEC", multiple=True, help="What goes wrong: ebusy:3.")
+@click.option(
+    "--fault",
+    "faults",
+    metavar="SPEC",
+    multiple=True,
+    shell_complete=complete_fault,
+    help="What goes wrong, as in ebusy:3; may be repeated.",
+)
 @click.option("--list-faults", is_flag=True, help="Say what can go wrong, and stop.")
 @click.option(
-    "--state-dir", metavar="PATH", help="Keeps seed and runtime log; else a temporary one."
+    "--state-dir",
+    metavar="DIR",
+    shell_complete=complete_folder,
+    help="Keeps seed and runtime log; else a temporary one.",
 )
 @click.option("--qgs", metavar="PLACE", help="Quote generation service: a socket, or vsock:PORT.")
-@click.option("--qgs-port", type=int, help="The port that etc/tdx-attest.conf names.")
+@click.option(
+    "--qgs-port", metavar="PORT", type=int, help="The port that etc/tdx-attest.conf names."
+)
+@json_option
 def mount(  # noqa: PLR0913 - one per option
     *,
     folder: str | None,
@@ -59,19 +108,20 @@ def mount(  # noqa: PLR0913 - one per option
     state_dir: str | None,
     qgs: str | None,
     qgs_port: int | None,
+    as_json: bool,
 ) -> None:
-    """Mount an emulated TEE guest's kernel files on the empty folder DIR, until interrupted.
+    """Mount the simulator as the kernel's files.
 
-    DIR looks like a root: below it are sys/kernel/config/tsm/report, dev/tdx_guest and so on, and
-    attestkit/, which controls it. The evidence is simulated: only who trusts the root in
-    attestkit/trust-anchor.der believes it.
+    They are on the empty folder DIR until a signal ends this. DIR looks like a root: below it are
+    sys/kernel/config/tsm/report, dev/tdx_guest and so on, and attestkit/, which controls it. The
+    evidence is simulated: only who trusts the root in attestkit/trust-anchor.der believes it.
     """
     from attestkit.backends.simulator import faults as named  # only this command needs them
     from attestkit.backends.simulator.kernel_fs import serve
     from attestkit.backends.simulator.machine import Setup
 
     if list_faults:
-        click.echo("\n".join(named.named_faults()))
+        _list_faults(named.named_faults(), as_json=as_json)
         return
     if not folder:  # an empty path would be this very folder
         raise UsageError("which folder? attestkit mount DIR")
@@ -79,7 +129,11 @@ def mount(  # noqa: PLR0913 - one per option
         raise UsageError("--state-dir: the value is empty")
 
     def ready() -> None:
-        sys.stdout.write(f"ready {folder} trust-anchor={folder}/attestkit/trust-anchor.der\n")
+        anchor = f"{folder}/attestkit/trust-anchor.der"
+        if as_json:
+            render.as_json({"ready": {"folder": folder, "trust_anchor": anchor}})
+        else:
+            sys.stdout.write(f"ready {folder} trust-anchor={anchor}\n")
         sys.stdout.flush()
 
     serve(
@@ -101,3 +155,12 @@ def mount(  # noqa: PLR0913 - one per option
         qgs=qgs,
         ready=ready,
     )
+
+
+def _list_faults(lines: Sequence[str], *, as_json: bool) -> None:
+    """Print a line a fault: what it is written as, and what goes wrong then."""
+    if as_json:
+        pairs = (line.split(maxsplit=1) for line in lines)
+        render.as_json({"faults": [{"fault": fault, "text": text} for fault, text in pairs]})
+        return
+    click.echo("\n".join(lines))

@@ -14,6 +14,7 @@ import click
 from attestkit._json import check_depth
 from attestkit.attestation import Attestation
 from attestkit.cli import render
+from attestkit.cli.parameters import PATH, json_option
 from attestkit.cli.recognise import Recognised, in_file, recognise, recognise_file
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, UsageError
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
 __all__ = ["describe", "show", "tpm_replay"]
 
 UNVERIFIED: Final = "Read, not verified: no signature was checked."
+
+_EPILOG: Final = (
+    "Example: attestkit quote | attestkit show -\n\n"
+    "Exit codes: 0 good, 1 usage, 2 a certificate whose evidence is about another key, "
+    "5 unreadable input."
+)
 
 
 def _registers(values: tuple[bytes, ...]) -> dict[str, str]:
@@ -185,13 +192,15 @@ def _print(title: str, values: dict[str, Any]) -> None:
             render.fields(name, {str(index): item for index, item in enumerate(value)})
 
 
-@click.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
+@click.command(epilog=_EPILOG)
+@click.argument("file", type=PATH)
+@json_option
 def show(*, file: Path, as_json: bool) -> None:
-    """Show a quote, report, event log, evidence, bundle, collateral or certificate.
+    """Show any quote, log, evidence or certificate.
 
-    What FILE holds is recognised by its content; - is stdin.
+    Also a report, a bundle, collateral, or an answer of the guest agent. What FILE holds is
+    recognised by its content, raw, in hex or in JSON; - is stdin. No signature is checked: that is
+    attestkit verify.
     """
     found = recognise_file(file)
     with in_file(file):
