@@ -39,16 +39,17 @@ def open_input(path: Path) -> Iterator[BinaryIO]:
         raise FormatError(f"{path}: {reason}") from error
 
 
-def read_file(path: Path, *, limit: int = LARGEST) -> bytes:
-    """Return the content of a file of at most 32 MiB; errors are those of `open_input`.
+def read_file(path: Path) -> bytes:
+    """Return the content of a file of at most 32 MiB.
 
     Raises:
-        FormatError: Also if it is longer than `limit` bytes.
+        FormatError: As `open_input`; or it is longer.
+        UsageError: As `open_input`.
     """
     with open_input(path) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise FormatError(f"{path}: longer than {limit} bytes")
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise FormatError(f"{path}: longer than {LARGEST} bytes")
     return data
 
 
