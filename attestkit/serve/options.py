@@ -5,6 +5,7 @@ line and the environment, and remembers where each value came from, for errors.
 """
 
 import argparse
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -148,7 +149,10 @@ class _Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **rest)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        print(f"attestkit {own_version()}")  # noqa: T201 - what was asked for
+        try:
+            print(f"attestkit {own_version()}", flush=True)  # noqa: T201 - what was asked for
+        except OSError:  # nobody reads it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tries again when it ends
         parser.exit()
 
 
