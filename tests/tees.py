@@ -17,7 +17,7 @@ from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay
 from attestkit.backends.simulator.image import simulated_image
 from attestkit.backends.simulator.pki import SimulatedPki
 from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
-from attestkit.backends.simulator.snp_driver import certificate_table, snp_report
+from attestkit.backends.simulator.snp_chip import SimulatedChip
 from attestkit.errors import BackendError, UnsupportedError, UsageError
 from attestkit.event_log import Event, EventLog
 from attestkit.event_log.journal import LOCK, Journal, RegisterAccess, RuntimeLog
@@ -31,6 +31,7 @@ ChangeAnswer: TypeAlias = Callable[[dict[str, str]], dict[str, str]]
 
 SEED: Final = bytes(range(32))
 PKI: Final = SimulatedPki(SEED)
+CHIP: Final = SimulatedChip(PKI.derive)
 ENCLAVE: Final = QuotingEnclave(PKI)
 FIRMWARE_LOG: Final = boot_log(simulated_image())
 FIRMWARE: Final = replay_records(boot_records(simulated_image()))  # RTMR0 to RTMR2
@@ -146,7 +147,7 @@ class FakeTd:
 
 
 class FakeSnp:
-    """An SNP guest whose report is of the right shape; nobody signed it."""
+    """An SNP guest of the simulated chip."""
 
     name = "fake_snp"
     simulated = False
@@ -154,7 +155,7 @@ class FakeSnp:
 
     def __init__(self, *, host_data: bytes = bytes(32), table: bytes | None = None) -> None:
         self.host_data = host_data
-        self.table = certificate_table(PKI) if table is None else table
+        self.table = CHIP.certificates if table is None else table
         self.asked = 0
         self.change: Change = bytes  # what a test does to a report
         self.refusal: BackendError | None = None
@@ -170,7 +171,7 @@ class FakeSnp:
         self.asked += 1
         if self.refusal is not None:
             raise self.refusal
-        report = snp_report(PKI, report_data, vmpl=0, host_data=self.host_data)
+        report = CHIP.report(report_data, host_data=self.host_data)
         return SnpEvidence(self.change(report), self.table)
 
     def get_quote(self, report_data: bytes) -> bytes:

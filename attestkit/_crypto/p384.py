@@ -1,19 +1,63 @@
-"""ECDSA on P-384 with SHA-384, verified: reports of AMD's chips and documents of AWS's enclaves."""
+"""ECDSA on P-384 with SHA-384: reports of AMD's chips and documents of AWS's enclaves.
+
+Keys are for simulated chips alone; what they sign can be repeated (RFC 6979).
+"""
 
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.asymmetric.utils import (
+    decode_dss_signature,
+    encode_dss_signature,
+)
 from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from attestkit.errors import SignatureError
+from attestkit._crypto.secret import Secret
+from attestkit.errors import SignatureError, UsageError
 
-__all__ = ["P384_SIGNATURE_SIZE", "P384_SPKI_HEAD", "p384_verify", "p384_verify_der"]
+__all__ = [
+    "P384_ORDER",
+    "P384_SIGNATURE_SIZE",
+    "P384_SPKI_HEAD",
+    "P384Key",
+    "p384_verify",
+    "p384_verify_der",
+]
 
 P384_SIGNATURE_SIZE: Final = 96
+P384_ORDER: Final = int(
+    "FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973",
+    16,
+)
 # RFC 5480, up to and with the 04 of the point.
 P384_SPKI_HEAD: Final = bytes.fromhex("3076301006072a8648ce3d020106052b8104002203620004")
+
+_SIGNATURE: Final = ec.ECDSA(SHA384(), deterministic_signing=True)
+
+
+class P384Key(Secret):
+    """A P-384 key pair; its number is the caller's to choose."""
+
+    __slots__ = ("private", "spki")
+
+    def __init__(self, number: int) -> None:
+        """Take the secret number; UsageError if it is not in 1..n-1."""
+        if not 0 < number < P384_ORDER:
+            raise UsageError("a P-384 secret must be in 1..n-1")
+        self.private = ec.derive_private_key(number, ec.SECP384R1())  # for attestkit._crypto alone
+        point = self.private.public_key().public_bytes(
+            Encoding.X962, PublicFormat.UncompressedPoint
+        )
+        self.spki = P384_SPKI_HEAD + point[1:]  # SubjectPublicKeyInfo in DER
+
+    def sign(self, data: bytes) -> tuple[int, int]:
+        """Return r and s over the SHA-384 of `data`."""
+        return decode_dss_signature(self.private.sign(data, _SIGNATURE))
+
+    def __repr__(self) -> str:
+        return f"P384Key(spki={self.spki.hex()})"
 
 
 def p384_verify(spki: bytes, signature: bytes, data: bytes) -> None:

@@ -12,8 +12,7 @@ from attestkit.attestation.mr_config import host_data
 from attestkit.attestation.platforms import Evidence, SevSnp, Stack
 from attestkit.attestation.vm_config import VmConfig
 from attestkit.attester.source import NO_REGISTERS, HostApp, Owner
-from attestkit.backends.base import SnpReporter
-from attestkit.backends.host_shared import HostShared
+from attestkit.backends.base import LaunchRecord, SnpReporter
 from attestkit.errors import (
     BackendError,
     ConfigError,
@@ -114,8 +113,9 @@ def check_host_data(report: SnpReport, document: str) -> None:
 
 def _launch_document(app: HostApp) -> str:
     """Return the document that the host says it launched the guest with, if it says so."""
-    if isinstance(app.host, HostShared):
-        return app.host.mr_config
+    host: object = app.host
+    if isinstance(host, LaunchRecord):
+        return host.mr_config
     try:
         found = VmConfig.parse(app.vm_config).find("mr_config")
     except FormatError as error:

@@ -11,7 +11,15 @@ from attestkit.app_compose import AppCompose
 from attestkit.event_log.journal import RuntimeLog
 from attestkit.keys import AppKeys, KeyDeriver
 
-__all__ = ["AppHost", "Backend", "GuestAgent", "RegisterExtender", "SnpEvidence", "SnpReporter"]
+__all__ = [
+    "AppHost",
+    "Backend",
+    "GuestAgent",
+    "LaunchRecord",
+    "RegisterExtender",
+    "SnpEvidence",
+    "SnpReporter",
+]
 
 
 @runtime_checkable
@@ -115,3 +123,12 @@ class AppHost(Protocol):
     @property
     def app_keys(self) -> AppKeys:
         """The app's keys."""
+
+
+@runtime_checkable
+class LaunchRecord(Protocol):
+    """An AppHost that has the document of its guest's launch, which says who the app is."""
+
+    @property
+    def mr_config(self) -> str:
+        """The document whose hash is sealed at launch, JSON text; empty if there is none."""

@@ -69,6 +69,8 @@ def collateral_app(guest: Guest) -> App:
     simulator = guest.attester.backend
     if not isinstance(simulator, Simulator):
         raise UsageError("collateral is served for the simulator only")
+    if simulator.platform != "tdx":
+        raise UsageError("collateral is Intel's, so it is served for the simulated TD only")
     return PccsApp(pccs_of(simulator), _headers(guest), guest.stats.of("pccs"))
 
 

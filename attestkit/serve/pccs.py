@@ -7,7 +7,6 @@ from typing import Final
 
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.pccs import Answer, ServedPlatform, SimulatedPccs
-from attestkit.quote import Quote
 from attestkit.serve.rpc import Receive, Scope, Send
 from attestkit.serve.stats import Traffic
 from attestkit.serve.views import Header
@@ -21,10 +20,8 @@ _logger = logging.getLogger("attestkit.serve")
 
 
 def pccs_of(simulator: Simulator) -> SimulatedPccs:
-    """Return the PCCS that knows the platform of this TD: the one in its quotes."""
-    quote = Quote.parse(simulator.get_quote(bytes(64)))
-    platform = ServedPlatform(quote.header.user_data[:16], quote.pck_chain[0])
-    return SimulatedPccs(simulator.collateral, [platform])
+    """Return the PCCS that knows the platform of this TD."""
+    return SimulatedPccs(simulator.collateral, [ServedPlatform(*simulator.served_platform)])
 
 
 class PccsApp:

@@ -9,7 +9,6 @@ from attestkit.attestation import Attestation
 from attestkit.attestation.mr_config import host_data
 from attestkit.attestation.platforms import Evidence, NitroTpm, SevSnp, Stack
 from attestkit.attester import Attester
-from attestkit.backends.simulator.snp_driver import snp_report
 from attestkit.errors import (
     BackendBusyError,
     BackendError,
@@ -20,7 +19,7 @@ from attestkit.errors import (
 from attestkit.event_log import EventLog
 from attestkit.event_log.runtime import RESERVED_NAMES
 from attestkit.quote import Quote
-from tests.tees import PKI, ChangeAnswer, FakeAgent
+from tests.tees import CHIP, ChangeAnswer, FakeAgent
 
 DATA = b"\1" * 64
 
@@ -177,7 +176,7 @@ def whole(evidence: Evidence) -> str:
 def snp(report_data: bytes = DATA, document: str = "", hashed: str | None = None) -> Evidence:
     """Return an SNP guest's evidence."""
     hash_of_document = host_data(document if hashed is None else hashed)
-    report = snp_report(PKI, report_data, vmpl=0, host_data=hash_of_document)
+    report = CHIP.report(report_data, host_data=hash_of_document)
     return Evidence(SevSnp(report, (), document), Stack(DATA, (), ""))
 
 

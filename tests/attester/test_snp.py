@@ -22,7 +22,7 @@ from attestkit.errors import (
 from attestkit.event_log import EventLog
 from attestkit.snp_certificates import SnpCertificates
 from tests.attester.host_files import app_compose, sys_config
-from tests.tees import PKI, FakeSnp
+from tests.tees import CHIP, FakeSnp
 
 DOCUMENT = json.dumps(
     {
@@ -51,7 +51,7 @@ def test_evidence_holds_what_the_wire_format_wants(shared: Path) -> None:
     assert evidence.snp_report.report_data == evidence.report_data
     platform = evidence.evidence.platform
     assert isinstance(platform, SevSnp)
-    assert platform.cert_chain == (PKI.pck_ca_der, PKI.platform().pck_der)
+    assert platform.cert_chain == (CHIP.ask_der, CHIP.vcek_der)
     assert platform.mr_config == DOCUMENT
     assert evidence.config == vm_config
     assert evidence.runtime_events == ()

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+import attestkit
+from attestkit.attester import Attester
 from attestkit.backends.base import Backend
 from attestkit.backends.configfs_tsm import ConfigfsSnp, ConfigfsTdx, ConfigfsTsm
+from attestkit.backends.host_shared import HostShared
 from attestkit.backends.kernel_paths import KernelPaths
 from attestkit.errors import (
     AttestKitError,
@@ -280,6 +283,15 @@ def test_a_report_and_its_certificates(snp: Emulator) -> None:
     assert SnpReport.parse(backend.get_quote(bytes(64))).report_data == bytes(64)
     backend.close()
     assert snp.entries() == []
+
+
+def test_a_report_is_believed_under_the_simulated_root(snp: Emulator, tmp_path: Path) -> None:
+    """Certificates of the host's table lead to the ARK in the emulator's own folder."""
+    shared = HostShared(tmp_path)
+    with contextlib.closing(shared), Attester(ConfigfsTsm(root=snp.root), shared) as tee:
+        evidence = tee.attest(ASKED).to_bytes()
+    result = attestkit.verify(evidence, trust_anchor=snp.trust_anchor, report_data=ASKED)
+    assert result.simulated
 
 
 @pytest.mark.parametrize("fault", ["eio", "etimedout", "read:outblob=ENOTTY"])

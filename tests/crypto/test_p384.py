@@ -1,5 +1,7 @@
 """A P-384 signature holds for its key and data, and for nothing else."""
 
+import pickle
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -8,8 +10,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestkit._crypto.p384 import P384_SPKI_HEAD, p384_verify, p384_verify_der
-from attestkit.errors import SignatureError
+from attestkit._crypto.p384 import (
+    P384_ORDER,
+    P384_SPKI_HEAD,
+    P384Key,
+    p384_verify,
+    p384_verify_der,
+)
+from attestkit.errors import SignatureError, UsageError
 
 KEY = ec.generate_private_key(ec.SECP384R1())
 DATA = b"what was signed"
@@ -92,3 +100,44 @@ def test_any_bytes(key: bytes, signature: bytes) -> None:
         for verify in (p384_verify, p384_verify_der):
             with pytest.raises(SignatureError):
                 verify(one, signature, DATA)
+
+
+# -- keys --------------------------------------------------------------------------------------
+
+
+def test_a_key_signs_as_rfc_6979_says() -> None:
+    """The public key and the signature over "sample" are those of the RFC's appendix A.2.6."""
+    key = P384Key(
+        0x6B9D3DAD2E1B8C1C05B19875B6659F4DE23C3B667BF297BA9AA47740787137D896D5724E4C70A825F872C9EA60D2EDF5
+    )
+    assert key.spki[24:72].hex() == (
+        "ec3a4e415b4e19a4568618029f427fa5da9a8bc4ae92e02e06aae5286b300c64"
+        "def8f0ea9055866064a254515480bc13"
+    )
+    r, s = key.sign(b"sample")
+    assert (r, s) == (
+        0x94EDBB92A5ECB8AAD4736E56C691916B3F88140666CE9FA73D64C4EA95AD133C81A648152E44ACF96E36DD1E80FABE46,
+        0x99EF4AEB15F178CEA1FE40DB2603138F130E740A19624526203B6351D0A3A94FA329C145786E679E7B82C71A38628AC8,
+    )
+    p384_verify(key.spki, r.to_bytes(48, "big") + s.to_bytes(48, "big"), b"sample")
+
+
+def test_a_key_is_of_the_group() -> None:
+    """From 1 to n-1, and n is the curve's."""
+    assert P384_ORDER == ORDER
+    for number in (1, ORDER - 1):
+        r, s = P384Key(number).sign(DATA)
+        p384_verify(P384Key(number).spki, r.to_bytes(48, "big") + s.to_bytes(48, "big"), DATA)
+    for number in (-1, 0, ORDER, ORDER + 1):
+        with pytest.raises(UsageError, match=r"in 1\.\.n-1"):
+            P384Key(number)
+
+
+def test_a_key_keeps_its_secret() -> None:
+    """It is not shown, and does not pickle."""
+    number = 0x1234567890ABCDEF1234567890ABCDEF
+    key = P384Key(number)
+    assert f"{number:x}" not in repr(key)
+    assert str(number) not in repr(key)
+    with pytest.raises(UsageError, match="does not pickle"):
+        pickle.dumps(key)

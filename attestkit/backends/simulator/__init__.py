@@ -7,6 +7,7 @@ It is never silent: it signs with a root of its own that no verifier trusts unle
 import os
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import lru_cache
 from typing import Final
 
 from attestkit._crypto.hashes import sha256
@@ -19,6 +20,7 @@ from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay
 from attestkit.backends.simulator.image import simulated_image
 from attestkit.backends.simulator.pki import SimulatedPki
 from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
+from attestkit.backends.simulator.scenarios import Scenario, chosen_scenario, given
 from attestkit.backends.simulator.state import StateFolder
 from attestkit.backends.simulator.td import Boot, SoftTd, check_bytes
 from attestkit.collateral import Collateral
@@ -30,6 +32,7 @@ __all__ = ["Simulator"]
 
 _RTMRS_AT: Final = 328  # in a TD body: the registers and the report data, then
 _REST_AT: Final = 584  # what TD 1.5 added
+_LIVE: Final = {"rtmr0", "rtmr1", "rtmr2", "rtmr3", "report_data"}  # not fixed at launch
 
 
 def _clock() -> float:
@@ -39,13 +42,17 @@ def _clock() -> float:
 class Simulator:
     """One simulated TD: booted when it is made, or taken up from its state folder.
 
+    Of another platform it is an object of a subclass, which has the abilities of that.
+
     Args:
         seed: 32 bytes from which all keys and certificates follow, so that they can be made again.
             Whoever has them can forge this TD's evidence. None: random ones, kept in `state_dir` if
             there is one.
-        quote_version: 4 (TD 1.0 body), or 5 (TD 1.5 body).
-        platform: "tdx"; others are not available yet.
-        scenario: None; not available yet.
+        quote_version: 4 (TD 1.0 body), or 5 (TD 1.5 body). None: the scenario's, else 4.
+        platform: "tdx" or "snp" (an SEV-SNP guest, see `snp_guest`). None: the scenario's, else
+            "tdx".
+        scenario: What is wrong, or odd, with it: a name (see `named_scenarios`), or a `Scenario`.
+            None: nothing.
         faults: None; not available yet.
         state_dir: A folder that keeps seed, registers and runtime events, used by one program at a
             time. A TD of another seed, app or machine is another TD: it boots there anew. None:
@@ -68,14 +75,21 @@ class Simulator:
     name = "simulator"
     simulated = True
     blocking = False
+    platform = "tdx"
+    app_compose: AppCompose
+    """What the app was deployed from."""
+    vm_config: str
+    """The machine's configuration, JSON text, as it was handed in."""
+    trust_anchor: bytes
+    """The root certificate (DER) that a verifier has to be told to believe this TD."""
 
     def __init__(  # noqa: PLR0913 - everything that is handed in, by name
         self,
         *,
         seed: bytes | None = None,
-        quote_version: int = 4,
-        platform: str = "tdx",
-        scenario: object = None,
+        quote_version: int | None = None,
+        platform: str | None = None,
+        scenario: str | Scenario | None = None,
         faults: object = None,
         state_dir: str | os.PathLike[str] | None = None,
         app_compose: bytes | None = None,
@@ -85,29 +99,65 @@ class Simulator:
         now: Callable[[], float] = _clock,
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        _refuse_what_is_not_there(quote_version, platform, scenario, faults)
+        if faults is not None:
+            raise UsageError("faults of the simulator are not available yet")
         _refuse_other_types(seed, vm_config, app_keys, state_dir)
         self._now = now
-        self._quote_version = quote_version
+        self._scenario = chosen_scenario(scenario, platform or self.platform)
+        self._quote_version = self._chosen_version(quote_version)
         self.app_compose = AppCompose.parse(OWN_APP if app_compose is None else app_compose)
-        self.vm_config = simulated_image().vm_config if vm_config is None else vm_config
         app_id = self.app_compose.default_app_id if app_id is None else app_id
         check_bytes("an app id", app_id, 20)
+        self._seeded = seed is not None
         self._folder = None if state_dir is None else StateFolder(state_dir)
         try:
             if seed is None:
                 seed = self._folder.seed(random) if self._folder else random(32)
-            self._pki = SimulatedPki(seed)
-            self._enclave = QuotingEnclave(self._pki)
             self._keys_are_ours = app_keys is None
             self.app_keys = AppKeys.from_seed(seed) if app_keys is None else app_keys
-            self._td = SoftTd(self._plan(seed, app_id), self._folder, random)
+            self._launch(seed, app_id, vm_config, random)
         except BaseException:
             if self._folder is not None:
                 self._folder.close()
             raise
-        self._event_log = boot_log(simulated_image())
+
+    def __new__(cls, *_: object, **options: object) -> "Simulator":  # noqa: PYI034 - or another
+        """Return the kind of guest that is asked for: they have other abilities."""
+        asked = options.get("platform")
+        if cls is Simulator and chosen_scenario(options.get("scenario"), asked).platform == "snp":
+            # Late: only who wants one needs it, and it builds on this class.
+            from attestkit.backends.simulator.snp_guest import SnpSimulator
+
+            return super().__new__(SnpSimulator)
+        return super().__new__(cls)
+
+    # Options are checked against the signature, and this is where `inspect` looks for it.
+    __new__.__wrapped__ = __init__  # type: ignore[attr-defined]
+
+    def _chosen_version(self, given: int | None) -> int:
+        """Return the version of the quotes."""
+        if given not in (None, 4, 5):
+            raise UsageError(f"the simulator makes quotes of version 4 and 5, not {given!r}")
+        wanted = self._scenario.quote_version
+        if None not in (given, wanted) and given != wanted:
+            raise UsageError(f"the quotes of this scenario are of version {wanted}, not {given}")
+        return given or wanted or 4
+
+    def _launch(
+        self,
+        seed: bytes,
+        app_id: bytes,
+        vm_config: str | None,
+        random: Callable[[int], bytes],
+    ) -> None:
+        """Boot, with the state folder taken and the app's keys there."""
+        self.vm_config = given(vm_config, simulated_image().vm_config)
         self._body_head, self._body_rest = self._fixed_body()
+        # A random seed never comes again, so what follows from it is not kept.
+        issued = _issued if self._seeded else _issued.__wrapped__
+        self._pki, self._enclave, self.trust_anchor = issued(seed, self._scenario)
+        self._event_log = boot_log(simulated_image())
+        self._td = SoftTd(self._plan(seed, app_id), self._folder, random)
 
     def _plan(self, seed: bytes, app_id: bytes) -> Boot:
         """Return where every boot of this TD ends, and what tells it from other TDs."""
@@ -129,22 +179,27 @@ class Simulator:
     def _fixed_body(self) -> tuple[bytes, bytes]:
         """Return what is in every quote before the registers and behind the report data."""
         config_id = config_id_v1(self.app_compose.compose_hash)
-        body = TdBody(mr_td=simulated_image().mrtd, mr_config_id=config_id)
-        whole = body.td10() if self._quote_version == 4 else body.td15()
+        own = {"mr_td": simulated_image().mrtd, "mr_config_id": config_id}
+        odd = dict(self._scenario.body)
+        if unfit := odd.keys() - TdBody._fields | odd.keys() & _LIVE:
+            raise UsageError(f"a scenario cannot set {min(unfit)!r} of the TD's body")
+        body = TdBody(**{**own, **odd})
+        old = self._quote_version == 4 or self._scenario.td10
+        whole = body.td10() if old else body.td15()
         return whole[:_RTMRS_AT], whole[_REST_AT:]
 
     @classmethod
     def probe(cls) -> None:
         """Return: it runs everywhere."""
 
-    @property
-    def trust_anchor(self) -> bytes:
-        """The root certificate (DER) that a verifier has to be told to believe this TD."""
-        return self._pki.root_der
-
     def collateral(self, now: float | None = None) -> Collateral:
         """Return what the stand-in for Intel says at `now`, in seconds since 1970; None is now."""
-        return self._pki.collateral(self._now() if now is None else now)
+        return self._pki.collateral(self._now() if now is None else now, self._scenario.collateral)
+
+    @property
+    def served_platform(self) -> tuple[bytes, bytes]:
+        """What a PCCS knows of the platform: its QE id (16 bytes) and PCK certificate (DER)."""
+        return self._enclave.qe_id, self._enclave.pck_der
 
     def get_quote(self, report_data: bytes) -> bytes:
         """Return a signed quote over `report_data`, exactly 64 bytes.
@@ -191,11 +246,14 @@ class Simulator:
 
     def close(self) -> None:
         """Let another program have the state folder, and wipe the keys made here."""
-        self._td.close()
+        self._halt()
         if self._folder is not None:
             self._folder.close()
         if self._keys_are_ours:
             self.app_keys.close()
+
+    def _halt(self) -> None:
+        self._td.close()
 
 
 def _refuse_other_types(
@@ -211,19 +269,20 @@ def _refuse_other_types(
         raise UsageError("state_dir is a path")
 
 
-def _refuse_what_is_not_there(
-    quote_version: int, platform: str, scenario: object, faults: object
-) -> None:
-    if quote_version not in (4, 5):
-        raise UsageError(f"the simulator makes quotes of version 4 and 5, not {quote_version!r}")
-    if platform != "tdx":
-        raise UsageError(
-            f"the simulator is a TDX guest; platform {platform!r} is not available yet"
-        )
-    if scenario is not None:
-        raise UsageError("scenarios of the simulator are not available yet")
-    if faults is not None:
-        raise UsageError("faults of the simulator are not available yet")
+@lru_cache(maxsize=4)
+def _issued(seed: bytes, scenario: Scenario) -> tuple[SimulatedPki, QuotingEnclave, bytes]:
+    """Return PKI, quoting enclave and trust anchor.
+
+    A suite opens a TD for each test, most of them of one seed, and these are half of what that
+    costs. Only a few are kept: they hold secrets.
+    """
+    pki = SimulatedPki(seed, config=scenario.pki)
+    maker = pki if scenario.maker is None else pki.other(scenario.maker)
+    enclave = QuotingEnclave(maker, scenario.platform_id, config=scenario.quote)
+    anchor = scenario.trust_anchor
+    if isinstance(anchor, str):
+        anchor = pki.other(anchor).root_der
+    return pki, enclave, given(anchor, pki.root_der)
 
 
 def _os_image_hash(vm_config: str) -> bytes:

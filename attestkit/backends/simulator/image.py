@@ -2,24 +2,38 @@
 
 It follows the "lite" measurement of dstack images, so whoever checks an OS image against the
 registers can check this one: the image's hash names a list of checksums, that list a measurement
-document, and from the document follow MRTD and RTMR0 to RTMR2. What is measured does not exist; its
-digests are those of literal strings. All simulated TDs boot the same image.
+document, and from the document follow MRTD and RTMR0 to RTMR2, or the launch measurement of an
+SEV-SNP guest. What is measured does not exist; its digests are those of literal strings. All
+simulated TDs boot the same image, and all simulated SEV-SNP guests another.
 """
 
 import base64
 import json
 from functools import cache
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._crypto.hashes import sha256, sha384
 from attestkit.attestation.tdx_launch import td_hob_digest
 
-__all__ = ["Image", "simulated_image"]
+if TYPE_CHECKING:
+    from attestkit.attestation.cbor import Value
+
+__all__ = ["Image", "SnpImage", "simulated_image", "simulated_snp_image", "snp_vm_config"]
 
 MEMORY_SIZE: Final = 0x80000000  # bytes, 2 GiB
 # What the firmware accepts by itself, in LEB128: pages from 0x800 on, the memory list 9 pages into
 # them, three ranges of start and length. As OVMF lays its sections out.
 TD_HOB: Final = bytes([0x80, 0x10, 9, 3, 0, 6, 9, 4, 0x10, 0x10])
+# What the firmware of an SEV-SNP guest measures in ways of its own, as OVMF has it: address, size
+# and type, of which 2 holds secrets, 3 the CPUID, and 16 the hashes of kernel, initrd and command
+# line; 1 is memory without contents.
+_SECTIONS: Final = (
+    (0x800000, 0x9000, 1),
+    (0x80A000, 0x3000, 1),
+    (0x80D000, 0x1000, 2),
+    (0x80E000, 0x1000, 3),
+    (0x810000, 0x1000, 16),
+)
 
 
 class Image(NamedTuple):
@@ -64,6 +78,65 @@ def simulated_image() -> Image:
     )
 
 
+class SnpImage(NamedTuple):
+    """What is measured of the image of an SEV-SNP guest, which has one CPU."""
+
+    measurement: bytes  # 48 bytes, SHA-384
+    os_image_hash: bytes  # 32 bytes: SHA-256 of the list of checksums
+    sev_snp_measurement: str  # JSON: what the machine's configuration says of it
+
+
+@cache
+def simulated_snp_image() -> SnpImage:
+    """Return the image of every simulated SEV-SNP guest."""
+    # Late: only who simulates SEV-SNP measures one.
+    from attestkit.attestation import snp_launch
+
+    document: dict[Value, Value] = {
+        "version": 3,
+        "cmdline": f"dstack.rootfs_hash={sha256(b'attestkit simulated root file system').hex()}",
+        "ovmf_hash": _made_up("firmware"),
+        "kernel_hash": sha256(b"attestkit simulated kernel"),
+        "initrd_hash": sha256(b"attestkit simulated initrd"),
+        "hashes_table_gpa": 0x810C00,
+        "reset_eip": 0x80B004,
+        "ovmf_sections": [
+            {"gpa": gpa, "size": size, "type": kind} for gpa, size, kind in _SECTIONS
+        ],
+    }
+    launch = snp_launch.SnpLaunch(vcpus=1, vcpu_type="EPYC-Genoa", guest_features=1)
+    measurement = _cbor(document)
+    checksums = f"{sha256(measurement).hex()}  measurement.snp.cbor\n".encode()
+    fields = {
+        **launch._asdict(),
+        "checksum_file": base64.b64encode(checksums).decode(),
+        "measurement": base64.b64encode(measurement).decode(),
+    }
+    return SnpImage(
+        measurement=snp_launch.measurement(snp_launch.SnpImage.read(document), launch),
+        os_image_hash=sha256(checksums),
+        sev_snp_measurement=json.dumps(fields, separators=(",", ":")),
+    )
+
+
+def snp_vm_config(mr_config: str) -> str:
+    """Return the configuration of a machine that an SEV-SNP guest was launched on with a document.
+
+    It is JSON (vm_config of the dstack guest agent API).
+    """
+    image = simulated_snp_image()
+    fields = {
+        "os_image_hash": image.os_image_hash.hex(),
+        "cpu_count": 1,
+        "memory_size": MEMORY_SIZE,
+        "image": "attestkit-simulated",
+        "sev_snp_measurement": image.sev_snp_measurement,
+        "mr_config": mr_config,
+        "spec_version": 1,
+    }
+    return json.dumps(fields, separators=(",", ":"))
+
+
 def _cbor(value: object) -> bytes:
     """Encode in CBOR (RFC 8949) what this document is of; a library for it would be a megabyte."""
     if isinstance(value, int):
@@ -72,14 +145,19 @@ def _cbor(value: object) -> bytes:
         return _cbor_head(2, len(value)) + value
     if isinstance(value, str):
         return _cbor_head(3, len(value.encode())) + value.encode()
+    if isinstance(value, list):
+        return _cbor_head(4, len(value)) + b"".join(map(_cbor, value))
     assert isinstance(value, dict)
     inside = [_cbor(key) + _cbor(found) for key, found in value.items()]
     return _cbor_head(5, len(inside)) + b"".join(inside)
 
 
 def _cbor_head(major: int, number: int) -> bytes:
-    """Return a major type with its number, which is below 256."""
-    return bytes([major << 5 | number] if number < 24 else [major << 5 | 24, number])
+    """Return a major type with its number, which is below 2^32."""
+    if number < 24:
+        return bytes([major << 5 | number])
+    size, kind = next(found for found in ((1, 24), (2, 25), (4, 26)) if number < 1 << 8 * found[0])
+    return bytes([major << 5 | kind]) + number.to_bytes(size, "big")
 
 
 def _vm_config(os_image_hash: bytes, checksums: bytes, measurement: bytes) -> str:

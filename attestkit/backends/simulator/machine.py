@@ -27,6 +27,7 @@ from attestkit.backends.simulator.kernel_tree import (
     refuse,
 )
 from attestkit.backends.simulator.pki import SimulatedPki
+from attestkit.backends.simulator.snp_chip import SimulatedChip
 from attestkit.backends.simulator.snp_driver import SnpDevice, SnpProvider
 from attestkit.backends.simulator.tdx_driver import (
     DRIVERS,
@@ -119,6 +120,7 @@ class Machine:
         self.quoter = ReportQuoter(pki, version=setup.quote_version)
         self._host = Host(self.quoter, faults, wait, clock)
         self._setup = setup
+        self._chip = SimulatedChip(pki.derive) if setup.provider == "sev_guest" else None
         self._add_common()
         if setup.provider != "sev_guest":
             self._add_boot_log()
@@ -136,8 +138,10 @@ class Machine:
             add("/etc/tdx-attest.conf", Content("tdx_attest_conf", faults, text.encode()))
         if setup.runtime_log is not None:
             add("/run/log/dstack", Link(setup.runtime_log))
-        add("/attestkit/trust-anchor.der", Content("", faults, self._pki.root_der))
-        add("/attestkit/collateral.json", TextFile("", faults, self._collateral))
+        root = self._pki.root_der if self._chip is None else self._chip.ark_der
+        add("/attestkit/trust-anchor.der", Content("", faults, root))
+        if self._chip is None:  # AMD's word comes with the report
+            add("/attestkit/collateral.json", TextFile("", faults, self._collateral))
         add("/attestkit/faults", FaultsFile(faults))
         add("/attestkit/reset", _Switch(faults, self.reboot))
         add("/attestkit/kexec", _Switch(faults, self.kexec))
@@ -156,10 +160,10 @@ class Machine:
         if setup.provider == "tdx_guest":
             self._add_tdx()
             return TdxProvider(self._td, self._host, self._release, faults)
-        if setup.provider == "sev_guest":
+        if self._chip is not None:
             self.tree.add("/dev/sev-guest", SnpDevice(faults))
             return SnpProvider(
-                self._pki,
+                self._chip,
                 vmpl=setup.vmpl,
                 host_data=setup.host_data,
                 services=self._release.has_services,

@@ -9,7 +9,7 @@ trusts this root unless it is told to.
 import json
 import math
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any, Final
 
 from attestkit._crypto.ecdsa import P256_ORDER, P256Key
@@ -35,7 +35,7 @@ from attestkit.backends.simulator.scenarios import (
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 
-__all__ = ["SimulatedPki", "SimulatedPlatform", "collateral_window"]
+__all__ = ["SimulatedPki", "SimulatedPlatform", "collateral_window", "derive", "serial_number"]
 
 _SALT: Final = b"attestkit/sim-pki/v1"
 _DAY: Final = 86400  # seconds
@@ -93,7 +93,11 @@ class SimulatedPki:
 
     def derive(self, label: str, length: int) -> bytes:
         """Return `length` bytes that depend on the seed and `label` alone (HKDF-SHA256)."""
-        return hkdf_sha256(self._seed, label.encode(), length, _SALT)
+        return derive(self._seed, label, length)
+
+    def other(self, label: str) -> "SimulatedPki":
+        """Return a PKI configured alike, whose seed depends on this one's and `label`."""
+        return SimulatedPki(self.derive(f"seed/{label}", 32), config=self.config)
 
     def key(self, label: str) -> P256Key:
         """Return the P-256 key of `label`."""
@@ -107,8 +111,7 @@ class SimulatedPki:
 
     def serial(self, label: str) -> int:
         """Return the serial number of the certificate of `label`: 20 octets, the first 40 to 7F."""
-        octets = self.derive(f"serial/{label}", 20)
-        return int.from_bytes(bytes([octets[0] & 0x3F | 0x40]) + octets[1:], "big")
+        return serial_number(self.derive(f"serial/{label}", 20))
 
     def platform(self, platform_id: str = "0") -> "SimulatedPlatform":
         """Return the platform of that name, with a leaf certificate under this PKI's CA.
@@ -144,20 +147,27 @@ class SimulatedPki:
             UsageError: `now` is not a time from 1970-01-02 to 9999-12-02.
         """
         config = config or CollateralConfig()
-        issue, next_update = collateral_window(now)
+        issue, next_update = collateral_window(now - config.age.total_seconds())
         tcb_info = _compact(_tcb_info(config.tcb_info, self.config, issue, next_update))
         qe_identity = _compact(_qe_identity(config.qe_identity, self.config, issue, next_update))
         signer_chain = _pem(self.tcb_signing_der, self.root_der)
         sign = self._tcb_signing.key.sign
+        by, chain = sign, signer_chain
+        if config.tcb_info.by_platform:
+            platform = self.platform()
+            by, chain = platform.pck_key.sign, platform.pck_chain
+        root_crl = self._crl(self._root, config.root_crl, issue, next_update)
         return Collateral(
             pck_crl_issuer_chain=_pem(self.pck_ca_der, self.root_der),
-            root_ca_crl=self._crl(self._root, config.root_crl, issue, next_update),
-            pck_crl=self._crl(self._pck_ca, config.pck_crl, issue, next_update),
-            tcb_info_issuer_chain=signer_chain,
-            tcb_info=tcb_info,
-            tcb_info_signature=sign(tcb_info.encode()),
+            root_ca_crl=root_crl,
+            pck_crl=root_crl
+            if config.pck_crl_is_roots
+            else self._crl(self._pck_ca, config.pck_crl, issue, next_update),
+            tcb_info_issuer_chain=chain,
+            tcb_info=_altered(config, "tcb_info", tcb_info),
+            tcb_info_signature=by(tcb_info.encode()),
             qe_identity_issuer_chain=signer_chain,
-            qe_identity=qe_identity,
+            qe_identity=_altered(config, "qe_identity", qe_identity),
             qe_identity_signature=sign(qe_identity.encode()),
         )
 
@@ -173,7 +183,7 @@ class SimulatedPki:
 
     def _crl(self, issuer: Authority, config: CrlConfig, issue: int, next_update: int) -> bytes:
         start = given(config.this_update, issue)
-        end = given(config.next_update, next_update)
+        end = _end(config.next_update, start, next_update)
         return issue_crl(
             Authority(issuer.name, self.resolve(config.key, issuer.key)),
             window=Window(_moment(start), _moment(end)),
@@ -212,6 +222,16 @@ class SimulatedPlatform:
         self.pck_chain = _pem(self.pck_der, pki.pck_ca_der, pki.root_der)  # PEM: leaf, CA, root
 
 
+def derive(seed: bytes, label: str, length: int) -> bytes:
+    """Return `length` secret bytes that depend on `seed` and `label` alone (HKDF-SHA256)."""
+    return hkdf_sha256(seed, label.encode(), length, _SALT)
+
+
+def serial_number(octets: bytes) -> int:
+    """Return a certificate's serial number of 20 octets, of which the first is 40 to 7F."""
+    return int.from_bytes(bytes([octets[0] & 0x3F | 0x40]) + octets[1:], "big")
+
+
 def collateral_window(now: float) -> tuple[int, int]:
     """Return issue and next update of the collateral in force at `now`, all in Unix seconds.
 
@@ -225,6 +245,21 @@ def collateral_window(now: float) -> tuple[int, int]:
     if not 0 <= day <= _LAST_DAY - 30:
         raise UsageError("the time must be in 1970-01-02 to 9999-12-02")
     return day * _DAY, (day + 30) * _DAY
+
+
+def _end(end: int | timedelta | None, issue: int, default: int) -> int:
+    """Return when a part ends that was issued at `issue`."""
+    if isinstance(end, timedelta):
+        return issue + int(end.total_seconds())
+    return given(end, default)
+
+
+def _altered(config: CollateralConfig, part: str, text: str) -> str:
+    """Return a part as somebody left it who had it in hand after it was signed."""
+    for name, old, new in config.altered:
+        if name == part:
+            text = text.replace(old, new, 1)
+    return text
 
 
 def _tcb_info(
@@ -241,7 +276,7 @@ def _tcb_info(
         "id": config.id,
         "version": config.version,
         "issueDate": _date(given(config.issue, issue)),
-        "nextUpdate": _date(given(config.next_update, next_update)),
+        "nextUpdate": _date(_end(config.next_update, given(config.issue, issue), next_update)),
         "fmspc": _hex(given(config.fmspc, pki.fmspc)),
         "pceId": _hex(given(config.pceid, pki.pceid)),
         "tcbType": 0,
@@ -288,7 +323,7 @@ def _qe_identity(
         "id": config.id,
         "version": config.version,
         "issueDate": _date(given(config.issue, issue)),
-        "nextUpdate": _date(given(config.next_update, next_update)),
+        "nextUpdate": _date(_end(config.next_update, given(config.issue, issue), next_update)),
         "tcbEvaluationDataNumber": config.evaluation_number,
         "miscselect": f"{config.miscselect:08X}",
         "miscselectMask": "FFFFFFFF",

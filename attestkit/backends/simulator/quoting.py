@@ -5,6 +5,7 @@ little-endian, all halves of signatures and keys big-endian.
 """
 
 import struct
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 from attestkit._crypto.ecdsa import P256Key
@@ -66,6 +67,7 @@ class TdBody(NamedTuple):
 
 
 _SIZES: Final = tuple(map(len, TdBody()))
+_OFFSETS: Final = dict(zip(TdBody._fields, accumulate(_SIZES, initial=0), strict=False))
 
 
 class QuotingEnclave:
@@ -86,15 +88,21 @@ class QuotingEnclave:
             config: what the quotes say otherwise than by default.
 
         Raises:
-            UsageError: the platform id is malformed.
+            UsageError: the platform id is malformed, or a field to alter is none.
         """
         config = config or QuoteConfig()
+        if unknown := set(config.altered) - _OFFSETS.keys():
+            raise UsageError(f"the body of a quote has no field {min(unknown)!r}")
         platform = pki.platform(platform_id)
+        self.qe_id = platform.qe_id  # 16 bytes, by which a PCCS knows the platform
+        self.pck_der = platform.pck_der
         self._key = pki.resolve(config.attestation_key, platform.attestation_key)
         self._heads = _heads(config, platform)
         auth = self._key.public_point + _certified(config, pki, platform, self._key)
         self._auth_size = struct.pack("<I", _SIGNATURE + len(auth))
         self._tail = auth + bytes(config.padding)
+        self._alter = bool(config.altered or config.cut)
+        self._config = config
 
     def quote(self, body: bytes, *, version: int = 4) -> bytes:
         """Return a signed quote over `body`.
@@ -110,7 +118,8 @@ class QuotingEnclave:
         if head is None:
             raise UsageError(f"no quote of version {version} has a body of {len(body)} bytes")
         signed = head + body
-        return b"".join((signed, self._auth_size, self._key.sign(signed), self._tail))
+        quote = b"".join((signed, self._auth_size, self._key.sign(signed), self._tail))
+        return _altered(self._config, quote, len(head)) if self._alter else quote
 
 
 def _heads(config: QuoteConfig, platform: SimulatedPlatform) -> dict[tuple[int, int], bytes]:
@@ -130,6 +139,14 @@ def _heads(config: QuoteConfig, platform: SimulatedPlatform) -> dict[tuple[int, 
             head += _BODY_HEAD.pack(body_type, given(config.body_size, size))
         heads[version, size] = head
     return heads
+
+
+def _altered(config: QuoteConfig, quote: bytes, body_at: int) -> bytes:
+    """Return what is left of a quote once somebody has had it in hand."""
+    raw = bytearray(quote)
+    for name in config.altered:
+        raw[body_at + _OFFSETS[name]] ^= 1
+    return bytes(raw[: len(raw) - config.cut])
 
 
 def _certified(

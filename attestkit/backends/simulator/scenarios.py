@@ -6,8 +6,8 @@ or a revoked certificate is wanted, a label of the PKI's own derivation does (`"
 """
 
 from dataclasses import dataclass, fields
-from datetime import datetime, timezone
-from typing import Final, NamedTuple, TypeVar
+from datetime import datetime, timedelta, timezone
+from typing import Final, Literal, NamedTuple, TypeVar
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.hashes import sha256
@@ -20,8 +20,10 @@ __all__ = [
     "QeIdentityConfig",
     "QuoteConfig",
     "Scenario",
+    "SnpConfig",
     "TcbInfoConfig",
     "TcbLevel",
+    "chosen_scenario",
     "given",
 ]
 
@@ -40,6 +42,8 @@ _BYTES: Final = {
     "qe_mrenclave": 32,
     "qe_mrsigner": 32,
     "qe_report_data": 64,
+    "snp_tcb": 8,
+    "vcek_tcb": 8,
 }
 _BITS: Final = {
     "pcesvn": 15,
@@ -51,6 +55,7 @@ _BITS: Final = {
     "qe_miscselect": 32,
     "qe_isvprodid": 16,
     "qe_isvsvn": 16,
+    "policy": 64,
 }
 
 
@@ -59,7 +64,7 @@ def given(value: _T | None, default: _T) -> _T:
     return default if value is None else value
 
 
-def _check_sizes(config: "PkiConfig | QuoteConfig") -> None:
+def _check_sizes(config: "PkiConfig | QuoteConfig | SnpConfig") -> None:
     """Check each field that has a fixed number of bytes or bits; None is left alone."""
     for field in fields(config):
         value = getattr(config, field.name)
@@ -131,8 +136,9 @@ class TcbInfoConfig:
 
     id: str = "TDX"
     version: int = 3
+    by_platform: bool = False  # signed by the platform's PCK key, with the chain of that
     issue: int | None = None  # Unix seconds
-    next_update: int | None = None  # Unix seconds
+    next_update: int | timedelta | None = None  # Unix seconds, or how long after the issue
     fmspc: bytes | None = None  # 6 bytes
     pceid: bytes | None = None  # 2 bytes
     evaluation_number: int = 18
@@ -157,7 +163,7 @@ class QeIdentityConfig:
     id: str = "TD_QE"
     version: int = 2
     issue: int | None = None  # Unix seconds
-    next_update: int | None = None  # Unix seconds
+    next_update: int | timedelta | None = None  # Unix seconds, or how long after the issue
     evaluation_number: int = 18
     miscselect: int = 0  # 32 bits; the mask is all ones
     # 16 bytes, masked already with FBFFFFFFFFFFFFFF0000000000000000.
@@ -174,7 +180,7 @@ class CrlConfig:
 
     revoked: tuple[int | str, ...] = ()  # serial numbers, or labels of the PKI's certificates
     this_update: int | None = None  # Unix seconds
-    next_update: int | None = None  # Unix seconds
+    next_update: int | timedelta | None = None  # Unix seconds, or how long after the issue
     number: int | None = None  # None: thisUpdate in days
     key: P256Key | str | None = None  # who signs, or its label; None: the CRL's issuer
 
@@ -187,6 +193,11 @@ class CollateralConfig:
     qe_identity: QeIdentityConfig = QeIdentityConfig()
     root_crl: CrlConfig = CrlConfig()
     pck_crl: CrlConfig = CrlConfig()
+    pck_crl_is_roots: bool = False  # the root's CRL stands in the place of the PCK CA's
+    # How long before the time that is asked for all of it was issued; negative: how long after.
+    age: timedelta = timedelta()
+    # After signing: in the part of that name the first such text is replaced by the other.
+    altered: tuple[tuple[Literal["tcb_info", "qe_identity"], str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,19 +234,79 @@ class QuoteConfig:
     # Certification data: PEM of leaf, CA and root with a closing NUL; None: the platform's own.
     certification: bytes | None = None
     padding: int = 0  # zero bytes after the quote, as hosts with a buffer of fixed size leave them
+    # After signing.
+    altered: tuple[
+        str, ...
+    ] = ()  # fields of the body: the lowest bit of each first byte is flipped
+    cut: int = 0  # bytes that are missing at the end
 
     def __post_init__(self) -> None:
         _check_sizes(self)
         _check_range("the size of qe_auth_data", len(self.qe_auth_data), 0xFFFF)
         _check_range("padding", self.padding, 1 << 20)
+        _check_range("cut", self.cut, 1 << 12)
+
+
+@dataclass(frozen=True, slots=True)
+class SnpConfig:
+    """An SEV-SNP guest's report, and the certificate of the key that signs it.
+
+    Raises:
+        UsageError: a value has another size, or is outside its range; the text names it.
+    """
+
+    policy: int = 0x30000  # 64 bits, of the guest: SMT is allowed, debugging is not
+    snp_tcb: bytes = bytes([9, 0, 0, 0, 0, 0, 21, 72])  # 8 bytes, a Genoa's; four SVNs
+    not_before: datetime = datetime(2020, 1, 1, tzinfo=timezone.utc)
+    not_after: datetime = datetime(2049, 12, 31, 23, 59, 59, tzinfo=timezone.utc)
+    vcek_not_after: datetime | None = None  # None: `not_after`
+    # What the certificate is for; None: the chip and the TCB of the report.
+    vcek_chip: str | None = None  # the label of another chip
+    vcek_tcb: bytes | None = None  # 8 bytes
+    report_key: str | None = None  # the label of the key that signs reports; None: the chip's
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """One simulated platform with its evidence's and its endorsements' peculiarities."""
 
+    platform: Literal["tdx", "snp"] = "tdx"
+    snp: SnpConfig = SnpConfig()  # all that counts on SEV-SNP, with `maker` and `trust_anchor`
     pki: PkiConfig = PkiConfig()
     collateral: CollateralConfig = CollateralConfig()
     quote: QuoteConfig = QuoteConfig()
     platform_id: str = "0"
-    body: tuple[tuple[str, bytes], ...] = ()  # fields of a `quoting.TdBody` that it overrides
+    # Fields of a `quoting.TdBody` that it overrides; not the registers, nor the report data.
+    body: tuple[tuple[str, bytes], ...] = ()
+    quote_version: int | None = None  # 4 or 5; None: as the caller likes, 4 by default
+    td10: bool = False  # quotes of version 5 have a TD 1.0 body too
+    # Labels of other PKIs, whose seeds are derived from this one's.
+    maker: str | None = None  # the platform is one of that PKI; None: of the collateral's
+    # The root that verifiers are told to trust: DER, or whose; None: the collateral's.
+    trust_anchor: bytes | str | None = None
+
+
+def chosen_scenario(chosen: object, platform: object = None) -> Scenario:
+    """Return what a caller means by `chosen`: a name, a scenario, or None for a healthy guest.
+
+    Raises:
+        UsageError: it is neither, no scenario is called so, or it is not of `platform`: "tdx" or
+            "snp"; None leaves that to the scenario.
+    """
+    if platform not in (None, "tdx", "snp"):
+        raise UsageError(f"the simulator's platform is tdx or snp, not {platform!r}")
+    if chosen is None:
+        return Scenario(platform="snp") if platform == "snp" else Scenario()
+    if isinstance(chosen, str):
+        # Late: a healthy guest, which most are, has no use for the table.
+        from attestkit.backends.simulator.named_scenarios import scenario
+
+        chosen = scenario(chosen)
+    if not isinstance(chosen, Scenario):
+        raise UsageError("a scenario is a name or a Scenario")
+    if platform not in (None, chosen.platform):
+        raise UsageError(f"this scenario is one of platform {chosen.platform}, not {platform}")
+    return chosen

@@ -18,7 +18,7 @@ import pytest
 from attestkit.backends.simulator.emulated_td import EmulatedTd, ReportQuoter
 from attestkit.backends.simulator.pki import SimulatedPki
 from attestkit.backends.simulator.quote_service import QuoteService, listen
-from attestkit.backends.simulator.snp_driver import certificate_table, snp_report
+from attestkit.backends.simulator.snp_chip import SimulatedChip
 from attestkit.errors import FormatError
 
 SHARE: Final = Path(os.environ.get("ATTESTKIT_KERNEL_RIG", "/nonexistent"))
@@ -275,9 +275,9 @@ class MadeUpSnp(_Parameters):
     module = "snp_shim"
 
     def __init__(self) -> None:
-        pki = _pki()
-        self.certificates = certificate_table(pki)
-        self._report = snp_report(pki, bytes(64), vmpl=0, host_data=bytes(32))
+        chip = SimulatedChip(_pki().derive)
+        self.certificates = chip.certificates
+        self._report = chip.report(bytes(64))
 
     def boot(self, *, vmpl: int = 0, certificates: bool = True, manifest: bytes = b"") -> None:
         """Load the provider: at a VMPL, on a host with certificates, with an SVSM's services."""
