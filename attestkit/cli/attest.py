@@ -9,6 +9,7 @@ from attestkit.cli import render
 from attestkit.cli.device import Device, device_options
 from attestkit.cli.parameters import PATH, json_option
 from attestkit.cli.report_data import Sealed, report_data_options
+from attestkit.cli.simulated_trust import SimulatedTrust, simulated_trust_options
 from attestkit.cli.write_output import check_output, print_bytes, refuse_stdout, write_output
 
 __all__ = ["attest"]
@@ -31,13 +32,15 @@ _EPILOG: Final = (
     help="v1 is msgpack, v0 SCALE, as older dstack has it.",
 )
 @device_options
+@simulated_trust_options
 @json_option
-def attest(
+def attest(  # noqa: PLR0913 - one per option
     *,
     sealed: Sealed,
     output: Path | None,
     encoding: Literal["v1", "v0", "cbor"],
     device: Device,
+    trust: SimulatedTrust,
     as_json: bool,
 ) -> None:
     """Make evidence about this machine.
@@ -47,11 +50,14 @@ def attest(
     registers in its quote.
     """
     refuse_stdout(output, as_json=as_json)
-    check_output("-o", output, (*sealed.inputs, *device.inputs))
+    inputs = (*sealed.inputs, *device.inputs)
+    check_output("-o", output, inputs)
+    trust.check(inputs)
     with device.open() as attester:
         evidence = attester.evidence(sealed.report_data)
         raw = evidence.to_bytes(encoding)
         backend, simulated = attester.backend.name, attester.simulated
+        trust.write(attester.backend)
     written = output is not None and write_output("-o", output, raw)
     if as_json:
         found = {

@@ -9,6 +9,7 @@ from attestkit.cli import render
 from attestkit.cli.device import DEVICE_EXIT_CODES, Device, device_options
 from attestkit.cli.parameters import PATH, json_option
 from attestkit.cli.report_data import Sealed, report_data_options
+from attestkit.cli.simulated_trust import SimulatedTrust, simulated_trust_options
 from attestkit.cli.write_output import check_output, print_bytes, refuse_stdout, write_output
 
 if TYPE_CHECKING:
@@ -22,19 +23,36 @@ _EPILOG: Final = "Example: attestkit quote --text nonce -o quote.bin\n\n" + DEVI
 @click.command(epilog=_EPILOG)
 @report_data_options
 @click.option("-o", "--output", metavar="FILE", type=PATH, help="Write it there, raw.")
+@click.option(
+    "--unchecked",
+    is_flag=True,
+    help="Give whatever the backend answers, also if it is malformed or about something else.",
+)
 @device_options
+@simulated_trust_options
 @json_option
-def quote(*, sealed: Sealed, output: Path | None, device: Device, as_json: bool) -> None:
+def quote(  # noqa: PLR0913 - one per option
+    *,
+    sealed: Sealed,
+    output: Path | None,
+    unchecked: bool,
+    device: Device,
+    trust: SimulatedTrust,
+    as_json: bool,
+) -> None:
     """Get a raw quote from the hardware.
 
     Without -o it goes to stdout: raw into a pipe, as hex on a terminal. An AMD SEV-SNP guest, which
     has no quotes, gives its report.
     """
     refuse_stdout(output, as_json=as_json)
-    check_output("-o", output, (*sealed.inputs, *device.inputs))
+    inputs = (*sealed.inputs, *device.inputs)
+    check_output("-o", output, inputs)
+    trust.check(inputs)
     with device.open() as attester:
-        kind, raw = _raw(attester, sealed.report_data)
+        kind, raw = _raw(attester, sealed.report_data, unchecked=unchecked)
         backend, simulated = attester.backend.name, attester.simulated
+        trust.write(attester.backend)
     written = output is not None and write_output("-o", output, raw)
     if as_json:
         found = {
@@ -53,13 +71,16 @@ def quote(*, sealed: Sealed, output: Path | None, device: Device, as_json: bool)
         print_bytes(raw)
 
 
-def _raw(attester: "Attester", report_data: bytes) -> tuple[str, bytes]:
+def _raw(attester: "Attester", report_data: bytes, *, unchecked: bool) -> tuple[str, bytes]:
     """Return what it is, as attestkit show calls it, and its bytes."""
     import warnings  # late, as below: --help asks nobody
 
     from attestkit.attestation.platforms import SevSnp
     from attestkit.report_data import ReportDataWarning
 
+    if unchecked:
+        kind = "quote" if attester.has_quotes else "SEV-SNP report"
+        return kind, attester.backend.get_quote(report_data)
     if not attester.has_quotes:
         platform = attester.evidence(report_data).evidence.platform
         assert isinstance(platform, SevSnp)

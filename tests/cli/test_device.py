@@ -20,7 +20,7 @@ from attestkit.__main__ import main
 from attestkit.attestation import Attestation
 from attestkit.backends.base import SnpEvidence
 from attestkit.cli.device import option_types
-from attestkit.errors import UsageError
+from attestkit.errors import FormatError, UsageError
 from attestkit.quote import Quote
 from tests.serve.server import environment
 from tests.vectors import SHARED, needs_shared
@@ -246,6 +246,52 @@ def test_events_that_cannot_be(words: list[str], text: str, capsys: Capture) -> 
     """Exit code 1, with the reason."""
     assert main(["emit", *SIMULATED, *words]) == 1
     assert text in capsys.readouterr().err
+
+
+# -- a simulator's own -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scenario", "code"), [("ok-v4", 0), ("pck-revoked", 2), ("tcb-OutOfDate", 4), ("snp", 0)]
+)
+def test_what_it_takes_to_believe_it(
+    scenario: str, code: int, tmp_path: Path, capsys: Capture
+) -> None:
+    """Evidence, root and collateral of one call are judged as the scenario says."""
+    evidence, root, collateral = (tmp_path / name for name in ("evidence", "root", "collateral"))
+    made = ["attest", *SIMULATED, "--option", f"scenario={scenario}", "-o", str(evidence)]
+    made += ["--save-trust-anchor", str(root)]
+    judged = ["verify", str(evidence), "--trust-anchor", str(root)]
+    if scenario != "snp":
+        made += ["--save-collateral", str(collateral)]
+        judged += ["--collateral", str(collateral)]
+    assert main(made) == 0
+    assert main(judged) == code, capsys.readouterr().err
+
+
+def test_what_is_malformed_can_be_had(capsys: Capture) -> None:
+    """A scenario's quote that nobody should take is refused, unless it is asked for as it is."""
+    words = ["quote", *SIMULATED, "--option", "scenario=vendor-id-wrong", "--json"]
+    assert main(words) == 3
+    assert "malformed quote" in capsys.readouterr().err
+    assert main([*words, "--unchecked"]) == 0
+    raw = bytes.fromhex(json.loads(capsys.readouterr().out)["quote"])
+    with pytest.raises(FormatError, match="vendor"):
+        Quote.parse(raw)
+
+
+def test_hardware_has_no_such_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """They are the simulator's; and neither goes to stdout."""
+    monkeypatch.setattr(backends, "load", lambda name: {"snp_guest": _SnpGuest}[name])
+    path = tmp_path / "root"
+    for words in (["--save-trust-anchor", str(path)], ["--save-collateral", str(path)]):
+        assert main(["quote", "--unchecked", "--backend", "snp_guest", *words]) == 1
+        assert "are of the simulator: snp_guest has a maker" in capsys.readouterr().err
+        assert main(["quote", *SIMULATED, words[0], "-"]) == 1
+        assert "name a file" in capsys.readouterr().err
+    assert not path.exists()
 
 
 # -- keys -----------------------------------------------------------------------------------------
