@@ -110,6 +110,7 @@ def _drop_output() -> None:
     cls=_Commands,
     epilog=_EPILOG,
     no_args_is_help=False,
+    subcommand_metavar="COMMAND [ARGS]...",
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

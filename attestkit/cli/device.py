@@ -94,9 +94,9 @@ class Device(NamedTuple):
         """Say what nobody should take for hardware's."""
         if not attester.simulated:
             return
-        text = "SIMULATED: this proves nothing about hardware"
+        text = "SIMULATED: proves nothing about hardware"
         if attester.backend.name == "simulator" and "state_dir" not in self.given:
-            text += "; this TD ends with this command, --option state_dir=DIR keeps one"
+            text += "; --option state_dir=DIR would keep this TD"
         complain(text)
 
 

@@ -87,16 +87,19 @@ def lines(texts: Iterable[str]) -> None:
     _write(texts)
 
 
-def checks(title: str, found: Iterable[Check]) -> None:
-    """Print a title and a line a thing: mark, name, text; the text below the name where narrow."""
+def checks(title: str, found: Iterable[Check], *, first: bool = False) -> None:
+    """Print a title and a line a thing: mark, name, text; the text below the name where narrow.
+
+    An empty line comes before it, unless it is the first.
+    """
     told = list(found)
     if sys.stdout.isatty():
         from attestkit.cli import terminal
 
-        terminal.checks(title, told)
+        terminal.checks(title, told, first=first)
         return
     column = max((len(check.name) for check in told), default=0)
-    _write(["", title])
+    _write([title] if first else ["", title])
     _write(f"[{mark}] {name:<{column}}  {text}" for mark, name, text in told)
 
 

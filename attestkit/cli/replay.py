@@ -176,6 +176,7 @@ def _show(path: Path, done: Replayed) -> None:
         render.checks(
             f"{path.name}: {len(done.log.events)} events",
             [_check(done, done.quoted, number, counts[number]) for number in range(4)],
+            first=True,
         )
     render.lines([*done.log.warnings, "", UNVERIFIED])
 

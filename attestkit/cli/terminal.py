@@ -69,10 +69,11 @@ def lines(texts: Iterable[str]) -> None:
         console.print(_plain(text))
 
 
-def checks(title: str, found: Sequence[Check]) -> None:
+def checks(title: str, found: Sequence[Check], *, first: bool = False) -> None:
     """Print a title and a line a thing: mark, name, text; the text below the name where narrow."""
     console = _console()
-    console.print()
+    if not first:
+        console.print()
     console.print(_plain(title), style=TITLE)
     if console.width < NARROW:
         for check in found:

@@ -178,7 +178,7 @@ def _show_table(outcomes: Sequence["Outcome"]) -> None:
                 outcome.verdict,
                 "" if result is None else result.claims.platform,
                 outcome.reason if result is None else result.tcb_status or "",
-                "" if info is None else info.app_id.hex(),
+                "" if info is None else _column(info.app_id),
                 _remarks(outcome),
             )
         )
@@ -193,6 +193,12 @@ def _show_table(outcomes: Sequence["Outcome"]) -> None:
         render.warning(OWN_INSTANT)
     if good and not all(outcome.fresh for outcome in outcomes if outcome.code == 0):
         render.lines([f"freshness {NOT_FRESH}"])
+
+
+def _column(app_id: bytes) -> str:
+    """Return enough of an app id to tell apps apart on a terminal, and all of it elsewhere."""
+    text = app_id.hex()
+    return f"{text[:10]}.." if sys.stdout.isatty() and len(text) > 12 else text
 
 
 def _remarks(outcome: "Outcome") -> str:

@@ -28,7 +28,7 @@ from tests.vectors import SHARED, needs_shared
 Capture = pytest.CaptureFixture[str]
 SEED = "11" * 32
 SIMULATED = ["--backend", "simulator", "--option", f"seed={SEED}"]
-SAID = "attestkit: SIMULATED: this proves nothing about hardware"
+SAID = "attestkit: SIMULATED: proves nothing about hardware"
 
 
 def _program(*words: str, **more: Any) -> "subprocess.CompletedProcess[bytes]":  # noqa: ANN401 - of subprocess
@@ -223,7 +223,7 @@ def test_an_event_is_in_later_evidence(tmp_path: Path, capsys: Capture) -> None:
         ["four"],
     ):
         assert main(["emit", *kept, *words]) == 0
-    assert "ends with this command" not in capsys.readouterr().err
+    assert "would keep this TD" not in capsys.readouterr().err
     assert main(["attest", *kept, "--json"]) == 0
     evidence = Attestation.from_bytes(
         bytes.fromhex(json.loads(capsys.readouterr().out)["evidence"])
