@@ -84,7 +84,7 @@ class AsyncAttester:
             self._attester = self._open_now()
             return self._attester
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="attestkit-device")
+            self._thread = _device_thread()
         if self._opening is None:
             self._opening = self._thread.submit(self._open_now)
         try:
@@ -119,7 +119,9 @@ class AsyncAttester:
             return None
 
         def close() -> None:
-            if opening is not None and opening.exception() is None:
+            if attester is not None:
+                attester.close()
+            elif opening is not None and opening.exception() is None:
                 opening.result().close()
 
         closing = thread.submit(close)
@@ -141,7 +143,9 @@ class AsyncAttester:
         """Call where the caller stands, or in the device's thread."""
         attester = await self._open()
         if self._thread is None:
-            return method(attester)
+            if not attester.blocking:
+                return method(attester)
+            self._thread = _device_thread()  # it has begun to: a fault was armed
         return await asyncio.wrap_future(self._thread.submit(method, attester))
 
     # -- what an Attester does -----------------------------------------------------------------
@@ -218,3 +222,7 @@ class AsyncAttester:
 
     def __repr__(self) -> str:
         return f"<AsyncAttester: {self._attester or 'not open'}>"
+
+
+def _device_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="attestkit-device")

@@ -114,6 +114,37 @@ def test_the_simulator_is_called_where_the_caller_stands() -> None:
     run(main())
 
 
+def test_a_simulator_that_waits_gets_a_thread() -> None:
+    """From the fault that takes time on: while the host is slow, the loop goes on."""
+    before = threading.enumerate()
+    waits, go_on = threading.Event(), threading.Event()
+
+    def wait(_: float) -> None:
+        waits.set()
+        assert go_on.wait(30)
+
+    async def main() -> None:
+        async with aopen("simulator", wait=wait) as tee:
+            await tee.get_quote(b"")
+            assert isinstance(tee.backend, Simulator)
+            tee.backend.faults.arm("slow:1s")
+            assert tee.blocking
+            slow = asyncio.ensure_future(tee.get_quote(b"slow"))
+            await reached(waits)
+            quick = asyncio.ensure_future(tee.get_quote(b"quick"))
+            assert not slow.done()
+            go_on.set()
+            quotes = await asyncio.gather(slow, quick)
+            assert [quote.report_data[:1] for quote in quotes] == [b"s", b"q"]
+            attester = tee._attester
+            assert attester is not None
+        with pytest.raises(UsageError, match="closed"):
+            attester.get_quote(b"")
+
+    run(main())
+    assert threading.enumerate() == before
+
+
 def test_a_device_has_one_thread_and_the_loop_goes_on() -> None:
     """While the device is busy, the loop is not; calls take turns in the one thread."""
     device = Device()

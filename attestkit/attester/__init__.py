@@ -6,7 +6,7 @@ event log says always agree: both are read under one lock, and compared before t
 
 import os
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, cast, final
+from typing import TYPE_CHECKING, NoReturn, final
 
 from attestkit import backends
 from attestkit._turns import Turns
@@ -14,7 +14,14 @@ from attestkit.app_compose import AppCompose
 from attestkit.attestation import AppInfo, Attestation
 from attestkit.attester.source import HostApp, Owner, Source, app_info
 from attestkit.attester.td import TdSource
-from attestkit.backends.base import AppHost, Backend, GuestAgent, RegisterExtender, SnpReporter
+from attestkit.backends.base import (
+    AppHost,
+    Backend,
+    GuestAgent,
+    RegisterExtender,
+    SnpReporter,
+    hosts_app,
+)
 from attestkit.errors import UsageError
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.keys import KeyDeriver
@@ -22,8 +29,6 @@ from attestkit.quote import Quote
 from attestkit.report_data import ReportData
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from attestkit.backends.host_shared import HostShared
 
 __all__ = ["Attester", "app_info", "make_backend", "open"]
@@ -61,18 +66,8 @@ def make_backend(name: str | None, options: dict[str, object]) -> Backend:
     """Return the backend called `name`, or what `open` takes for None."""
     name = name or backends.named_by_environment()
     cls = backends.detect() if name is None else backends.load(name)
-    if not options:
-        if name is not None:
-            cls.probe()  # what was detected has been asked already
-        return cls()
-    from inspect import signature  # slow to import, so only whoever has options pays
-
-    try:
-        signature(cls).bind(**options)
-    except TypeError as error:
-        raise UsageError(f"backend {cls.name}: {error}") from error
-    # Not probed: options may say that it is elsewhere, so only its constructor can tell.
-    return cast("Callable[..., Backend]", cls)(**options)
+    # Not probed again if it was detected.
+    return cls() if name is None and not options else backends.make(cls, options)
 
 
 @final
@@ -108,7 +103,7 @@ class Attester:
     def _find_host(self) -> AppHost | None:
         """Return who knows the app: the backend, or the folder that a machine's host shares."""
         backend = self._backend
-        if isinstance(backend, AppHost):
+        if hosts_app(backend):
             return backend
         if backend.simulated or isinstance(backend, GuestAgent):
             return None

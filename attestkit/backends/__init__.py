@@ -8,13 +8,13 @@ and cannot take a built-in's.
 import os
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from attestkit.backends.kernel_paths import KernelPaths
 from attestkit.errors import AttestKitError, BackendError, BackendUnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Mapping
     from importlib.metadata import EntryPoint
 
     from attestkit.backends.base import Backend
@@ -30,7 +30,9 @@ __all__ = [
     "host_shared_folder",
     "load",
     "look_for_hardware",
+    "make",
     "named_by_environment",
+    "named_recording",
     "names",
     "probe_all",
     "signs_of_hardware",
@@ -41,8 +43,10 @@ BUILTIN: Final = {
     "tdx_ioctl": "TdxIoctl",
     "dstack_agent": "DstackAgent",
     "simulator": "Simulator",
+    "recording": "Recording",
 }
-# Who is asked when nobody was named. Not the simulator: evidence is never made up by itself.
+# Who is asked when nobody was named. Not the simulator, nor a recording: evidence is never made up
+# by itself.
 AUTO_ORDER: Final = ("dstack_agent", "configfs_tsm", "tdx_ioctl")
 # Whose probe takes the kernel's paths, so that they can be asked below another root.
 HARDWARE: Final = ("configfs_tsm", "tdx_ioctl")
@@ -59,6 +63,11 @@ AGENT_SOCKETS: Final = (
 def named_by_environment() -> str | None:
     """Return the backend that `$ATTESTKIT_BACKEND` names, None if it is unset or empty."""
     return os.environ.get("ATTESTKIT_BACKEND") or None
+
+
+def named_recording() -> Path | None:
+    """Return the file that `$ATTESTKIT_RECORDING` names, None if it is unset or empty."""
+    return Path(text) if (text := os.environ.get("ATTESTKIT_RECORDING")) else None
 
 
 def find_kernel_paths(root: str | os.PathLike[str] | None = None) -> KernelPaths:
@@ -155,6 +164,27 @@ def load(name: str) -> "type[Backend]":
     except Exception as error:
         raise BackendError(f"the backend {name!r} of {found[0].value} cannot be loaded") from error
     return plugin
+
+
+def make(cls: "type[Backend]", options: "Mapping[str, object]") -> "Backend":
+    """Return a backend of this class; without options it is probed first.
+
+    Raises:
+        UsageError: It does not take these options.
+        AttestKitError: What its probe and its constructor raise.
+    """
+    if not options:
+        cls.probe()
+        return cls()
+    from inspect import signature  # slow to import, so only whoever has options pays
+
+    try:
+        signature(cls).bind(**options)
+    except TypeError as error:
+        raise UsageError(f"backend {cls.name}: {error}") from error
+    # Not probed: options may say that it is elsewhere, so only its constructor can tell.
+    made: Backend = cast("Any", cls)(**options)
+    return made
 
 
 def _plugins() -> "list[EntryPoint]":

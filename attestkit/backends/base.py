@@ -5,7 +5,7 @@ registers a program may extend, `SnpReporter` for one whose evidence is an SNP r
 for one behind somebody else's agent, `AppHost` for one that knows the app it runs.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Final, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 from attestkit.app_compose import AppCompose
 from attestkit.event_log.journal import RuntimeLog
@@ -16,9 +16,11 @@ __all__ = [
     "Backend",
     "GuestAgent",
     "LaunchRecord",
+    "Recorded",
     "RegisterExtender",
     "SnpEvidence",
     "SnpReporter",
+    "hosts_app",
 ]
 
 
@@ -132,3 +134,28 @@ class LaunchRecord(Protocol):
     @property
     def mr_config(self) -> str:
         """The document whose hash is sealed at launch, JSON text; empty if there is none."""
+
+
+_OF_AN_APP_HOST: Final = ("app_compose", "vm_config", "app_keys")
+
+
+class _Hosting(Backend, AppHost, Protocol):
+    """Both."""
+
+
+def hosts_app(backend: Backend) -> TypeGuard[_Hosting]:
+    """Tell whether `backend` is an `AppHost`, without asking it for anything.
+
+    Before Python 3.12 `isinstance` reads the attributes of such a protocol, and where a file is
+    missing that raises UnsupportedError.
+    """
+    return all(hasattr(type(backend), name) or hasattr(backend, name) for name in _OF_AN_APP_HOST)
+
+
+@runtime_checkable
+class Recorded(Protocol):
+    """A backend that answers what another one did, or is recording it."""
+
+    recorded: str  # the name of that one
+    recorded_simulated: bool  # and what it says of itself
+    trust_anchor: bytes | None  # root certificate (DER) that vouches for its evidence, if simulated

@@ -321,6 +321,8 @@ class Journal:
                 self._announce(line)
                 self._extend(event)
                 fate = "RTMR3 was extended, and the next use of the log completes it: do not repeat"
+                if self._folder.stamp(LOG) != self._stamp:  # ours behind it could spoil both
+                    raise JournalError(f"somebody wrote to the locked runtime log; {fate}")
                 self._append(event, line)
                 self._folder.remove(PENDING)
                 self._fresh = True

@@ -113,17 +113,22 @@ class MemoryJournal:
         Raises:
             UsageError: The event is of another digest version.
             JournalError: The register was not what the log replays to.
+            BackendError: The register refused; nothing was changed.
         """
         with nullcontext() if self._turns.mine else self._turns:
             check_version(event, self.version)
             if (register := self._register.read()) != self._replay:
                 raise disagree(register, self._replay)
             replay, events = replay_from(self._replay, (event,)), (*self._events, event)
+            failure: BaseException | None = None
             try:
                 self._register.extend(event.digest)
-            finally:  # also after an interrupt: the register tells whether it happened
-                if self._register.read() == replay:
-                    self._replay, self._events = replay, events
+            except BaseException as error:  # noqa: BLE001 - raised below: the register counts
+                failure = error
+            if done := self._register.read() == replay:
+                self._replay, self._events = replay, events
+            if failure is not None and not (done and isinstance(failure, Exception)):
+                raise failure
 
     def begin(self, boot_id: str, events: Iterable[Event] = ()) -> None:
         """Forget everything and start with `events`, which the register already holds."""

@@ -15,6 +15,7 @@ from attestkit.serve.log import Log, in_one_line
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester
+    from attestkit.backends.base import Recorded
     from attestkit.serve import Ready
     from attestkit.serve.access_log import AccessLog
     from attestkit.serve.options import Options
@@ -218,7 +219,7 @@ def _open_tee(settings: "Settings", stack: contextlib.ExitStack) -> "Attester":
     """Open the hardware, or somebody's backend; the app's files are the host's, or were named."""
     from attestkit import backends
     from attestkit.attester import Attester, make_backend
-    from attestkit.backends.base import AppHost
+    from attestkit.backends.base import hosts_app
     from attestkit.backends.host_shared import HostShared
     from attestkit.serve.settings import AGENT
 
@@ -226,7 +227,7 @@ def _open_tee(settings: "Settings", stack: contextlib.ExitStack) -> "Attester":
         backend = backends.detect(leave_out=(AGENT,))()
     else:
         backend = make_backend(settings.backend, {})
-    if isinstance(backend, AppHost) and not any(settings.files):
+    if hosts_app(backend) and not any(settings.files):
         return Attester(backend)
     named = settings.files._asdict()
     host = stack.enter_context(
@@ -253,6 +254,7 @@ def _open_simulator(settings: "Settings") -> "Attester":
         app_keys=AppKeys.load(app_keys) if app_keys else None,
         vm_config=read_sys_config(sys_config).vm_config if sys_config else None,
         app_id=settings.app_id,
+        **settings.simulation,
     )
     if settings.reset:
         assert isinstance(tee.backend, Simulator)
@@ -277,14 +279,16 @@ def _listen(
     shared: _Shared,
     supervisor: "Supervisor",
 ) -> None:
+    from attestkit.backends.base import Recorded
     from attestkit.serve import Places
 
     what, lines = "a TEE, on hardware", []
-    if attester.simulated:
+    if isinstance(attester.backend, Recorded):
+        what = f"a TEE, SIMULATED: a replay of {attester.backend.recorded}, which proves nothing"
+        lines = _of_replay(settings, attester.backend)
+    elif attester.simulated:
         what = "a TEE, SIMULATED: its quotes prove nothing, its keys protect nothing"
-        lines = [
-            f"  its root for verifiers that are to believe it: {_leave_anchor(settings, attester)}"
-        ]
+        lines = _of_simulator(settings, attester)
     supervisor.serve(
         attester,
         Places(
@@ -308,12 +312,29 @@ def _listen(
     )
 
 
-def _leave_anchor(settings: "Settings", attester: "Attester") -> Path:
+def _of_replay(settings: "Settings", backend: "Recorded") -> list[str]:
+    """Leave the root of what was recorded in the folder, if that was a simulator."""
+    from attestkit.serve.sockets import write_trust_anchor
+
+    if backend.trust_anchor is None:
+        return []
+    anchor = write_trust_anchor(settings.folder, backend.trust_anchor)
+    return [f"  the root of what was recorded, for verifiers that are to believe it: {anchor}"]
+
+
+def _of_simulator(settings: "Settings", attester: "Attester") -> list[str]:
+    """Leave its root in the folder; return what people should know of it."""
     from attestkit.backends.simulator import Simulator
     from attestkit.serve.sockets import write_trust_anchor
 
     assert isinstance(attester.backend, Simulator)
-    return write_trust_anchor(settings.folder, attester.backend.trust_anchor)
+    anchor = write_trust_anchor(settings.folder, attester.backend.trust_anchor)
+    lines = [f"  its root for verifiers that are to believe it: {anchor}"]
+    if name := settings.simulation.get("scenario"):
+        lines.append(f"  its scenario: {name}")
+    if armed := attester.backend.faults.armed():
+        lines.append(f"  what will go wrong: {' '.join(map(str, armed))}")
+    return lines
 
 
 def _announce(

@@ -21,7 +21,14 @@ from attestkit._json import decode_strictly
 from attestkit.errors import ConfigError, FormatError, UsageError
 from attestkit.serve.address import HTTP_PORT, Address
 from attestkit.serve.limits import read_limit
-from attestkit.serve.options import FLAGS, LOG_FORMATS, LOG_LEVELS, Options
+from attestkit.serve.options import (
+    FLAGS,
+    LOG_FORMATS,
+    LOG_LEVELS,
+    PLATFORMS,
+    QUOTE_VERSIONS,
+    Options,
+)
 
 __all__ = ["Config", "parse_config", "read_config"]
 
@@ -50,10 +57,13 @@ _OWN: Final = frozenset(Options._fields) - {"config", "ident", "data_disks", "so
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "log_format": LOG_FORMATS,
     "log_level": LOG_LEVELS,
+    "platform": PLATFORMS,
+    "quote_version": QUOTE_VERSIONS,
 }
 _LONGEST: Final = 4096  # characters of a text
 _IDENT: Final = re.compile(r"[!-~](?:[ -~]{0,98}[!-~])?")  # what a header may hold
 _MOST_DISKS: Final = 64
+_MOST_FAULTS: Final = 64
 
 
 class Config(NamedTuple):
@@ -259,7 +269,11 @@ class _Reader:
                 raise self._error(found.where, f"unknown key{hint}")
             if key in FLAGS:
                 value: Any = self._flag(found)
+            elif key == "fault":
+                value = self._faults(found)
             elif choices := _CHOICES.get(key):
+                if key == "quote_version" and type(found.value) is int:  # a number is as good
+                    found = found._replace(value=str(found.value))  # noqa: PLW2901 - the same in text
                 value = self._choice(found, dict.fromkeys(choices))
             else:
                 value = self._text(found)
@@ -339,6 +353,16 @@ class _Reader:
                 raise self._error(disk.where, "want an absolute path")
             disks.append(value)
         return tuple(disks)
+
+    def _faults(self, found: _Found) -> tuple[str, ...]:
+        if isinstance(found.value, str):
+            return (self._text(found),)
+        if not isinstance(found.value, list) or len(found.value) > _MOST_FAULTS:
+            raise self._error(found.where, f"want text, or a list of at most {_MOST_FAULTS} texts")
+        return tuple(
+            self._text(_Found(f"{found.where}[{index}]", value))
+            for index, value in enumerate(found.value)
+        )
 
 
 def _shown(key: str) -> str:

@@ -136,7 +136,7 @@ class Guest:
         self.data_disks = data_disks
         self.containers = Containers(docker)
         self.run_id = random(4).hex()
-        self.executor = _device_thread() if attester.blocking else None
+        self._executor: Executor | None = None
         self._no_quote = GetQuoteResponse(vm_config=vm_config)
         self._keys = None if app_keys is None else LocalKeys(app_keys)
         self._quoted: _Quoted | None = None
@@ -147,14 +147,24 @@ class Guest:
 
     def close(self) -> None:
         """Wait for the device's thread; the attester stays open."""
-        if self.executor is not None:
-            self.executor.shutdown()
+        if self._executor is not None:
+            self._executor.shutdown()
+
+    @property
+    def executor(self) -> Executor | None:
+        """The device's thread; None as long as the device does not block.
+
+        A simulator begins to when a fault is armed that takes time.
+        """
+        if self._executor is None and self.attester.blocking:
+            self._executor = _device_thread()
+        return self._executor
 
     async def on_device(self, work: Callable[[], T]) -> T:
         """Return what `work` returns; where the device blocks, its thread does it."""
-        if self.executor is None:
+        if (executor := self.executor) is None:
             return work()
-        return await asyncio.get_running_loop().run_in_executor(self.executor, work)
+        return await asyncio.get_running_loop().run_in_executor(executor, work)
 
     @property
     def keys(self) -> LocalKeys:

@@ -23,6 +23,8 @@ __all__ = [
     "FLAGS",
     "LOG_FORMATS",
     "LOG_LEVELS",
+    "PLATFORMS",
+    "QUOTE_VERSIONS",
     "Options",
     "option_names",
     "parse_options",
@@ -32,6 +34,8 @@ __all__ = [
 
 LOG_FORMATS: Final = ("text", "json")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+PLATFORMS: Final = ("tdx", "snp")
+QUOTE_VERSIONS: Final = ("4", "5")
 
 FLAGS: Final = frozenset({"access_log", "measure_app", "reset", "watchdog"})
 """Options that are on or off."""
@@ -86,6 +90,10 @@ class Options(NamedTuple):
     seed: str | None = None
     seed_file: str | None = None
     reset: bool = False
+    platform: str | None = None
+    quote_version: str | None = None
+    scenario: str | None = None
+    fault: tuple[str, ...] | None = None
     verifier: str | None = None
     verifier_pccs: str | None = None
     verifier_collateral: str | None = None
@@ -142,18 +150,29 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (--help lists the options)")
 
 
-class _Version(argparse.Action):
-    """Print the version."""
+class _Print(argparse.Action):
+    """Print what is asked for, and stop."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **rest: Any) -> None:  # noqa: ANN401 - handed through
+        self._text: Callable[[], str] = rest.pop("const")
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **rest)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         try:
-            print(f"attestkit {own_version()}", flush=True)  # noqa: T201 - what was asked for
+            print(self._text(), flush=True)  # noqa: T201 - what was asked for
         except OSError:  # nobody reads it
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tries again when it ends
         parser.exit()
+
+
+def _version() -> str:
+    return f"attestkit {own_version()}"
+
+
+def _faults() -> str:
+    from attestkit.backends.simulator import faulty_calls  # late: only this needs the simulator
+
+    return "\n".join(faulty_calls.simulator_faults())
 
 
 def refuse_empty(options: Options) -> None:
@@ -163,7 +182,7 @@ def refuse_empty(options: Options) -> None:
         UsageError: An option has an empty value.
     """
     for name, value in options._asdict().items():
-        if value == "":
+        if value == "" or (isinstance(value, tuple) and "" in value):
             raise UsageError(f"--{name.replace('_', '-')}: the value is empty")
 
 
@@ -200,6 +219,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
         except UsageError as error:
             raise UsageError(f"--limit {text[:64]}: {error}") from error
         limits[name] = value
+    said["fault"] = said["fault"] and tuple(said["fault"])
     return Options(**said, limits=limits)
 
 
@@ -249,7 +269,7 @@ def _add_general(add: _Add) -> None:
         action="store_true",
         help="tell the service manager that we live, every half of $WATCHDOG_USEC",
     )
-    add("--version", action=_Version, help="print the version and exit")
+    add("--version", action=_Print, const=_version, help="print the version and exit")
 
 
 def _add_listeners(add: _Add) -> None:
@@ -294,6 +314,16 @@ def _add_simulator(add: _Add) -> None:
     add("--reset", action="store_true", help="reboot the TD, forgetting its events")
     add("--dev-http", metavar="HOST:PORT", help="everything over TCP, loopback only")
     add("--pccs", metavar="HOST:PORT", help="serve its collateral, as a PCCS does")
+    add("--platform", choices=PLATFORMS, help="what it is; default: tdx")
+    add("--quote-version", choices=QUOTE_VERSIONS, help="default: 4, which has a TD 1.0 body")
+    add("--scenario", metavar="NAME", help="what is wrong, or odd, with it and its collateral")
+    add(
+        "--fault",
+        metavar="SPEC",
+        action="append",
+        help="what goes wrong, and how often, as in ebusy:3 or slow:2s; may be repeated",
+    )
+    add("--list-faults", action=_Print, const=_faults, help="tell what can go wrong, and exit")
 
 
 def _add_verifier(add: _Add) -> None:

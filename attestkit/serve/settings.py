@@ -6,21 +6,29 @@ Nothing is made or opened; the caller does that with what this module says.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from attestkit.errors import UsageError
 from attestkit.serve.address import HTTP_PORT, OFF, Address
 from attestkit.serve.options import Options, refuse_empty
 from attestkit.serve.system import DATA_DISKS
 
+if TYPE_CHECKING:
+    from attestkit.backends.simulator.faults import Fault
+
 __all__ = ["AGENT", "SIMULATOR", "Files", "Settings", "decide"]
 
 SIMULATOR = "simulator"
+RECORDING = "recording"
 AGENT = "dstack_agent"
 UNIX = "unix:"
 _RUN = ("/run", "/var/run")
 # systemd's socket activation and readiness: an unattended service must not become a simulator.
 _UNATTENDED = ("LISTEN_FDS", "NOTIFY_SOCKET")
+_OF_SIMULATOR = (
+    *("seed", "seed_file", "reset", "dev_http", "pccs", "state_dir"),
+    *("platform", "quote_version", "scenario", "fault"),
+)
 
 
 class Files(NamedTuple):
@@ -37,7 +45,8 @@ class Settings(NamedTuple):
     `backend` is None when whatever hardware is found is to be taken. `private` says that `folder`
     and `state_folder` are ours alone: made with mode 0700, and git is told to leave them alone.
     The seed itself is read later, from `seed_hex` or `seed_file`, else from the state folder;
-    `seed_source` says where the former came from. `ident` None is our own name.
+    `seed_source` says where the former came from. `simulation` has what else was said of the
+    simulator, by the names of its arguments. `ident` None is our own name.
     """
 
     backend: str | None
@@ -58,6 +67,7 @@ class Settings(NamedTuple):
     seed_source: str
     seed_file: Path | None
     reset: bool
+    simulation: Mapping[str, object]
     ident: str | None
     data_disks: tuple[str, ...]
 
@@ -81,6 +91,8 @@ def decide(
     simulated = backend == SIMULATOR
     if not simulated:
         _refuse_simulator_options(options)
+    # What is no TEE goes where a developer's things are, and is for this user alone.
+    simulated = simulated or backend == RECORDING
     folder, state_folder, private = _folders(options, environ, simulated=simulated)
     if options.seed is not None and options.seed_file is not None:
         raise options.refusal("seed", f"and {options.named('seed_file')}: one of them is enough")
@@ -103,6 +115,7 @@ def decide(
         seed_source=options.named("seed"),
         seed_file=options.path("seed_file"),
         reset=options.reset,
+        simulation=_simulation(options),
         ident=options.ident,
         data_disks=DATA_DISKS if options.data_disks is None else options.data_disks,
     )
@@ -139,7 +152,7 @@ def _backend(
 
 
 def _refuse_simulator_options(options: Options) -> None:
-    for name in ("seed", "seed_file", "reset", "dev_http", "pccs", "state_dir"):
+    for name in _OF_SIMULATOR:
         if getattr(options, name):
             raise options.refusal(name, "is for the simulator only")
     if options.app_id is not None and not options.measure_app:
@@ -221,3 +234,26 @@ def _app_id(options: Options) -> bytes | None:
     if len(app_id) != 20:
         raise options.wrong("app_id", "want 40 hex digits")
     return app_id
+
+
+def _simulation(options: Options) -> dict[str, object]:
+    """Return what was said of the simulated TEE, and nothing where nothing was said."""
+    found: dict[str, object] = {}
+    if options.platform is not None:
+        found["platform"] = options.platform
+    if options.quote_version is not None:
+        found["quote_version"] = int(options.quote_version)
+    if options.scenario is not None:
+        found["scenario"] = options.scenario
+    if options.fault is not None:
+        found["faults"] = [fault for text in options.fault for fault in _parse(options, text)]
+    return found
+
+
+def _parse(options: Options, text: str) -> "tuple[Fault, ...]":
+    from attestkit.backends.simulator.faults import Faults  # late: for whoever has any
+
+    try:
+        return Faults.of(text).armed()
+    except UsageError as error:
+        raise options.refusal("fault", f"{text}: {error}") from error

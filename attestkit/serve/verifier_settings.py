@@ -17,7 +17,7 @@ _FOR_VERIFIER = ("verifier_pccs", "verifier_collateral", "verifier_policy", "tru
 _FOR_AGENT = (
     *("dir", "state_dir", "socket", "tappd_socket", "socket_mode", "socket_group", "http"),
     *("dev_http", "pccs", "app_keys", "app_compose", "sys_config", "app_id", "measure_app"),
-    *("seed", "seed_file", "reset"),
+    *("seed", "seed_file", "reset", "platform", "quote_version", "scenario", "fault"),
 )
 
 

@@ -145,3 +145,13 @@ def test_any_text(text: str) -> None:
     except UsageError:
         return
     assert Fault.parse(str(fault)) == fault
+
+
+def test_faults_without_any_are_faults_to_arm() -> None:
+    """An object that has none yet is not false: nobody may take another in its place."""
+    faults = Faults()
+    assert bool(faults)
+    before = faults.any
+    faults.arm("ebusy")
+    assert (before, faults.any) == (False, True)
+    assert Faults.of(faults) is faults

@@ -216,6 +216,7 @@ def test_probes_of_hardware_can_be_pointed_elsewhere(found: dict[str, type]) -> 
         "tdx_ioctl": (paths,),
         "dstack_agent": (),
         "simulator": (),
+        "recording": (),
     }
 
 

@@ -136,6 +136,7 @@ def test_a_scenario_of_ones_own() -> None:
         (Scenario(body=(("mr_td", bytes(47)),)), "mr_td is 48 bytes, not 47"),
         (Scenario(quote=QuoteConfig(altered=("rtmr4",))), "no field 'rtmr4'"),
         (Scenario(platform_id=""), "a platform id is ASCII"),
+        (Scenario(body=[("mr_td", bytes(48))]), "tuples, not lists"),  # type: ignore[arg-type]
     ],
 )
 def test_a_scenario_that_cannot_be_is_refused(own: Scenario, text: str, tmp_path: Path) -> None:
@@ -144,6 +145,16 @@ def test_a_scenario_that_cannot_be_is_refused(own: Scenario, text: str, tmp_path
         with pytest.raises(UsageError, match=text):
             Simulator(seed=SEED, scenario=own, state_dir=tmp_path)
     Simulator(seed=SEED, state_dir=tmp_path).close()
+
+
+@pytest.mark.parametrize(
+    ("knobs", "text"),
+    [({"platform": "sgx"}, "platform is tdx or snp"), ({"quote_version": 3}, "is 4 or 5, not 3")],
+)
+def test_a_scenario_is_of_a_known_kind(knobs: dict[str, Any], text: str) -> None:
+    """The value itself refuses what no simulator could be."""
+    with pytest.raises(UsageError, match=text):
+        Scenario(**knobs)
 
 
 def test_the_registers_live_in_every_scenario() -> None:

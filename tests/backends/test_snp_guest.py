@@ -29,7 +29,13 @@ from attestkit.backends.simulator.named_scenarios import NAMED
 from attestkit.backends.simulator.scenarios import Scenario, SnpConfig
 from attestkit.backends.simulator.snp_chip import SimulatedChip
 from attestkit.backends.simulator.snp_guest import SnpSimulator, _made
-from attestkit.errors import AttestKitError, BackendBusyError, UnsupportedError, UsageError
+from attestkit.errors import (
+    AttestKitError,
+    BackendBusyError,
+    BackendError,
+    UnsupportedError,
+    UsageError,
+)
 from attestkit.snp_certificates import SnpCertificates
 from attestkit.snp_report import SnpReport
 from attestkit.testing import BackendContract
@@ -191,6 +197,24 @@ def test_few_chips_are_kept_and_none_that_was_drawn() -> None:
     for number in range(20):
         Simulator(platform="snp", seed=bytes([number] * 32))
     assert 0 < _made.cache_info().currsize <= 8
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        ("ebusy", "EBUSY"),
+        ("wrong_report_data", "other report data"),
+        ("short_outblob", "1000 bytes"),
+    ],
+)
+def test_its_reports_can_fail_by_name(fault: str, text: str) -> None:
+    """Faults of reports strike it, in any scenario; those of registers it has none of."""
+    with open_attester("simulator", scenario="snp-debug", faults=fault) as tee:
+        with pytest.raises(BackendError, match=text):
+            tee.attest(ASKED)
+        assert tee.attest(ASKED).report_data == ASKED
+    with pytest.raises(UsageError, match="rtmr_extend_fails cannot go wrong"):
+        Simulator(platform="snp", faults="rtmr_extend_fails")
 
 
 # -- the stand-in for AMD ----------------------------------------------------------------------

@@ -348,6 +348,25 @@ def test_a_register_that_fails_too_late_has_extended() -> None:
     check_agreement(world, [(FIRST, SECOND)])
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_log_that_changed_under_the_lock_is_left_alone(*, late: bool) -> None:
+    """Whoever wrote to it, half of our event for one: nothing is put behind that; it is pending."""
+    world = used_world()
+
+    def extend(digest: bytes) -> None:
+        world.extend(digest)
+        pending = world.names[PENDING].content
+        world.names[LOG].content += pending[: len(pending) // 2]
+        if late:
+            raise BackendError("too late")
+
+    access = RegisterAccess(lambda: world.register, extend)
+    with pytest.raises(JournalError, match=r"wrote to the locked .* do not repeat"):
+        Journal(world, access, boot_id="boot-1").emit(SECOND)
+    assert PENDING in world.names
+    check_agreement(world, [(FIRST, SECOND)])
+
+
 def test_an_unknown_outcome_is_decided_later() -> None:
     """If the register moved otherwise, the event stays pending and nothing else is emitted."""
     world = used_world()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from attestkit.errors import JournalError, UsageError
+from attestkit.errors import BackendError, JournalError, UsageError
 from attestkit.event_log.journal import (
     BOOT_ID,
     LOCK,
@@ -18,6 +18,7 @@ from attestkit.event_log.journal import (
     VERSION,
     Journal,
     MemoryJournal,
+    RegisterAccess,
     replay_from,
 )
 from attestkit.event_log.journal_files import QUEUE, OsFolder
@@ -263,3 +264,23 @@ def test_in_memory_the_rules_are_the_same() -> None:
     journal.begin("boot-2", (THIRD,))
     journal.emit(SECOND)
     assert journal.events() == (THIRD, SECOND)
+
+
+@pytest.mark.parametrize("how", [BackendError, KeyboardInterrupt])
+@pytest.mark.parametrize("done", [False, True])
+def test_in_memory_the_register_counts(how: type[BaseException], *, done: bool) -> None:
+    """An extend that fails after the fact has happened, and is no failure but an interrupt is."""
+    register = Register()
+
+    def fail(digest: bytes) -> None:
+        if done:
+            register.access.extend(digest)
+        raise how("too late")
+
+    journal = MemoryJournal(RegisterAccess(register.access.read, fail))
+    if done and how is BackendError:
+        journal.emit(FIRST)
+    else:
+        with pytest.raises(how, match="too late"):
+            journal.emit(FIRST)
+    assert journal.events() == ((FIRST,) if done else ())

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from attestkit.errors import ConfigError
 from attestkit.serve.config import Config, parse_config, read_config
 from attestkit.serve.limits import Limits
-from attestkit.serve.options import FLAGS, LOG_FORMATS, LOG_LEVELS, Options
+from attestkit.serve.options import (
+    FLAGS,
+    LOG_FORMATS,
+    LOG_LEVELS,
+    PLATFORMS,
+    QUOTE_VERSIONS,
+    Options,
+)
 
 # As upstream's documentation of its agent has it.
 UPSTREAM = """
@@ -200,11 +207,30 @@ def test_every_option_is_a_key() -> None:
             value = LOG_FORMATS[-1]
         elif name == "log_level":
             value = LOG_LEVELS[0]
+        elif name == "platform":
+            value = PLATFORMS[-1]
+        elif name == "quote_version":
+            value = QUOTE_VERSIONS[-1]
         found = ours(**{name: value})
-        assert found.values == {name: value}
+        assert found.values == {name: (value,) if name == "fault" else value}
         assert found.sources == {name: f"agent.toml: default.attestkit.{name}"}
     for name in ("config", "ident", "data_disks", "sources"):
         assert "unknown key" in refused(f"[default.attestkit]\n{name} = 'x'")
+
+
+def test_faults_are_one_or_several() -> None:
+    """A text, or a list of them; nothing else."""
+    assert ours(fault="ebusy:3 eio").values == {"fault": ("ebusy:3 eio",)}
+    assert ours(fault=["ebusy:3", "eio"]).values == {"fault": ("ebusy:3", "eio")}
+    for value in ("1", "[1]", "['']", "''", "true", str(["a"] * 65)):
+        assert "default.attestkit.fault" in refused(f"[default.attestkit]\nfault = {value}")
+
+
+def test_a_quote_version_is_a_number_too() -> None:
+    """With quotes or without; another version is refused."""
+    assert ours(quote_version=5).values == ours(quote_version="5").values == {"quote_version": "5"}
+    for value in ("3", "true", "5.0"):
+        assert "quote_version" in refused(f"[default.attestkit]\nquote_version = {value}")
 
 
 def test_every_limit_is_a_key() -> None:

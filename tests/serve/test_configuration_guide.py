@@ -46,3 +46,18 @@ def test_the_table_of_limits() -> None:
         top = read_limit(name, most)
         with pytest.raises(UsageError, match=f": want {least} to {most}"):
             read_limit(name, top + 1)
+
+
+def test_what_the_text_says_of_the_simulator() -> None:
+    """The keys in the text are keys, with values that they take."""
+    [line] = re.findall(
+        r"^\* What the simulator is .*?(?=^\*)", GUIDE.read_text(), re.MULTILINE | re.DOTALL
+    )
+    keys = re.findall(r"`(\w+ = [^`]+)`", line)
+    found = parse_config("\n".join(["[default.attestkit]", *keys]).encode(), "agent.toml")
+    assert found.values == {
+        "platform": "tdx",
+        "quote_version": "5",
+        "scenario": "NAME",
+        "fault": ("ebusy:3", "slow:2s"),
+    }

@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 
+from attestkit.backends.simulator.faulty_calls import simulator_faults
 from attestkit.errors import UsageError
 from attestkit.serve.limits import Limits
 from attestkit.serve.options import FLAGS, Options, parse_options, with_config
 
 ONLY_IN_FILES = {"ident", "data_disks", "sources"}
+CHOICES = {"log_format": "json", "log_level": "debug", "platform": "snp", "quote_version": "5"}
 
 
 def laid(options: Options, environ: Any = None, **values: Any) -> Options:  # noqa: ANN401 - of options
@@ -26,9 +28,10 @@ def test_nothing_said() -> None:
 def test_every_option(name: str) -> None:
     """Each is on the command line, with a value, by its whole name."""
     option = f"--{name.replace('_', '-')}"
-    value = {"log_format": "json", "log_level": "debug"}.get(name, "x")
-    assert parse_options([option, value]) == Options(**{name: value})  # type: ignore[arg-type]  # a text
-    assert parse_options([f"{option}={value}"]) == Options(**{name: value})  # type: ignore[arg-type]  # a text
+    value = CHOICES.get(name, "x")
+    found = Options(**{name: (value,) if name == "fault" else value})  # type: ignore[arg-type]  # texts
+    assert parse_options([option, value]) == found
+    assert parse_options([f"{option}={value}"]) == found
     with pytest.raises(UsageError, match=option):
         parse_options([option])
     with pytest.raises(UsageError, match=option[:-1]):
@@ -48,6 +51,24 @@ def test_short_and_negative_forms() -> None:
     """Upstream's -c, and what turns off a file's access log."""
     assert parse_options(["-c", "x"]).config == "x"
     assert parse_options(["--no-access-log"]).access_log is False
+
+
+def test_faults() -> None:
+    """They may be repeated, and each may be several."""
+    found = parse_options(["--fault", "ebusy:3", "--fault=slow:1s eio"])
+    assert found.fault == ("ebusy:3", "slow:1s eio")
+    assert laid(found, fault=("eintr",)).fault == found.fault
+    assert laid(Options(), fault=("eintr",)).fault == ("eintr",)
+
+
+def test_the_list_of_faults(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for each that the simulator has, as `attestkit mount --list-faults` has them."""
+    with pytest.raises(SystemExit) as caught:
+        parse_options(["--list-faults"])
+    assert caught.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == list(simulator_faults())
+    assert all(len(line) <= 100 for line in lines)
 
 
 def test_limits() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from attestkit.backends.simulator.faults import Fault
 from attestkit.errors import ConfigError, UsageError
 from attestkit.serve.address import Address, parse_address
 from attestkit.serve.options import FLAGS, Options
@@ -131,6 +132,10 @@ def test_the_option_beats_the_environment() -> None:
         ("reset", "yes"),
         ("dev_http", "127.0.0.1:0"),
         ("app_id", "00" * 20),
+        ("platform", "tdx"),
+        ("quote_version", "5"),
+        ("scenario", "debug-td"),
+        ("fault", ("ebusy",)),
     ],
 )
 def test_options_of_the_simulator_are_refused_on_hardware(option: str, value: str) -> None:
@@ -221,6 +226,26 @@ def test_an_empty_value_is_refused(option: str) -> None:
         hardware(**{option: ""})  # type: ignore[arg-type]  # reset is no text
 
 
+def test_what_is_said_of_the_simulation() -> None:
+    """It goes to the simulator by the names of its arguments; what was not said does not."""
+    assert simulator().simulation == {}
+    options = Options(
+        backend="simulator",
+        platform="snp",
+        quote_version="5",
+        scenario="debug-td",
+        fault=("ebusy:3 eio", "slow:1s"),
+    )
+    assert decide(options, HOME, no_signs).simulation == {
+        "platform": "snp",
+        "quote_version": 5,
+        "scenario": "debug-td",
+        "faults": [Fault.parse("ebusy:3"), Fault.parse("eio"), Fault.parse("slow:1s")],
+    }
+    with pytest.raises(UsageError, match=r"^--fault ebsuy: no fault is called 'ebsuy'; there are"):
+        decide(Options(backend="simulator", fault=("ebsuy",)), HOME, no_signs)
+
+
 def test_one_seed_is_enough() -> None:
     """A seed and a seed file contradict each other."""
     with pytest.raises(UsageError, match="--seed-file"):
@@ -279,6 +304,7 @@ def configured(**values: str) -> Options:
         ({"socket_mode": "rw"}, "agent.toml: key.socket_mode: rw: want an octal number"),
         ({"app_id": "00"}, "agent.toml: key.app_id: 00: want 40 hex digits"),
         ({"seed": "s3cret", "seed_file": "f"}, "agent.toml: key.seed and agent.toml: key.seed_f"),
+        ({"fault": ("ebusy", "ebsuy")}, "agent.toml: key.fault ebsuy: no fault is called 'ebsuy'"),
     ],
 )
 def test_what_is_wrong_with_a_configuration(values: dict[str, str], told: str) -> None:

@@ -5,6 +5,7 @@ It is never silent: it signs with a root of its own that no verifier trusts unle
 """
 
 import os
+import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -17,6 +18,8 @@ from attestkit.attestation.vm_config import VmConfig
 from attestkit.backends.boot_sequence import Launch, boot_events
 from attestkit.backends.simulator.app import OWN_APP, instance_id
 from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay_records
+from attestkit.backends.simulator.faults import Fault, Faults, FaultsLike
+from attestkit.backends.simulator.faulty_calls import FaultyCalls
 from attestkit.backends.simulator.image import simulated_image
 from attestkit.backends.simulator.pki import SimulatedPki
 from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
@@ -53,7 +56,8 @@ class Simulator:
             "tdx".
         scenario: What is wrong, or odd, with it: a name (see `named_scenarios`), or a `Scenario`.
             None: nothing.
-        faults: None; not available yet.
+        faults: What goes wrong, by name and count: "ebusy:3 slow:2s", a list of such, or a Faults;
+            docs/faults.md has them all. More can be armed later, at `faults`.
         state_dir: A folder that keeps seed, registers and runtime events, used by one program at a
             time. A TD of another seed, app or machine is another TD: it boots there anew. None:
             nothing on disk, a fresh TD that ends with this object.
@@ -64,6 +68,10 @@ class Simulator:
         app_id: 20 bytes. None: the head of the compose hash.
         now: Seconds since 1970, for the collateral.
         random: Returns that many random bytes.
+        wait: Sleeps for so many seconds, where a fault says that the host is slow.
+
+    Attributes:
+        faults: What is armed. From the first one on that waits, `blocking` is True.
 
     Raises:
         UsageError: An argument is not one of the above.
@@ -90,7 +98,7 @@ class Simulator:
         quote_version: int | None = None,
         platform: str | None = None,
         scenario: str | Scenario | None = None,
-        faults: object = None,
+        faults: FaultsLike = None,
         state_dir: str | os.PathLike[str] | None = None,
         app_compose: bytes | None = None,
         app_keys: AppKeys | None = None,
@@ -98,12 +106,16 @@ class Simulator:
         app_id: bytes | None = None,
         now: Callable[[], float] = _clock,
         random: Callable[[int], bytes] = os.urandom,
+        wait: Callable[[float], object] = time.sleep,
     ) -> None:
-        if faults is not None:
-            raise UsageError("faults of the simulator are not available yet")
         _refuse_other_types(seed, vm_config, app_keys, state_dir)
-        self._now = now
         self._scenario = chosen_scenario(scenario, platform or self.platform)
+        self.faults = Faults.of(faults)
+        self._calls = FaultyCalls(
+            self.faults, platform=self.platform, has_log=state_dir is not None, wait=wait
+        )
+        self.faults.watch(self._look_at)
+        self._now = now
         self._quote_version = self._chosen_version(quote_version)
         self.app_compose = AppCompose.parse(OWN_APP if app_compose is None else app_compose)
         app_id = self.app_compose.default_app_id if app_id is None else app_id
@@ -134,14 +146,14 @@ class Simulator:
     # Options are checked against the signature, and this is where `inspect` looks for it.
     __new__.__wrapped__ = __init__  # type: ignore[attr-defined]
 
-    def _chosen_version(self, given: int | None) -> int:
+    def _chosen_version(self, asked: int | None) -> int:
         """Return the version of the quotes."""
-        if given not in (None, 4, 5):
-            raise UsageError(f"the simulator makes quotes of version 4 and 5, not {given!r}")
+        if asked not in (None, 4, 5):
+            raise UsageError(f"the simulator makes quotes of version 4 and 5, not {asked!r}")
         wanted = self._scenario.quote_version
-        if None not in (given, wanted) and given != wanted:
-            raise UsageError(f"the quotes of this scenario are of version {wanted}, not {given}")
-        return given or wanted or 4
+        if None not in (asked, wanted) and asked != wanted:
+            raise UsageError(f"the quotes of this scenario are of version {wanted}, not {asked}")
+        return asked or wanted or 4
 
     def _launch(
         self,
@@ -157,7 +169,13 @@ class Simulator:
         issued = _issued if self._seeded else _issued.__wrapped__
         self._pki, self._enclave, self.trust_anchor = issued(seed, self._scenario)
         self._event_log = boot_log(simulated_image())
-        self._td = SoftTd(self._plan(seed, app_id), self._folder, random)
+        self._td = SoftTd(self._plan(seed, app_id), self._folder, random, self._calls)
+
+    def _look_at(self, fault: Fault) -> None:
+        """Refuse what cannot go wrong here; from what waits on, an event loop needs a thread."""
+        self._calls.check(fault)
+        if fault.seconds:
+            self.blocking = True
 
     def _plan(self, seed: bytes, app_id: bytes) -> Boot:
         """Return where every boot of this TD ends, and what tells it from other TDs."""
@@ -206,8 +224,12 @@ class Simulator:
 
         Raises:
             UsageError: `report_data` is not 64 bytes.
+            BackendError: A fault says so.
         """
         check_bytes("report_data", report_data, 64)
+        return self._calls.report(report_data, self._quote, self._td.extend_unasked)
+
+    def _quote(self, report_data: bytes) -> bytes:
         body = (self._body_head, self._td.joined_rtmrs, report_data, self._body_rest)
         return self._enclave.quote(b"".join(body), version=self._quote_version)
 
@@ -219,6 +241,7 @@ class Simulator:
         """Return what a register, 0 to 3, holds: 48 bytes."""
         if register not in (0, 1, 2, 3):
             raise UsageError(f"there is no RTMR{register}")
+        self._calls.read(register)
         return self._td.rtmrs[register]
 
     def extend_rtmr(self, register: int, digest: bytes) -> None:
@@ -226,7 +249,8 @@ class Simulator:
 
         Raises:
             UsageError: A program cannot extend this register, or not by this.
-            BackendError: The new value could not be kept; the register is as it was.
+            BackendError: The new value could not be kept, and the register is as it was; or it is
+                as a fault says.
         """
         self._td.extend(register, digest)
 

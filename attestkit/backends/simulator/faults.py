@@ -11,12 +11,13 @@ import errno
 import os
 import re
 import threading
-from collections.abc import Iterable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Collection, Iterable
+from typing import Final, NamedTuple, TypeAlias
+from weakref import WeakMethod
 
 from attestkit.errors import UsageError
 
-__all__ = ["NAMED", "OPERATIONS", "Fault", "Faults", "named_faults"]
+__all__ = ["NAMED", "OPERATIONS", "Fault", "Faults", "FaultsLike", "named_faults"]
 
 _READ: Final = "read:outblob"
 _REPORT: Final = "report"
@@ -54,6 +55,9 @@ NAMED: Final[dict[str, _Named]] = {
     "provider_leaves": _Named("unload", "the provider's module goes before an entry is made"),
     "rtmr_extend_fails": _Named("extend", "extending fails with EIO, the register unchanged"),
     "rtmr_extend_lies": _Named("extend", "extending fails with EIO, the register extended"),
+    "torn_journal": _Named(
+        "tear", "RTMR3 is extended, half of the event is in the runtime log, and the answer is EIO"
+    ),
     "qgs_error": _Named("qgs", "the quote generation service answers error 0x12001"),
     "qgs_closes": _Named("qgs", "the quote generation service hangs up without an answer"),
     "qgs_truncates": _Named("qgs", "the quote generation service sends half its answer"),
@@ -151,11 +155,11 @@ class Fault(NamedTuple):
         return f"{self.name}{seconds}:{times}{skip}"
 
 
-def named_faults() -> tuple[str, ...]:
-    """Return one line of help for each named fault, and one for the general form."""
-    names = {name: f"{name}:2s" if named.argument else name for name, named in NAMED.items()}
-    width = max(map(len, names.values()))
-    lines = [f"{names[name]:<{width}}  {named.text}" for name, named in NAMED.items()]
+def named_faults(names: Collection[str] = tuple(NAMED)) -> tuple[str, ...]:
+    """Return one line of help for each named fault of `names`, and one for the general form."""
+    shown = {name: f"{name}:2s" if NAMED[name].argument else name for name in names}
+    width = max(len("OPERATION=ERRNO"), *map(len, shown.values()))
+    lines = [f"{shown[name]:<{width}}  {NAMED[name].text}" for name in names]
     return (*lines, f"{'OPERATION=ERRNO':<{width}}  a system call fails, as write:rtmr3=EIO")
 
 
@@ -173,11 +177,58 @@ class Faults:
     def __init__(self, faults: Iterable[Fault] = ()) -> None:
         self._lock = threading.Lock()
         self._queues: dict[str, list[Fault]] = {}
+        self._watchers: list[WeakMethod[Callable[[Fault], None]]] = []
         for fault in faults:
             self.arm(fault)
 
-    def arm(self, fault: Fault) -> None:
-        """Let a fault strike, after those of its operation that are armed already."""
+    @classmethod
+    def of(cls, faults: "FaultsLike") -> "Faults":
+        """Return the faults that an argument means; one that is a Faults stays the same object.
+
+        Args:
+            faults: Lines of text or faults; one text has several, between blanks or commas. None:
+                nothing goes wrong yet.
+
+        Raises:
+            UsageError: There is no such fault.
+        """
+        if isinstance(faults, Faults):
+            return faults
+        if isinstance(faults, str):
+            faults = faults.replace(",", " ").split()
+        if faults is None:
+            return cls()
+        if not isinstance(faults, Iterable):
+            raise UsageError("faults are text, as in 'ebusy:3 slow:2s', or a list of it")
+        return cls(map(_one, faults))
+
+    @property
+    def any(self) -> bool:
+        """Whether there are any. An object without is still one to arm, so it is not false."""
+        return bool(self._queues)
+
+    def watch(self, look: Callable[[Fault], None]) -> None:
+        """Have `look` called with what is armed, and then with what is about to be.
+
+        It may raise a UsageError: then that fault is not armed.
+
+        Args:
+            look: A method; it is forgotten when its object is gone.
+        """
+        for fault in self.armed():
+            look(fault)
+        self._watchers.append(WeakMethod(look))
+
+    def arm(self, fault: Fault | str) -> None:
+        """Let a fault strike, after those of its operation that are armed already.
+
+        Raises:
+            UsageError: There is no such fault, or not where these strike.
+        """
+        fault = _one(fault)
+        for watcher in self._watchers:
+            if look := watcher():
+                look(fault)
         if fault.times:
             with self._lock:
                 self._queues.setdefault(fault.operation, []).append(fault)
@@ -216,3 +267,15 @@ class Faults:
         """Raise the OSError of the fault that hits this `operation`, if one does."""
         if fault := self.strike(operation):
             raise OSError(fault.number, os.strerror(fault.number))
+
+
+FaultsLike: TypeAlias = Faults | str | Iterable[Fault | str] | None
+"""What `Faults.of` takes."""
+
+
+def _one(fault: object) -> Fault:
+    if isinstance(fault, Fault):
+        return fault
+    if isinstance(fault, str):
+        return Fault.parse(fault)
+    raise UsageError("a fault is text, as in 'ebusy:3', or a Fault")

@@ -32,6 +32,7 @@ from attestkit.backends.simulator.snp_driver import SnpDevice, SnpProvider
 from attestkit.backends.simulator.tdx_driver import (
     DRIVERS,
     Host,
+    Registers,
     TdxDevice,
     TdxProvider,
     measurement_files,
@@ -176,13 +177,14 @@ class Machine:
     def _add_tdx(self) -> None:
         if not self._release.has_device and self._setup.driver == "mainline":
             return
-        device = TdxDevice(self._td, self._host, self._setup.driver, self._faults)
+        registers = Registers(self._td, self._faults, self._setup.runtime_log)
+        device = TdxDevice(registers, self._host, self._setup.driver, self._faults)
         self.tree.add("/dev/tdx_guest", device)
         misc = "/sys/devices/virtual/misc/tdx_guest"
         self.tree.add(f"{misc}/dev", Content("", self._faults, b"10:126\n"))
         self.tree.add("/sys/class/misc/tdx_guest", Link("../../devices/virtual/misc/tdx_guest"))
         if self._release.has_measurements:
-            self.tree.add(f"{misc}/measurements", measurement_files(self._td, self._faults))
+            self.tree.add(f"{misc}/measurements", measurement_files(registers, self._faults))
 
     def _boot_id(self) -> bytes:
         return f"{self._td.boot_id}\n".encode()

@@ -271,7 +271,11 @@ class SnpConfig:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One simulated platform with its evidence's and its endorsements' peculiarities."""
+    """One simulated platform with its evidence's and its endorsements' peculiarities.
+
+    Raises:
+        UsageError: the platform or the version of the quotes is an unknown one.
+    """
 
     platform: Literal["tdx", "snp"] = "tdx"
     snp: SnpConfig = SnpConfig()  # all that counts on SEV-SNP, with `maker` and `trust_anchor`
@@ -287,6 +291,12 @@ class Scenario:
     maker: str | None = None  # the platform is one of that PKI; None: of the collateral's
     # The root that verifiers are told to trust: DER, or whose; None: the collateral's.
     trust_anchor: bytes | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.platform not in ("tdx", "snp"):
+            raise UsageError(f"platform is tdx or snp, not {self.platform!r}")
+        if self.quote_version not in (None, 4, 5):
+            raise UsageError(f"quote_version is 4 or 5, not {self.quote_version!r}")
 
 
 def chosen_scenario(chosen: object, platform: object = None) -> Scenario:
@@ -307,6 +317,10 @@ def chosen_scenario(chosen: object, platform: object = None) -> Scenario:
         chosen = scenario(chosen)
     if not isinstance(chosen, Scenario):
         raise UsageError("a scenario is a name or a Scenario")
+    try:
+        hash(chosen)
+    except TypeError as error:
+        raise UsageError("the values of a scenario cannot change: tuples, not lists") from error
     if platform not in (None, chosen.platform):
         raise UsageError(f"this scenario is one of platform {chosen.platform}, not {platform}")
     return chosen

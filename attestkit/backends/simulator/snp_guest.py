@@ -42,8 +42,8 @@ class SnpSimulator(Simulator):
     mr_config: str
     """The document whose hash is HOST_DATA, JSON text; it says who the app is."""
 
-    def _chosen_version(self, given: int | None) -> int:
-        if given is not None:
+    def _chosen_version(self, asked: int | None) -> int:
+        if asked is not None:
             raise UsageError("an SEV-SNP guest has reports, so that no version of quotes is chosen")
         return 0
 
@@ -92,10 +92,14 @@ class SnpSimulator(Simulator):
 
         Raises:
             UsageError: `report_data` is not 64 bytes.
+            BackendError: A fault says so.
         """
         check_bytes("report_data", report_data, 64)
-        report = self._chip.report(report_data, host_data=self._host_data)
+        report = self._calls.report(report_data, self._report)
         return SnpEvidence(report, self._chip.certificates)
+
+    def _report(self, report_data: bytes) -> bytes:
+        return self._chip.report(report_data, host_data=self._host_data)
 
     def get_quote(self, report_data: bytes) -> bytes:
         """Return a signed report over `report_data`, exactly 64 bytes; UsageError otherwise."""

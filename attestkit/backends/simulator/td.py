@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 from uuid import UUID
 
+from attestkit.backends.simulator.faulty_calls import FaultyCalls, TearingFolder
 from attestkit.backends.simulator.state import State, StateFolder
 from attestkit.errors import UsageError
 from attestkit.event_log import Event, Rtmrs
 from attestkit.event_log.journal import LOCK, Journal, MemoryJournal, RegisterAccess
-from attestkit.event_log.journal_files import OsFolder
 
 __all__ = ["Boot", "SoftTd", "check_bytes"]
 
@@ -31,6 +31,7 @@ class SoftTd:
         folder: Where it goes on running between two programs; None: it ends with this object. A
             TD that was launched otherwise than `boot` says is another one, so this one boots.
         random: Returns that many random bytes.
+        calls: Where what a program does here can go wrong.
 
     Raises:
         BackendError: The folder cannot be used.
@@ -38,14 +39,19 @@ class SoftTd:
     """
 
     def __init__(
-        self, boot: Boot, folder: StateFolder | None, random: Callable[[int], bytes]
+        self,
+        boot: Boot,
+        folder: StateFolder | None,
+        random: Callable[[int], bytes],
+        calls: FaultyCalls,
     ) -> None:
+        self._calls = calls
         self._boot = boot
         self._folder = folder
         self._random = random
         self._boot_id = ""
         self._set(boot.rtmrs)
-        access = RegisterAccess(lambda: self.rtmrs[3], lambda digest: self.extend(3, digest))
+        access = RegisterAccess(lambda: self.rtmrs[3], self._extend_for_log)
         self.journal: Journal | MemoryJournal
         if folder is None:
             self.journal = MemoryJournal(access, version=boot.version)
@@ -55,7 +61,7 @@ class SoftTd:
         if running := state is not None and state.launch == boot.launch:
             self._boot_id = state.boot_id
             self._set(state.rtmrs)
-        files = OsFolder(folder.path, LOCK)
+        files = TearingFolder(folder.path, LOCK, calls)
         self.journal = Journal(
             files, access, boot_id=self._boot_id, version=boot.version, exclusive=True
         )
@@ -88,11 +94,19 @@ class SoftTd:
 
         Raises:
             UsageError: A program cannot extend this register, or not by this.
-            BackendError: The new value could not be kept; the register is as it was.
+            BackendError: The new value could not be kept, and the register is as it was; or it is
+                as a fault says.
         """
         if register not in (2, 3):
             raise UsageError(f"RTMR{register} is not a program's to extend: 2 and 3 are")
         check_bytes("a digest", digest, 48)
+        self._calls.extend(register, lambda: self.extend_unasked(register, digest))
+
+    def _extend_for_log(self, digest: bytes) -> None:
+        self._calls.extend_for_log(lambda: self.extend_unasked(3, digest))
+
+    def extend_unasked(self, register: int, digest: bytes) -> None:
+        """Extend a register, whoever asks; BackendError if the new value could not be kept."""
         changed = list(self.rtmrs)
         changed[register] = hashlib.sha384(self.rtmrs[register] + digest).digest()
         rtmrs = (changed[0], changed[1], changed[2], changed[3])

@@ -7,7 +7,9 @@ out-of-tree drivers are those of Intel's libtdx_attest and of go-tdx-guest.
 
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from errno import EBUSY, EFBIG, EINTR, EINVAL, EIO, ENOTTY, EPERM
+from pathlib import Path
 from typing import Final
 
 from attestkit.backends.simulator.emulated_kernel import EmulatedKernel
@@ -17,8 +19,9 @@ from attestkit.backends.simulator.kernel_tree import File, Folder, Ioctl, OpenFi
 from attestkit.backends.simulator.quote_service import answer
 from attestkit.backends.simulator.tsm_entries import Blobs, Request
 from attestkit.errors import AttestKitError
+from attestkit.event_log.journal import LOG, PENDING
 
-__all__ = ["DRIVERS", "Host", "TdxDevice", "TdxProvider", "measurement_files"]
+__all__ = ["DRIVERS", "Host", "Registers", "TdxDevice", "TdxProvider", "measurement_files"]
 
 GET_REPORT0: Final = 0xC4405401
 _HEADER: Final = struct.Struct("<QQII")  # of the buffer that is shared with the host
@@ -143,21 +146,49 @@ def strike_foreign_extend(td: EmulatedTd, faults: Faults) -> None:
         td.extend(3, b"\x5a" * 48)
 
 
-def _extend(td: EmulatedTd, faults: Faults, register: int, digest: bytes) -> None:
-    """Extend a register, or fail as a fault says."""
-    fault = faults.strike("extend")
-    if fault is None or fault.name == "rtmr_extend_lies":
-        td.extend(register, digest)
-    if fault is not None:
-        raise refuse(EIO)
+class Registers:
+    """The registers of a TD as its driver extends them: sometimes not, or not only that.
+
+    Args:
+        td: Whose they are.
+        faults: What goes wrong.
+        runtime_log: The folder of its runtime log; None: it has none.
+    """
+
+    def __init__(self, td: EmulatedTd, faults: Faults, runtime_log: str | None) -> None:
+        self.td = td
+        self._faults = faults
+        self._log = None if runtime_log is None else Path(runtime_log)
+
+    def extend(self, register: int, digest: bytes) -> None:
+        """Extend a register, or fail as a fault says."""
+        fault = self._faults.strike("extend")
+        if fault is None and register == 3:
+            fault = self._faults.strike("tear")
+        if fault is None or fault.name in {"rtmr_extend_lies", "torn_journal"}:
+            self.td.extend(register, digest)
+        if fault is not None:
+            if fault.name == "torn_journal":
+                self._tear()
+            raise refuse(EIO)
+
+    def _tear(self) -> None:
+        """Append half of what is pending to the log, as a program does that dies at it."""
+        if self._log is None:
+            return
+        with suppress(FileNotFoundError):  # whoever extends keeps no such log
+            line = (self._log / PENDING).read_bytes()
+            with (self._log / LOG).open("ab") as log:
+                log.write(line[: len(line) // 2])
 
 
 class TdxDevice(File):
     """`/dev/tdx_guest`, as the driver called `driver` (a key of DRIVERS) makes it."""
 
-    def __init__(self, td: EmulatedTd, host: Host, driver: str, faults: Faults) -> None:
+    def __init__(self, registers: Registers, host: Host, driver: str, faults: Faults) -> None:
         super().__init__("tdx_guest", faults, mode=0o600)
-        self.td = td
+        self.registers = registers
+        self.td = registers.td
         self.host = host
         self.commands = DRIVERS[driver]
 
@@ -202,7 +233,7 @@ class _OpenDevice(OpenFile):
             raise refuse(EINVAL)
         if register < 2:
             raise refuse(EPERM)
-        _extend(self._device.td, self._device.faults, register, digest)
+        self._device.registers.extend(register, digest)
 
     def _get_quote(self, call: Ioctl, given: bytes, *, framed: bool) -> None:
         """Answer in the caller's buffer, as the host does in the shared one."""
@@ -241,19 +272,19 @@ class _OpenDevice(OpenFile):
             return _ERROR, b""
 
 
-def measurement_files(td: EmulatedTd, faults: Faults) -> Folder:
+def measurement_files(registers: Registers, faults: Faults) -> Folder:
     """Return `/sys/devices/virtual/misc/tdx_guest/measurements`."""
-    folder = Folder()
+    folder, launch = Folder(), registers.td.launch
     fixed = {
-        "mrconfigid": td.launch.mr_config_id,
-        "mrowner": td.launch.mr_owner,
-        "mrownerconfig": td.launch.mr_owner_config,
-        "mrtd:sha384": td.launch.mr_td,
+        "mrconfigid": launch.mr_config_id,
+        "mrowner": launch.mr_owner,
+        "mrownerconfig": launch.mr_owner_config,
+        "mrtd:sha384": launch.mr_td,
     }
     for name, value in fixed.items():
         folder.names[name] = _FixedFile(name.partition(":")[0], faults, value)
     for number in range(4):
-        folder.names[f"rtmr{number}:sha384"] = _RegisterFile(number, td, faults)
+        folder.names[f"rtmr{number}:sha384"] = _RegisterFile(number, registers, faults)
     return folder
 
 
@@ -271,13 +302,13 @@ class _FixedFile(File):
 class _RegisterFile(File):
     """A register that can be extended."""
 
-    def __init__(self, number: int, td: EmulatedTd, faults: Faults) -> None:
+    def __init__(self, number: int, registers: Registers, faults: Faults) -> None:
         super().__init__(f"rtmr{number}", faults, mode=0o644, size=48)
         self.number = number
-        self.td = td
+        self.registers = registers
 
     def opened(self) -> OpenFile:
-        return _OpenRegister(self, lambda: self.td.rtmrs[self.number])
+        return _OpenRegister(self, lambda: self.registers.td.rtmrs[self.number])
 
 
 class _OpenRegister(OpenFile):
@@ -303,5 +334,5 @@ class _OpenRegister(OpenFile):
         if len(data) != 48:
             raise refuse(EINVAL)
         file.faults.check(f"write:{file.label}")
-        _extend(file.td, file.faults, file.number, data)
+        file.registers.extend(file.number, data)
         return 48

@@ -1,0 +1,228 @@
+"""docs/faults.md says of every fault what it does: each row is run where it says so."""
+
+import contextlib
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import attestkit
+from attestkit.attester import Attester
+from attestkit.backends.simulator import Simulator, faulty_calls
+from attestkit.backends.simulator.faults import NAMED
+from attestkit.errors import AttestKitError, UsageError
+from tests.rigs.emulator import Emulator, emulator, requires_fuse
+from tests.serve.client import Answer, call
+from tests.serve.server import Server, refusal, running_server
+
+ROOT = Path(__file__).resolve().parents[1]
+GUIDE = ROOT / "docs" / "faults.md"
+REFUSED = "refused"
+ASKED = bytes(range(64))
+
+pytestmark = pytest.mark.skipif(not GUIDE.exists(), reason="docs/faults.md is not here")
+
+
+class Row(NamedTuple):
+    """A row of the table of names."""
+
+    fault: str
+    strikes: str
+    what: str
+    kernel: str
+    simulator: str
+    server: str
+
+    @property
+    def name(self) -> str:
+        """The fault's name."""
+        return self.fault.partition(":")[0]
+
+    @property
+    def armed(self) -> str:
+        """The fault to arm, whose seconds are made short here."""
+        return self.fault.replace("2s", "50ms")
+
+
+def text() -> str:
+    """Return the guide, nothing where it is not."""
+    return GUIDE.read_text() if GUIDE.exists() else ""
+
+
+def rows() -> list[Row]:
+    """Return the table of names."""
+    found = re.findall(r"^\| `([\w:]+)` \|(.*)\|$", text(), re.MULTILINE)
+    cells = [(name, *(cell.strip() for cell in rest.split("|"))) for name, rest in found]
+    return [Row(*row) for row in cells if len(row) == len(Row._fields)]
+
+
+ROWS = rows()
+each_row = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+
+
+def error_of(cell: str) -> type[AttestKitError] | None:
+    """Return the error that a cell begins with, None if it says that the call succeeds."""
+    if re.match(r"evidence|an event", cell):
+        return None
+    found = re.match(r"(?:the same: )?`(\w+Error)`", cell)
+    assert found, cell
+    kind = getattr(attestkit.errors, found[1])
+    assert issubclass(kind, AttestKitError)
+    return kind  # type: ignore[no-any-return]  # just asked
+
+
+def act(tee: Attester, row: Row) -> None:
+    """Do what the fault strikes."""
+    if row.strikes == "event":
+        tee.emit_event("event", b"")
+    else:
+        tee.attest(ASKED)
+
+
+def check(tee: Attester, row: Row, cell: str) -> None:
+    """Act, and compare with what the cell says; the next time it is well, or is not."""
+    expected = error_of(cell)
+    with contextlib.ExitStack() as stack:
+        if expected is not None:
+            caught = stack.enter_context(pytest.raises(AttestKitError))
+        act(tee, row)
+    if expected is not None:
+        assert type(caught.value) is expected
+    until = pytest.raises(expected) if expected and "until" in cell else contextlib.nullcontext()
+    with until:
+        act(tee, row)
+    if expected is None or "until" not in cell:
+        names = [event.name for event in tee.attest(ASKED).event_log.runtime]
+        lost = row.strikes == "event" and "nothing is logged" in cell
+        assert names.count("event") == (row.strikes == "event") * (1 if lost else 2)
+
+
+# -- what the table has ----------------------------------------------------------------------------
+
+
+def test_every_fault_has_a_row() -> None:
+    """In the order of --list-faults; and nothing is in the table that is no fault."""
+    assert [row.name for row in ROWS] == list(NAMED)
+    assert {row.strikes for row in ROWS} == {"report", "event"}
+
+
+def test_the_table_of_operations() -> None:
+    """It is what the simulator lets fail."""
+    table = text().partition("## By operation")[2]
+    found = [
+        operation
+        for cells in re.findall(r"^\| (`.*`) \|", table, re.MULTILINE)
+        for operation in re.findall(r"`([^`]+)`", cells)
+    ]
+    assert sorted(found) == sorted(faulty_calls._OPERATIONS["tdx"])
+
+
+def test_what_snp_has_not() -> None:
+    """The sentence about SEV-SNP names what is refused there."""
+    [sentence] = re.findall(
+        r"On SEV-SNP there are no registers: (.*?) are refused", text(), re.DOTALL
+    )
+    missing = set(faulty_calls._NAMES["tdx"]) - set(faulty_calls._NAMES["snp"])
+    assert set(re.findall(r"`(\w+)`", sentence)) == missing
+
+
+def test_the_example_runs() -> None:
+    """It prints two errors, a quote, and what is left."""
+    [program] = re.findall(r"```python\n(.*?)```", text(), re.DOTALL)
+    done = subprocess.run(  # noqa: S603 - our own documentation
+        [sys.executable, "-W", "error", "-c", program],
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second, third, left = done.stdout.splitlines()
+    assert first.startswith("attempt 0: simulated fault ebusy: ")
+    assert second.startswith("attempt 1: simulated fault ebusy: ")
+    assert third == "attempt 2: a quote"
+    assert left == "rtmr_extend_fails:1 eio:1"
+
+
+# -- each row, where it says so --------------------------------------------------------------------
+
+
+@each_row
+def test_on_the_simulator(row: Row, tmp_path: Path) -> None:
+    """The class, what the next call gets, and what is in the log."""
+    if row.simulator == REFUSED:
+        with pytest.raises(UsageError, match=row.name):
+            Simulator(faults=row.armed)
+        return
+    with attestkit.open("simulator", state_dir=tmp_path, faults=row.armed) as tee:
+        check(tee, row, row.simulator)
+        assert isinstance(tee.backend, Simulator)
+        assert not tee.backend.faults.any
+        tee.backend.reset()
+        tee.attest(ASKED)
+
+
+def ask(server: Server, row: Row, method: str) -> Answer:
+    """Do over HTTP what the fault strikes."""
+    if row.strikes == "event":
+        return call(server.dstack, "EmitEvent", {"event": "event", "payload": ""})
+    return call(server.dstack, method, {"report_data": "00"})
+
+
+@each_row
+def test_on_the_server(row: Row, tmp_path: Path) -> None:
+    """The status, our own text, and what the next request gets."""
+    if row.server == REFUSED:
+        options = ("--backend", "simulator", "--dir", str(tmp_path), "--http", "none")
+        refused = refusal(*options, "--fault", row.armed, folder=tmp_path, code=1)
+        assert row.name in refused
+        return
+    status = int(row.server[:3])
+    with running_server("--fault", row.armed) as server:
+        answer = ask(server, row, "GetQuote")
+        assert answer.status == status, answer.body
+        if status != 200:
+            assert list(answer.json()) == ["error"]
+            if row.name not in {"wrong_report_data", "foreign_extend"}:  # the Attester's words
+                assert f"simulated fault {row.name}" in answer.json()["error"]
+        until = "until" in row.server
+        assert ask(server, row, "Attest").status == (status if until else 200)
+        server.check_log()
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Callable[[str], Emulator]]:
+    """Return the machine that a backend is for, one for the whole module."""
+    kinds = {
+        "configfs_tsm": {},
+        "tdx_ioctl": {"kernel": "6.12", "driver": "C'", "qgs": True},
+    }
+    running: dict[str, Emulator] = {}
+    with contextlib.ExitStack() as stack:
+
+        def get(kind: str) -> Emulator:
+            if kind not in running:
+                running[kind] = stack.enter_context(emulator(**kinds[kind]))  # type: ignore[arg-type]  # its options
+            running[kind].clear_faults()
+            running[kind].reboot()
+            return running[kind]
+
+        yield get
+
+
+@pytest.mark.rig
+@requires_fuse
+@each_row
+def test_on_the_kernels_files(row: Row, machines: Callable[[str], Emulator]) -> None:
+    """The class, what the next call gets, and what is in the log; with either of two backends."""
+    kind = "tdx_ioctl" if "tdx_ioctl" in row.kernel else "configfs_tsm"
+    machine = machines(kind)
+    qgs = {"qgs": machine.qgs} if kind == "tdx_ioctl" else {}
+    with attestkit.open(kind, root=machine.root, **qgs) as tee:
+        machine.fault(row.armed)
+        check(tee, row, row.kernel)
+        assert machine.armed() == []

@@ -1,0 +1,54 @@
+"""What docs/recording.md shows works as it stands."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attestkit.backends.recording import recording_file
+from attestkit.backends.recording.calls import CALLS
+
+ROOT = Path(__file__).resolve().parents[1]
+GUIDE = ROOT / "docs" / "recording.md"
+
+pytestmark = pytest.mark.skipif(not GUIDE.exists(), reason="docs/recording.md is not here")
+
+
+def _block(language: str) -> str:
+    (found,) = re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    return str(found)
+
+
+def test_the_example_runs(tmp_path: Path) -> None:
+    """It records, replays, and is refused what was not recorded."""
+    done = subprocess.run(  # noqa: S603 - our own documentation
+        [sys.executable, "-W", "error", "-c", _block("python")],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    who, refusal = done.stdout.splitlines()
+    assert who == "<Attester on recording, simulated> <replay of simulator, 'tee.jsonl'>"
+    assert b"another nonce".hex() in refusal
+    assert f"get_quote({b'nonce'.hex()}" in refusal
+    assert [path.name for path in tmp_path.iterdir()] == ["tee.jsonl"]
+
+
+def test_the_file_is_as_shown(tmp_path: Path) -> None:
+    """With its bytes filled in it is read; its limits are those of the code."""
+    text = re.sub(r'"[0-9a-f]{6}\.\.\."', '"00"', _block("json"))
+    path = tmp_path / "tee.jsonl"
+    path.write_text(text)
+    found = recording_file.read_recording(path)
+    assert found.complete
+    assert [entry.key[0] for entry in found.entries] == ["read_rtmr", "extend_rtmr", "get_quote"]
+    assert all(CALLS[entry.key[0]].change == entry.change for entry in found.entries)
+    assert json.loads(text.splitlines()[0])["version"] == recording_file.VERSION
+    assert recording_file.LARGEST == 256 << 20
+    assert recording_file.MOST == 1_000_000
