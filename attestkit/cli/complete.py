@@ -89,21 +89,16 @@ def complete_option(
 
 
 def _scenarios() -> Iterable[str]:
-    from importlib import import_module
+    from attestkit.backends.simulator.named_scenarios import NAMED
 
-    try:
-        named: dict[str, object] = import_module(
-            "attestkit.backends.simulator.named_scenarios"
-        ).NAMED
-    except ModuleNotFoundError:
-        return ()
-    return named
+    return NAMED
 
 
 def _faults() -> Iterable[str]:
-    from attestkit.backends.simulator.faults import NAMED
+    from attestkit.backends.simulator.faulty_calls import simulator_faults
 
-    return NAMED
+    words = (line.split()[0] for line in simulator_faults())
+    return [word for word in words if "=" not in word]
 
 
 _VALUES = {

@@ -44,12 +44,12 @@ class SimulatedTrust(NamedTuple):
         """
         if self == (None, None):
             return
+        backend = getattr(backend, "of", None) or backend  # what --record records
         anchor: bytes | None = getattr(backend, "trust_anchor", None)
         collateral: Callable[[], Any] | None = getattr(backend, "collateral", None)
         if not backend.simulated or anchor is None or collateral is None:
             raise UsageError(
-                f"{_ANCHOR} and {_COLLATERAL} are of the simulator: {backend.name} has a maker who "
-                "vouches for it"
+                f"{_ANCHOR} and {_COLLATERAL} are of the simulator, and this is {backend.name}"
             )
         if self.anchor is not None:
             from attestkit._crypto.pem import armour  # late: few write it

@@ -68,6 +68,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
         ("attestkit quote --backend simulator --option qu", {"quote_version="}),
         ("attestkit quote --backend tdx_ioctl --option q", {"qgs="}),
         ("attestkit quote --backend simulator --option faults=ebu", {"ebusy"}),
+        ("attestkit quote --backend simulator --option scenario=pck-rev", {"pck-revoked"}),
         ("attestkit quote --backend simulator --option platform=", {"tdx", "snp"}),
         ("attestkit attest --encoding v", {"v0", "v1"}),
         ("attestkit key x --algorithm x", {"x25519"}),

@@ -288,7 +288,7 @@ def test_hardware_has_no_such_files(
     path = tmp_path / "root"
     for words in (["--save-trust-anchor", str(path)], ["--save-collateral", str(path)]):
         assert main(["quote", "--unchecked", "--backend", "snp_guest", *words]) == 1
-        assert "are of the simulator: snp_guest has a maker" in capsys.readouterr().err
+        assert "are of the simulator, and this is snp_guest" in capsys.readouterr().err
         assert main(["quote", *SIMULATED, words[0], "-"]) == 1
         assert "name a file" in capsys.readouterr().err
     assert not path.exists()
@@ -379,6 +379,30 @@ def test_a_hardware_backend_that_is_not_here_is_code_3(tmp_path: Path, capsys: C
     for name in ("configfs_tsm", "tdx_ioctl"):
         assert main(["quote", "--backend", name, "--option", f"root={tmp_path}"]) == 3
         assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_a_recording_answers_as_it_was_answered(tmp_path: Path, capsys: Capture) -> None:
+    """Byte for byte, and nothing else: a new nonce was not asked then. It is never written over."""
+    record, root = str(tmp_path / "recording"), str(tmp_path / "root")
+    recording = [*SIMULATED, "--record", record, "--text", "x"]
+    one, other = tmp_path / "one", tmp_path / "other"
+    assert main(["attest", *recording, "-o", str(one), "--save-trust-anchor", root]) == 0
+    assert Path(root).read_text().startswith("-----BEGIN CERTIFICATE")
+    replayed = ["attest", "--backend", "recording", "--option", f"path={record}"]
+    assert main([*replayed, "--text", "x", "-o", str(other)]) == 0
+    assert one.read_bytes() == other.read_bytes()
+    assert main([*replayed, "--text", "y"]) == 3
+    assert "was not recorded" in capsys.readouterr().err
+    assert main(["attest", *recording]) == 1
+    assert "is not written over" in capsys.readouterr().err
+
+
+def test_faults_strike(capsys: Capture) -> None:
+    """A device that is busy, or gives nothing, is code 3, in one line that names the fault."""
+    for fault in ("ebusy", "empty_outblob"):
+        assert main(["quote", *SIMULATED, "--option", f"faults={fault}"]) == 3
+        [_, line] = capsys.readouterr().err.splitlines()
+        assert fault in line
 
 
 class _Plugin:
