@@ -161,7 +161,7 @@ def _text(error: click.Abort | click.ClickException | AttestKitError) -> str:
     """Return what went wrong, and where to read how it is done."""
     if isinstance(error, click.UsageError):
         path = "attestkit" if error.ctx is None else error.ctx.command_path
-        return f"{error.format_message()} See {path} --help."
+        return f"{error.format_message().rstrip('.')}. See {path} --help."
     if isinstance(error, click.ClickException):
         return error.format_message()
     return "interrupted" if isinstance(error, click.Abort) else str(error)

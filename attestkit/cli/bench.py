@@ -72,6 +72,7 @@ def bench(*, seconds: float, as_json: bool) -> int:
         return 0
     host["peers"] = ", ".join(f"{name} {version}" for name, version in packages.items()) or None
     render.fields("This machine", host)
+    render.lines([""])
     render.rows(("work", "attestkit", "peer", "its time", "times ours"), _table(found))
     left_out = {f"{name}: {reason}" for one in found for name, reason in one.left_out.items()}
     if left_out:

@@ -49,26 +49,31 @@ def as_json(value: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def fields(title: str | None, values: Mapping[str, object]) -> None:
-    """Print a title and a table of two columns, name and value; rows of None are left out."""
+def fields(title: str | None, values: Mapping[str, object], *, brief: bool = False) -> None:
+    """Print a title and a table of two columns, name and value; rows of None are left out.
+
+    If `brief` a terminal gets the head of very long values.
+    """
     told = {name: str(value) for name, value in values.items() if value is not None}
     if sys.stdout.isatty():
         from attestkit.cli import terminal
 
-        terminal.fields(title, told)
+        terminal.fields(title, told, brief=brief)
         return
     column = max(map(len, told), default=0)
     _write([] if title is None else [title])
     _write(f"{name:<{column}}  {value}" for name, value in told.items())
 
 
-def rows(columns: Sequence[str], records: Iterable[Sequence[object]]) -> None:
-    """Print a table with a header line."""
+def rows(
+    columns: Sequence[str], records: Iterable[Sequence[object]], *, brief: bool = False
+) -> None:
+    """Print a table with a header line; if `brief` a terminal gets the head of long hex."""
     told = [[str(value) for value in record] for record in records]
     if sys.stdout.isatty():
         from attestkit.cli import terminal
 
-        terminal.rows(columns, told)
+        terminal.rows(columns, told, brief=brief)
         return
     told.insert(0, list(columns))
     widths = [max(map(len, column)) for column in zip(*told, strict=True)]

@@ -24,6 +24,8 @@ __all__ = ["checks", "fields", "lines", "progress", "rows", "steps", "verdict", 
 # A mark that reads without colour, and the colour that it has.
 MARKS: Final = {"ok": "green", "!!": "bold red", "--": "dim", "  ": ""}
 NARROW: Final = 76  # columns, below which two columns of text do not fit side by side
+LONG, HEAD = 400, 160  # characters: what is very long, and how much of it is shown
+CELL: Final = 16  # digits of hex in a table that is brief
 TITLE: Final = "bold cyan"
 
 
@@ -38,13 +40,15 @@ def _plain(value: str) -> Text:
     return Text(printable(value))
 
 
-def fields(title: str | None, values: Mapping[str, str]) -> None:
-    """Print a title and a table of two columns, name and value."""
+def fields(title: str | None, values: Mapping[str, str], *, brief: bool = False) -> None:
+    """Print a title and a table of two columns; if `brief` very long values are cut off."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in values.items():
-        table.add_row(_plain(name), _plain(value))
+        cut = brief and len(value) > LONG
+        told = f"{value[:HEAD]}... {len(value):,} characters" if cut else value
+        table.add_row(_plain(name), _plain(told))
     console = _console()
     if title is not None:
         console.print(_plain(title), style=TITLE)
@@ -52,14 +56,20 @@ def fields(title: str | None, values: Mapping[str, str]) -> None:
         console.print(table)
 
 
-def rows(columns: Sequence[str], records: Iterable[Sequence[str]]) -> None:
-    """Print a table with a header line."""
+def rows(columns: Sequence[str], records: Iterable[Sequence[str]], *, brief: bool = False) -> None:
+    """Print a table with a header line; if `brief` long hex is cut off."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in columns:
         table.add_column(name, overflow="fold")
     for record in records:
-        table.add_row(*map(_plain, record))
+        table.add_row(*(_plain(_head(cell) if brief else cell) for cell in record))
     _console().print(table)
+
+
+def _head(cell: str) -> str:
+    """Return enough of long hex to tell it from other."""
+    hexadecimal = len(cell) > CELL + 2 and not cell.strip("0123456789abcdef")
+    return f"{cell[:CELL]}.." if hexadecimal else cell
 
 
 def lines(texts: Iterable[str]) -> None:
