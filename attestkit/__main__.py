@@ -18,9 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
 
         return serve(words[1:])
     try:
-        from attestkit.cli import run
+        from attestkit.cli import run_words
 
-        return run(words)
+        return run_words(words)
     except ModuleNotFoundError as error:
         if error.name not in {"click", "rich"}:
             raise

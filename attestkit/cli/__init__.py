@@ -20,7 +20,7 @@ from attestkit.errors import AttestKitError
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-__all__ = ["COMMANDS", "commands", "run"]
+__all__ = ["COMMANDS", "commands", "run_words"]
 
 # A command is the function of its name in the module of its name, which is loaded once it is
 # called: what one of them needs is not the others' to wait for.
@@ -129,7 +129,7 @@ def commands(ctx: click.Context, *, version: bool) -> int:
     return 0
 
 
-def run(words: list[str]) -> int:
+def run_words(words: list[str]) -> int:
     """Run one command; return its exit code, with any error told in one line on stderr."""
     if sys.stdout is None:  # closed by whoever started us
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - it stays open
