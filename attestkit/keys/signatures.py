@@ -3,7 +3,6 @@
 from typing import Final
 
 from attestkit._crypto.ecdsa import k256_recover, k256_verify
-from attestkit._crypto.ed25519 import ed25519_verify
 from attestkit._crypto.hashes import keccak256, sha256
 from attestkit.errors import UsageError
 from attestkit.keys.derivation import utf8
@@ -31,6 +30,8 @@ def verify_signature(algorithm: str, data: bytes, signature: bytes, public_key: 
     """
     kind, message = signed_message(algorithm, data)
     if kind == "ed25519":
+        from attestkit._crypto.ed25519 import ed25519_verify  # late: loads its library
+
         return ed25519_verify(public_key, signature, message)
     valid = k256_verify(public_key, signature, message[:32].rjust(32, b"\0"))
     return valid and len(message) >= 16
