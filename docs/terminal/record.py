@@ -40,7 +40,7 @@ SESSION: Final = (
     ("attestkit quote --option seed=@seed --text nonce -o quote.bin", 0),
     (f"attestkit verify evidence quote.bin tampered {TRUST}", 2),
     (
-        f"attestkit attest --option scenario=pck-revoked -o revoked {SAVED}",
+        f"attestkit attest --option seed=@seed --option scenario=pck-revoked -o revoked {SAVED}",
         0,
     ),
     ("attestkit verify revoked --trust-anchor its-root.pem --collateral its-intel.json", 2),
