@@ -14,6 +14,7 @@ __all__ = [
     "complete_folder",
     "complete_option",
     "complete_policy",
+    "complete_scenario",
 ]
 
 # All imports below are late: they are for the shell's questions alone.
@@ -55,6 +56,14 @@ def complete_fault(
 
     del ctx, param
     return _matching(NAMED, incomplete)
+
+
+def complete_scenario(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> "list[CompletionItem]":
+    """Return the scenarios whose names begin so."""
+    del ctx, param
+    return _matching(_scenarios(), incomplete)
 
 
 def complete_folder(

@@ -72,9 +72,8 @@ def key(  # noqa: PLR0913 - one per option
         derived = _derived(attester.keys, path, purpose, algorithm, separated=separated)
         backend, simulated = attester.backend.name, attester.simulated
     hidden = public or output is not None
-    written = output is not None and write_output(
-        "-o", output, derived.key.hex() + "\n", mode=0o600
-    )
+    secret, shared = derived.key.hex(), derived.public_key.hex()
+    written = output is not None and write_output("-o", output, f"{secret}\n", mode=0o600)
     if as_json:
         found = {
             "path": path,
@@ -83,18 +82,18 @@ def key(  # noqa: PLR0913 - one per option
             "separated": separated,
             "backend": backend,
             "simulated": simulated,
-            "public_key": derived.public_key.hex(),
-            "key": None if hidden else derived.key.hex(),
+            "public_key": shared,
+            "key": None if hidden else secret,
             "signature_chain": [signature.hex() for signature in derived.signature_chain],
             "output": None if output is None else str(output),
         }
         render.as_json(found)
     elif public:
-        click.echo(derived.public_key.hex())
+        click.echo(shared)
     elif written:
-        render.verdict(f"{output}: the key of {derived.public_key.hex()}", good=True)
+        render.verdict(f"{output}: the key of {shared}", good=True)
     elif output is None:
-        render.fields(None, {"public key": derived.public_key.hex(), "key": derived.key.hex()})
+        render.fields(None, {"public key": shared, "key": secret})
 
 
 def _derived(

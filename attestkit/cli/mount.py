@@ -1,5 +1,7 @@
 """`attestkit mount DIR`: the simulator behind the kernel's own files."""
 
+import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -7,7 +9,7 @@ from typing import Final
 import click
 
 from attestkit.cli import render
-from attestkit.cli.complete import complete_fault, complete_folder
+from attestkit.cli.complete import complete_fault, complete_folder, complete_scenario
 from attestkit.cli.parameters import json_option
 from attestkit.errors import UsageError
 
@@ -61,9 +63,13 @@ _EPILOG: Final = (
     "--quote-version",
     metavar="N",
     type=int,
-    default=4,
-    show_default=True,
-    help="4, or 5 (TDX 1.5).",
+    help="4, or 5 (TDX 1.5); else the scenario's, or 4.",
+)
+@click.option(
+    "--scenario",
+    metavar="NAME",
+    shell_complete=complete_scenario,
+    help="What is wrong, or odd, with its evidence.",
 )
 @click.option("--mr-config-id", metavar="HEX", help="TDX: MRCONFIGID, 48 bytes; else zeros.")
 @click.option("--host-data", metavar="HEX", help="SEV-SNP: HOST_DATA, 32 bytes; else zeros.")
@@ -79,7 +85,8 @@ _EPILOG: Final = (
     shell_complete=complete_fault,
     help="What goes wrong, as in ebusy:3; may be repeated.",
 )
-@click.option("--list-faults", is_flag=True, help="Say what can go wrong, and stop.")
+@click.option("--list-faults", is_flag=True, help="Say what there is for SPEC, and stop.")
+@click.option("--list-scenarios", is_flag=True, help="Say what there is for NAME, and stop.")
 @click.option(
     "--state-dir",
     metavar="DIR",
@@ -98,13 +105,15 @@ def mount(  # noqa: PLR0913 - one per option
     provider: str,
     kernel: str,
     driver: str,
-    quote_version: int,
+    quote_version: int | None,
+    scenario: str | None,
     mr_config_id: str | None,
     host_data: str | None,
     vmpl: int,
     no_certificates: bool,
     faults: tuple[str, ...],
     list_faults: bool,
+    list_scenarios: bool,
     state_dir: str | None,
     qgs: str | None,
     qgs_port: int | None,
@@ -119,9 +128,11 @@ def mount(  # noqa: PLR0913 - one per option
     from attestkit.backends.simulator import faults as named  # only this command needs them
     from attestkit.backends.simulator.kernel_fs import serve
     from attestkit.backends.simulator.machine import Setup
+    from attestkit.backends.simulator.named_scenarios import named_scenarios
 
-    if list_faults:
-        _list_faults(named.named_faults(), as_json=as_json)
+    if list_faults or list_scenarios:
+        lines = named.named_faults() if list_faults else named_scenarios()
+        _list("faults" if list_faults else "scenarios", lines, as_json=as_json)
         return
     if not folder:  # an empty path would be this very folder
         raise UsageError("which folder? attestkit mount DIR")
@@ -129,11 +140,9 @@ def mount(  # noqa: PLR0913 - one per option
         raise UsageError("--state-dir: the value is empty")
 
     def ready() -> None:
-        anchor = f"{folder}/attestkit/trust-anchor.der"
-        if as_json:
-            render.as_json({"ready": {"folder": folder, "trust_anchor": anchor}})
-        else:
-            sys.stdout.write(f"ready {folder} trust-anchor={anchor}\n")
+        place = str(folder)
+        line = f"ready {place} trust-anchor={place}/attestkit/trust-anchor.der\n"
+        sys.stdout.write(_ready_json(place) if as_json else line)
         sys.stdout.flush()
 
     serve(
@@ -143,6 +152,7 @@ def mount(  # noqa: PLR0913 - one per option
             kernel=kernel,
             driver=driver,
             quote_version=quote_version,
+            scenario=scenario,
             mr_config_id=_hex(mr_config_id, "--mr-config-id", 48) or bytes(48),
             host_data=_hex(host_data, "--host-data", 32) or bytes(32),
             vmpl=vmpl,
@@ -157,10 +167,21 @@ def mount(  # noqa: PLR0913 - one per option
     )
 
 
-def _list_faults(lines: Sequence[str], *, as_json: bool) -> None:
-    """Print a line a fault: what it is written as, and what goes wrong then."""
+def _list(what: str, lines: Sequence[str], *, as_json: bool) -> None:
+    """Print a line each: what it is written as, and what goes wrong then."""
     if as_json:
         pairs = (line.split(maxsplit=1) for line in lines)
-        render.as_json({"faults": [{"fault": fault, "text": text} for fault, text in pairs]})
+        render.as_json({what: [{"name": name, "text": text} for name, text in pairs]})
         return
     click.echo("\n".join(lines))
+
+
+def _ready_json(folder: str) -> str:
+    control = f"{folder}/attestkit"
+    told = {
+        "folder": folder,
+        "pid": os.getpid(),
+        "control": control,  # the folder of what a real machine has not
+        "trust_anchor": f"{control}/trust-anchor.der",
+    }
+    return f"{json.dumps(told)}\n"

@@ -160,7 +160,7 @@ class _Print(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         try:
             print(self._text(), flush=True)  # noqa: T201 - what was asked for
-        except OSError:  # nobody reads it
+        except OSError:  # nobody reads on, as behind `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tries again when it ends
         parser.exit()
 
@@ -173,6 +173,12 @@ def _faults() -> str:
     from attestkit.backends.simulator import faulty_calls  # late: only this needs the simulator
 
     return "\n".join(faulty_calls.simulator_faults())
+
+
+def _scenarios() -> str:
+    from attestkit.backends.simulator import named_scenarios  # late, as above
+
+    return "\n".join(named_scenarios.named_scenarios())
 
 
 def refuse_empty(options: Options) -> None:
@@ -324,6 +330,7 @@ def _add_simulator(add: _Add) -> None:
         help="what goes wrong, and how often, as in ebusy:3 or slow:2s; may be repeated",
     )
     add("--list-faults", action=_Print, const=_faults, help="tell what can go wrong, and exit")
+    add("--list-scenarios", action=_Print, const=_scenarios, help="tell their names, and exit")
 
 
 def _add_verifier(add: _Add) -> None:

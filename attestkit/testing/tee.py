@@ -2,17 +2,17 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast, final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, final
 
 from attestkit.attester import Attester, open
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.faults import Fault, Faults
+from attestkit.backends.simulator.faults import Faults, FaultsLike
 from attestkit.errors import AttestKitError
 from attestkit.report_data import ReportData
 from attestkit.testing.server import ServerLoop, TeeServer
@@ -31,7 +31,6 @@ __all__ = ["SEED", "SimulatedTee", "Surroundings"]
 SEED: Final = b"attestkit.testing: everyone's!!!"
 """The seed where none is given: no secret, so that a test has the same bytes wherever it runs."""
 
-_FaultsLike: TypeAlias = "str | Faults | Iterable[str | Fault] | None"
 _ON_DISK: Final = "torn_journal"  # the fault that needs a log in a file
 _LONGEST: Final = 107 - len("/dstack.sock")  # bytes of a folder whose sockets can have paths
 
@@ -70,7 +69,7 @@ class SimulatedTee:
         self,
         *,
         scenario: "str | Scenario | None" = None,
-        faults: _FaultsLike = None,
+        faults: FaultsLike = None,
         quote_version: int | None = None,
         platform: str | None = None,
         seed: bytes | None = None,
@@ -173,15 +172,14 @@ class SimulatedTee:
         """Let something go wrong from now on: "ebusy:3", or several with blanks between.
 
         Raises:
-            UsageError: There is no such fault, or not on this TEE; the text says what there is.
+            UsageError: There is no such fault, or not on this TEE; the text says what there is, and
+                none is armed.
         """
-        armed = self.simulator.faults  # type: ignore[attr-defined]
-        for text in faults.replace(",", " ").split():
-            armed.arm(Fault.parse(text))
+        self.simulator.faults.arm(faults)
 
     def reset(self) -> None:
         """Boot again: what was emitted is gone, and what was armed goes wrong no more."""
-        self.simulator.faults.clear()  # type: ignore[attr-defined]
+        self.simulator.faults.clear()
         self.simulator.reset()
 
     # -- its verifier --------------------------------------------------------------------------
@@ -310,7 +308,7 @@ def _moment(now: Callable[[], float]) -> datetime:
     return datetime.fromtimestamp(now(), timezone.utc)
 
 
-def _names_one_on_disk(faults: _FaultsLike) -> bool:
+def _names_one_on_disk(faults: FaultsLike) -> bool:
     if isinstance(faults, str):
         return _ON_DISK in faults
     armed = faults.armed() if isinstance(faults, Faults) else faults or ()

@@ -3,15 +3,18 @@
 import os
 import subprocess
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from attestkit.backends.simulator import kernel_fs
+from attestkit.backends.simulator.named_scenarios import named_scenarios
 from attestkit.errors import BackendUnavailableError
+from tests.dcap import REJECT, judge
 from tests.rigs.emulator import PATIENCE, command, emulator, environment, requires_fuse
-from tests.rigs.file_calls import MEASUREMENTS, put
+from tests.rigs.file_calls import MEASUREMENTS, NONCE, get, new_entry, put
 
 pytestmark = [pytest.mark.rig, requires_fuse]
 
@@ -49,6 +52,18 @@ def test_same_seed_same_root() -> None:
         assert one.trust_anchor == two.trust_anchor
         assert one.trust_anchor != other.trust_anchor
         assert one.boot_id != two.boot_id
+
+
+@pytest.mark.parametrize(
+    ("scenario", "outcome"), [("tcb-OutOfDate", "OutOfDate"), ("pck-revoked", REJECT)]
+)
+def test_scenario(scenario: str, outcome: str) -> None:
+    """What a program reads from the files is judged, by what lies beside them, as it is named."""
+    with emulator(scenario=scenario) as machine:
+        quote = get(new_entry(machine, inblob=NONCE) / "outblob")
+        now = int(datetime.now(timezone.utc).timestamp())
+        verdict = judge(quote, machine.collateral(), machine.trust_anchor, now)
+    assert verdict.status == outcome, verdict.text
 
 
 def test_state_dir_keeps_seed_and_log(tmp_path: Path) -> None:
@@ -94,6 +109,8 @@ def refusal(tmp_path: Path, *options: str, code: int = 1, folder: Path | None = 
         ("--driver=E", "no driver is called 'E'"),
         ("--quote-version=3", "quotes of version 4 and 5, not 3"),
         ("--fault=bad", "no fault is called 'bad'; there are ebusy, eintr,"),
+        ("--scenario=bad", "no scenario is called 'bad'; there are ok-v4, ok-v5-td10,"),
+        ("--scenario=snp", "this scenario is one of platform snp, not tdx"),
         ("--vmpl=4", "vmpl is 0 to 3"),
         ("--qgs=vsock:x", "want vsock:PORT"),
     ],
@@ -150,6 +167,15 @@ def test_list_of_faults() -> None:
         words[:-1], env=environment(), check=False, capture_output=True, text=True, timeout=PATIENCE
     )
     assert (done.returncode, done.stderr) == (1, "attestkit: which folder? attestkit mount DIR\n")
+
+
+def test_list_of_scenarios() -> None:
+    """And the scenarios, a line each."""
+    words = [sys.executable, "-m", "attestkit", "mount", "--list-scenarios"]
+    done = subprocess.run(  # noqa: S603 - our own program
+        words, env=environment(), check=True, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.stdout.splitlines() == list(named_scenarios())
 
 
 def test_fuse_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,6 +126,7 @@ def test_doctor_bench_and_faults(tmp_path: Path, capsys: Capture) -> None:
     _run(capsys, "doctor", "--root", str(tmp_path))
     _run(capsys, "bench", "--seconds", "0.1")
     _run(capsys, "mount", "--list-faults")
+    _run(capsys, "mount", "--list-scenarios")
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,6 @@ __all__ = ["Simulator"]
 
 _RTMRS_AT: Final = 328  # in a TD body: the registers and the report data, then
 _REST_AT: Final = 584  # what TD 1.5 added
-_LIVE: Final = {"rtmr0", "rtmr1", "rtmr2", "rtmr3", "report_data"}  # not fixed at launch
 
 
 def _clock() -> float:
@@ -197,11 +196,8 @@ class Simulator:
     def _fixed_body(self) -> tuple[bytes, bytes]:
         """Return what is in every quote before the registers and behind the report data."""
         config_id = config_id_v1(self.app_compose.compose_hash)
-        own = {"mr_td": simulated_image().mrtd, "mr_config_id": config_id}
-        odd = dict(self._scenario.body)
-        if unfit := odd.keys() - TdBody._fields | odd.keys() & _LIVE:
-            raise UsageError(f"a scenario cannot set {min(unfit)!r} of the TD's body")
-        body = TdBody(**{**own, **odd})
+        mr_td = simulated_image().mrtd
+        body = TdBody.launched(self._scenario.body, mr_td=mr_td, mr_config_id=config_id)
         old = self._quote_version == 4 or self._scenario.td10
         whole = body.td10() if old else body.td15()
         return whole[:_RTMRS_AT], whole[_REST_AT:]

@@ -11,6 +11,7 @@ from attestkit.backends.simulator.boot_log import boot_records, replay_records
 from attestkit.backends.simulator.image import simulated_image
 from attestkit.backends.simulator.pki import SimulatedPki
 from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
+from attestkit.backends.simulator.scenarios import Scenario
 from attestkit.errors import FormatError, UsageError
 from attestkit.td_report import TdReport
 
@@ -32,6 +33,7 @@ class EmulatedTd:
         extended: Whether its reports have what TDX 1.5 added.
         mr_config_id: 48 bytes, set at launch.
         random: Returns that many random bytes.
+        body: Fields of a TdBody that it overrides; not the registers, nor the report data.
     """
 
     def __init__(
@@ -41,11 +43,13 @@ class EmulatedTd:
         extended: bool,
         mr_config_id: bytes,
         random: Callable[[int], bytes],
+        body: tuple[tuple[str, bytes], ...] = (),
     ) -> None:
         self._cpu_svn = pki.config.cpusvn
         self._mac_key = _mac_key(pki)
         self._random = random
-        self.launch = TdBody(mr_td=simulated_image().mrtd, mr_config_id=mr_config_id)
+        mr_td = simulated_image().mrtd
+        self.launch = TdBody.launched(body, mr_td=mr_td, mr_config_id=mr_config_id)
         self._head = bytes([0x81, 0, int(extended), 0]) + bytes(12) + self._cpu_svn
         launch = self.launch
         self._tcb_info = b"".join(
@@ -92,16 +96,27 @@ class ReportQuoter:
         pki: Whose platform it is.
         version: 4 (quotes with a TD 1.0 body) or 5 (TD 1.5).
         check_mac: False: take well-formed reports of any platform.
+        scenario: What is odd with the quotes, and who signs them; None: nothing.
 
     Raises:
         UsageError: There is no such version.
     """
 
-    def __init__(self, pki: SimulatedPki, *, version: int = 4, check_mac: bool = True) -> None:
+    def __init__(
+        self,
+        pki: SimulatedPki,
+        *,
+        version: int = 4,
+        check_mac: bool = True,
+        scenario: Scenario | None = None,
+    ) -> None:
         if version not in (4, 5):
             raise UsageError(f"the simulator makes quotes of version 4 and 5, not {version!r}")
-        self._enclave = QuotingEnclave(pki)
+        scenario = scenario or Scenario()
+        maker = pki if scenario.maker is None else pki.other(scenario.maker)
+        self._enclave = QuotingEnclave(maker, scenario.platform_id, config=scenario.quote)
         self._version = version
+        self._extended = version == 5 and not scenario.td10
         self._mac_key = _mac_key(pki) if check_mac else None
 
     def quote(self, report: bytes) -> bytes:
@@ -114,7 +129,7 @@ class ReportQuoter:
             given = report[_MAC_AT : _MAC_AT + 32]
             if len(report) != 1024 or not hmac.compare_digest(_mac(self._mac_key, report), given):
                 raise FormatError("the TD report is not of this platform", offset=_MAC_AT)
-        body = TdReport.parse(report).quote_body(extended=self._version == 5)
+        body = TdReport.parse(report).quote_body(extended=self._extended)
         return self._enclave.quote(body, version=self._version)
 
 

@@ -27,6 +27,7 @@ from attestkit.backends.simulator.kernel_tree import (
     refuse,
 )
 from attestkit.backends.simulator.pki import SimulatedPki
+from attestkit.backends.simulator.scenarios import Scenario, chosen_scenario
 from attestkit.backends.simulator.snp_chip import SimulatedChip
 from attestkit.backends.simulator.snp_driver import SnpDevice, SnpProvider
 from attestkit.backends.simulator.tdx_driver import (
@@ -59,7 +60,8 @@ class Setup:
     provider: str = "tdx_guest"  # whose driver is loaded; "none": a TDX guest without a driver
     kernel: str = "6.18"  # the release that it behaves as
     driver: str = "mainline"  # the commands of /dev/tdx_guest, see tdx_driver.DRIVERS
-    quote_version: int = 4  # 5: TDX 1.5
+    quote_version: int | None = None  # 4, or 5 (TDX 1.5); None: the scenario's, else 4
+    scenario: str | Scenario | None = None  # what is odd with it, and with its collateral
     mr_config_id: bytes = bytes(48)  # of a TDX guest
     host_data: bytes = bytes(32)  # of an SEV-SNP guest
     vmpl: int = 0  # of an SEV-SNP guest's kernel; above 0 there is an SVSM
@@ -81,6 +83,21 @@ class Setup:
         if self.qgs_port is not None and not 0 <= self.qgs_port < 1 << 32:
             raise UsageError("qgs_port is 0 to 4294967295")
         EmulatedKernel.parse(self.kernel)
+        wanted = self.chosen.quote_version
+        if None not in (wanted, self.quote_version) and wanted != self.quote_version:
+            raise UsageError(
+                f"the quotes of this scenario are of version {wanted}, not {self.quote_version}"
+            )
+
+    @property
+    def chosen(self) -> Scenario:
+        """The scenario, a healthy guest if none was named."""
+        return chosen_scenario(self.scenario, "snp" if self.provider == "sev_guest" else "tdx")
+
+    @property
+    def version(self) -> int:
+        """The version of its quotes."""
+        return self.quote_version or self.chosen.quote_version or 4
 
 
 class Machine:
@@ -109,19 +126,21 @@ class Machine:
     ) -> None:
         self.tree = Tree()
         self._faults = faults
-        self._pki = pki
+        self._scenario = scenario = setup.chosen
+        self._pki = pki = pki.configured(scenario.pki)
         self._now = now
         self._release = EmulatedKernel.parse(setup.kernel)
         self._td = EmulatedTd(
             pki,
-            extended=setup.quote_version == 5,
+            extended=setup.version == 5,
             mr_config_id=setup.mr_config_id,
             random=random,
+            body=scenario.body,
         )
-        self.quoter = ReportQuoter(pki, version=setup.quote_version)
+        self.quoter = ReportQuoter(pki, version=setup.version, scenario=scenario)
         self._host = Host(self.quoter, faults, wait, clock)
         self._setup = setup
-        self._chip = SimulatedChip(pki.derive) if setup.provider == "sev_guest" else None
+        self._chip = self._make_chip(scenario.maker) if scenario.platform == "snp" else None
         self._add_common()
         if setup.provider != "sev_guest":
             self._add_boot_log()
@@ -139,13 +158,26 @@ class Machine:
             add("/etc/tdx-attest.conf", Content("tdx_attest_conf", faults, text.encode()))
         if setup.runtime_log is not None:
             add("/run/log/dstack", Link(setup.runtime_log))
-        root = self._pki.root_der if self._chip is None else self._chip.ark_der
-        add("/attestkit/trust-anchor.der", Content("", faults, root))
+        add("/attestkit/trust-anchor.der", Content("", faults, self._trust_anchor()))
         if self._chip is None:  # AMD's word comes with the report
             add("/attestkit/collateral.json", TextFile("", faults, self._collateral))
         add("/attestkit/faults", FaultsFile(faults))
         add("/attestkit/reset", _Switch(faults, self.reboot))
         add("/attestkit/kexec", _Switch(faults, self.kexec))
+
+    def _make_chip(self, label: str | None) -> SimulatedChip:
+        """Return where an SEV-SNP guest runs, or another chip of that label."""
+        pki = self._pki if label is None else self._pki.other(label)
+        return SimulatedChip(pki.derive, self._scenario.snp)
+
+    def _trust_anchor(self) -> bytes:
+        """Return the root that verifiers are told to trust."""
+        anchor = self._scenario.trust_anchor
+        if isinstance(anchor, bytes):
+            return anchor
+        if self._chip is not None:
+            return self._make_chip(anchor).ark_der
+        return (self._pki if anchor is None else self._pki.other(anchor)).root_der
 
     def _add_boot_log(self) -> None:
         faults = self._faults
@@ -190,7 +222,7 @@ class Machine:
         return f"{self._td.boot_id}\n".encode()
 
     def _collateral(self) -> bytes:
-        return self._pki.collateral(self._now()).to_json().encode()
+        return self._pki.collateral(self._now(), self._scenario.collateral).to_json().encode()
 
     def reboot(self) -> None:
         """Start anew: registers as the firmware leaves them, another boot id, no entries."""

@@ -95,6 +95,10 @@ class SimulatedPki:
         """Return `length` bytes that depend on the seed and `label` alone (HKDF-SHA256)."""
         return derive(self._seed, label, length)
 
+    def configured(self, config: PkiConfig) -> "SimulatedPki":
+        """Return the PKI of the same seed whose certificates say what `config` does."""
+        return self if config == self.config else SimulatedPki(self._seed, config=config)
+
     def other(self, label: str) -> "SimulatedPki":
         """Return a PKI configured alike, whose seed depends on this one's and `label`."""
         return SimulatedPki(self.derive(f"seed/{label}", 32), config=self.config)

@@ -27,6 +27,7 @@ _SECTION: Final = struct.Struct("<HI")  # certification data: type and size
 _QE_REPORT: Final = 6  # a type of certification data
 _ENCRYPTED_PPID: Final = {2: 256, 3: 384}  # bytes, by the type of certification data
 _SIGNATURE: Final = 64  # r then s
+_LIVE: Final = {"rtmr0", "rtmr1", "rtmr2", "rtmr3", "report_data"}  # fields not fixed at launch
 
 
 class TdBody(NamedTuple):
@@ -49,6 +50,20 @@ class TdBody(NamedTuple):
     report_data: bytes = bytes(64)
     tee_tcb_svn2: bytes = _TCB_SVN  # 16 bytes, TD 1.5 only
     mr_service_td: bytes = bytes(48)  # TD 1.5 only
+
+    @classmethod
+    def launched(cls, odd: tuple[tuple[str, bytes], ...], **own: bytes) -> "TdBody":
+        """Return what is fixed at launch: `own`, but for the fields that a scenario sets.
+
+        Raises:
+            UsageError: There is no such field, it is not fixed at launch, or has another size.
+        """
+        fields = dict(odd)
+        if unfit := fields.keys() - set(cls._fields) | fields.keys() & _LIVE:
+            raise UsageError(f"a scenario cannot set {min(unfit)!r} of the TD's body")
+        made = cls(**{**own, **fields})
+        made.td15()  # which refuses another size
+        return made
 
     def td10(self) -> bytes:
         """Return the 584 bytes of a TD 1.0 body; UsageError if a field has another size."""
