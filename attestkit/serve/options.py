@@ -26,6 +26,7 @@ __all__ = [
     "PLATFORMS",
     "QUOTE_VERSIONS",
     "Options",
+    "option_names",
     "parse_options",
     "refuse_empty",
     "with_config",
@@ -191,13 +192,7 @@ def refuse_empty(options: Options) -> None:
             raise UsageError(f"--{name.replace('_', '-')}: the value is empty")
 
 
-def parse_options(arguments: Sequence[str]) -> Options:
-    """Return what a command line says.
-
-    Raises:
-        UsageError: There is no such option, or it lacks its value or may not have it.
-        SystemExit: It asked for help or for the version, which are printed.
-    """
+def _parser() -> _Parser:
     parser = _Parser(
         prog="attestkit serve",
         description="Serve the dstack guest agent API.",
@@ -207,7 +202,22 @@ def parse_options(arguments: Sequence[str]) -> Options:
     )
     for title, add_options in _GROUPS:
         add_options(parser.add_argument_group(title).add_argument)
-    said = vars(parser.parse_args(list(arguments)))
+    return parser
+
+
+def option_names() -> tuple[str, ...]:
+    """Return all options as they are written, for a shell that completes them."""
+    return tuple(_parser()._option_string_actions)  # noqa: SLF001 - argparse has no other way
+
+
+def parse_options(arguments: Sequence[str]) -> Options:
+    """Return what a command line says.
+
+    Raises:
+        UsageError: There is no such option, or it lacks its value or may not have it.
+        SystemExit: It asked for help or for the version, which are printed.
+    """
+    said = vars(_parser().parse_args(list(arguments)))
     limits: dict[str, float] = {}
     for text in said.pop("limit"):
         try:
