@@ -1,103 +1,59 @@
 """`attestkit mount DIR`: the simulator behind the kernel's own files."""
 
+import json
+import os
 import sys
+from typing import Final
 
 import click
 
+from attestkit.cli.complete import complete_folder
+from attestkit.cli.machine_options import Serve, machine_options
+from attestkit.cli.parameters import json_option
 from attestkit.errors import UsageError
 
 __all__ = ["mount"]
 
 
-def _hex(text: str | None, what: str, size: int) -> bytes | None:
-    """Read an option in hex of so many bytes; None stays None."""
-    if text is None:
-        return None
-    try:
-        value = bytes.fromhex(text)
-    except ValueError:
-        value = b""
-    if len(value) != size:
-        raise UsageError(f"{what} is {size} bytes in hex")
-    return value
-
-
-@click.command(epilog="attestkit mount --list-faults tells what can be made to go wrong.")
-@click.argument("folder", metavar="DIR", required=False)
-@click.option("--seed", metavar="HEX", help="32 bytes that all keys follow from; else random.")
-@click.option("--provider", default="tdx_guest", help="tdx_guest, sev_guest or none.")
-@click.option("--kernel", default="6.18", help="Release of Linux to behave as (6.18).")
-@click.option(
-    "--driver", default="mainline", help="/dev/tdx_guest: mainline, C, C', D, D', dstack."
+_EPILOG: Final = (
+    "Example: attestkit mount /tmp/tee --fault ebusy:3\n\n"
+    "Exit codes: 0 ended by a signal, 1 usage, 3 what FUSE or the machine refused."
 )
-@click.option("--quote-version", type=int, default=4, help="4, or 5 (TDX 1.5).")
-@click.option("--mr-config-id", metavar="HEX", help="TDX: MRCONFIGID, 48 bytes; else zeros.")
-@click.option("--host-data", metavar="HEX", help="SEV-SNP: HOST_DATA, 32 bytes; else zeros.")
-@click.option("--vmpl", type=int, default=0, help="SEV-SNP: above 0 there is an SVSM.")
-@click.option("--no-certificates", is_flag=True, help="SEV-SNP: the host has none (auxblob).")
-@click.option("--fault", "faults", metavar="SPEC", multiple=True, help="What goes wrong: ebusy:3.")
-@click.option("--list-faults", is_flag=True, help="Say what can go wrong, and stop.")
-@click.option(
-    "--state-dir", metavar="PATH", help="Keeps seed and runtime log; else a temporary one."
-)
-@click.option("--qgs", metavar="PLACE", help="Quote generation service: a socket, or vsock:PORT.")
-@click.option("--qgs-port", type=int, help="The port that etc/tdx-attest.conf names.")
-def mount(  # noqa: PLR0913 - one per option
-    *,
-    folder: str | None,
-    seed: str | None,
-    provider: str,
-    kernel: str,
-    driver: str,
-    quote_version: int,
-    mr_config_id: str | None,
-    host_data: str | None,
-    vmpl: int,
-    no_certificates: bool,
-    faults: tuple[str, ...],
-    list_faults: bool,
-    state_dir: str | None,
-    qgs: str | None,
-    qgs_port: int | None,
-) -> None:
-    """Mount an emulated TEE guest's kernel files on the empty folder DIR, until interrupted.
 
-    DIR looks like a root: below it are sys/kernel/config/tsm/report, dev/tdx_guest and so on, and
-    attestkit/, which controls it. The evidence is simulated: only who trusts the root in
-    attestkit/trust-anchor.der believes it.
+
+@click.command(epilog=_EPILOG)
+@click.argument("folder", metavar="DIR", required=False, shell_complete=complete_folder)
+@machine_options
+@json_option
+def mount(*, folder: str | None, as_json: bool, serve: Serve) -> None:
+    """Mount the simulator as the kernel's files.
+
+    They are on the empty folder DIR until a signal ends this. DIR looks like a root: below it are
+    sys/kernel/config/tsm/report, dev/tdx_guest and so on, and attestkit/, which controls it. The
+    evidence is simulated: only who trusts the root in attestkit/trust-anchor.der believes it. A
+    line says that the files are there; with --json it is an object.
     """
-    from attestkit.backends.simulator import faults as named  # only this command needs them
-    from attestkit.backends.simulator.kernel_fs import serve
-    from attestkit.backends.simulator.machine import Setup
-
-    if list_faults:
-        click.echo("\n".join(named.named_faults()))
-        return
     if not folder:  # an empty path would be this very folder
         raise UsageError("which folder? attestkit mount DIR")
-    if state_dir == "":
-        raise UsageError("--state-dir: the value is empty")
+    place = folder
 
     def ready() -> None:
-        sys.stdout.write(f"ready {folder} trust-anchor={folder}/attestkit/trust-anchor.der\n")
+        sys.stdout.write(_ready_json(place) if as_json else _ready(place))
         sys.stdout.flush()
 
-    serve(
-        folder,
-        setup=Setup(
-            provider=provider,
-            kernel=kernel,
-            driver=driver,
-            quote_version=quote_version,
-            mr_config_id=_hex(mr_config_id, "--mr-config-id", 48) or bytes(48),
-            host_data=_hex(host_data, "--host-data", 32) or bytes(32),
-            vmpl=vmpl,
-            certificates=not no_certificates,
-            qgs_port=qgs_port,
-        ),
-        seed=_hex(seed, "--seed", 32),
-        faults=named.Faults(map(named.Fault.parse, faults)),
-        state_dir=state_dir,
-        qgs=qgs,
-        ready=ready,
-    )
+    serve(place, ready=ready)
+
+
+def _ready(folder: str) -> str:
+    return f"ready {folder} trust-anchor={folder}/attestkit/trust-anchor.der\n"
+
+
+def _ready_json(folder: str) -> str:
+    control = f"{folder}/attestkit"
+    told = {
+        "folder": folder,
+        "pid": os.getpid(),
+        "control": control,  # the folder of what a real machine has not
+        "trust_anchor": f"{control}/trust-anchor.der",
+    }
+    return f"{json.dumps(told)}\n"

@@ -10,6 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attestkit.errors import UsageError
+
 if TYPE_CHECKING:
     from attestkit.attester import Attester
     from attestkit.serve import Places, Ready
@@ -59,12 +61,18 @@ class TeeServer:
         self._stack = ExitStack()
         self._agent: Ready | None = None
         self._pccs: Ready | None = None
+        self._closed = False
 
     def agent(self, name: str) -> Path | str:
-        """Return where the agent's listener of that name is; all of them start together."""
+        """Return where the agent's listener of that name is; all of them start together.
+
+        Raises:
+            UsageError: The TEE is closed.
+        """
         from attestkit.serve import Places  # late: loads the server
 
         with self._lock:
+            self._check_open()
             if self._agent is None:
                 folder = self._folder()
                 sockets = folder / "dstack.sock", folder / "tappd.sock"
@@ -72,13 +80,22 @@ class TeeServer:
             return self._agent.places[name]
 
     def pccs(self) -> str:
-        """Return the URL of the PCCS."""
+        """Return the URL of the PCCS.
+
+        Raises:
+            UsageError: The TEE is closed, or has no collateral.
+        """
         from attestkit.serve import Places  # late: loads the server
 
         with self._lock:
+            self._check_open()
             if self._pccs is None:
                 self._pccs = self._serve(Places(pccs=_FREE))
             return str(self._pccs.places["pccs"])
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("this TEE is closed, and its server with it")
 
     def _serve(self, places: "Places") -> "Ready":
         from attestkit.serve.in_thread import Served
@@ -93,4 +110,6 @@ class TeeServer:
 
     def close(self) -> None:
         """Stop listening, cut off who is connected, and remove the sockets."""
-        self._stack.close()
+        with self._lock:
+            self._closed = True
+            self._stack.close()

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
 from functools import partial
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, final
 from attestkit.attester import Attester, open
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.faults import Faults, FaultsLike
-from attestkit.errors import AttestKitError
+from attestkit.errors import UnsupportedError
 from attestkit.report_data import ReportData
 from attestkit.testing.server import ServerLoop, TeeServer
 
@@ -77,7 +77,7 @@ class SimulatedTee:
         surroundings: Surroundings | None = None,
         **options: Any,  # noqa: ANN401 - handed on
     ) -> None:
-        if not isinstance(faults, (str, Faults)) and faults is not None:
+        if isinstance(faults, Iterator):  # it is read twice
             faults = tuple(faults)
         self._folder: Path | None = None
         self._outer, self._inner = ExitStack(), ExitStack()  # folders and such; what uses them
@@ -251,19 +251,21 @@ class SimulatedTee:
     @property
     def pccs_url(self) -> str:
         """The URL of a PCCS with this TEE's collateral; UnsupportedError on SEV-SNP."""
+        if not self._attester.has_quotes:
+            raise UnsupportedError("an SEV-SNP guest has no collateral, and no PCCS")
         return self._server.pccs()
 
     @property
     def client(self) -> dict[str, str]:
         """The environment variables that official clients read, set until the test ends.
 
-        Without `PCCS_URL` where there is no PCCS.
+        Without `PCCS_URL` on SEV-SNP.
         """
         variables = {
             "DSTACK_SIMULATOR_ENDPOINT": str(self.socket),
             "TAPPD_SIMULATOR_ENDPOINT": str(self.tappd_socket),
         }
-        with suppress(AttestKitError):
+        if self._attester.has_quotes:
             variables["PCCS_URL"] = self.pccs_url
         for name, value in variables.items():
             if os.environ.get(name) != value:
@@ -311,8 +313,8 @@ def _moment(now: Callable[[], float]) -> datetime:
 def _names_one_on_disk(faults: FaultsLike) -> bool:
     if isinstance(faults, str):
         return _ON_DISK in faults
-    armed = faults.armed() if isinstance(faults, Faults) else faults or ()
-    return any(_ON_DISK in str(fault) for fault in armed)
+    armed = faults.armed() if isinstance(faults, Faults) else faults
+    return isinstance(armed, Iterable) and any(_ON_DISK in str(fault) for fault in armed)
 
 
 def _own_surroundings(stack: ExitStack) -> Surroundings:

@@ -8,7 +8,8 @@ from typing import Any, Final
 import pytest
 
 from attestkit.attester import open as open_attester
-from attestkit.backends.simulator import Simulator, _issued
+from attestkit.backends.simulator import Simulator
+from attestkit.backends.simulator.issued import issued
 from attestkit.backends.simulator.named_scenarios import NAMED, named_scenarios, scenario
 from attestkit.backends.simulator.scenarios import (
     CollateralConfig,
@@ -206,12 +207,12 @@ def test_policies_differ_over_the_status_alone(name: str) -> None:
 
 def test_few_seeds_are_kept_and_none_that_was_drawn() -> None:
     """Certificates of the last seeds handed in are made once; what is random comes once anyway."""
-    _issued.cache_clear()
+    issued.cache_clear()
     Simulator()
-    assert _issued.cache_info().currsize == 0
+    assert issued.cache_info().currsize == 0
     for number in range(20):
         Simulator(seed=bytes([number] * 32))
-    assert _issued.cache_info().currsize <= 8
+    assert issued.cache_info().currsize <= 8
     one, two = (Simulator(seed=SEED, scenario="qe-debug") for _ in range(2))
     assert one._pki is two._pki
     assert one._pki is not Simulator(seed=SEED)._pki

@@ -27,8 +27,8 @@ from attestkit.backends.base import (
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.named_scenarios import NAMED
 from attestkit.backends.simulator.scenarios import Scenario, SnpConfig
-from attestkit.backends.simulator.snp_chip import SimulatedChip
-from attestkit.backends.simulator.snp_guest import SnpSimulator, _made
+from attestkit.backends.simulator.snp_chip import SimulatedChip, issued_chip
+from attestkit.backends.simulator.snp_guest import SnpSimulator
 from attestkit.errors import (
     AttestKitError,
     BackendBusyError,
@@ -191,12 +191,12 @@ def test_the_bytes_of_a_seed_stay_the_same() -> None:
 
 def test_few_chips_are_kept_and_none_that_was_drawn() -> None:
     """As with TDs."""
-    _made.cache_clear()
+    issued_chip.cache_clear()
     Simulator(platform="snp")
-    assert _made.cache_info().currsize == 0
+    assert issued_chip.cache_info().currsize == 0
     for number in range(20):
         Simulator(platform="snp", seed=bytes([number] * 32))
-    assert 0 < _made.cache_info().currsize <= 8
+    assert 0 < issued_chip.cache_info().currsize <= 8
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`attestkit mount`: it says that it is ready, ends cleanly, and refuses in one line."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,14 @@ import pytest
 
 from attestkit.backends.simulator import kernel_fs
 from attestkit.errors import BackendUnavailableError
-from tests.rigs.emulator import PATIENCE, command, emulator, environment, requires_fuse
+from tests.rigs.emulator import (
+    PATIENCE,
+    command,
+    emulator,
+    environment,
+    requires_fuse,
+    stop,
+)
 from tests.rigs.file_calls import MEASUREMENTS, put
 
 pytestmark = [pytest.mark.rig, requires_fuse]
@@ -31,6 +39,22 @@ def test_ready_line_and_end() -> None:
         assert list(machine.root.iterdir()) == []
         assert not log.exists()
         assert machine.errors.read_text() == ""
+
+
+def test_ready_in_json(tmp_path: Path) -> None:
+    """With --json it says in one object where everything is, and who answers."""
+    (tmp_path / "mount").mkdir()
+    with subprocess.Popen(  # noqa: S603 - our own program
+        command(tmp_path / "mount", "--json"), env=environment(), stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        assert told.pop("pid") == process.pid
+        assert told.pop("folder") == str(tmp_path / "mount")
+        assert Path(told.pop("control"), "collateral.json").is_file()
+        assert Path(told.pop("trust_anchor")).is_file()
+        assert told == {}
+        assert stop(process, tmp_path / "mount") == 0
 
 
 def test_killed() -> None:
@@ -159,7 +183,7 @@ def test_fuse_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(BackendUnavailableError, match=r"mfusepy: pip install .*\[fuse\]"):
             kernel_fs.serve(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(kernel_fs, "_DEVICE", tmp_path / "none")
+        patch.setattr(kernel_fs, "DEVICE", tmp_path / "none")
         with pytest.raises(BackendUnavailableError, match="is not here: load the kernel module"):
             kernel_fs.serve(tmp_path)
     with monkeypatch.context() as patch:

@@ -326,6 +326,7 @@ def test_a_long_folder_is_no_obstacle(runs: Runs, tmp_path: Path) -> None:
 
 CLIENTS = """
     import asyncio
+    import attestkit
     import httpx
     import pytest
     from attestkit import Collateral, Quote
@@ -358,6 +359,13 @@ CLIENTS = """
             assert Quote.parse(bytes.fromhex(answer.quote)) == tee.quote(b"%d" % number)
 
     MARK
+    async def test_async_attester(tee):
+        async with attestkit.aopen(tee.simulator) as attester:
+            await attester.emit_event("model", b"1")
+            evidence = await attester.attest(b"x")
+            assert evidence.quote == tee.quote(b"x")
+
+    MARK
     async def test_async_http(tee_session):
         async with httpx.AsyncClient(base_url=tee_session.url) as client:
             assert (await client.post("/Info", json={})).json()["app_name"]
@@ -376,7 +384,7 @@ def test_official_clients_in_sync_and_async_tests(runs: Runs, mode: str, mark: s
         *("-W", "ignore::ResourceWarning", "-p", "no:unraisableexception"),
         *("-o", f"asyncio_mode={mode}", "-o", "asyncio_default_fixture_loop_scope=function"),
     )
-    result.assert_outcomes(passed=4)
+    result.assert_outcomes(passed=5)
 
 
 def test_runs_on_several_processes(runs: Runs) -> None:

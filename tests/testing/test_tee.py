@@ -48,8 +48,9 @@ def test_a_second_close_does_nothing() -> None:
     tee = SimulatedTee()
     tee.close()
     tee.close()
-    with pytest.raises(UsageError, match="closed"):
-        tee.quote()
+    for asked in (tee.quote, lambda: tee.url, lambda: tee.pccs_url, lambda: tee.client):
+        with pytest.raises(UsageError, match="closed"):
+            asked()
 
 
 def test_the_seed_decides() -> None:
@@ -67,7 +68,10 @@ def test_the_seed_decides() -> None:
         SimulatedTee(seed=b"")
 
 
-@pytest.mark.parametrize("options", [{"quote_version": 3}, {"platform": "sgx"}, {"scenario": "x"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"quote_version": 3}, {"platform": "sgx"}, {"scenario": "x"}, {"faults": "x"}, {"faults": 1}],
+)
 def test_what_cannot_be_is_refused(options: dict[str, Any]) -> None:
     """The error comes from the simulator, and leaves nothing behind."""
     with pytest.raises(UsageError):
@@ -114,7 +118,7 @@ def test_snp_has_no_word_of_intel() -> None:
             lambda: tee.pccs_url,
             lambda: tee.emit("event"),
         ):
-            with pytest.raises((UnsupportedError, UsageError)):
+            with pytest.raises(UnsupportedError):
                 refused()
         assert set(tee.client) == {*NAMES[:2]}
 

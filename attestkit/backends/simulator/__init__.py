@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from functools import lru_cache
 from typing import Final
 
 from attestkit._crypto.hashes import sha256
@@ -21,8 +20,7 @@ from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay
 from attestkit.backends.simulator.faults import Fault, Faults, FaultsLike
 from attestkit.backends.simulator.faulty_calls import FaultyCalls
 from attestkit.backends.simulator.image import simulated_image
-from attestkit.backends.simulator.pki import SimulatedPki
-from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
+from attestkit.backends.simulator.issued import issued, launched
 from attestkit.backends.simulator.scenarios import Scenario, chosen_scenario, given
 from attestkit.backends.simulator.state import StateFolder
 from attestkit.backends.simulator.td import Boot, SoftTd, check_bytes
@@ -35,7 +33,6 @@ __all__ = ["Simulator"]
 
 _RTMRS_AT: Final = 328  # in a TD body: the registers and the report data, then
 _REST_AT: Final = 584  # what TD 1.5 added
-_LIVE: Final = {"rtmr0", "rtmr1", "rtmr2", "rtmr3", "report_data"}  # not fixed at launch
 
 
 def _clock() -> float:
@@ -166,8 +163,8 @@ class Simulator:
         self.vm_config = given(vm_config, simulated_image().vm_config)
         self._body_head, self._body_rest = self._fixed_body()
         # A random seed never comes again, so what follows from it is not kept.
-        issued = _issued if self._seeded else _issued.__wrapped__
-        self._pki, self._enclave, self.trust_anchor = issued(seed, self._scenario)
+        make = issued if self._seeded else issued.__wrapped__
+        self._pki, self._enclave, self.trust_anchor = make(seed, self._scenario)
         self._event_log = boot_log(simulated_image())
         self._td = SoftTd(self._plan(seed, app_id), self._folder, random, self._calls)
 
@@ -197,11 +194,7 @@ class Simulator:
     def _fixed_body(self) -> tuple[bytes, bytes]:
         """Return what is in every quote before the registers and behind the report data."""
         config_id = config_id_v1(self.app_compose.compose_hash)
-        own = {"mr_td": simulated_image().mrtd, "mr_config_id": config_id}
-        odd = dict(self._scenario.body)
-        if unfit := odd.keys() - TdBody._fields | odd.keys() & _LIVE:
-            raise UsageError(f"a scenario cannot set {min(unfit)!r} of the TD's body")
-        body = TdBody(**{**own, **odd})
+        body = launched(self._scenario, config_id)
         old = self._quote_version == 4 or self._scenario.td10
         whole = body.td10() if old else body.td15()
         return whole[:_RTMRS_AT], whole[_REST_AT:]
@@ -291,22 +284,6 @@ def _refuse_other_types(
         raise UsageError("app_keys are AppKeys, for a file see AppKeys.load")
     if state_dir is not None and not isinstance(state_dir, (str, os.PathLike)):
         raise UsageError("state_dir is a path")
-
-
-@lru_cache(maxsize=4)
-def _issued(seed: bytes, scenario: Scenario) -> tuple[SimulatedPki, QuotingEnclave, bytes]:
-    """Return PKI, quoting enclave and trust anchor.
-
-    A suite opens a TD for each test, most of them of one seed, and these are half of what that
-    costs. Only a few are kept: they hold secrets.
-    """
-    pki = SimulatedPki(seed, config=scenario.pki)
-    maker = pki if scenario.maker is None else pki.other(scenario.maker)
-    enclave = QuotingEnclave(maker, scenario.platform_id, config=scenario.quote)
-    anchor = scenario.trust_anchor
-    if isinstance(anchor, str):
-        anchor = pki.other(anchor).root_der
-    return pki, enclave, given(anchor, pki.root_der)
 
 
 def _os_image_hash(vm_config: str) -> bytes:

@@ -9,8 +9,10 @@ from uuid import UUID
 
 from attestkit.backends.simulator.boot_log import boot_records, replay_records
 from attestkit.backends.simulator.image import simulated_image
+from attestkit.backends.simulator.issued import launched
 from attestkit.backends.simulator.pki import SimulatedPki
-from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
+from attestkit.backends.simulator.quoting import QuotingEnclave
+from attestkit.backends.simulator.scenarios import Scenario
 from attestkit.errors import FormatError, UsageError
 from attestkit.td_report import TdReport
 
@@ -18,6 +20,7 @@ __all__ = ["EmulatedTd", "ReportQuoter"]
 
 _VALID_10, _VALID_15 = 0x1FF, 0x301FF  # fields of TEE_TCB_INFO that count
 _MAC_AT: Final = 224
+_HEALTHY: Final = Scenario()
 
 
 def _mac(key: bytes, report: bytes) -> bytes:
@@ -32,6 +35,7 @@ class EmulatedTd:
         extended: Whether its reports have what TDX 1.5 added.
         mr_config_id: 48 bytes, set at launch.
         random: Returns that many random bytes.
+        scenario: What is odd about its launch.
     """
 
     def __init__(
@@ -41,11 +45,12 @@ class EmulatedTd:
         extended: bool,
         mr_config_id: bytes,
         random: Callable[[int], bytes],
+        scenario: Scenario = _HEALTHY,
     ) -> None:
         self._cpu_svn = pki.config.cpusvn
         self._mac_key = _mac_key(pki)
         self._random = random
-        self.launch = TdBody(mr_td=simulated_image().mrtd, mr_config_id=mr_config_id)
+        self.launch = launched(scenario, mr_config_id)
         self._head = bytes([0x81, 0, int(extended), 0]) + bytes(12) + self._cpu_svn
         launch = self.launch
         self._tcb_info = b"".join(
@@ -92,16 +97,27 @@ class ReportQuoter:
         pki: Whose platform it is.
         version: 4 (quotes with a TD 1.0 body) or 5 (TD 1.5).
         check_mac: False: take well-formed reports of any platform.
+        enclave: Signs in place of the platform's own.
+        td10: Whether quotes of version 5 have a TD 1.0 body too.
 
     Raises:
         UsageError: There is no such version.
     """
 
-    def __init__(self, pki: SimulatedPki, *, version: int = 4, check_mac: bool = True) -> None:
+    def __init__(
+        self,
+        pki: SimulatedPki,
+        *,
+        version: int = 4,
+        check_mac: bool = True,
+        enclave: QuotingEnclave | None = None,
+        td10: bool = False,
+    ) -> None:
         if version not in (4, 5):
             raise UsageError(f"the simulator makes quotes of version 4 and 5, not {version!r}")
-        self._enclave = QuotingEnclave(pki)
+        self._enclave = QuotingEnclave(pki) if enclave is None else enclave
         self._version = version
+        self._extended = version == 5 and not td10
         self._mac_key = _mac_key(pki) if check_mac else None
 
     def quote(self, report: bytes) -> bytes:
@@ -114,7 +130,7 @@ class ReportQuoter:
             given = report[_MAC_AT : _MAC_AT + 32]
             if len(report) != 1024 or not hmac.compare_digest(_mac(self._mac_key, report), given):
                 raise FormatError("the TD report is not of this platform", offset=_MAC_AT)
-        body = TdReport.parse(report).quote_body(extended=self._version == 5)
+        body = TdReport.parse(report).quote_body(extended=self._extended)
         return self._enclave.quote(body, version=self._version)
 
 

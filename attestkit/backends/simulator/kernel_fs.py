@@ -28,14 +28,13 @@ from typing import Final
 from attestkit.backends.simulator.faults import Faults
 from attestkit.backends.simulator.fuse_operations import FuseOperations, wait_unless_signalled
 from attestkit.backends.simulator.machine import Machine, Setup
-from attestkit.backends.simulator.pki import SimulatedPki
 from attestkit.backends.simulator.quote_service import QuoteService, listen
 from attestkit.backends.simulator.state import StateFolder
 from attestkit.errors import BackendError, BackendUnavailableError, UsageError
 
-__all__ = ["serve"]
+__all__ = ["DEVICE", "load_fuse", "serve"]
 
-_DEVICE: Final = Path("/dev/fuse")
+DEVICE: Final = Path("/dev/fuse")
 # Seconds that the kernel may remember that there is a name: to ask at every step of a path makes a
 # report take three times as long. In a reboot entries go without its doing, but it asks all the
 # same before it opens, stats or makes one.
@@ -55,6 +54,7 @@ def serve(  # noqa: PLR0913 - everything that is handed in, by name
     faults: Faults | None = None,
     state_dir: str | os.PathLike[str] | None = None,
     qgs: str | None = None,
+    runtime_log: str | os.PathLike[str] | None = None,
     ready: Callable[[], None] = lambda: None,
     now: Callable[[], float] = _clock,
     random: Callable[[int], bytes] = os.urandom,
@@ -73,6 +73,8 @@ def serve(  # noqa: PLR0913 - everything that is handed in, by name
             program at a time. None: a temporary one.
         qgs: Where a quote generation service listens: the path of a unix socket, or `vsock:PORT`.
             None: there is none.
+        runtime_log: A folder that stands for `/run/log/dstack` where there is no `state_dir`.
+            None: a temporary one.
         ready: Called once the files are there.
         now: Seconds since 1970, for the collateral.
         random: Returns that many random bytes.
@@ -86,13 +88,20 @@ def serve(  # noqa: PLR0913 - everything that is handed in, by name
     if seed is not None and len(seed) != 32:
         raise UsageError(f"a seed is 32 bytes, not {len(seed)}")
     place = _empty_folder(folder)
-    fuse = _load_fuse()
+    fuse = load_fuse()
+    if os.geteuid() and not shutil.which("fusermount3"):
+        raise BackendUnavailableError(f"fusermount3 is not here: {_INSTALL}")
     faults = faults or Faults()
     with contextlib.ExitStack() as stack:
-        seed, log = _state(state_dir, seed, random, stack)
+        log: str | os.PathLike[str]
+        if state_dir is not None:
+            seed, log = _state(state_dir, seed, random, stack)
+        else:
+            seed = random(32) if seed is None else seed
+            log = runtime_log or stack.enter_context(_temporary_folder())
         machine = Machine(
             replace(setup or Setup(), runtime_log=str(log)),
-            SimulatedPki(seed),
+            seed,
             faults=faults,
             now=now,
             clock=time.monotonic,
@@ -118,15 +127,17 @@ def _empty_folder(folder: str | os.PathLike[str]) -> Path:
         raise UsageError(f"{place} is no folder to mount on: {error.strerror}{hint}") from error
 
 
-def _load_fuse() -> ModuleType:
-    """Return mfusepy, loaded late because only this needs it; or say what to install."""
-    if not _DEVICE.exists():
+def load_fuse() -> ModuleType:
+    """Return mfusepy, loaded late because only this needs it.
+
+    Raises:
+        BackendUnavailableError: It is not here, or FUSE is not; the text says what to install.
+    """
+    if not DEVICE.exists():
         raise BackendUnavailableError(
-            f"{_DEVICE} is not here: load the kernel module fuse, or let the container have it "
+            f"{DEVICE} is not here: load the kernel module fuse, or let the container have it "
             "(docker run --device /dev/fuse --cap-add SYS_ADMIN)"
         )
-    if os.geteuid() and not shutil.which("fusermount3"):
-        raise BackendUnavailableError(f"fusermount3 is not here: {_INSTALL}")
     try:
         import mfusepy
     except ModuleNotFoundError as error:
@@ -139,16 +150,17 @@ def _load_fuse() -> ModuleType:
     return module
 
 
+def _temporary_folder() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="attestkit-")
+
+
 def _state(
-    state_dir: str | os.PathLike[str] | None,
+    state_dir: str | os.PathLike[str],
     seed: bytes | None,
     random: Callable[[int], bytes],
     stack: contextlib.ExitStack,
 ) -> tuple[bytes, Path]:
     """Return the seed, and the folder that stands for /run/log/dstack."""
-    if state_dir is None:
-        log = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="attestkit-")))
-        return (random(32) if seed is None else seed), log
     state = StateFolder(Path(state_dir).absolute())
     stack.callback(state.close)
     log = state.path / "run-log-dstack"

@@ -16,6 +16,7 @@ from attestkit.backends.simulator.emulated_kernel import EmulatedKernel
 from attestkit.backends.simulator.emulated_td import EmulatedTd, ReportQuoter
 from attestkit.backends.simulator.faults import Fault, Faults
 from attestkit.backends.simulator.image import simulated_image
+from attestkit.backends.simulator.issued import issued
 from attestkit.backends.simulator.kernel_tree import (
     Content,
     File,
@@ -26,8 +27,8 @@ from attestkit.backends.simulator.kernel_tree import (
     Tree,
     refuse,
 )
-from attestkit.backends.simulator.pki import SimulatedPki
-from attestkit.backends.simulator.snp_chip import SimulatedChip
+from attestkit.backends.simulator.scenarios import Scenario
+from attestkit.backends.simulator.snp_chip import issued_chip
 from attestkit.backends.simulator.snp_driver import SnpDevice, SnpProvider
 from attestkit.backends.simulator.tdx_driver import (
     DRIVERS,
@@ -46,6 +47,7 @@ PROVIDERS: Final = ("tdx_guest", "sev_guest", "none")
 REPORTS: Final = "/sys/kernel/config/tsm/report"
 _ACPI: Final = "/sys/firmware/acpi/tables"
 _LOG_ADDRESS: Final = 0x7F000000
+_HEALTHY: Final = Scenario()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Setup:
     kernel: str = "6.18"  # the release that it behaves as
     driver: str = "mainline"  # the commands of /dev/tdx_guest, see tdx_driver.DRIVERS
     quote_version: int = 4  # 5: TDX 1.5
+    scenario: Scenario = _HEALTHY  # what is wrong, or odd, with its evidence
     mr_config_id: bytes = bytes(48)  # of a TDX guest
     host_data: bytes = bytes(32)  # of an SEV-SNP guest
     vmpl: int = 0  # of an SEV-SNP guest's kernel; above 0 there is an SVSM
@@ -72,6 +75,13 @@ class Setup:
             raise UsageError(f"no provider is called {self.provider!r}: {', '.join(PROVIDERS)}")
         if self.driver not in DRIVERS:
             raise UsageError(f"no driver is called {self.driver!r}: {', '.join(DRIVERS)}")
+        if self.scenario.quote_version not in {None, self.quote_version}:
+            wanted = self.scenario.quote_version
+            raise UsageError(
+                f"the quotes of this scenario are of version {wanted}, not {self.quote_version}"
+            )
+        if self.scenario.platform == "snp" and self.provider != "sev_guest":
+            raise UsageError("this scenario is one of SEV-SNP: the provider is sev_guest")
         if len(self.mr_config_id) != 48:
             raise UsageError("mr_config_id is 48 bytes")
         if len(self.host_data) != 32:
@@ -88,7 +98,7 @@ class Machine:
 
     Args:
         setup: What kind it is.
-        pki: The stand-in for Intel.
+        seed: 32 bytes that the stand-ins for Intel and AMD follow from.
         faults: What goes wrong.
         now: Seconds since 1970, for the collateral.
         clock: Seconds since some moment, for a slow host.
@@ -99,7 +109,7 @@ class Machine:
     def __init__(  # noqa: PLR0913 - everything that is handed in, by name
         self,
         setup: Setup,
-        pki: SimulatedPki,
+        seed: bytes,
         *,
         faults: Faults,
         now: Callable[[], float],
@@ -109,21 +119,27 @@ class Machine:
     ) -> None:
         self.tree = Tree()
         self._faults = faults
-        self._pki = pki
+        scenario, snp = setup.scenario, setup.provider == "sev_guest"
+        self._pki, enclave, self._root = issued(seed, scenario)
+        self._chip = None
+        if snp:
+            self._chip, self._root = issued_chip(seed, scenario)
         self._now = now
         self._release = EmulatedKernel.parse(setup.kernel)
         self._td = EmulatedTd(
-            pki,
+            self._pki,
             extended=setup.quote_version == 5,
             mr_config_id=setup.mr_config_id,
             random=random,
+            scenario=scenario,
         )
-        self.quoter = ReportQuoter(pki, version=setup.quote_version)
+        self.quoter = ReportQuoter(
+            self._pki, version=setup.quote_version, enclave=enclave, td10=scenario.td10
+        )
         self._host = Host(self.quoter, faults, wait, clock)
         self._setup = setup
-        self._chip = SimulatedChip(pki.derive) if setup.provider == "sev_guest" else None
         self._add_common()
-        if setup.provider != "sev_guest":
+        if not snp:
             self._add_boot_log()
         self._provider = self._add_driver(wait)
         self._reports = TsmReports(self._provider, self._release.outblob_limit, faults)
@@ -139,8 +155,7 @@ class Machine:
             add("/etc/tdx-attest.conf", Content("tdx_attest_conf", faults, text.encode()))
         if setup.runtime_log is not None:
             add("/run/log/dstack", Link(setup.runtime_log))
-        root = self._pki.root_der if self._chip is None else self._chip.ark_der
-        add("/attestkit/trust-anchor.der", Content("", faults, root))
+        add("/attestkit/trust-anchor.der", Content("", faults, self._root))
         if self._chip is None:  # AMD's word comes with the report
             add("/attestkit/collateral.json", TextFile("", faults, self._collateral))
         add("/attestkit/faults", FaultsFile(faults))
@@ -190,7 +205,8 @@ class Machine:
         return f"{self._td.boot_id}\n".encode()
 
     def _collateral(self) -> bytes:
-        return self._pki.collateral(self._now()).to_json().encode()
+        said = self._pki.collateral(self._now(), self._setup.scenario.collateral)
+        return said.to_json().encode()
 
     def reboot(self) -> None:
         """Start anew: registers as the firmware leaves them, another boot id, no entries."""

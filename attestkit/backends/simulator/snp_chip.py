@@ -7,6 +7,7 @@ authorities sign with RSA-PSS (see `_crypto.amd_certificates`).
 
 import struct
 from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Final
 from uuid import UUID
 
@@ -18,10 +19,10 @@ from attestkit._crypto.amd_certificates import (
 from attestkit._crypto.p384 import P384_ORDER, P384Key
 from attestkit._crypto.x509 import Window
 from attestkit.backends.simulator.image import simulated_snp_image
-from attestkit.backends.simulator.pki import serial_number
-from attestkit.backends.simulator.scenarios import SnpConfig, given
+from attestkit.backends.simulator.pki import derive, serial_number
+from attestkit.backends.simulator.scenarios import Scenario, SnpConfig, given
 
-__all__ = ["SimulatedChip"]
+__all__ = ["SimulatedChip", "issued_chip"]
 
 _BODY: Final = struct.Struct("<IIQ16s16sII8sQI4x64s48s32s48s48s32s32s8sBBB21x64s8sBBBxBBBx8s168x")
 _SIGNATURE: Final = 512  # bytes: r and s of 72 each, little-endian, and zeros
@@ -136,3 +137,17 @@ class SimulatedChip:
             entries += _TABLE_ENTRY.pack(guid, at + len(contents), len(content))
             contents += content
         return entries + bytes(_TABLE_ENTRY.size) + contents
+
+
+@lru_cache(maxsize=4)
+def issued_chip(seed: bytes, scenario: Scenario) -> tuple[SimulatedChip, bytes]:
+    """Return the chip and the trust anchor; a few are kept, as in `issued`."""
+
+    def chip(label: str | None) -> SimulatedChip:
+        of = seed if label is None else derive(seed, f"seed/{label}", 32)
+        return SimulatedChip(partial(derive, of), scenario.snp)
+
+    made, anchor = chip(scenario.maker), scenario.trust_anchor
+    if anchor is None and scenario.maker is None:
+        return made, made.ark_der
+    return made, anchor if isinstance(anchor, bytes) else chip(anchor).ark_der

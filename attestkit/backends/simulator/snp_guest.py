@@ -6,7 +6,6 @@ HOST_DATA: the one in the configuration that was handed in, else one made here.
 
 import json
 from collections.abc import Callable
-from functools import lru_cache, partial
 from typing import Final, NoReturn
 
 from attestkit.attestation.mr_config import host_data
@@ -15,9 +14,7 @@ from attestkit.backends.base import SnpEvidence
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.app import instance_id
 from attestkit.backends.simulator.image import snp_vm_config
-from attestkit.backends.simulator.pki import derive
-from attestkit.backends.simulator.scenarios import Scenario
-from attestkit.backends.simulator.snp_chip import SimulatedChip
+from attestkit.backends.simulator.snp_chip import issued_chip
 from attestkit.backends.simulator.td import check_bytes
 from attestkit.errors import FormatError, UnsupportedError, UsageError
 
@@ -60,8 +57,8 @@ class SnpSimulator(Simulator):
         self.vm_config = snp_vm_config(self.mr_config) if vm_config is None else vm_config
         self._host_data = host_data(self.mr_config)
         # A random seed never comes again, so what follows from it is not kept.
-        made = _made if self._seeded else _made.__wrapped__
-        self._chip, self.trust_anchor = made(seed, self._scenario)
+        make = issued_chip if self._seeded else issued_chip.__wrapped__
+        self._chip, self.trust_anchor = make(seed, self._scenario)
 
     def _own_document(self, seed: bytes, app_id: bytes) -> str:
         compose, keys = self.app_compose, self.app_keys
@@ -102,7 +99,7 @@ class SnpSimulator(Simulator):
         return self._chip.report(report_data, host_data=self._host_data)
 
     def get_quote(self, report_data: bytes) -> bytes:
-        """Return a signed report over `report_data`, exactly 64 bytes; UsageError otherwise."""
+        """Return a signed report over `report_data`, exactly 64 bytes; errors as its evidence."""
         return self.get_snp_report(report_data).report
 
     def read_event_log(self) -> bytes:
@@ -123,17 +120,3 @@ def _document_in(vm_config: str | None) -> str:
     except FormatError as error:
         raise UsageError(f"vm_config: {error}") from error
     return found if isinstance(found, str) else ""
-
-
-@lru_cache(maxsize=4)
-def _made(seed: bytes, scenario: Scenario) -> tuple[SimulatedChip, bytes]:
-    """Return the chip and the trust anchor; a few are kept, as in `simulator._issued`."""
-
-    def chip(label: str | None) -> SimulatedChip:
-        of = seed if label is None else derive(seed, f"seed/{label}", 32)
-        return SimulatedChip(partial(derive, of), scenario.snp)
-
-    made, anchor = chip(scenario.maker), scenario.trust_anchor
-    if anchor is None and scenario.maker is None:
-        return made, made.ark_der
-    return made, anchor if isinstance(anchor, bytes) else chip(anchor).ark_der

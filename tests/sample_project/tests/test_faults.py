@@ -86,14 +86,14 @@ def test_of_events(tee_factory: Callable[..., SimulatedTee], name: str) -> None:
     assert tee.verify(tee.attest(b"nonce"), report_data=b"nonce").simulated
 
 
-def test_an_extend_that_lies(tee_factory: Callable[..., SimulatedTee]) -> None:
+def test_rtmr_extend_lies(tee_factory: Callable[..., SimulatedTee]) -> None:
     """The register counts, not the answer."""
     tee = tee_factory(faults="rtmr_extend_lies")
     assert tee.emit("model", b"1") == tee.event_log().events[-1]
     assert tee.verify(tee.attest(), report_data=b"").simulated
 
 
-def test_a_slow_host(tee_factory: Callable[..., SimulatedTee]) -> None:
+def test_slow(tee_factory: Callable[..., SimulatedTee]) -> None:
     """Evidence comes later, and who needs none does not wait for it."""
     tee = tee_factory(faults="slow:300ms")
     begin = time.monotonic()

@@ -1,0 +1,164 @@
+"""`attestkit run` on a terminal: what is typed goes to the program, as if without it."""
+
+import contextlib
+import os
+import pty
+import re
+import signal
+import subprocess
+import termios
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.rigs.attestkit_run import RUN, requires_run
+from tests.rigs.emulator import PATIENCE, environment
+from tests.rigs.ordinary_user import requires_nobody, run_python_as_nobody
+
+pytestmark = [pytest.mark.rig, requires_run]
+
+INTERRUPT, SUSPEND = b"\x03", b"\x1a"
+
+
+class Terminal(NamedTuple):
+    """A terminal with a program on it."""
+
+    fd: int
+    process: "subprocess.Popen[bytes]"
+
+    def type(self, text: str | bytes) -> None:
+        """Type."""
+        os.write(self.fd, text.encode() if isinstance(text, str) else text)
+
+    def until(self, text: str) -> str:
+        """Return what is shown until there is a line that is `text`, or starts with it."""
+        shown = b""
+        while not re.search(rf"(^|\n){re.escape(text)}".encode(), shown):
+            try:
+                piece = os.read(self.fd, 1024)
+            except OSError:  # the other side is closed
+                piece = b""
+            assert piece, shown
+            shown += piece
+        return shown.decode()
+
+    def rest(self) -> str:
+        """Return what is shown until nobody has the terminal open."""
+        shown = b""
+        with contextlib.suppress(OSError):
+            while piece := os.read(self.fd, 1024):
+                shown += piece
+        return shown.decode()
+
+
+@contextlib.contextmanager
+def terminal(*words: str) -> Iterator[Terminal]:
+    """Start a program as the leader of a terminal's session."""
+    ours, theirs = pty.openpty()
+    settings = termios.tcgetattr(theirs)
+    settings[3] &= ~termios.ECHO  # only what programs say is shown
+    termios.tcsetattr(theirs, termios.TCSANOW, settings)
+    process = subprocess.Popen(  # noqa: S603 - a test's own program
+        ["setsid", "--ctty", "--wait", *words],
+        env={**environment(), "PS1": "", "PS2": "", "ENV": "", "TERM": "dumb"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    timer = threading.Timer(PATIENCE, process.kill)  # ends the session, so that reads return
+    timer.start()
+    try:
+        yield Terminal(ours, process)
+    finally:
+        timer.cancel()
+        timer.join()
+        os.close(ours)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
+        process.kill()
+        process.wait()
+
+
+def test_interactive_shell() -> None:
+    """A shell there controls its jobs, survives ^C and ^Z, and its exit code is told."""
+    with terminal(*RUN, "sh", "-i") as screen:
+        screen.type("echo ready $((40 + 2))\n")
+        first = screen.until("ready 42")
+        assert "job control" not in first  # which it complains of where it has none
+        screen.type("trap : INT; sleep 4000; echo interrupted $?\n")
+        _foreground(screen, "sleep")
+        screen.type(INTERRUPT)
+        screen.until("interrupted 130")
+        screen.type("sleep 4001; echo suspended $?\n")
+        _foreground(screen, "sleep")
+        screen.type(SUSPEND)
+        screen.until("suspended 148")
+        screen.type("kill -KILL %1; wait\nexit 5\nexit 5\n")
+        screen.rest()
+        assert screen.process.wait(PATIENCE) == 5
+
+
+def _foreground(screen: Terminal, name: str) -> None:
+    """Wait until the terminal's foreground is a program of that name."""
+    while True:
+        group = os.tcgetpgrp(screen.fd)
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{group}/comm").read_text().strip() == name:
+                return
+
+
+def test_one_interrupt() -> None:
+    """^C reaches the program, once; nothing else ends by it."""
+    script = "trap 'echo got' INT; echo go; read x; read x; cat /proc/sys/kernel/random/boot_id"
+    with terminal(*RUN, "sh", "-c", script) as screen:
+        screen.until("go")
+        screen.type(INTERRUPT)
+        screen.until("got")
+        screen.type("one\ntwo\nthree\n")
+        assert not re.search("got", screen.rest())
+        assert screen.process.wait(PATIENCE) == 0
+
+
+def test_interrupted_program() -> None:
+    """A program that ^C ends is told as 130, as by a shell."""
+    with terminal(*RUN, "sh", "-c", "echo go; exec sleep 4000") as screen:
+        screen.until("go")
+        screen.type(INTERRUPT)
+        screen.rest()
+        assert screen.process.wait(PATIENCE) == 130
+
+
+def test_suspended_and_continued() -> None:
+    """^Z stops it as a whole, for the shell that it was started from; fg brings it back."""
+    inner = "echo go; read x; echo came $x; exit 3"
+    with terminal("sh", "-i") as screen:
+        screen.type(f"{' '.join(RUN)} sh -c '{inner}'; echo code $?\n")
+        screen.until("go")
+        screen.type(SUSPEND)
+        screen.until("code 148")
+        screen.type("fg; echo code $?\n")
+        screen.type("back\n")
+        screen.until("came back")
+        screen.until("code 3")
+        screen.type("exit\n")
+        screen.rest()
+
+
+def test_hangup() -> None:
+    """A terminal that goes away takes the program with it, and all else."""
+    with terminal(*RUN, "sh", "-c", "echo go $$; exec sleep 4000") as screen:
+        screen.until("go")
+    assert screen.process.returncode == 128 + signal.SIGHUP
+
+
+@requires_nobody
+def test_ordinary_user() -> None:
+    """All of the above holds for an ordinary user."""
+    words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not test_ordinary_user")
+    done = run_python_as_nobody(*words, str(Path(__file__)), timeout=2 * PATIENCE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "skipped" not in done.stdout, done.stdout

@@ -1,0 +1,97 @@
+"""The scenarios behind the kernel's files: each is judged there as the simulator's own evidence."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from attestkit import Verifier
+from attestkit.attester import open as open_attester
+from attestkit.backends.simulator.named_scenarios import NAMED, named_scenarios
+from attestkit.errors import AttestKitError, VerificationError
+from attestkit.quote import Quote
+from attestkit.verifier import AppraisalPolicy
+from attestkit.verifier.dcap import Dcap
+from tests.backends.test_scenarios import SHAPE, TDX
+from tests.rigs.attestkit_run import SHELL, requires_run, run, verify_files
+from tests.rigs.emulator import Emulator, emulator, environment, requires_fuse
+from tests.rigs.file_calls import NONCE, get, new_entry
+
+pytestmark = [pytest.mark.rig, requires_fuse]
+
+SNP = [name for name, named in NAMED.items() if named.scenario.platform == "snp"]
+
+
+def outcome(machine: Emulator) -> str:
+    """Return the status with which we accept its quote, or why we refuse it."""
+    try:
+        quote = Quote.parse(get(new_entry(machine, inblob=NONCE) / "outblob"))
+        dcap = Dcap(machine.trust_anchor)
+        return str(dcap.authenticate(quote, machine.collateral(), int(time.time())).status)
+    except AttestKitError as error:
+        reason = str(error.reason)  # type: ignore[attr-defined]  # all of these have one
+        return next((name for name, rules in SHAPE.items() if reason in rules), reason)
+
+
+@pytest.mark.parametrize("name", TDX)
+def test_tdx(name: str) -> None:
+    """A TDX guest's quote by configfs is accepted or refused as the scenario says."""
+    with emulator(scenario=name) as machine:
+        assert outcome(machine) == NAMED[name].outcome
+
+
+@pytest.mark.parametrize("name", SNP)
+def test_snp(name: str) -> None:
+    """So is an SEV-SNP guest's report with the certificates of its host; the provider follows."""
+    with emulator(scenario=name) as machine:
+        with open_attester("configfs_tsm", root=machine.root) as tee:
+            evidence = tee.attest(NONCE).to_bytes()
+        verifier = Verifier(machine.trust_anchor, policy=AppraisalPolicy.development())
+    expected = NAMED[name].outcome
+    try:
+        found = str(verifier.verify(evidence, report_data=NONCE).tcb_status)
+    except AttestKitError as error:
+        found = str(error.reason)  # type: ignore[attr-defined]  # all of these have one
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--scenario=none-such"], "no scenario is called 'none-such'; there are ok-v4"),
+        (["--scenario=snp", "--provider=tdx_guest"], "one of platform snp, not tdx"),
+        (["--scenario=ok-v4", "--provider=sev_guest"], "one of platform tdx, not snp"),
+        (["--scenario=ok-v4", "--quote-version=5"], "are of version 4, not 5"),
+    ],
+)
+def test_what_does_not_fit(options: list[str], why: str) -> None:
+    """A scenario that there is not, or that the other options contradict, is told in one line."""
+    done = run("true", options=options)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert why in line
+
+
+@requires_run
+def test_run(tmp_path: Path) -> None:
+    """A program meets the scenario at the kernel's own paths."""
+    options = ("--scenario=pck-revoked",)
+    done = run("sh", "-euc", SHELL, "sh", "5" * 64, options=options, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    with pytest.raises(VerificationError, match="on the CRL"):
+        verify_files(tmp_path, b"5" * 64)
+
+
+def test_list() -> None:
+    """Both commands list what there is, each with its line of help."""
+    for name in ("mount", "run"):
+        done = subprocess.run(  # noqa: S603 - our own program
+            [sys.executable, "-m", "attestkit", name, "--list-scenarios"],
+            env=environment(),
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.splitlines() == list(named_scenarios())
