@@ -7,7 +7,7 @@ from attestkit._crypto.hashes import keccak256, sha256
 from attestkit.errors import UsageError
 from attestkit.keys.derivation import utf8
 
-__all__ = ["PREHASHED", "recover_issuers", "signed_message", "verify_signature"]
+__all__ = ["PREHASHED", "recover_issuers", "recover_root", "signed_message", "verify_signature"]
 
 PREHASHED: Final = "secp256k1_prehashed"
 
@@ -37,6 +37,24 @@ def verify_signature(algorithm: str, data: bytes, signature: bytes, public_key: 
     return valid and len(message) >= 16
 
 
+def recover_root(public_key: bytes, purpose: str, signature: bytes) -> bytes:
+    """Return the key (33 bytes) that made the first signature of a derived key's chain.
+
+    This proves nothing until it is compared with the application's root key that one trusts; where
+    a KMS vouches for that, `recover_issuers` leads to the KMS's.
+
+    Args:
+        public_key: the derived public key.
+        purpose: the purpose that it was derived with.
+        signature: the chain's first, recoverable, 65 bytes.
+
+    Raises:
+        SignatureError: the signature is malformed, or no key can have made it.
+    """
+    text = utf8("purpose", purpose) + b":" + public_key.hex().encode()
+    return k256_recover(signature, keccak256(text))
+
+
 def recover_issuers(
     public_key: bytes, purpose: str, chain: tuple[bytes, bytes], app_id: bytes
 ) -> tuple[bytes, bytes]:
@@ -53,8 +71,7 @@ def recover_issuers(
     Raises:
         SignatureError: a signature is malformed, or no key can have made it.
     """
-    text = utf8("purpose", purpose) + b":" + public_key.hex().encode()
-    root = k256_recover(chain[0], keccak256(text))
+    root = recover_root(public_key, purpose, chain[0])
     return root, k256_recover(chain[1], keccak256(b"dstack-kms-issued:" + app_id + root))
 
 
