@@ -1,5 +1,6 @@
 """What the README shows works as it stands."""
 
+import os
 import re
 import subprocess
 import sys
@@ -31,9 +32,24 @@ def test_the_python_example_runs() -> None:
     assert len(key) == 66
 
 
+def test_the_tests_pass(tmp_path: Path) -> None:
+    """Those that the README shows, as a file of a project that has nothing else."""
+    (tmp_path / "test_it.py").write_text(_blocks("python")[1])
+    words = [sys.executable, "-m", "pytest", "-p", "attestkit.testing.plugin", "-W", "error", "-q"]
+    environ = {
+        **os.environ,
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # of a checkout it is installed, or is not
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(  # noqa: S603 - our own README
+        words, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
+    )
+    assert "2 passed" in done.stdout, done.stdout
+
+
 def test_the_verifying_example_runs() -> None:
     """It prints the verdict, and what was checked."""
-    _, verifying, _ = _blocks("python")
+    verifying = _blocks("python")[2]
     verdict, *steps = _run(verifying).splitlines()
     status, simulated, app_id = verdict.split()
     assert (status, simulated, len(app_id)) == ("UpToDate", "True", 40)
@@ -43,7 +59,7 @@ def test_the_verifying_example_runs() -> None:
 
 def test_the_example_of_many_runs() -> None:
     """It prints what a column is, and that many give the same as one."""
-    assert _run(_blocks("python")[2]).splitlines() == ["(3, 64) True", "True"]
+    assert _run(_blocks("python")[3]).splitlines() == ["(3, 64) True", "True"]
 
 
 def test_the_commands_are_the_makefile_s() -> None:
