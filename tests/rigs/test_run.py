@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,6 +131,32 @@ def test_what_stays(folder: str) -> None:
         assert after[name] == before[name], name
 
 
+@pytest.mark.parametrize("folder", ["/dev", "/run", "/sys/kernel"])
+def test_no_more_rights(folder: str) -> None:
+    """Who may not write in a folder outside may not inside, though another has taken its place."""
+    assert (run("test", "-w", folder).returncode == 0) == os.access(folder, os.W_OK)
+
+
+def test_mounts_of_others() -> None:
+    """Mounts within mounts are kept; what is mounted there is mounted nowhere else, if shared."""
+    script = """
+        mount -t tmpfs first /dev/shm; mkdir /dev/shm/deep
+        mount -t tmpfs second /dev/shm/deep; echo kept > /dev/shm/deep/file
+        "$@" -- sh -c 'cat /dev/shm/deep/file; ls -d /run/attestkit; grep "^attestkit .run" $1' \\
+            sh /proc/$$/mounts
+    """
+    user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
+    done = subprocess.run(  # noqa: S603 - our own program
+        ["unshare", *user, "--mount", "--propagation=shared", "sh", "-ec", script, "sh", *RUN],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("kept\n/run/attestkit\n", "")
+
+
 def test_other_machines() -> None:
     """An SEV-SNP guest and an old kernel have what they have, and not what others have."""
     script = "cd /dev; ls sev-guest tdx_guest; ls /sys/kernel/config/tsm/report"
@@ -150,6 +177,8 @@ def test_a_machine_within() -> None:
     done = run(*inner)
     assert done.stdout.split() == ["sev-guest"]
     assert "tdx_guest" in done.stderr
+    done = run(*RUN, "--kernel=6.6", "--", "ls", "/sys/kernel/config/tsm", "/dev/tdx_guest")
+    assert done.stdout.split() == ["/dev/tdx_guest", "/sys/kernel/config/tsm:"]
     script = "cat /proc/sys/kernel/random/boot_id"
     done = run("sh", "-c", f'{script}; "$@"', "sh", *RUN, "--", "sh", "-c", script)
     assert len(set(done.stdout.split())) == 2, done.stderr
@@ -237,7 +266,12 @@ def test_closed_output() -> None:
     """Who reads the program's output sees its end when the program ends it, not later."""
     with start("sh", "-c", "echo out; exec >&-; read line; exit 4") as process:
         assert process.stdout is not None
+        timer = threading.Timer(PATIENCE, process.kill)  # makes read() return, too late
+        timer.start()
         assert process.stdout.read() == "out\n"
+        assert process.poll() is None
+        timer.cancel()
+        timer.join()
         assert process.communicate("go on\n", PATIENCE) == ("", "")
     assert process.returncode == 4
 
