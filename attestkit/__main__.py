@@ -18,7 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
 
         return serve(words[1:])
     try:
-        from attestkit.cli import run
+        from attestkit.cli import run_words
+
+        return run_words(words)
     except ModuleNotFoundError as error:
         if error.name not in {"click", "rich"}:
             raise
@@ -28,7 +30,6 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:  # the environment wants a core that cannot be
         sys.stderr.write(f"attestkit: {error}\n")
         return 1
-    return run(words)
 
 
 if __name__ == "__main__":

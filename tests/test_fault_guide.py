@@ -226,3 +226,46 @@ def test_on_the_kernels_files(row: Row, machines: Callable[[str], Emulator]) -> 
         machine.fault(row.armed)
         check(tee, row, row.kernel)
         assert machine.armed() == []
+
+
+# -- SEV-SNP ---------------------------------------------------------------------------------------
+
+# What the kernel's files are asked for again is armed as often as that takes; ebusy is for 30 s.
+AGAIN = {"eintr": "eintr:2", "generation_race": "generation_race:3", "slow": "slow:50ms"}
+SNP = [name for name in faulty_calls._NAMES["snp"] if name != "ebusy"]
+
+
+def attested(tee: Attester) -> type[AttestKitError] | None:
+    """Return the class of what evidence fails with, None if it is made."""
+    try:
+        tee.attest(ASKED)
+    except AttestKitError as error:
+        return type(error)
+    return None
+
+
+@pytest.fixture(scope="module")
+def snp() -> Iterator[Emulator]:
+    """Run an SEV-SNP guest."""
+    with emulator(provider="sev_guest") as machine:
+        yield machine
+
+
+@pytest.mark.rig
+@requires_fuse
+@pytest.mark.parametrize("name", SNP)
+def test_snp_fails_alike(
+    snp: Emulator, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evidence of the simulated guest fails with the class that the kernel's files end in."""
+    monkeypatch.setenv("DSTACK_HOST_SHARED_DIR", str(tmp_path))
+    snp.clear_faults()
+    snp.reboot()
+    with attestkit.open("configfs_tsm", root=snp.root) as tee:
+        snp.fault(AGAIN.get(name, name))
+        wanted = attested(tee)
+        assert snp.armed() == []
+    once = "slow:1ms" if name == "slow" else name
+    with attestkit.open("simulator", platform="snp", faults=once) as tee:
+        assert attested(tee) is wanted
+        assert attested(tee) is None

@@ -14,11 +14,6 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
     encode_dss_signature,
 )
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_pem_private_key,
-)
 
 from attestkit._crypto.pem import armour
 from attestkit._crypto.secret import Secret
@@ -160,8 +155,8 @@ class P256Key(Secret):
 
     def __init__(self, private: ec.EllipticCurvePrivateKey) -> None:
         self.private = private  # for attestkit._crypto alone
-        point = private.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-        self.public_point = point[1:]  # 64 bytes, x and y
+        point = private.public_key().public_numbers()
+        self.public_point = point.x.to_bytes(32, "big") + point.y.to_bytes(32, "big")  # x and y
 
     @classmethod
     def from_scalar(cls, scalar: bytes) -> "P256Key":
@@ -179,6 +174,9 @@ class P256Key(Secret):
         Raises:
             FormatError: this is no PEM private key, or one of another kind.
         """
+        # Late: it brings ciphers and SSH, and most programs read no key.
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
         try:
             # Replaced, because the error of an encoder would carry the secret.
             data = text.encode("ascii", "replace")

@@ -41,8 +41,8 @@ def open(backend: str | Backend | None = None, **options: object) -> "Attester":
         backend: The name of a backend, an object that is one, or None: then what
             `$ATTESTKIT_BACKEND` names, else the first that can run here, never the simulator.
         options: What the backend takes; for the simulator `seed`, `platform`, `scenario`,
-            `quote_version`, `state_dir`, `app_compose`, `app_keys`, `vm_config` and `app_id`, for
-            others see their classes.
+            `faults`, `quote_version`, `state_dir`, `app_compose`, `app_keys`, `vm_config` and
+            `app_id`, for others see their classes.
 
     Raises:
         BackendUnavailableError: It cannot run here; or none can, and the text lists what was seen.

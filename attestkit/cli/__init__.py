@@ -4,42 +4,95 @@ People's output goes to stdout through rich (colours only on a terminal); `--jso
 command gives machine output instead; errors are one line on stderr.
 """
 
+import contextlib
+import errno
 import os
 import sys
-from typing import Any
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from attestkit.cli.bench import bench
-from attestkit.cli.doctor import doctor
-from attestkit.cli.exit_codes import complain, decided, exit_code
-from attestkit.cli.mount import mount
-from attestkit.cli.policy import policy
-from attestkit.cli.replay import replay
-from attestkit.cli.report import report
-from attestkit.cli.run import run as run_on_machine
-from attestkit.cli.show import show
-from attestkit.cli.verify import verify
+from attestkit.cli.exit_codes import USAGE, complain, decided, exit_code
 from attestkit.errors import AttestKitError
 
-__all__ = ["commands", "run"]
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+__all__ = ["COMMANDS", "commands", "run_words"]
+
+# A command is the function of its name in the module of its name, which is loaded once it is
+# called: what one of them needs is not the others' to wait for.
+COMMANDS: Final = {
+    "attest": "Make evidence about this machine.",
+    "bench": "Measure this machine beside the peers.",
+    "completion": "Print what makes a shell complete attestkit's words.",
+    "doctor": "Say what was found, what is missing, and what to do.",
+    "emit": "Extend RTMR3 by an event, and log it.",
+    "key": "Derive a key of the app.",
+    "mount": "Mount the simulator as the kernel's files.",
+    "policy": "Pin what evidence shows, as a policy ready to edit.",
+    "quote": "Get a raw quote from the hardware.",
+    "replay": "Replay an event log into registers.",
+    "report": "Write evidence and its verdict as one HTML page.",
+    "run": "Run a program with the simulator as the kernel's files.",
+    "serve": "Serve the guest agent API.",
+    "show": "Show any quote, log, evidence or certificate.",
+    "verify": "Verify evidence: a verdict per file.",
+}
+_EPILOG: Final = (
+    "Exit codes: 0 good, 1 usage, 2 evidence rejected, 3 network or device, 4 refused by policy, "
+    "5 unreadable input.\n\nattestkit COMMAND --help tells of a command."
+)
+COMPLETE: Final = "_ATTESTKIT_COMPLETE"  # in which a shell that completes names itself
+# What writing to a full disk, or to a descriptor that is none, fails with.
+_UNWRITABLE: Final = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EROFS}
+)
 
 
 class _Commands(click.Group):
-    """A group for which a reader of its output that has seen enough is no failure.
+    """A group that loads the command that is called.
 
-    A command whose exit code is a verdict has said it beforehand, with `decide`.
+    A reader of its output that has seen enough is no failure: a command whose exit code is a
+    verdict has said it beforehand, with `decide`.
     """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Load a command; None if there is none of that name."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands, without loading any."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        """Return commands and options that begin so, without loading any."""
+        from click.shell_completion import CompletionItem
+
+        items = COMMANDS.items()
+        found = [CompletionItem(n, help=text) for n, text in items if n.startswith(incomplete)]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - whatever a command returns
         """Run the command to its last byte of output, before click has an opinion about it."""
         try:
             result = super().invoke(ctx)
-            if sys.stdout is not None:  # it was closed from the start
-                sys.stdout.flush()
+            sys.stdout.flush()
         except BrokenPipeError:
-            # The interpreter flushes once more at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             return decided(ctx)
         except SystemExit as stop:  # rich has done the same, and ends with a failure
             if isinstance(stop.__context__, BrokenPipeError):
@@ -48,41 +101,68 @@ class _Commands(click.Group):
         return result
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="attestkit")
-def commands() -> None:
-    """Quotes, event logs, evidence and keys of confidential VMs."""
+def _drop_output() -> None:
+    """Have what is still buffered go nowhere: the interpreter flushes once more at its end."""
+    with contextlib.suppress(OSError, ValueError):  # a stdout without a descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-@commands.command(
-    context_settings={"ignore_unknown_options": True, "help_option_names": []},
-    help="Serve the guest agent API; the same as python -m attestkit.serve.",
+@click.group(
+    cls=_Commands,
+    epilog=_EPILOG,
+    no_args_is_help=False,
+    subcommand_metavar="COMMAND [ARGS]...",
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.argument("options", nargs=-1, type=click.UNPROCESSED)
-def serve(options: tuple[str, ...]) -> int:
-    """Hand everything to the server's own command line."""
-    from attestkit.serve.__main__ import main  # the server is an extra, and slow to import
+@click.option("--version", is_flag=True, help="Show the version and exit.")
+@click.pass_context
+def commands(ctx: click.Context, *, version: bool) -> int:
+    """Quotes, event logs, evidence and keys of confidential VMs."""
+    if version:
+        from attestkit._version import own_version
 
-    return main(list(options))
+        click.echo(f"attestkit, version {own_version()}")
+        ctx.exit()
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        return USAGE
+    return 0
 
 
-for command in (bench, doctor, mount, policy, replay, report, run_on_machine, show, verify):
-    commands.add_command(command)
-
-
-def run(words: list[str]) -> int:
+def run_words(words: list[str]) -> int:
     """Run one command; return its exit code, with any error told in one line on stderr."""
+    if sys.stdout is None:  # closed by whoever started us
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - it stays open
+    if asked := os.environ.get(COMPLETE):
+        from attestkit.cli.completion import complete  # late: for the shell's questions alone
+
+        return complete(commands, asked)
     try:
         code = commands.main(words, prog_name="attestkit", standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except click.Abort:
-        complain("interrupted")
-        return 1
-    except click.ClickException as error:
-        complain(error.format_message())
-        return 1
-    except AttestKitError as error:
-        complain(str(error))
-        return exit_code(error)
+    except SystemExit as stop:  # click's answer to a reader who has seen enough of the help
+        if isinstance(stop.__context__, BrokenPipeError):
+            return 0
+        raise
+    except (click.Abort, click.ClickException, AttestKitError) as error:
+        complain(_text(error))
+        return exit_code(error) if isinstance(error, AttestKitError) else USAGE
+    except OSError as error:  # all others are wrapped: this is about the output
+        if error.errno not in _UNWRITABLE:
+            raise
+        _drop_output()
+        complain(f"stdout cannot be written: {error.strerror}")
+        return USAGE
     return code if isinstance(code, int) else 0
+
+
+def _text(error: click.Abort | click.ClickException | AttestKitError) -> str:
+    """Return what went wrong, and where to read how it is done."""
+    if isinstance(error, click.UsageError):
+        path = "attestkit" if error.ctx is None else error.ctx.command_path
+        return f"{error.format_message().rstrip('.')}. See {path} --help."
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    return "interrupted" if isinstance(error, click.Abort) else str(error)

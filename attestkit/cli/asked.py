@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
 import click
 from click.core import ParameterSource
 
-from attestkit.cli.recognise import read_file
+from attestkit.cli.complete import complete_policy
+from attestkit.cli.parameters import PATH
+from attestkit.cli.read_input import read_file
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, ConfigError, FormatError, UsageError
 
@@ -60,7 +62,6 @@ def verification_options(command: _Command) -> _Command:
     return decorated
 
 
-_PATH: Final = click.Path(path_type=Path)
 _NAMES: Final = (
     "collateral",
     "pccs",
@@ -74,7 +75,7 @@ _OPTIONS: Final = (
     click.option(
         "--collateral",
         metavar="FILE",
-        type=_PATH,
+        type=PATH,
         help="Intel's word about the platform: the nine-field JSON.",
     ),
     click.option(
@@ -88,7 +89,7 @@ _OPTIONS: Final = (
         "--certificate",
         "certificates",
         metavar="FILE",
-        type=_PATH,
+        type=PATH,
         multiple=True,
         help="AMD's certificates (VCEK or VLEK, and its issuer) for SEV-SNP evidence without its "
         "own; may be repeated.",
@@ -96,7 +97,7 @@ _OPTIONS: Final = (
     click.option(
         "--trust-anchor",
         metavar="FILE",
-        type=_PATH,
+        type=PATH,
         help="The one root to trust, DER or PEM, in place of those of Intel, AMD and AWS.",
     ),
     click.option(
@@ -108,6 +109,7 @@ _OPTIONS: Final = (
         "--policy",
         "policy_name",
         metavar="NAME|FILE",
+        shell_complete=complete_policy,
         default=DEFAULT,
         show_default=True,
         help="What to accept: strict, default or development; or a TOML file, as attestkit policy "

@@ -2,17 +2,21 @@
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
 from attestkit.cli import render
+from attestkit.cli.parameters import json_option
 
 if TYPE_CHECKING:
     from attestkit.cli.bench_race import Series
     from attestkit.cli.bench_rows import Row, Samples
 
 __all__ = ["bench"]
+
+
+_EPILOG: Final = "Example: attestkit bench --seconds 2\n\nExit codes: 0 good, 1 usage."
 
 
 class Measured(NamedTuple):
@@ -36,19 +40,21 @@ class Seconds(click.FloatRange):
         return found
 
 
-@click.command()
+@click.command(epilog=_EPILOG)
 @click.option(
     "--seconds",
+    metavar="N",
     type=Seconds(0.1, 600),
     default=10,
     show_default=True,
     help="How long to measure, about.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
+@json_option
 def bench(*, seconds: float, as_json: bool) -> int:
-    """Measure this machine: quotes, event logs, replay, verification.
+    """Measure this machine beside the peers.
 
-    Beside attestkit stands whichever peer is installed; hashlib and json always are. All of a row
+    The work is reading quotes and event logs, replay, and verification. Beside attestkit stands
+    whichever peer is installed; hashlib and json always are. All of a row
     take turns, so that their ratio holds although the machine's speed changes. Samples are the
     simulator's.
     """
@@ -66,6 +72,7 @@ def bench(*, seconds: float, as_json: bool) -> int:
         return 0
     host["peers"] = ", ".join(f"{name} {version}" for name, version in packages.items()) or None
     render.fields("This machine", host)
+    render.lines([""])
     render.rows(("work", "attestkit", "peer", "its time", "times ours"), _table(found))
     left_out = {f"{name}: {reason}" for one in found for name, reason in one.left_out.items()}
     if left_out:

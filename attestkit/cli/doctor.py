@@ -12,6 +12,7 @@ import click
 
 from attestkit import _native
 from attestkit.cli import render
+from attestkit.cli.parameters import PATH, json_option
 
 if TYPE_CHECKING:
     from attestkit.cli.doctor_examine import Examined
@@ -24,6 +25,8 @@ EXTRAS: Final = {
     "cli": ("click", "rich", "jinja2"),
     "fuse": ("mfusepy",),
 }
+
+_EPILOG: Final = "Example: attestkit doctor --quote\n\nExit codes: 0 whatever was found, 1 usage."
 
 
 def _version(package: str) -> str | None:
@@ -155,17 +158,21 @@ def _package_advice(package: dict[str, Any]) -> list[str]:
     return advice
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
+@click.command(epilog=_EPILOG)
+@json_option
 @click.option("--quote", is_flag=True, help="Ask each usable backend for one quote, and time it.")
 @click.option(
     "--root",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Look below DIR: a mounted emulator, or a host's tree seen from a container.",
 )
 def doctor(*, as_json: bool, quote: bool, root: Path | None) -> None:
-    """Say what was found, what is missing, and what to do about it."""
+    """Say what was found, what is missing, and what to do.
+
+    It looks at the machine, the kernel's doors to a TEE, each backend, keys and logs, and at what
+    is installed. It changes nothing.
+    """
     if as_json:
         render.as_json(findings(root, quote=quote))
         return

@@ -21,7 +21,8 @@ from attestkit.cli.exit_codes import (
     exit_code,
     one_line,
 )
-from attestkit.cli.recognise import Recognised, read_file, recognise
+from attestkit.cli.read_input import read_file
+from attestkit.cli.recognise import Recognised, recognise
 from attestkit.collateral import Collateral
 from attestkit.errors import (
     AttestKitError,

@@ -1,11 +1,13 @@
 """The options of the commands that emulate a machine: which one, and what goes wrong there."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 import click
 
+from attestkit.cli import render
+from attestkit.cli.complete import complete_fault, complete_folder, complete_scenario
 from attestkit.errors import UsageError
 
 __all__ = ["Serve", "machine_options"]
@@ -22,29 +24,69 @@ class Serve(Protocol):
 
 _OPTIONS: Final = (
     click.option("--seed", metavar="HEX", help="32 bytes that all keys follow from; else random."),
-    click.option("--provider", help="tdx_guest, sev_guest or none; else the scenario's."),
-    click.option("--kernel", default="6.18", help="Release of Linux to behave as (6.18)."),
     click.option(
-        "--driver", default="mainline", help="/dev/tdx_guest: mainline, C, C', D, D', dstack."
+        "--provider",
+        metavar="NAME",
+        help="Whose reports: tdx_guest, sev_guest or none; else the scenario's.",
     ),
-    click.option("--quote-version", type=int, help="4, or 5 (TDX 1.5); else the scenario's."),
+    click.option(
+        "--kernel",
+        metavar="RELEASE",
+        default="6.18",
+        show_default=True,
+        help="The release of Linux to behave as.",
+    ),
+    click.option(
+        "--driver",
+        metavar="NAME",
+        default="mainline",
+        show_default=True,
+        help="Whose /dev/tdx_guest: mainline, C, C', D, D' or dstack.",
+    ),
+    click.option(
+        "--quote-version",
+        metavar="N",
+        type=int,
+        help="4, or 5 (TDX 1.5); else the scenario's.",
+    ),
     click.option("--mr-config-id", metavar="HEX", help="TDX: MRCONFIGID, 48 bytes; else zeros."),
     click.option("--host-data", metavar="HEX", help="SEV-SNP: HOST_DATA, 32 bytes; else zeros."),
-    click.option("--vmpl", type=int, default=0, help="SEV-SNP: above 0 there is an SVSM."),
+    click.option(
+        "--vmpl",
+        metavar="N",
+        type=int,
+        default=0,
+        help="SEV-SNP: 0 to 3; above 0 there is an SVSM.",
+    ),
     click.option("--no-certificates", is_flag=True, help="SEV-SNP: the host has none (auxblob)."),
-    click.option("--scenario", metavar="NAME", help="What is wrong, or odd, with the evidence."),
+    click.option(
+        "--scenario",
+        metavar="NAME",
+        shell_complete=complete_scenario,
+        help="What is wrong, or odd, with the evidence.",
+    ),
     click.option("--list-scenarios", is_flag=True, help="Say what scenarios there are, and stop."),
     click.option(
-        "--fault", "faults", metavar="SPEC", multiple=True, help="What goes wrong: ebusy:3."
+        "--fault",
+        "faults",
+        metavar="SPEC",
+        multiple=True,
+        shell_complete=complete_fault,
+        help="What goes wrong, as in ebusy:3; may be repeated.",
     ),
     click.option("--list-faults", is_flag=True, help="Say what can go wrong, and stop."),
     click.option(
-        "--state-dir", metavar="PATH", help="Keeps seed and runtime log; else a temporary one."
+        "--state-dir",
+        metavar="DIR",
+        shell_complete=complete_folder,
+        help="Keeps seed and runtime log; else a temporary one.",
     ),
     click.option(
         "--qgs", metavar="PLACE", help="Quote generation service: a socket, or vsock:PORT."
     ),
-    click.option("--qgs-port", type=int, help="The port that etc/tdx-attest.conf names."),
+    click.option(
+        "--qgs-port", metavar="PORT", type=int, help="The port that etc/tdx-attest.conf names."
+    ),
 )
 
 
@@ -69,7 +111,9 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         from attestkit.backends.simulator.kernel_fs import serve
 
         if list_faults or list_scenarios:
-            click.echo("\n".join(named.named_faults() if list_faults else _scenarios()))
+            what = "faults" if list_faults else "scenarios"
+            lines = named.named_faults() if list_faults else _scenarios()
+            _list(what, lines, as_json=given.get("as_json", False))
             return None
         if state_dir == "":
             raise UsageError("--state-dir: the value is empty")
@@ -86,6 +130,15 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         with_machine = option(with_machine)
     return with_machine
+
+
+def _list(what: str, lines: Sequence[str], *, as_json: bool) -> None:
+    """Print a line each: what it is written as, and what goes wrong then."""
+    if as_json:
+        pairs = (line.split(maxsplit=1) for line in lines)
+        render.as_json({what: [{"name": name, "text": text} for name, text in pairs]})
+        return
+    click.echo("\n".join(lines))
 
 
 _SETUP: Final = (

@@ -3,25 +3,35 @@
 import json
 import os
 import sys
+from typing import Final
 
 import click
 
+from attestkit.cli.complete import complete_folder
 from attestkit.cli.machine_options import Serve, machine_options
+from attestkit.cli.parameters import json_option
 from attestkit.errors import UsageError
 
 __all__ = ["mount"]
 
 
-@click.command(epilog="--list-faults and --list-scenarios tell what can be made to go wrong.")
-@click.argument("folder", metavar="DIR", required=False)
-@machine_options
-@click.option("--json", "as_json", is_flag=True, help="Say in JSON that it is ready.")
-def mount(*, folder: str | None, as_json: bool, serve: Serve) -> None:
-    """Mount an emulated TEE guest's kernel files on the empty folder DIR, until interrupted.
+_EPILOG: Final = (
+    "Example: attestkit mount /tmp/tee --fault ebusy:3\n\n"
+    "Exit codes: 0 ended by a signal, 1 usage, 3 what FUSE or the machine refused."
+)
 
-    DIR looks like a root: below it are sys/kernel/config/tsm/report, dev/tdx_guest and so on, and
-    attestkit/, which controls it. The evidence is simulated: only who trusts the root in
-    attestkit/trust-anchor.der believes it.
+
+@click.command(epilog=_EPILOG)
+@click.argument("folder", metavar="DIR", required=False, shell_complete=complete_folder)
+@machine_options
+@json_option
+def mount(*, folder: str | None, as_json: bool, serve: Serve) -> None:
+    """Mount the simulator as the kernel's files.
+
+    They are on the empty folder DIR until a signal ends this. DIR looks like a root: below it are
+    sys/kernel/config/tsm/report, dev/tdx_guest and so on, and attestkit/, which controls it. The
+    evidence is simulated: only who trusts the root in attestkit/trust-anchor.der believes it. A
+    line says that the files are there; with --json it is an object.
     """
     if not folder:  # an empty path would be this very folder
         raise UsageError("which folder? attestkit mount DIR")

@@ -2,41 +2,46 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from attestkit.cli import render
 from attestkit.cli.asked import Asked, verification_options
 from attestkit.cli.exit_codes import complain, decide
-from attestkit.cli.write_output import check_output, is_stdout, write_output
-from attestkit.errors import UsageError
+from attestkit.cli.parameters import PATH, json_option
+from attestkit.cli.write_output import check_output, refuse_stdout, write_output
 
 if TYPE_CHECKING:
     from attestkit.cli.judge import Outcome
 
 __all__ = ["policy"]
 
+_EPILOG: Final = (
+    "Example: attestkit policy evidence --pccs URL -o policy.toml\n\n"
+    "Exit codes: 0 good, else those of attestkit verify."
+)
 
-@click.command()
-@click.argument("file", metavar="FROM-EVIDENCE", type=click.Path(path_type=Path))
+
+@click.command(epilog=_EPILOG)
+@click.argument("file", metavar="FROM-EVIDENCE", type=PATH)
 @verification_options
 @click.option(
     "-o",
     "--output",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Write the policy there; else to stdout.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
+@json_option
 def policy(*, file: Path, asked: Asked, output: Path | None, as_json: bool) -> int:
-    """Pin the registers and the app of evidence that verifies, as a policy ready to edit.
+    """Pin what evidence shows, as a policy ready to edit.
 
-    The evidence (- is stdin) is verified first, by the same options as attestkit verify; what does
-    not verify is not pinned. The policy goes to attestkit verify --policy.
+    That is its registers and its app. The evidence (- is stdin) is verified first, by the same
+    options as attestkit verify; what does not verify is not pinned. The policy goes to attestkit
+    verify --policy.
     """
-    if as_json and output is not None and is_stdout(output):
-        raise UsageError(f"-o {output} and --json: both would go to stdout")
+    refuse_stdout(output, as_json=as_json)
     check_output("-o", output, (file, *asked.inputs))
     from attestkit.cli.judge import Judge  # late: loads the verifier
     from attestkit.verifier.policy_file import pin, to_toml

@@ -2,16 +2,14 @@
 
 import contextlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, TypeAlias, Union
-
-import click
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, Union
 
 from attestkit._json import check_depth
 from attestkit._native import unhex
 from attestkit.attestation import Attestation
+from attestkit.cli.read_input import read_file
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, FormatError, UsageError, VerificationError
 from attestkit.event_log import EventLog, TpmEventLog
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     from attestkit.cli.certificate_text import CertificateText
     from attestkit.verifier.bundle import EvidenceBundle
 
-__all__ = ["Recognised", "Value", "in_file", "read_file", "recognise", "recognise_file"]
+__all__ = ["Recognised", "Value", "in_file", "recognise", "recognise_file"]
 
 Value: TypeAlias = Union[
     Quote,
@@ -37,9 +35,6 @@ Value: TypeAlias = Union[
     "EvidenceBundle",
 ]
 
-STDIN: Final = "-"
-_STDIN_READ: Final = "attestkit.stdin_read"  # of the running command
-LARGEST: Final = 32 * 1024 * 1024  # bytes; twice the largest log that the parsers take
 INTEL_QE_VENDOR: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 RESPONSE_KEYS: Final = frozenset({"attestation", "quote"})
 BUNDLE_KEYS: Final = frozenset({"evidence", "at"})
@@ -62,37 +57,6 @@ class Recognised(NamedTuple):
     def holds_evidence(self) -> bool:
         """Whether there is evidence or a quote in it, in whatever wrapping."""
         return isinstance(self.value, Attestation | Quote) or self.kind == "evidence bundle"
-
-
-def read_file(path: Path) -> bytes:
-    """Return the content of a file of at most 32 MiB; `-` is stdin, which can be read once.
-
-    Raises:
-        FormatError: It cannot be read, or is longer; the text names the file.
-        UsageError: Stdin has been read before.
-    """
-    opened = _stdin() if str(path) == STDIN else None
-    try:
-        if opened is not None:
-            data = opened.read(LARGEST + 1)
-        else:
-            with path.open("rb") as file:
-                data = file.read(LARGEST + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or "cannot be read"
-        raise FormatError(f"{path}: {reason}") from error
-    if len(data) > LARGEST:
-        raise FormatError(f"{path}: longer than {LARGEST} bytes")
-    return data
-
-
-def _stdin() -> BinaryIO:
-    """Return stdin, once in a command: the second reader would find it empty."""
-    meta = click.get_current_context().meta
-    if meta.get(_STDIN_READ):
-        raise UsageError(f"{STDIN} is stdin, which can be read once: name a file")
-    meta[_STDIN_READ] = True
-    return sys.stdin.buffer
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from attestkit.attestation import Attestation
 from attestkit.cli import render
 from attestkit.cli.exit_codes import REJECTED, complain, decide
 from attestkit.cli.judge import evidence_in
+from attestkit.cli.parameters import PATH, json_option
 from attestkit.cli.recognise import Recognised, in_file, recognise_file
 from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.event_log import EventLog, Rtmrs, TpmEventLog
@@ -24,6 +25,12 @@ from attestkit.td_report import TdReport
 __all__ = ["replay"]
 
 UNVERIFIED: Final = "Replayed, not verified: no signature was checked."
+
+_EPILOG: Final = (
+    "Example: attestkit replay log.json --quote quote.bin\n\n"
+    "Exit codes: 0 good, 1 usage, 2 a register differs or an event breaks its rules, "
+    "5 unreadable input."
+)
 
 
 class Replayed(NamedTuple):
@@ -56,12 +63,12 @@ class _Registers(NamedTuple):
     rtmrs: Rtmrs
 
 
-@click.command()
-@click.argument("log", type=click.Path(path_type=Path))
+@click.command(epilog=_EPILOG)
+@click.argument("log", type=PATH)
 @click.option(
     "--quote",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="What the registers must be those of: a quote, evidence, or a TD report.",
 )
 @click.option(
@@ -72,13 +79,12 @@ class _Registers(NamedTuple):
     multiple=True,
     help="Compare this RTMR; may be repeated. Else those whose events the log has.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
+@json_option
 def replay(*, log: Path, quote: Path | None, compared: tuple[int, ...], as_json: bool) -> int:
     """Replay an event log into registers.
 
     LOG is an event log in any form, or evidence as attestkit verify takes it: that is held to the
-    quote inside it, if no other is given. - is stdin. Where a register differs, or an event breaks
-    its rules, the exit code is 2.
+    quote inside it, if no other is given. - is stdin.
     """
     found = recognise_file(log)
     if isinstance(found.value, TpmEventLog):
@@ -170,6 +176,7 @@ def _show(path: Path, done: Replayed) -> None:
         render.checks(
             f"{path.name}: {len(done.log.events)} events",
             [_check(done, done.quoted, number, counts[number]) for number in range(4)],
+            first=True,
         )
     render.lines([*done.log.warnings, "", UNVERIFIED])
 

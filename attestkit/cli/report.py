@@ -1,39 +1,44 @@
 """`attestkit report FILE -o page.html`: evidence and its verdict as one page that needs nothing."""
 
 from pathlib import Path
+from typing import Final
 
 import click
 
 from attestkit.cli import render
 from attestkit.cli.asked import Asked, verification_options
 from attestkit.cli.exit_codes import complain, decide
-from attestkit.cli.write_output import check_output, is_stdout, write_output
-from attestkit.errors import UsageError
+from attestkit.cli.parameters import PATH, json_option
+from attestkit.cli.write_output import check_output, refuse_stdout, write_output
 
 __all__ = ["report"]
 
+_EPILOG: Final = (
+    "Example: attestkit report evidence --pccs URL -o page.html\n\n"
+    "Exit codes: those of attestkit verify."
+)
 
-@click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+
+@click.command(epilog=_EPILOG)
+@click.argument("file", type=PATH)
 @click.option(
     "-o",
     "--output",
-    metavar="PAGE",
+    metavar="FILE",
     required=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="The HTML file to write; - is stdout.",
 )
 @verification_options
-@click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
+@json_option
 def report(*, file: Path, output: Path, asked: Asked, as_json: bool) -> int:
-    """Write one HTML page: verdict, registers with their events, certificates, TCB levels.
+    """Write evidence and its verdict as one HTML page.
 
-    FILE is what attestkit verify takes; - is stdin. The page loads nothing and runs nothing. It is
-    written for refused evidence too, and then says what was refused and why; the exit code is that
-    of attestkit verify.
+    It shows the registers with their events, certificates and TCB levels. FILE is what attestkit
+    verify takes; - is stdin. The page loads nothing and runs nothing. It is written for refused
+    evidence too, and then says what was refused and why.
     """
-    if as_json and is_stdout(output):
-        raise UsageError(f"-o {output} and --json: both would go to stdout")
+    refuse_stdout(output, as_json=as_json)
     check_output("-o", output, (file, *asked.inputs))
     from attestkit.cli.judge import Judge  # late: loads the verifier
     from attestkit.cli.report_page import page

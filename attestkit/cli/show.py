@@ -14,6 +14,7 @@ import click
 from attestkit._json import check_depth
 from attestkit.attestation import Attestation
 from attestkit.cli import render
+from attestkit.cli.parameters import PATH, json_option
 from attestkit.cli.recognise import Recognised, in_file, recognise, recognise_file
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, UsageError
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
 __all__ = ["describe", "show", "tpm_replay"]
 
 UNVERIFIED: Final = "Read, not verified: no signature was checked."
+CUT_OFF: Final = "What is long is cut off on a terminal: a pipe, or --json, has all of it."
+
+_EPILOG: Final = (
+    "Example: attestkit quote | attestkit show -\n\n"
+    "Exit codes: 0 good, 1 usage, 2 a certificate whose evidence is about another key, "
+    "5 unreadable input."
+)
 
 
 def _registers(values: tuple[bytes, ...]) -> dict[str, str]:
@@ -169,29 +177,33 @@ def describe(found: Recognised) -> dict[str, Any]:
     raise UsageError(f"{found.kind} cannot be shown")
 
 
-def _print(title: str, values: dict[str, Any]) -> None:
+def _print(title: str, values: dict[str, Any], *, first: bool = True) -> None:
     """Print plain values first, then each table or nested block under its own title."""
     nested = {name: v for name, v in values.items() if isinstance(v, dict | list) and v}
     plain = {n: v for n, v in values.items() if n not in nested and v not in (None, "", [], {})}
     if plain:
-        render.fields(title, plain)
+        render.lines([] if first else [""])
+        render.fields(title, plain, brief=True)
     for name, value in nested.items():
         if isinstance(value, dict):
-            _print(name, value)
+            _print(name, value, first=False)
         elif isinstance(value[0], dict):
-            render.lines(["", name])
-            render.rows(list(value[0]), (list(record.values()) for record in value))
+            render.lines([""])
+            render.fields(name, {})
+            render.rows(list(value[0]), (list(one.values()) for one in value), brief=True)
         else:
-            render.fields(name, {str(index): item for index, item in enumerate(value)})
+            render.fields(name, {str(index): item for index, item in enumerate(value)}, brief=True)
 
 
-@click.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
+@click.command(epilog=_EPILOG)
+@click.argument("file", type=PATH)
+@json_option
 def show(*, file: Path, as_json: bool) -> None:
-    """Show a quote, report, event log, evidence, bundle, collateral or certificate.
+    """Show any quote, log, evidence or certificate.
 
-    What FILE holds is recognised by its content; - is stdin.
+    Also a report, a bundle, collateral, or an answer of the guest agent. What FILE holds is
+    recognised by its content, raw, in hex or in JSON; - is stdin. No signature is checked: that is
+    attestkit verify.
     """
     found = recognise_file(file)
     with in_file(file):
@@ -201,4 +213,4 @@ def show(*, file: Path, as_json: bool) -> None:
         return
     kind = described.pop("kind")
     _print(f"{file.name}: {kind}", described)
-    render.lines(["", UNVERIFIED] if sys.stdout.isatty() else [UNVERIFIED])
+    render.lines(["", UNVERIFIED, *([CUT_OFF] if sys.stdout.isatty() else [])])

@@ -10,6 +10,7 @@ import click
 from attestkit.cli import render
 from attestkit.cli.asked import Asked, verification_options
 from attestkit.cli.exit_codes import complain, decide, gravest
+from attestkit.cli.parameters import PATH, json_option
 from attestkit.cli.write_output import check_output, is_stdout, write_output
 from attestkit.errors import UsageError
 
@@ -31,24 +32,23 @@ OWN_INSTANT: Final = (
 NOT_FRESH: Final = "not checked: --report-data HEX says what it must have been made for"
 
 _EPILOG: Final = (
+    "Example: attestkit verify evidence --pccs URL --report-data 00ff\n\n"
     "Exit codes: 0 all accepted, 1 usage, 2 rejected, 3 network or device, 4 refused by policy, "
     "5 unreadable. Of several files the gravest counts, in the order 2, 4, 3, 5, 1."
 )
 
 
 @click.command(epilog=_EPILOG)
-@click.argument(
-    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
 @verification_options
 @click.option(
     "--save-bundle",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Of one accepted file: write it with its collateral and instant into one file.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Show the steps.")
-@click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
+@json_option
 def verify(
     *,
     files: tuple[Path, ...],
@@ -57,11 +57,11 @@ def verify(
     verbose: bool,
     as_json: bool,
 ) -> int:
-    """Verify evidence: a verdict per file, in their order.
+    """Verify evidence: a verdict per file.
 
     FILE is evidence in any encoding, a quote, an answer of the guest agent, an RA-TLS certificate,
     or an evidence bundle, whose collateral gives way to options; - is stdin. Each is judged now, or
-    as --at says.
+    as --at says, in the order given.
     """
     _check_saving(save_bundle, files, asked)
     outcomes = _judge(files, asked)
@@ -178,7 +178,7 @@ def _show_table(outcomes: Sequence["Outcome"]) -> None:
                 outcome.verdict,
                 "" if result is None else result.claims.platform,
                 outcome.reason if result is None else result.tcb_status or "",
-                "" if info is None else info.app_id.hex(),
+                "" if info is None else _column(info.app_id),
                 _remarks(outcome),
             )
         )
@@ -193,6 +193,12 @@ def _show_table(outcomes: Sequence["Outcome"]) -> None:
         render.warning(OWN_INSTANT)
     if good and not all(outcome.fresh for outcome in outcomes if outcome.code == 0):
         render.lines([f"freshness {NOT_FRESH}"])
+
+
+def _column(app_id: bytes) -> str:
+    """Return enough of an app id to tell apps apart on a terminal, and all of it elsewhere."""
+    text = app_id.hex()
+    return f"{text[:10]}.." if sys.stdout.isatty() and len(text) > 12 else text
 
 
 def _remarks(outcome: "Outcome") -> str:

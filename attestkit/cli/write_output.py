@@ -5,10 +5,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from attestkit.collateral.atomic_file import replace_file
 from attestkit.errors import UsageError
 
-__all__ = ["check_output", "is_stdout", "write_output"]
+__all__ = ["check_output", "is_stdout", "print_bytes", "refuse_stdout", "write_output"]
 
 _STDOUT = ("-", "/dev/stdout")
 
@@ -16,6 +15,12 @@ _STDOUT = ("-", "/dev/stdout")
 def is_stdout(path: Path) -> bool:
     """Tell whether a path means stdout."""
     return str(path) in _STDOUT
+
+
+def refuse_stdout(output: Path | None, *, as_json: bool) -> None:
+    """Raise UsageError if both JSON and what `-o` names would go to stdout."""
+    if as_json and output is not None and is_stdout(output):
+        raise UsageError(f"-o {output} and --json: both would go to stdout")
 
 
 def check_output(option: str, path: Path | None, inputs: Iterable[Path]) -> None:
@@ -46,25 +51,39 @@ def _is_same(one: Path, other: Path) -> bool:
         return False
 
 
-def write_output(option: str, path: Path, text: str, *, mode: int = 0o644) -> bool:
-    """Write text, UTF-8, to a file; into a pipe or a device as it is.
+def print_bytes(data: bytes) -> None:
+    """Write bytes to stdout: raw into a pipe or a file, as a line of hex on a terminal."""
+    if sys.stdout.isatty():
+        sys.stdout.write(f"{data.hex()}\n")
+        return
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+
+
+def write_output(option: str, path: Path, content: str | bytes, *, mode: int = 0o644) -> bool:
+    """Write text, UTF-8, or bytes to a file; into a pipe or a device as it is.
 
     Returns:
-        False if the path was stdout, which then has nothing but the text.
+        False if the path was stdout, which then has nothing but the content.
 
     Raises:
         UsageError: It cannot be written there; the text names `option`.
     """
     if is_stdout(path):
-        sys.stdout.write(text)
+        if isinstance(content, bytes):
+            print_bytes(content)
+        else:
+            sys.stdout.write(content)
         return False
-    content = text.encode()
+    data = content.encode() if isinstance(content, str) else content
     try:
         if path.exists() and not path.is_file():  # a device is to be written, not replaced
             with path.open("wb") as file:
-                file.write(content)
+                file.write(data)
         else:
-            replace_file(path.resolve(), content, mode=mode)
+            from attestkit.collateral.atomic_file import replace_file  # late: few write files
+
+            replace_file(path.resolve(), data, mode=mode)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or "not a path"
         raise UsageError(f"{option} {path}: cannot be written: {reason}") from error

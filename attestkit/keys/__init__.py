@@ -12,7 +12,7 @@ from attestkit.keys.agent_keys import AgentKeys
 from attestkit.keys.app_keys import AppKeys
 from attestkit.keys.derivation import derive_bytes, derive_p256, derive_x25519, separated_path
 from attestkit.keys.deriver import DerivedKey, KeyDeriver, LocalKeys, Signature
-from attestkit.keys.signatures import recover_issuers, verify_signature
+from attestkit.keys.signatures import recover_issuers, recover_root, verify_signature
 
 __all__ = [
     "AgentKeys",
@@ -25,6 +25,7 @@ __all__ = [
     "derive_p256",
     "derive_x25519",
     "recover_issuers",
+    "recover_root",
     "separated_path",
     "verify_signature",
 ]

@@ -4,11 +4,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from attestkit._crypto.ecdsa import P256Key, k256_public_key
-from attestkit._crypto.ed25519 import ed25519_public_key, x25519_public_key
+from attestkit._crypto.ecdsa import P256Key
 from attestkit.errors import BackendError, UnsupportedError, UsageError
 from attestkit.keys.derivation import separated_path, utf8
-from attestkit.keys.deriver import DerivedKey, Signature
+from attestkit.keys.deriver import DerivedKey, Signature, public_half
 from attestkit.keys.signatures import signed_message, verify_signature
 
 __all__ = ["AgentCaller", "AgentKeys"]
@@ -55,7 +54,7 @@ class AgentKeys:
             raise UsageError("Unsupported algorithm")
         key, chain = self._get_key(path, purpose, kind)
         try:
-            public = ed25519_public_key(key) if kind == "ed25519" else k256_public_key(key)
+            public = public_half(kind, key)
         except UsageError as error:
             raise _malformed("GetKey", "key", str(error)) from error
         return DerivedKey(key, public, chain)
@@ -74,7 +73,7 @@ class AgentKeys:
         # An agent derives the same 32 bytes for all algorithms, so also for those it cannot name.
         key, _ = self._get_key(separated, "", "secp256k1")
         if algorithm == "x25519":
-            return DerivedKey(key, x25519_public_key(key), ())
+            return DerivedKey(key, public_half("x25519", key), ())
         try:
             pair = P256Key.from_scalar(key)
         except UsageError as error:

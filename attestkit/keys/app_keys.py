@@ -3,15 +3,16 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-from attestkit._crypto.certificates import certificate_pem, issue_ca
 from attestkit._crypto.ecdsa import K256Key, P256Key
-from attestkit._crypto.ed25519 import Ed25519Key
 from attestkit._crypto.hashes import keccak256, sha256
 from attestkit._crypto.secret import Secret
 from attestkit.errors import ConfigError, UsageError
 from attestkit.keys.derivation import derive_bytes, derive_p256, utf8
+
+if TYPE_CHECKING:
+    from attestkit._crypto.ed25519 import Ed25519Key
 
 __all__ = ["AppKeys", "ProviderName"]
 
@@ -37,7 +38,7 @@ class AppKeys(Secret):
         self,
         *,
         k256_key: bytes,
-        ca_cert: str,
+        ca_cert: str | None,
         ca_key: P256Key | None,
         key_provider: ProviderName = "none",
         key_provider_id: str = "",
@@ -48,10 +49,12 @@ class AppKeys(Secret):
     ) -> None:
         """Take the fields of the file, secrets as bytes.
 
+        Without `ca_cert` a local authority's own is made of `ca_key` when it is first asked for.
+
         Raises:
             UsageError: `k256_key` is no secp256k1 scalar.
         """
-        self.ca_cert = ca_cert
+        self._ca_cert = ca_cert
         self.key_provider = key_provider
         self.key_provider_id = key_provider_id
         self.k256_signature = k256_signature
@@ -104,18 +107,10 @@ class AppKeys(Secret):
         """
         if len(seed) != 32:
             raise UsageError(f"a seed is 32 bytes, not {len(seed)}")
-        ca_key = derive_p256(seed, b"app-key")
-        ca_cert = issue_ca(
-            key=ca_key,
-            subject="App Root Cert",
-            path_length=1,
-            not_before=_CA_NOT_BEFORE,
-            not_after=_CA_NOT_AFTER,
-        )
         return cls(
             k256_key=derive_bytes(seed, b"app-k256-key"),
-            ca_cert=certificate_pem(ca_cert),
-            ca_key=ca_key,
+            ca_cert=None,
+            ca_key=derive_p256(seed, b"app-key"),
             disk_crypt_key=sha256(derive_p256(seed, b"app-disk-key").pkcs8_der),
         )
 
@@ -140,6 +135,28 @@ class AppKeys(Secret):
         return self._secret("disk_crypt_key")
 
     @property
+    def ca_cert(self) -> str:
+        """The certificate (PEM) of the app's authority.
+
+        That of keys from a seed is made at the first call; UsageError once they are closed.
+        """
+        if self._ca_cert is None:
+            # Late: X.509 is slow to import, and most programs never issue a certificate.
+            from attestkit._crypto.certificates import certificate_pem, issue_ca
+
+            key = self.ca_key
+            assert key is not None
+            issued = issue_ca(
+                key=key,
+                subject="App Root Cert",
+                path_length=1,
+                not_before=_CA_NOT_BEFORE,
+                not_after=_CA_NOT_AFTER,
+            )
+            self._ca_cert = certificate_pem(issued)
+        return self._ca_cert
+
+    @property
     def ca_key(self) -> P256Key | None:
         """The key of `ca_cert`; None with a KMS, which keeps it to itself."""
         self._root_key()
@@ -159,7 +176,7 @@ class AppKeys(Secret):
         text = utf8("purpose", purpose) + b":" + public_key.hex().encode()
         return self._root_key().sign_recoverable(keccak256(text)), self.k256_signature
 
-    def signer(self, algorithm: str) -> tuple[K256Key | Ed25519Key, tuple[bytes, ...]]:
+    def signer(self, algorithm: str) -> "tuple[K256Key | Ed25519Key, tuple[bytes, ...]]":
         """Return the signing key (path `vms`) of `secp256k1` or `ed25519` and its chain.
 
         It is prepared once and kept until `close()`: it protects nothing that the root key, which
@@ -168,7 +185,10 @@ class AppKeys(Secret):
         root = self.k256_key
         found = self._signers.get(algorithm)
         if found is None:
+            from attestkit._crypto.ed25519 import Ed25519Key  # late: not every app signs
+
             secret = derive_bytes(root, _SIGNING_PATH)
+            key: K256Key | Ed25519Key
             key = Ed25519Key(secret) if algorithm == "ed25519" else K256Key(secret)
             found = key, self.endorse(key.public_key, _SIGNING_PURPOSE)
             self._signers[algorithm] = found

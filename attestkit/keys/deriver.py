@@ -3,13 +3,12 @@
 from typing import Final, NamedTuple, NoReturn, Protocol
 
 from attestkit._crypto.ecdsa import P256Key, k256_public_key
-from attestkit._crypto.ed25519 import ed25519_public_key, x25519_public_key
 from attestkit.errors import UsageError
 from attestkit.keys.app_keys import AppKeys
 from attestkit.keys.derivation import derive_bytes, derive_p256, separated_path, utf8
 from attestkit.keys.signatures import PREHASHED, signed_message
 
-__all__ = ["DerivedKey", "KeyDeriver", "LocalKeys", "Signature"]
+__all__ = ["DerivedKey", "KeyDeriver", "LocalKeys", "Signature", "public_half"]
 
 # The names of GetKey; signing wants one to be named, and knows one more.
 _ALGORITHMS: Final = {
@@ -84,7 +83,7 @@ class LocalKeys:
         if kind is None:
             raise UsageError("Unsupported algorithm")
         key = derive_bytes(self._app_keys.k256_key, utf8("path", path))
-        public = ed25519_public_key(key) if kind == "ed25519" else k256_public_key(key)
+        public = public_half(kind, key)
         return DerivedKey(key, public, self._app_keys.endorse(public, purpose))
 
     def derive_separated(self, path: str, algorithm: str) -> DerivedKey:
@@ -105,7 +104,7 @@ class LocalKeys:
             pair = self.derive_p256(separated)
             return DerivedKey(pair.scalar, b"\x04" + pair.public_point, ())
         key = derive_bytes(self._app_keys.k256_key, utf8("path", separated))
-        return DerivedKey(key, x25519_public_key(key), ())
+        return DerivedKey(key, public_half("x25519", key), ())
 
     def derive_p256(self, path: str) -> P256Key:
         """Return the P-256 key of `path`, as the older DeriveKey does; UsageError when closed."""
@@ -139,3 +138,17 @@ class LocalKeys:
 
     def __repr__(self) -> str:
         return f"LocalKeys({self._app_keys!r})"
+
+
+def public_half(algorithm: str, key: bytes) -> bytes:
+    """Return the public key of a derived key of secp256k1, ed25519 or x25519.
+
+    Raises:
+        UsageError: `key` is no key of that algorithm.
+    """
+    if algorithm not in {"ed25519", "x25519"}:
+        return k256_public_key(key)
+    # Late: it loads a library that most have no use for.
+    from attestkit._crypto.ed25519 import ed25519_public_key, x25519_public_key
+
+    return x25519_public_key(key) if algorithm == "x25519" else ed25519_public_key(key)

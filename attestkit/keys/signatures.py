@@ -3,12 +3,11 @@
 from typing import Final
 
 from attestkit._crypto.ecdsa import k256_recover, k256_verify
-from attestkit._crypto.ed25519 import ed25519_verify
 from attestkit._crypto.hashes import keccak256, sha256
 from attestkit.errors import UsageError
 from attestkit.keys.derivation import utf8
 
-__all__ = ["PREHASHED", "recover_issuers", "signed_message", "verify_signature"]
+__all__ = ["PREHASHED", "recover_issuers", "recover_root", "signed_message", "verify_signature"]
 
 PREHASHED: Final = "secp256k1_prehashed"
 
@@ -31,9 +30,29 @@ def verify_signature(algorithm: str, data: bytes, signature: bytes, public_key: 
     """
     kind, message = signed_message(algorithm, data)
     if kind == "ed25519":
+        from attestkit._crypto.ed25519 import ed25519_verify  # late: loads its library
+
         return ed25519_verify(public_key, signature, message)
     valid = k256_verify(public_key, signature, message[:32].rjust(32, b"\0"))
     return valid and len(message) >= 16
+
+
+def recover_root(public_key: bytes, purpose: str, signature: bytes) -> bytes:
+    """Return the key (33 bytes) that made the first signature of a derived key's chain.
+
+    This proves nothing until it is compared with the application's root key that one trusts; where
+    a KMS vouches for that, `recover_issuers` leads to the KMS's.
+
+    Args:
+        public_key: the derived public key.
+        purpose: the purpose that it was derived with.
+        signature: the chain's first, recoverable, 65 bytes.
+
+    Raises:
+        SignatureError: the signature is malformed, or no key can have made it.
+    """
+    text = utf8("purpose", purpose) + b":" + public_key.hex().encode()
+    return k256_recover(signature, keccak256(text))
 
 
 def recover_issuers(
@@ -52,8 +71,7 @@ def recover_issuers(
     Raises:
         SignatureError: a signature is malformed, or no key can have made it.
     """
-    text = utf8("purpose", purpose) + b":" + public_key.hex().encode()
-    root = k256_recover(chain[0], keccak256(text))
+    root = recover_root(public_key, purpose, chain[0])
     return root, k256_recover(chain[1], keccak256(b"dstack-kms-issued:" + app_id + root))
 
 

@@ -33,6 +33,9 @@ HANDSHAKE_SECONDS: Final = 0.02
 LAST_CALL_SECONDS: Final = 0.5
 
 _TICK: Final = 0.02
+_TURNS: Final = (
+    5  # of the event loop: the connection's end, its request's, that of who waits for it
+)
 _SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h; the socket module does not name it
 # Classic BPF over the TCP header: load the byte of flags; with SYN drop the packet, else keep it.
 _NO_SYN: Final = ((0x30, 0, 0, 13), (0x45, 1, 0, 0x02), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0))
@@ -105,11 +108,14 @@ async def drain(  # noqa: PLR0913 - everything by name
         connect: Makes a connection of an accepted socket.
         end_streams: Ends answers that would go on for ever. Called again and again, for one may
             have begun since.
-        seconds: For all of it.
+        seconds: For all of it. 0: nobody is waited for, not even who is half way.
     """
     loop = asyncio.get_running_loop()
     begin = loop.time()
-    await _close(door, connect)
+    if seconds:
+        await _close(door, connect)
+    else:
+        door.listening.close()
     while connections or tasks:
         for connection in connections:
             connection.last_call()  # some have come since
@@ -154,10 +160,13 @@ async def _cut_off(
     connections: "set[Connection]", tasks: "set[asyncio.Task[None]]", seconds: float
 ) -> int:
     cut = max(len(connections), len(tasks))  # a task may outlive its connection
-    _logger.warning("cut off %d connections that were still busy after %g s", cut, seconds)
+    if seconds:  # else it is what was asked for
+        _logger.warning("cut off %d connections that were still busy after %g s", cut, seconds)
     for connection in tuple(connections):
         connection.transport.abort()
-    await asyncio.sleep(0)  # so that the tasks learn that their clients are gone
+    for _ in range(_TURNS):  # so that the tasks learn that their clients are gone
+        if tasks:
+            await asyncio.sleep(0)
     for task in tuple(tasks):
         task.cancel()
     if tasks:

@@ -19,7 +19,7 @@ from attestkit.serve.rpc import App
 from attestkit.serve.signals import until_signalled
 from attestkit.serve.stats import Traffic
 
-__all__ = ["Listener", "run"]
+__all__ = ["Listener", "run", "run_in_loop"]
 
 Work: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
@@ -60,15 +60,16 @@ def run(
     Returns:
         How many connections had to be cut off, because the time to finish was over.
     """
-    return uvloop.run(_run(listeners, on_ready, on_stop, background))
+    return uvloop.run(run_in_loop(listeners, on_ready, on_stop, background))
 
 
-async def _run(
+async def run_in_loop(
     listeners: Sequence[Listener],
     on_ready: Callable[[], None],
     on_stop: Callable[[], None] = lambda: None,
     background: Sequence[Work] = (),
 ) -> int:
+    """Do what `run` does in the running event loop; to be cancelled stops it in good order too."""
     servers = [_Server(listener) for listener in listeners]
     helpers: list[asyncio.Task[None]] = []
 

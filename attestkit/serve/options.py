@@ -5,6 +5,7 @@ line and the environment, and remembers where each value came from, for errors.
 """
 
 import argparse
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +26,7 @@ __all__ = [
     "PLATFORMS",
     "QUOTE_VERSIONS",
     "Options",
+    "option_names",
     "parse_options",
     "refuse_empty",
     "with_config",
@@ -156,7 +158,10 @@ class _Print(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **rest)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        print(self._text())  # noqa: T201 - what was asked for
+        try:
+            print(self._text(), flush=True)  # noqa: T201 - what was asked for
+        except OSError:  # nobody reads on, as behind `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tries again when it ends
         parser.exit()
 
 
@@ -170,6 +175,12 @@ def _faults() -> str:
     return "\n".join(faulty_calls.simulator_faults())
 
 
+def _scenarios() -> str:
+    from attestkit.backends.simulator import named_scenarios  # late, as above
+
+    return "\n".join(named_scenarios.named_scenarios())
+
+
 def refuse_empty(options: Options) -> None:
     """Refuse what an unset variable of a shell leaves: as a path it would be this very folder.
 
@@ -181,13 +192,7 @@ def refuse_empty(options: Options) -> None:
             raise UsageError(f"--{name.replace('_', '-')}: the value is empty")
 
 
-def parse_options(arguments: Sequence[str]) -> Options:
-    """Return what a command line says.
-
-    Raises:
-        UsageError: There is no such option, or it lacks its value or may not have it.
-        SystemExit: It asked for help or for the version, which are printed.
-    """
+def _parser() -> _Parser:
     parser = _Parser(
         prog="attestkit serve",
         description="Serve the dstack guest agent API.",
@@ -197,7 +202,22 @@ def parse_options(arguments: Sequence[str]) -> Options:
     )
     for title, add_options in _GROUPS:
         add_options(parser.add_argument_group(title).add_argument)
-    said = vars(parser.parse_args(list(arguments)))
+    return parser
+
+
+def option_names() -> tuple[str, ...]:
+    """Return all options as they are written, for a shell that completes them."""
+    return tuple(_parser()._option_string_actions)  # noqa: SLF001 - argparse has no other way
+
+
+def parse_options(arguments: Sequence[str]) -> Options:
+    """Return what a command line says.
+
+    Raises:
+        UsageError: There is no such option, or it lacks its value or may not have it.
+        SystemExit: It asked for help or for the version, which are printed.
+    """
+    said = vars(_parser().parse_args(list(arguments)))
     limits: dict[str, float] = {}
     for text in said.pop("limit"):
         try:
@@ -310,6 +330,7 @@ def _add_simulator(add: _Add) -> None:
         help="what goes wrong, and how often, as in ebusy:3 or slow:2s; may be repeated",
     )
     add("--list-faults", action=_Print, const=_faults, help="tell what can go wrong, and exit")
+    add("--list-scenarios", action=_Print, const=_scenarios, help="tell their names, and exit")
 
 
 def _add_verifier(add: _Add) -> None:

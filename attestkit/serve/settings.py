@@ -244,7 +244,7 @@ def _simulation(options: Options) -> dict[str, object]:
     if options.quote_version is not None:
         found["quote_version"] = int(options.quote_version)
     if options.scenario is not None:
-        found["scenario"] = options.scenario
+        found["scenario"] = _known_scenario(options, options.scenario)
     if options.fault is not None:
         found["faults"] = [fault for text in options.fault for fault in _parse(options, text)]
     return found
@@ -257,3 +257,13 @@ def _parse(options: Options, text: str) -> "tuple[Fault, ...]":
         return Faults.of(text).armed()
     except UsageError as error:
         raise options.refusal("fault", f"{text}: {error}") from error
+
+
+def _known_scenario(options: Options, name: str) -> str:
+    from attestkit.backends.simulator.named_scenarios import scenario  # late: for who wants one
+
+    try:
+        scenario(name)
+    except UsageError as error:
+        raise options.refusal("scenario", f"{name}: {error}") from error
+    return name

@@ -155,3 +155,13 @@ def test_faults_without_any_are_faults_to_arm() -> None:
     faults.arm("ebusy")
     assert (before, faults.any) == (False, True)
     assert Faults.of(faults) is faults
+
+
+def test_of_several_that_are_armed_at_once_all_count_or_none() -> None:
+    """A slip in the last of them arms none of the others."""
+    faults = Faults()
+    faults.arm("ebusy:2, eio")
+    assert [str(fault) for fault in faults.armed()] == ["ebusy:2", "eio:1"]
+    with pytest.raises(UsageError, match="no fault is called 'eoi'"):
+        faults.arm("eintr eoi")
+    assert [str(fault) for fault in faults.armed()] == ["ebusy:2", "eio:1"]

@@ -1,5 +1,6 @@
 """A recording lets the recorded backend through, and answers later as that one did."""
 
+import asyncio
 import contextlib
 import errno
 import json
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,11 @@ def record(path: Path, of: str | Backend, **options: object) -> Recording:
     return Recording(path, of=of, options=options or None, now=lambda: NOW)
 
 
+def snp_simulator() -> Simulator:
+    """Return a simulated SNP guest."""
+    return Simulator(seed=SEED, platform="snp")
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a recording."""
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -104,6 +110,14 @@ class TestSimulator(Recorded):
         return Simulator()
 
 
+class TestSimulatedSnp(Recorded):
+    """The simulator as an SNP guest, recorded."""
+
+    def recorded(self) -> Backend:
+        """Return a guest."""
+        return Simulator(platform="snp")
+
+
 class TestTd(Recorded):
     """A TD with a journal on disk, recorded."""
 
@@ -133,8 +147,8 @@ class TestAgent(Recorded):
 # -- what it is --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [Simulator, FakeSnp, FakeAgent])
-def test_it_can_do_what_the_recorded_one_can(tmp_path: Path, make: type[Backend]) -> None:
+@pytest.mark.parametrize("make", [Simulator, FakeSnp, FakeAgent, snp_simulator])
+def test_it_can_do_what_the_recorded_one_can(tmp_path: Path, make: Callable[[], Backend]) -> None:
     """The abilities are exactly those, while recording and in a replay."""
     backend = make()
     recording = record(tmp_path / "a.jsonl", backend)
@@ -153,7 +167,7 @@ def test_it_can_do_what_the_recorded_one_can(tmp_path: Path, make: type[Backend]
 
 
 def test_a_replay_is_simulated_whatever_was_recorded(tmp_path: Path) -> None:
-    """While it records it says what the backend says; a replay proves nothing."""
+    """While it records it says what the backend says, and waits for a disk."""
     recording = record(tmp_path / "a.jsonl", FakeSnp())
     assert (recording.simulated, recording.blocking) == (False, True)
     assert "recording of fake_snp" in repr(recording)
@@ -251,10 +265,36 @@ def test_what_was_not_recorded_fails_with_what_was(tmp_path: Path) -> None:
         replay.read_event_log()
 
 
+def test_each_stretch_has_answers_of_its_own(tmp_path: Path) -> None:
+    """Behind a change the first of them comes first again, however many were given before it."""
+
+    def use(backend: Any) -> list[object]:  # noqa: ANN401 - a RegisterExtender that is a Backend
+        found = []
+        for number in (1, 2, 3):
+            backend.extend_rtmr(3, bytes([number]) * 48)
+            for _ in range(3):
+                found.append(backend.read_event_log())  # noqa: PERF401 - as a program does
+        return found
+
+    class Counting(Simulator):
+        asked = 0
+
+        def read_event_log(self) -> bytes:
+            self.asked += 1
+            return bytes([self.asked])
+
+    recording = record(tmp_path / "a.jsonl", Counting())
+    assert use(recording) == [bytes([number]) for number in range(1, 10)]
+    recording.close()
+    assert use(Recording(tmp_path / "a.jsonl")) == [bytes([number]) for number in range(1, 10)]
+
+
 def test_the_journal_is_opened_where_it_was_not_recorded(tmp_path: Path) -> None:
     """Nothing depends on when it is opened; with another version it is another journal."""
     recording: Any = record(tmp_path / "a.jsonl", Simulator())
+    recording.extend_rtmr(2, bytes(48))
     journal = recording.open_journal(1)
+    assert journal.version == 1
     journal.emit(runtime_event("one", b""))
     events = journal.events()
     journal.close()
@@ -264,6 +304,10 @@ def test_the_journal_is_opened_where_it_was_not_recorded(tmp_path: Path) -> None
         replay.open_journal(2)
     found = replay.open_journal(1)
     assert found is replay.open_journal(2)
+    assert found.version == 1
+    with pytest.raises(BackendError, match="comes extend_rtmr"):
+        found.emit(runtime_event("one", b""))
+    replay.extend_rtmr(2, bytes(48))
     with pytest.raises(BackendError, match=r"comes journal_emit\('one'\)"):
         found.emit(runtime_event("two", b"2"))
     found.emit(runtime_event("one", b""))
@@ -326,7 +370,7 @@ def test_an_error_of_somebody_elses_class_is_one_of_ours(tmp_path: Path) -> None
 
 
 class Stubborn(Simulator):
-    """Its journal cannot be locked the second and the third time."""
+    """Its journal cannot be locked three times."""
 
     attempts = 0
 
@@ -339,7 +383,7 @@ class Stubborn(Simulator):
     def locked(self) -> Iterator[None]:
         """Lock, or refuse."""
         self.attempts += 1
-        if self.attempts in (2, 3):
+        if self.attempts in (2, 3, 7):
             raise JournalError(f"attempt {self.attempts}")
         yield
 
@@ -364,7 +408,7 @@ def test_a_journal_that_cannot_be_locked_is_recorded(tmp_path: Path) -> None:
     replay = Recording(tmp_path / "a.jsonl")
     assert first == (use(replay), use(replay))
     assert first[0] == ["locked", "attempt 2", "attempt 3", "locked", "locked"]
-    assert first[1] == ["locked"] * 5
+    assert first[1] == ["locked", "attempt 7", "locked", "locked", "locked"]
 
 
 def test_a_reboot_is_a_change(tmp_path: Path) -> None:
@@ -619,6 +663,31 @@ def test_a_full_disk_costs_the_recording_not_the_answer(
     recording.close()
     assert [line.get("ask") for line in lines(path)] == [None, "read_rtmr"]
     assert not Recording(path).complete
+
+
+def test_an_answer_of_no_known_kind_is_given(tmp_path: Path) -> None:
+    """A plugin may answer anything: that ends the recording, and is its caller's to refuse."""
+
+    class Odd(FakeSnp):
+        def read_event_log(self) -> Any:  # noqa: ANN401 - no bytes
+            return None
+
+    recording = record(tmp_path / "a.jsonl", Odd())
+    assert recording.read_event_log() is None
+    with pytest.raises(BackendError, match="what read_event_log answered cannot be written"):
+        recording.close()
+
+
+def test_a_coroutine_may_replay(tmp_path: Path) -> None:
+    """By the asynchronous Attester, as any backend."""
+    path = tmp_path / "a.jsonl"
+
+    async def ask(**options: object) -> bytes:
+        async with attestkit.aopen("recording", path=path, **options) as tee:
+            assert tee.simulated
+            return (await tee.attest(b"nonce")).to_bytes()
+
+    assert asyncio.run(ask(of="simulator")) == asyncio.run(ask())
 
 
 def test_an_interrupted_change_ends_the_recording(tmp_path: Path) -> None:

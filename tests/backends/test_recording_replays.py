@@ -94,11 +94,22 @@ def new(folder: Path) -> Path:
     return folder / f"{next(NUMBER)}.jsonl"
 
 
+_FAULTS = (
+    *("ebusy", "eintr", "eio", "quote_fails", "empty_outblob", "short_outblob:2", "ebusy@1"),
+    *("wrong_report_data", "foreign_extend", "foreign_extend@1", "generation_race"),
+    *("provider_leaves@1", "rtmr_extend_fails", "rtmr_extend_lies", "rtmr_extend_lies:3"),
+)
+
+
 @settings(deadline=None)
-@given(calls=st.lists(_calls(), max_size=12), version=st.sampled_from([4, 5]))
-def test_of_the_simulator(folder: Path, calls: list[Call], version: int) -> None:
-    """Quotes, logs, events, registers, reboots, and what is refused."""
-    play(new(folder), lambda: Simulator(quote_version=version), calls)
+@given(
+    calls=st.lists(_calls(), max_size=12),
+    version=st.sampled_from([4, 5]),
+    faults=st.lists(st.sampled_from(_FAULTS), max_size=3),
+)
+def test_of_the_simulator(folder: Path, calls: list[Call], version: int, faults: list[str]) -> None:
+    """Quotes, logs, events, registers, reboots, and what is refused or goes wrong."""
+    play(new(folder), lambda: Simulator(quote_version=version, faults=faults), calls)
 
 
 @settings(deadline=None, max_examples=30)
@@ -123,6 +134,13 @@ def test_of_an_agent(folder: Path, calls: list[Call]) -> None:
 def test_of_an_snp_guest(folder: Path, calls: list[Call]) -> None:
     """It has reports, and no registers."""
     play(new(folder), FakeSnp, calls)
+
+
+@settings(deadline=None, max_examples=30)
+@given(calls=st.lists(_calls(), max_size=12))
+def test_of_a_simulated_snp_guest(folder: Path, calls: list[Call]) -> None:
+    """It has an app besides, and the document of its launch."""
+    play(new(folder), lambda: Simulator(platform="snp"), calls)
 
 
 def test_evidence_of_a_replay_verifies(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from attestkit.__main__ import main
+from tests.cli import evidence_files
 from tests.vectors import SHARED, needs_shared
+from tests.verifier import parcels
 
 
 def test_doctor_says_which_core_runs_and_why(capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,3 +143,27 @@ def test_wrong_usage_is_code_1_and_one_line(
     assert main(words) == 1
     told = capsys.readouterr()
     assert told.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_a_terminal_gets_an_event_a_line(
+    width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is long is cut off there, and said to be; a pipe has all of it, and no colour."""
+    files = evidence_files.write(tmp_path)
+    words = ["show", str(files.evidence)]
+    assert main(words) == 0
+    piped = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(words) == 0
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert max(map(len, shown.splitlines())) <= width
+    digest = parcels.evidence().event_log.events[-1].digest.hex()
+    assert digest in piped
+    assert digest not in shown
+    assert "has all of it" in shown
+    assert "has all of it" not in piped
+    if width == 100:
+        [line] = [line for line in shown.splitlines() if "system-ready" in line]
+        assert f" {digest[:16]}.. " in f"{line} "

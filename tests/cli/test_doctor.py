@@ -15,7 +15,7 @@ from attestkit.__main__ import main
 from attestkit.backends.kernel_release import FEATURES
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.surroundings import Door
-from attestkit.cli import render
+from attestkit.cli import terminal
 from attestkit.cli.doctor import findings
 from attestkit.cli.doctor_advice import advise
 from attestkit.cli.doctor_examine import QuoteTrial, try_quotes
@@ -236,17 +236,19 @@ def test_every_width_holds_all_words(
 ) -> None:
     """A narrow terminal folds the lines, and loses nothing."""
 
-    def narrow() -> Console:
+    def narrow(*, stderr: bool = False) -> Console:
+        assert not stderr
         return Console(markup=False, no_color=True, width=width, force_terminal=True)
 
     make(tmp_path, {**GOOD, "run/dstack.sock/": ""})
-    monkeypatch.setattr(render, "_console", narrow)
+    monkeypatch.setattr(terminal, "_console", narrow)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert main(["doctor", "--root", str(tmp_path)]) == 0
     page = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     assert max(map(len, page.splitlines())) <= width
     folded = "".join(page.split())
     stacked = "[ok] TEE\n     TDX\n" in "\n".join(map(str.rstrip, page.splitlines()))
-    assert stacked is (width < render.NARROW)
+    assert stacked is (width < terminal.NARROW)
     for words in (f"{tmp_path}/dev/tdx_guest", "Acontainerenginemakesafolderwhere"):
         assert words in folded
 

@@ -134,7 +134,7 @@ def test_stdin_is_bounded(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """No more is read than of a file."""
-    monkeypatch.setattr("attestkit.cli.recognise.LARGEST", 10)
+    monkeypatch.setattr("attestkit.cli.read_input.LARGEST", 10)
     give(bytes(12))
     assert main(["show", "-"]) == 5
     assert "longer than 10 bytes" in capsys.readouterr().err

@@ -1,10 +1,13 @@
 """Intel-shaped certificates and CRLs come out byte for byte, and their dates are read back."""
 
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -196,3 +199,102 @@ def test_changed_bytes_raise_our_errors_only(data: st.DataObject) -> None:
     for read in (crl_window, lambda der: chain_window(armour("CERTIFICATE", der))):
         with suppress(FormatError):
             read(bytes(changed))
+
+
+def _oracle(
+    serial: int, window: Window, crl_url: str, path_length: int | None, sgx: bytes | None
+) -> bytes:
+    """Return the certificate of ROOT for LEAF as the builder of `cryptography` makes it."""
+    authority = path_length is not None
+    flags = dict.fromkeys(
+        ("key_encipherment", "data_encipherment", "key_agreement", "encipher_only"), False
+    )
+    usage = x509.KeyUsage(
+        digital_signature=not authority,
+        content_commitment=not authority,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        decipher_only=False,
+        **flags,
+    )
+    issuer, public = ROOT.key.private.public_key(), LEAF.key.private.public_key()
+    names = [x509.UniformResourceIdentifier(crl_url)]
+    builder = (
+        x509.CertificateBuilder(_name(ROOT.name), _name(LEAF.name), public, serial, *window)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer), critical=False)
+        .add_extension(
+            x509.CRLDistributionPoints([x509.DistributionPoint(names, None, None, None)]),
+            critical=False,
+        )
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.BasicConstraints(authority, path_length), critical=True)
+    )
+    if sgx is not None:
+        oid = x509.ObjectIdentifier("1.2.840.113741.1.13.1")
+        builder = builder.add_extension(x509.UnrecognizedExtension(oid, sgx), critical=False)
+    signed = builder.sign(ROOT.key.private, SHA256(), ecdsa_deterministic=True)
+    return signed.public_bytes(Encoding.DER)
+
+
+def _name(common_name: str) -> x509.Name:
+    parts = (
+        (NameOID.COMMON_NAME, common_name),
+        (NameOID.ORGANIZATION_NAME, "Intel Corporation"),
+        (NameOID.LOCALITY_NAME, "Santa Clara"),
+        (NameOID.STATE_OR_PROVINCE_NAME, "CA"),
+        (NameOID.COUNTRY_NAME, "US"),
+    )
+    return x509.Name([x509.NameAttribute(oid, value) for oid, value in parts])
+
+
+MOMENTS = st.datetimes(datetime(1950, 1, 1), datetime(9998, 1, 1))  # noqa: DTZ001 - see timezones
+
+
+@given(
+    serial=st.integers(1, 2**159 - 1),
+    start=MOMENTS.map(lambda moment: moment.replace(microsecond=0, tzinfo=timezone.utc)),
+    path=st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=300),
+    path_length=st.none() | st.integers(0, 300),
+    sgx=st.none() | st.binary(max_size=70_000),
+)
+def test_certificates_are_those_of_a_builder(
+    serial: int, start: datetime, path: str, path_length: int | None, sgx: bytes | None
+) -> None:
+    """What is written by hand is what the builder of a library writes, byte for byte."""
+    window = Window(start, start + timedelta(days=200))
+    url = f"https://crl.invalid/{path}"
+    made = issue_certificate(
+        LEAF,
+        ROOT,
+        serial=serial,
+        validity=window,
+        crl_url=url,
+        path_length=path_length,
+        sgx=sgx,
+    )
+    assert made == _oracle(serial, window, url, path_length, sgx)
+
+
+@given(
+    number=st.integers(0, 2**70),
+    revoked=st.lists(st.integers(1, 2**159 - 1), max_size=20),
+    start=MOMENTS.map(lambda moment: moment.replace(microsecond=0, tzinfo=timezone.utc)),
+)
+def test_crls_are_those_of_a_builder(number: int, revoked: list[int], start: datetime) -> None:
+    """So are lists of what is revoked, empty ones too."""
+    window = Window(start, start + timedelta(days=200))
+    issuer = ROOT.key.private.public_key()
+    builder = (
+        x509.CertificateRevocationListBuilder(_name(ROOT.name), *window)
+        .add_extension(x509.CRLNumber(number), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer), critical=False)
+    )
+    for serial in revoked:
+        entry = x509.RevokedCertificateBuilder(serial, start).add_extension(
+            x509.CRLReason(x509.ReasonFlags.unspecified), critical=False
+        )
+        builder = builder.add_revoked_certificate(entry.build())
+    signed = builder.sign(ROOT.key.private, SHA256(), ecdsa_deterministic=True)
+    made = issue_crl(ROOT, window=window, number=number, revoked=revoked)
+    assert made == signed.public_bytes(Encoding.DER)

@@ -262,6 +262,7 @@ def test_closed_keys_are_refused(app_keys: AppKeys) -> None:
         assert same is app_keys
         keys = LocalKeys(same)
         keys.sign(b"", "ed25519")
+        assert same.ca_cert  # made now, it outlives its key
     app_keys.close()
     for name in ("k256_key", "env_crypt_key", "disk_crypt_key", "ca_key", "root_public_key"):
         with pytest.raises(UsageError, match="closed"):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from attestkit._crypto.ecdsa import K256Key
 from attestkit.errors import SignatureError, UsageError
-from attestkit.keys import AppKeys, LocalKeys, recover_issuers, verify_signature
+from attestkit.keys import AppKeys, LocalKeys, recover_issuers, recover_root, verify_signature
 from tests.vectors import load, needs_shared
 
 GETKEY, SIGN = load("getkey.json"), load("sign_verify.json")
@@ -33,6 +33,18 @@ def test_chain_leads_to_the_kms(keys: LocalKeys) -> None:
     assert other != root
     with pytest.raises(SignatureError, match="65 bytes"):
         recover_issuers(found.public_key, "purpose", (chain[0], b""), unhex(link["app_id"]))
+
+
+def test_the_root_is_told_without_a_kms() -> None:
+    """The chain's first signature leads to the application's root key, for its purpose alone."""
+    with AppKeys.from_seed(SEED) as app:
+        found = LocalKeys(app).derive("any", "purpose", "ed25519")
+        first, kms = found.signature_chain
+        assert kms == b""
+        assert recover_root(found.public_key, "purpose", first) == app.root_public_key
+        assert recover_root(found.public_key, "another", first) != app.root_public_key
+    with pytest.raises(SignatureError, match="65 bytes"):
+        recover_root(found.public_key, "purpose", first[:-1])
 
 
 @needs_shared

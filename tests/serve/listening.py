@@ -50,7 +50,7 @@ async def serving(
     ports = [sock.getsockname()[1] for sock in sockets]
     ready = asyncio.Event()
     listening = [Listener(app, sock, limits) for app, sock in zip(apps, sockets, strict=True)]
-    task = asyncio.create_task(listeners._run(listening, ready.set))
+    task = asyncio.create_task(listeners.run_in_loop(listening, ready.set))
 
     def connector(port: int) -> Connect:
         return lambda: asyncio.open_connection("127.0.0.1", port)

@@ -240,7 +240,7 @@ async def serving(seconds: float = 30.0) -> AsyncIterator[Served]:
         stopping.set()
 
     listener = Listener(app, sock, Limits(drain_seconds=seconds))
-    task = asyncio.create_task(listeners._run([listener], ready.set, on_stop))
+    task = asyncio.create_task(listeners.run_in_loop([listener], ready.set, on_stop))
     await asyncio.wait_for(ready.wait(), PATIENCE)
     try:
         yield Served(app, address, task, stopping, stops)

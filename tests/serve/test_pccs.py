@@ -19,6 +19,7 @@ import pytest
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.pccs import ServedPlatform, SimulatedPccs
+from attestkit.backends.simulator.scenarios import QuoteConfig, Scenario
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 from attestkit.quote import Quote
@@ -28,8 +29,13 @@ from attestkit.serve.options import Options
 from attestkit.serve.pccs import PccsApp, pccs_of
 from attestkit.serve.settings import decide
 from tests.serve.asgi import Client
+from tests.serve.client import call
 from tests.serve.server import SEED, Server, refusal, running_server
 
+SUFFIXES: Final = (
+    *("", "/", "/sgx/certification/v4", "/sgx/certification/v4/"),
+    *("/tdx/certification/v4", "/tdx/certification/v4/"),
+)
 JS: Final = Path(__file__).resolve().parents[1] / "clients" / "js"
 
 
@@ -70,7 +76,7 @@ def test_the_ready_line_and_the_banner_say_where(server: Server) -> None:
     assert f"export PCCS_URL={url}\n" in server.log()
 
 
-@pytest.mark.parametrize("suffix", ["", "/", "/sgx/certification/v4", "/tdx/certification/v4/"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_our_fetch_gives_the_simulators_collateral(
     server: Server, simulator: Simulator, suffix: str
 ) -> None:
@@ -81,7 +87,7 @@ def test_our_fetch_gives_the_simulators_collateral(
     assert fetched in (before, simulator.collateral())
 
 
-@pytest.mark.parametrize("suffix", ["", "/", "/sgx/certification/v4"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_dcap_qvl_fetches_and_verifies(server: Server, simulator: Simulator, suffix: str) -> None:
     """The Python client of dcap-qvl gets the same, and the quote is up to date with it."""
     raw = simulator.get_quote(bytes(64))
@@ -97,21 +103,15 @@ def test_dcap_qvl_fetches_and_verifies(server: Server, simulator: Simulator, suf
     assert replace(fetched, pck_certificate_chain=None) in (before, simulator.collateral())
 
 
-def test_the_javascript_client_fetches_and_verifies(server: Server, simulator: Simulator) -> None:
-    """@phala/dcap-qvl, which asks for the processor's CRL, gets it and verifies."""
+def javascript(url: str, quote: bytes, root: bytes) -> "subprocess.CompletedProcess[str]":
+    """Run the client of @phala/dcap-qvl: fetch, then verify."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
     if not (JS / "node_modules" / "@phala" / "dcap-qvl").is_dir():
         pytest.skip("tests/clients/js/node_modules is missing: run `npm install` there")
-    raw = simulator.get_quote(bytes(64))
-    asked = {
-        "url": server.ready["pccs"],
-        "quote": raw.hex(),
-        "root": simulator.trust_anchor.hex(),
-        "now": now(),
-    }
-    done = subprocess.run(  # noqa: S603 - our own script
+    asked = {"url": url, "quote": quote.hex(), "root": root.hex(), "now": now()}
+    return subprocess.run(  # noqa: S603 - our own script
         [node, "fetch.mjs"],
         cwd=JS,
         input=json.dumps(asked),
@@ -120,8 +120,52 @@ def test_the_javascript_client_fetches_and_verifies(server: Server, simulator: S
         timeout=120,
         check=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix"), [(5, suffix) for suffix in SUFFIXES] + [(2, ""), (3, "/")]
+)
+def test_the_javascript_client_fetches_and_verifies(
+    server: Server, simulator: Simulator, kind: int, suffix: str
+) -> None:
+    """@phala/dcap-qvl, which asks for the processor's CRL, gets it and verifies.
+
+    Also for a quote that tells its platform by an encrypted PPID alone.
+    """
+    odd = Scenario(quote=QuoteConfig(certification_type=kind))
+    raw = Simulator(seed=bytes.fromhex(SEED), scenario=odd).get_quote(bytes(64))
+    done = javascript(server.ready["pccs"] + suffix, raw, simulator.trust_anchor)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "UpToDate"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("tcb-OutOfDate", "OutOfDate"),
+        ("ok-second-platform", "UpToDate"),
+        ("pck-revoked", "revoked"),
+        ("collateral-expired", "expired"),
+    ],
+)
+def test_the_servers_scenario_is_what_clients_fetch(name: str, told: str) -> None:
+    """From the server to the verdict of both clients: the status, or the reason of the refusal."""
+    with running_server("--pccs", "127.0.0.1:0", "--scenario", name) as server:
+        url = server.ready["pccs"]
+        raw = bytes.fromhex(call(server.dstack, "GetQuote").json()["quote"])
+        anchor = Simulator(seed=bytes.fromhex(SEED), scenario=name).trust_anchor
+
+        async def fetch() -> Any:  # noqa: ANN401 - it has no types
+            return await dcap_qvl.get_collateral(url, raw)
+
+        theirs = asyncio.run(fetch())
+        try:
+            python = dcap_qvl.verify_with_root_ca(raw, theirs, anchor, now()).status
+        except ValueError as error:
+            python = str(error)
+        assert told.lower() in python.lower()
+        done = javascript(url, raw, anchor)
+        assert told.lower() in (done.stdout or done.stderr).lower()
 
 
 def test_responses_are_http_1_1_with_their_length(server: Server) -> None:

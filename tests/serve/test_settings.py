@@ -134,7 +134,7 @@ def test_the_option_beats_the_environment() -> None:
         ("app_id", "00" * 20),
         ("platform", "tdx"),
         ("quote_version", "5"),
-        ("scenario", "debug-td"),
+        ("scenario", "td-debug"),
         ("fault", ("ebusy",)),
     ],
 )
@@ -233,17 +233,19 @@ def test_what_is_said_of_the_simulation() -> None:
         backend="simulator",
         platform="snp",
         quote_version="5",
-        scenario="debug-td",
+        scenario="td-debug",
         fault=("ebusy:3 eio", "slow:1s"),
     )
     assert decide(options, HOME, no_signs).simulation == {
         "platform": "snp",
         "quote_version": 5,
-        "scenario": "debug-td",
+        "scenario": "td-debug",
         "faults": [Fault.parse("ebusy:3"), Fault.parse("eio"), Fault.parse("slow:1s")],
     }
     with pytest.raises(UsageError, match=r"^--fault ebsuy: no fault is called 'ebsuy'; there are"):
         decide(Options(backend="simulator", fault=("ebsuy",)), HOME, no_signs)
+    with pytest.raises(UsageError, match=r"^--scenario nope: no scenario is called 'nope'; there"):
+        simulator(scenario="nope")
 
 
 def test_one_seed_is_enough() -> None:
@@ -304,6 +306,7 @@ def configured(**values: str) -> Options:
         ({"socket_mode": "rw"}, "agent.toml: key.socket_mode: rw: want an octal number"),
         ({"app_id": "00"}, "agent.toml: key.app_id: 00: want 40 hex digits"),
         ({"seed": "s3cret", "seed_file": "f"}, "agent.toml: key.seed and agent.toml: key.seed_f"),
+        ({"scenario": "nope"}, "agent.toml: key.scenario nope: no scenario is called 'nope'"),
         ({"fault": ("ebusy", "ebsuy")}, "agent.toml: key.fault ebsuy: no fault is called 'ebsuy'"),
     ],
 )

@@ -92,8 +92,8 @@ class Recording:
     """
 
     name = "recording"
-    simulated: bool
-    blocking: bool
+    simulated = True
+    blocking = True  # a disk is waited for
     path: Path
     of: Backend | None
     recorded: str
@@ -199,21 +199,7 @@ def _record(
     backend: Any = None
     try:
         backend = _backend(of, options)
-        abilities = _abilities(backend)
-        anchor = getattr(backend, "trust_anchor", None)
-        more: dict[str, object] = {"trust_anchor": anchor.hex()} if anchor else {}
-        writer.header(
-            {
-                "backend": backend.name,
-                "simulated": backend.simulated,
-                "abilities": abilities,
-                "started": f"{datetime.fromtimestamp(now(), timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
-                "kernel": os.uname().release,
-                "attestkit": own_version(),
-                **more,
-                **host_of(backend),
-            }
-        )
+        writer.header(_header(backend, now()))
     except BaseException as error:
         path.unlink(missing_ok=True)
         writer.close()
@@ -222,12 +208,33 @@ def _record(
         if isinstance(error, OSError):
             raise UsageError(f"{path}: a recording cannot be made there: {error}") from error
         raise
-    self = object.__new__(_kind(cls, abilities))
-    self.path, self.of, self.complete, self.trust_anchor = path, backend, False, anchor
+    self = object.__new__(_kind(cls, _abilities(backend)))
+    self.path, self.of, self.complete = path, backend, False
+    self.trust_anchor = _anchor(backend)
     self.recorded, self.recorded_simulated = backend.name, backend.simulated
-    self.simulated, self.blocking = backend.simulated, backend.blocking
+    self.simulated = backend.simulated
     self._inside = Inside(RecordingTape(writer), backend, backend, Lock())
     return _with_document(self, backend)
+
+
+def _header(backend: Backend, started: float) -> dict[str, object]:
+    """Return what the first line says."""
+    anchor = _anchor(backend)
+    return {
+        "backend": backend.name,
+        "simulated": backend.simulated,
+        "abilities": _abilities(backend),
+        "started": f"{datetime.fromtimestamp(started, timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
+        "kernel": os.uname().release,
+        "attestkit": own_version(),
+        **({} if anchor is None else {"trust_anchor": anchor.hex()}),
+        **host_of(backend),
+    }
+
+
+def _anchor(backend: Backend) -> bytes | None:
+    anchor = getattr(backend, "trust_anchor", None)
+    return anchor if isinstance(anchor, bytes) else None
 
 
 def _with_document(made: Recording, host: object) -> Recording:

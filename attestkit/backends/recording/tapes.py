@@ -88,6 +88,9 @@ class RecordingTape:
                     self._writer.answer(request(name, arguments), call.codec, encoded)
                 except OSError as error:
                     self._stop(str(error.strerror or error))
+                except Exception as error:  # noqa: BLE001 - a plugin may answer anything
+                    kind = type(error).__name__
+                    self._stop(f"what {name} answered cannot be written ({kind})")
                 except BaseException:
                     self._stop(f"writing {name} was interrupted")
                     raise
@@ -95,12 +98,14 @@ class RecordingTape:
 
     def enter(self, enter: Callable[[], object]) -> None:
         """Lock a journal; that it could not be locked is written down."""
-        self._attempts += 1
+        with self._turn:
+            self._attempts += 1
+            attempt = self._attempts
         try:
             enter()
         except AttestKitError as error:
             with self._turn:
-                self._write_failure(LOCK, {"attempt": self._attempts}, error)
+                self._write_failure(LOCK, {"attempt": attempt}, error)
             raise
 
     def _write_failure(

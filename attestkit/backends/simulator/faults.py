@@ -179,7 +179,8 @@ class Faults:
         self._queues: dict[str, list[Fault]] = {}
         self._watchers: list[WeakMethod[Callable[[Fault], None]]] = []
         for fault in faults:
-            self.arm(fault)
+            if fault.times:
+                self._queues.setdefault(fault.operation, []).append(fault)
 
     @classmethod
     def of(cls, faults: "FaultsLike") -> "Faults":
@@ -219,19 +220,21 @@ class Faults:
             look(fault)
         self._watchers.append(WeakMethod(look))
 
-    def arm(self, fault: Fault | str) -> None:
-        """Let a fault strike, after those of its operation that are armed already.
+    def arm(self, faults: "Fault | FaultsLike") -> None:
+        """Let faults strike, after those of their operations that are armed already.
 
         Raises:
-            UsageError: There is no such fault, or not where these strike.
+            UsageError: There is no such fault, or not where these strike; then none is armed.
         """
-        fault = _one(fault)
-        for watcher in self._watchers:
-            if look := watcher():
-                look(fault)
-        if fault.times:
-            with self._lock:
-                self._queues.setdefault(fault.operation, []).append(fault)
+        new = (faults,) if isinstance(faults, Fault) else Faults.of(faults).armed()
+        for fault in new:
+            for watcher in self._watchers:
+                if look := watcher():
+                    look(fault)
+        with self._lock:
+            for fault in new:
+                if fault.times:
+                    self._queues.setdefault(fault.operation, []).append(fault)
 
     def clear(self) -> None:
         """Let nothing go wrong any more."""

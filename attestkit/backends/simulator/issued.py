@@ -34,10 +34,12 @@ def launched(scenario: Scenario, mr_config_id: bytes) -> TdBody:
     """Return what is fixed at the launch of a TD of the simulated image, as the scenario says.
 
     Raises:
-        UsageError: The scenario sets what no launch fixes.
+        UsageError: The scenario sets what no launch fixes, or a value of another size.
     """
     own = {"mr_td": simulated_image().mrtd, "mr_config_id": mr_config_id}
     odd = dict(scenario.body)
     if unfit := odd.keys() - TdBody._fields | odd.keys() & _LIVE:
         raise UsageError(f"a scenario cannot set {min(unfit)!r} of the TD's body")
-    return TdBody(**{**own, **odd})
+    body = TdBody(**{**own, **odd})
+    body.td15()  # which refuses another size
+    return body

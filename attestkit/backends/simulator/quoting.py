@@ -24,7 +24,8 @@ _BODY_TYPES: Final = {(4, 584): 0, (5, 584): 2, (5, 648): 3}  # by version and s
 # 384 bytes; the gaps are reserved, or CONFIGID and its like, and zero.
 _REPORT: Final = struct.Struct("<16sI28x16s32s32x32s96xHH60x64s")
 _SECTION: Final = struct.Struct("<HI")  # certification data: type and size
-_PCK_CHAIN, _QE_REPORT = 5, 6  # types of certification data
+_QE_REPORT: Final = 6  # a type of certification data
+_ENCRYPTED_PPID: Final = {2: 256, 3: 384}  # bytes, by the type of certification data
 _SIGNATURE: Final = 64  # r then s
 
 
@@ -155,18 +156,29 @@ def _certified(
     """Return the certification data: the QE report with its signature, and who made that."""
     bound = pki.resolve(config.bound_key, key)
     report = _qe_report(config, pki.config, bound)
-    chain = given(config.certification, platform.pck_chain.encode() + b"\0")
+    data = given(config.certification, _of_platform(config.certification_type, pki, platform))
     inner = b"".join(
         (
             report,
             pki.resolve(config.pck_key, platform.pck_key).sign(report),
             struct.pack("<H", len(config.qe_auth_data)),
             config.qe_auth_data,
-            _SECTION.pack(_PCK_CHAIN, len(chain)),
-            chain,
+            _SECTION.pack(config.certification_type, len(data)),
+            data,
         )
     )
     return _SECTION.pack(_QE_REPORT, len(inner)) + inner
+
+
+def _of_platform(kind: int, pki: SimulatedPki, platform: SimulatedPlatform) -> bytes:
+    """Return the certification data of a type: the chain, or what leads a PCCS to it."""
+    size = _ENCRYPTED_PPID.get(kind)
+    if size is None:
+        return platform.pck_chain.encode() + b"\0"
+    # Only Intel could decrypt it, so nobody can tell that there is no PPID in it.
+    blocks = (sha256(platform.qe_id + bytes([index])) for index in range(size // 32))
+    config = pki.config
+    return b"".join((*blocks, config.cpusvn, config.pcesvn.to_bytes(2, "little"), config.pceid))
 
 
 def _qe_report(config: QuoteConfig, pki: PkiConfig, bound: P256Key) -> bytes:

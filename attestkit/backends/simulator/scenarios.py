@@ -49,6 +49,7 @@ _BITS: Final = {
     "pcesvn": 15,
     "version": 16,
     "attestation_key_type": 16,
+    "certification_type": 16,
     "tee_type": 32,
     "body_type": 16,
     "body_size": 32,
@@ -231,8 +232,10 @@ class QuoteConfig:
     qe_isvsvn: int | None = None  # 16 bits
     qe_report_data: bytes | None = None  # 64 bytes; None: the binding of key and auth data
     qe_auth_data: bytes = bytes(range(32))  # up to 65535 bytes
-    # Certification data: PEM of leaf, CA and root with a closing NUL; None: the platform's own.
-    certification: bytes | None = None
+    # Certification data: 5, PEM of leaf, CA and root with a closing NUL; or 2 or 3, by which a PCCS
+    # knows the platform: its PPID, encrypted with RSA-2048 or RSA-3072, CPUSVN, PCESVN and PCEID.
+    certification_type: int = 5  # 16 bits
+    certification: bytes | None = None  # None: the platform's own
     padding: int = 0  # zero bytes after the quote, as hosts with a buffer of fixed size leave them
     # After signing.
     altered: tuple[

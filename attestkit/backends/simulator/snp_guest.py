@@ -99,7 +99,7 @@ class SnpSimulator(Simulator):
         return self._chip.report(report_data, host_data=self._host_data)
 
     def get_quote(self, report_data: bytes) -> bytes:
-        """Return a signed report over `report_data`, exactly 64 bytes; UsageError otherwise."""
+        """Return a signed report over `report_data`, exactly 64 bytes; errors as its evidence."""
         return self.get_snp_report(report_data).report
 
     def read_event_log(self) -> bytes:

@@ -1,4 +1,4 @@
-"""For tests of code that uses attestkit: what every backend must keep to.
+"""The contract: what every backend must keep to.
 
 A package with a backend of its own subclasses `BackendContract` in its tests, named so that its
 test runner collects it, and says how a backend is made:

@@ -1,0 +1,108 @@
+"""`attestkit key PATH`: a key of the app, which is a secret."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from attestkit.cli import render
+from attestkit.cli.device import DEVICE_EXIT_CODES, Device, device_options
+from attestkit.cli.parameters import PATH, json_option
+from attestkit.cli.write_output import check_output, refuse_stdout, write_output
+from attestkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from attestkit.keys import DerivedKey, KeyDeriver
+
+__all__ = ["key"]
+
+_SHARED: Final = ("secp256k1", "k256", "ed25519")
+_SEPARATED: Final = ("p256", "x25519")
+_EPILOG: Final = "Example: attestkit key wallet/eth -o key.hex\n\n" + DEVICE_EXIT_CODES
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("path")
+@click.option("--purpose", metavar="TEXT", help="What the signature chain says it is for.")
+@click.option(
+    "--algorithm",
+    metavar="NAME",
+    type=click.Choice([*_SHARED, *_SEPARATED]),
+    default="secp256k1",
+    show_default=True,
+    help="secp256k1 (or k256), ed25519; with --separated also p256 and x25519.",
+)
+@click.option(
+    "--separated",
+    is_flag=True,
+    help="A key of this algorithm alone; else secp256k1 and ed25519 share their 32 bytes, as the "
+    "guest agent's API has it.",
+)
+@click.option("--public", is_flag=True, help="The public key alone, in hex; no secret is shown.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=PATH,
+    help="Write the key there in hex, mode 0600, and show the public one; - is stdout, key alone.",
+)
+@device_options
+@json_option
+def key(  # noqa: PLR0913 - one per option
+    *,
+    path: str,
+    purpose: str | None,
+    algorithm: str,
+    separated: bool,
+    public: bool,
+    output: Path | None,
+    device: Device,
+    as_json: bool,
+) -> None:
+    """Derive a key of the app.
+
+    The same PATH gives the same key, wherever the app runs. The key is a secret, and goes to stdout
+    in hex beside the public one, unless --public or -o says otherwise.
+    """
+    if public and output is not None:
+        raise UsageError("--public and -o: a file gets the key, which --public leaves out")
+    refuse_stdout(output, as_json=as_json)
+    check_output("-o", output, device.inputs)
+    with device.open() as attester:
+        derived = _derived(attester.keys, path, purpose, algorithm, separated=separated)
+        backend, simulated = attester.backend.name, attester.simulated
+    hidden = public or output is not None
+    secret, shared = derived.key.hex(), derived.public_key.hex()
+    written = output is not None and write_output("-o", output, f"{secret}\n", mode=0o600)
+    if as_json:
+        found = {
+            "path": path,
+            "purpose": purpose or "",
+            "algorithm": "secp256k1" if algorithm == "k256" else algorithm,
+            "separated": separated,
+            "backend": backend,
+            "simulated": simulated,
+            "public_key": shared,
+            "key": None if hidden else secret,
+            "signature_chain": [signature.hex() for signature in derived.signature_chain],
+            "output": None if output is None else str(output),
+        }
+        render.as_json(found)
+    elif public:
+        click.echo(shared)
+    elif written:
+        render.verdict(f"{output}: the key of {shared}", good=True)
+    elif output is None:
+        render.fields(None, {"public key": shared, "key": secret})
+
+
+def _derived(
+    keys: "KeyDeriver", path: str, purpose: str | None, algorithm: str, *, separated: bool
+) -> "DerivedKey":
+    if not separated:
+        if algorithm in _SEPARATED:
+            raise UsageError(f"--algorithm {algorithm} needs --separated")
+        return keys.derive(path, purpose or "", algorithm)
+    if purpose is not None:
+        raise UsageError("--purpose and --separated: the chain of a separated key has no purpose")
+    return keys.derive_separated(path, algorithm)

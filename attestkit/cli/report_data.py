@@ -1,0 +1,130 @@
+"""The options that say what a quote or evidence is over, and the 64 bytes that they mean."""
+
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+import click
+
+from attestkit.cli.exit_codes import complain
+from attestkit.cli.parameters import PATH
+from attestkit.cli.read_input import open_input
+from attestkit.errors import UsageError
+
+__all__ = ["Sealed", "read_hex", "report_data_options"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_SIZE: Final = 64
+_PIECE: Final = 1 << 20  # bytes of a file that are hashed at a time
+_HEX_TEXT: Final = re.compile(r"(?:0x)?(?:[0-9a-fA-F]{2}){16,}")
+
+
+class Sealed(NamedTuple):
+    """What evidence is over."""
+
+    report_data: bytes  # 64 bytes
+    inputs: tuple[Path, ...]  # the files it came from
+
+
+def report_data_options(command: _Command) -> _Command:
+    """Give a command the options for its report data, and hand it that as `sealed`."""
+
+    @functools.wraps(command)
+    def asking(
+        *,
+        report_data: str | None,
+        text: str | None,
+        file: Path | None,
+        sha512: bool,
+        **options: Any,  # noqa: ANN401 - whatever the command takes
+    ) -> Any:  # noqa: ANN401 - and returns
+        if sum(given is not None for given in (report_data, text, file)) > 1:
+            raise UsageError("--report-data, --text and --file: one of them")
+        sealed = _report_data(report_data, text, file, sha512=sha512)
+        inputs = () if file is None else (file,)
+        return command(sealed=Sealed(sealed, inputs), **options)
+
+    wrapped: Any = asking
+    for option in reversed(_OPTIONS):
+        wrapped = option(wrapped)
+    decorated: _Command = wrapped
+    return decorated
+
+
+_OPTIONS: Final = (
+    click.option(
+        "--report-data",
+        metavar="HEX",
+        help="What it is over, up to 64 bytes that zeros fill up: a verifier's nonce.",
+    ),
+    click.option("--text", metavar="TEXT", help="The same as text, in UTF-8."),
+    click.option(
+        "--file", metavar="FILE", type=PATH, help="The same as the bytes of a file; - is stdin."
+    ),
+    click.option(
+        "--sha512",
+        is_flag=True,
+        help="Seal the SHA-512 of what --report-data, --text or --file gives, of any length.",
+    ),
+)
+
+
+def _report_data(
+    report_data: str | None, text: str | None, file: Path | None, *, sha512: bool
+) -> bytes:
+    if report_data is not None:
+        data, option = read_hex("--report-data", report_data), "--report-data"
+    elif text is not None:
+        data, option = _encoded(text), "--text"
+    elif file is not None:
+        if sha512:
+            return _hash_of(file)
+        data, option = _head_of(file), f"--file {file}"
+    elif sha512:
+        raise UsageError("--sha512 of what? --report-data, --text or --file")
+    else:
+        return bytes(_SIZE)
+    if sha512:
+        from attestkit._crypto.hashes import digest  # late: few ask for it
+
+        return digest("sha512", data)
+    if len(data) > _SIZE:
+        raise UsageError(
+            f"{option} has more than 64 bytes, which report data has: --sha512 seals its hash"
+        )
+    return data.ljust(_SIZE, b"\0")
+
+
+def read_hex(option: str, text: str) -> bytes:
+    """Return the bytes that a text writes in hex, `0x` may lead; UsageError if it is not hex."""
+    try:
+        return bytes.fromhex(text[2:] if text[:2] in {"0x", "0X"} else text)
+    except ValueError as error:
+        raise UsageError(f"{option} is not hex") from error
+
+
+def _encoded(text: str) -> bytes:
+    if _HEX_TEXT.fullmatch(text):
+        complain("--text looks like hex, and is sealed as text: --report-data takes hex")
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError("--text is not UTF-8") from error
+
+
+def _head_of(file: Path) -> bytes:
+    """Return the bytes of a file as far as they matter: one more than may be."""
+    with open_input(file) as opened:
+        return opened.read(_SIZE + 1)
+
+
+def _hash_of(file: Path) -> bytes:
+    import hashlib  # late: few ask for it
+
+    hashed = hashlib.sha512()
+    with open_input(file) as opened:
+        while piece := opened.read(_PIECE):
+            hashed.update(piece)
+    return hashed.digest()

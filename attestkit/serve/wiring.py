@@ -1,0 +1,221 @@
+"""Everything that a server is made of, wired: applications, and the sockets that lead to them."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
+
+from attestkit.errors import UnsupportedError, UsageError
+from attestkit.serve import Places, Ready
+from attestkit.serve.limits import Limits
+from attestkit.serve.stats import Stats
+from attestkit.serve.system import DATA_DISKS
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from attestkit.app_compose import AppCompose
+    from attestkit.attester import Attester
+    from attestkit.keys import AppKeys
+    from attestkit.serve.access_log import AccessLog
+    from attestkit.serve.guest import Guest
+    from attestkit.serve.listeners import Listener
+    from attestkit.serve.rpc import App
+    from attestkit.serve.sockets import UnixListener
+    from attestkit.verifier.pipeline import Verifier
+
+__all__ = ["Options", "Wired", "wire"]
+
+
+class Options(NamedTuple):
+    """What `serve()` takes besides the attester, the places and those who are told."""
+
+    handed_over: "Mapping[str, socket]" = MappingProxyType({})
+    app_compose: "AppCompose | None" = None
+    app_keys: "AppKeys | None" = None
+    vm_config: str | None = None
+    verifier: "Verifier | None" = None
+    ident: str | None = None
+    data_disks: Sequence[str] = DATA_DISKS
+    limits: Limits | None = None
+    access_log: "AccessLog | None" = None
+    docker: str | None = None
+
+
+class Wired(NamedTuple):
+    """Listeners that are bound and not served yet."""
+
+    ready: Ready
+    listeners: "list[Listener]"
+    paths: "list[UnixListener]"
+    access_log: "AccessLog | None"
+
+    def unlink(self) -> None:
+        """Remove our paths, for nobody is to find a door that is about to close."""
+        for path in self.paths:
+            path.unlink()
+
+    def flush(self) -> None:
+        """Write what the access log holds back."""
+        _flush(self.access_log)
+
+
+def wire(attester: "Attester | None", places: Places, options: Options, stack: ExitStack) -> Wired:
+    """Make the applications and bind the sockets; all of it ends with `stack`.
+
+    Raises:
+        UsageError: A place cannot be, there is none, or nobody says what the app is.
+        BackendBusyError: Somebody else listens at one of the places.
+        ConfigError: A socket cannot be made, a file of the host or the engine's address is wrong.
+    """
+    _refuse_what_cannot_be(attester, places, options.verifier)
+    stats, limits, access_log = Stats(), options.limits or Limits(), options.access_log
+    stack.callback(_flush, access_log)
+    apps = {}
+    if options.verifier is not None:
+        apps["verifier"] = _verifier_app(options.verifier, stats, limits, stack)
+    if attester is not None:
+        guest = _guest(attester, options, stats, limits)
+        stack.callback(guest.close)
+        apps.update(_agent_apps(guest, places))
+    bound = _listen(places, options.handed_over, stack)
+    from attestkit.serve.listeners import Listener  # uvicorn: for those who serve, and late
+
+    listeners = [
+        Listener(
+            apps[name],
+            sock,
+            limits,
+            name,
+            stats.of(name),
+            access_log,
+            handed_over=name in options.handed_over,
+        )
+        for name, sock in bound.sockets.items()
+    ]
+    return Wired(Ready(bound.where), listeners, bound.paths, access_log)
+
+
+def _flush(access_log: "AccessLog | None") -> None:
+    if access_log is not None:
+        access_log.flush(patience=1.0)
+
+
+def _refuse_what_cannot_be(
+    attester: "Attester | None", places: Places, verifier: "Verifier | None"
+) -> None:
+    agent = places.dstack or places.tappd or places.http or places.dev_http or places.pccs
+    if not (agent or places.verifier):
+        raise UsageError("every listener is off: there is nothing to serve")
+    if agent and attester is None:
+        raise UsageError("an agent's listeners need an attester")
+    if places.verifier and verifier is None:
+        raise UsageError("the verifier service needs a Verifier")
+    if places.dev_http and not (attester and attester.simulated):
+        raise UsageError("keys are given out over TCP by the simulator only")
+
+
+def _guest(attester: "Attester", options: Options, stats: Stats, limits: Limits) -> "Guest":
+    import os
+    import time
+
+    from attestkit.serve.containers import DOCKER
+    from attestkit.serve.guest import Guest, Release
+
+    try:
+        app_compose = options.app_compose or attester.app_compose
+    except UnsupportedError as error:
+        raise UsageError(f"a server must know its app, by an app-compose file: {error}") from error
+    app_keys, ident = options.app_keys, options.ident
+    if app_keys is None and attester.host is not None:
+        with suppress(UnsupportedError):  # the methods that need them say so
+            app_keys = attester.host.app_keys
+    return Guest(
+        attester,
+        app_compose=app_compose,
+        app_keys=app_keys,
+        vm_config=attester.vm_config if options.vm_config is None else options.vm_config,
+        now=time.time,  # noqa: TID251 - here the clock is handed in
+        random=os.urandom,
+        release=None if ident is None else Release(ident=_honest(ident, attester)),
+        data_disks=options.data_disks,
+        stats=stats,
+        limits=limits,
+        docker=options.docker or DOCKER,
+    )
+
+
+def _honest(ident: str, attester: "Attester") -> str:
+    """Return the name for the Server header, with the word that a simulator is never without."""
+    if not attester.simulated or "simulator" in ident.lower():
+        return ident
+    return f"{ident} (attestkit simulator)"
+
+
+class _Bound(NamedTuple):
+    """What listens."""
+
+    sockets: "dict[str, socket]"  # by the name of the listener
+    where: dict[str, Path | str]
+    paths: "list[UnixListener]"
+
+
+def _listen(places: Places, handed_over: "Mapping[str, socket]", stack: ExitStack) -> _Bound:
+    """Bind what was not handed over; what is bound is closed, and removed, with `stack`."""
+    from attestkit.serve.address import Address
+    from attestkit.serve.sockets import UnixListener, bind_tcp
+
+    sockets = {}
+    paths = []
+    where: dict[str, Path | str] = {}
+    doors = (("dstack", places.dstack), ("tappd", places.tappd), ("http", places.http))
+    for name, path in doors:
+        if name in handed_over and name != "http":
+            sockets[name] = stack.enter_context(handed_over[name])
+            where[name] = Path(sockets[name].getsockname())
+        elif isinstance(path, Path) and name not in handed_over:
+            listener = UnixListener(path.absolute(), places.socket_mode, places.socket_group)
+            stack.callback(listener.close)
+            paths.append(listener)
+            sockets[name], where[name] = listener.socket, listener.path
+    addresses = (
+        ("http", places.http),
+        ("dev_http", places.dev_http),
+        ("verifier", places.verifier),
+        ("pccs", places.pccs),
+    )
+    for name, address in addresses:
+        taken = handed_over.get(name)
+        if taken is None and address is not None and not isinstance(address, Path):
+            taken = bind_tcp(f"--{name.replace('_', '-')}", Address(*address))
+        if taken is not None:
+            sockets[name] = stack.enter_context(taken)
+            where[name] = f"http://{Address(*taken.getsockname()[:2])}"
+    return _Bound(sockets, where, paths)
+
+
+def _agent_apps(guest: "Guest", places: Places) -> "dict[str, App]":
+    from attestkit.serve import apps
+
+    of_simulator = {"pccs": apps.collateral_app(guest)} if places.pccs else {}
+    return {
+        **of_simulator,
+        "dstack": apps.dstack_app(guest),
+        "tappd": apps.tappd_app(guest),
+        "http": apps.external_app(guest),
+        "dev_http": apps.dev_app(guest),
+    }
+
+
+def _verifier_app(verifier: "Verifier", stats: Stats, limits: Limits, stack: ExitStack) -> "App":
+    """Return the verifier service; its threads end with `stack`."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from attestkit.serve.verifier import WORKERS, VerifierApp
+
+    executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="verifier")
+    stack.callback(executor.shutdown, cancel_futures=True)
+    return VerifierApp(
+        verifier, executor, max_body=limits.verifier_body, traffic=stats.of("verifier")
+    )

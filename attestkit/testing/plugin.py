@@ -1,0 +1,112 @@
+"""The pytest plugin: fixtures with simulated TEEs, whose server starts when a test asks for it.
+
+It is loaded in every test run of an environment that has attestkit, so it loads nothing itself.
+"""
+
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+if TYPE_CHECKING:
+    from attestkit.testing.server import ServerLoop
+    from attestkit.testing.tee import SimulatedTee
+
+__all__ = ["tee", "tee_factory", "tee_session"]
+
+_CONTRACT = "attestkit.testing.contract"
+
+
+def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Have pytest rewrite the asserts of the contract, and of nothing else here.
+
+    Whatever is beside a plugin is compiled by pytest itself, in every run where it cannot keep the
+    result: for all of this package that is ten times what its modules take otherwise.
+    """
+    # No public call takes such a mark back; a pytest without these names is slower, no more.
+    hook = pluginmanager.rewrite_hook
+    marked: Any = getattr(hook, "_must_rewrite", None)
+    known: Any = getattr(hook, "_marked_for_rewrite_cache", None)
+    if isinstance(marked, set) and isinstance(known, dict):
+        marked.discard("attestkit")
+        known.clear()
+    if _CONTRACT not in sys.modules:
+        pytest.register_assert_rewrite(_CONTRACT)
+
+
+class _Run(NamedTuple):
+    """What the TEEs of a run share."""
+
+    make_folder: Callable[[], Path]
+    loop: "ServerLoop"
+
+
+@pytest.fixture(scope="session")
+def _attestkit_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Run]:
+    """Keep what the TEEs of a run share, and end it with the run."""
+    from attestkit.testing.server import ServerLoop  # late: not every run has TEEs
+
+    loop = ServerLoop()
+    yield _Run(partial(tmp_path_factory.mktemp, "tee"), loop)
+    loop.close()
+
+
+def _made(
+    run: _Run, patch: pytest.MonkeyPatch, stack: ExitStack, options: dict[str, Any]
+) -> "SimulatedTee":
+    with _no_collection():
+        from attestkit.testing.tee import SimulatedTee, Surroundings  # late: for runs with TEEs
+
+    around = Surroundings(run.make_folder, patch.setenv, run.loop)
+    return stack.enter_context(SimulatedTee(surroundings=around, **options))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Let the garbage collector rest: imports leave none, and it would look through all tests."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@pytest.fixture
+def tee_factory(
+    _attestkit_run: _Run, monkeypatch: pytest.MonkeyPatch
+) -> "Iterator[Callable[..., SimulatedTee]]":
+    """Make simulated TEEs that end with the test: `tee_factory(scenario="tcb-OutOfDate")`.
+
+    It takes what `attestkit.testing.SimulatedTee` does: scenario, faults, quote_version, platform,
+    seed, state_dir, and what else the simulator takes.
+    """
+    with ExitStack() as stack:
+
+        def make(**options: Any) -> "SimulatedTee":  # noqa: ANN401 - handed on
+            return _made(_attestkit_run, monkeypatch, stack, options)
+
+        yield make
+
+
+@pytest.fixture
+def tee(tee_factory: "Callable[[], SimulatedTee]") -> "SimulatedTee":
+    """A simulated TEE for this test alone, just booted: healthy, up to date, the same every time.
+
+    Its server starts with the first use of `.socket`, `.url`, `.client` and their like.
+    """
+    return tee_factory()
+
+
+@pytest.fixture(scope="session")
+def tee_session(_attestkit_run: _Run) -> "Iterator[SimulatedTee]":
+    """A simulated TEE for all tests of the run; what one test emits the next one finds."""
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        yield _made(_attestkit_run, patch, stack, {})

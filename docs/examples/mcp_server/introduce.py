@@ -1,0 +1,45 @@
+"""Two agents introduce themselves over MCP, as a host's model would have them do.
+
+Each server is started over stdio with the options that this program is given.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+from mcp import Client, StdioServerParameters
+
+
+def server(options: list[str]) -> StdioServerParameters:
+    """Return how an agent's server is started."""
+    program = str(Path(__file__).with_name("server.py"))
+    return StdioServerParameters(command=sys.executable, args=[program, *options])
+
+
+async def call(agent: Client, tool: str, **arguments: object) -> Any:  # noqa: ANN401 - JSON
+    """Call a tool; its errors are errors here."""
+    answer = await agent.call_tool(tool, arguments)
+    if answer.is_error or answer.structured_content is None:
+        raise RuntimeError(f"{tool} failed: {answer.content}")
+    return answer.structured_content.get("result", answer.structured_content)
+
+
+async def introduce(options: list[str]) -> bool:
+    """Have Bob prove himself to Alice, and say something; tell whether she believes both."""
+    async with Client(server(options)) as alice, Client(server(options)) as bob:
+        nonce = await call(alice, "challenge")
+        proof = await call(bob, "prove", nonce=nonce)
+        verdict = await call(alice, "check", nonce=nonce, proof=proof)
+        print("bob's proof:", verdict)
+        again = await call(alice, "check", nonce=nonce, proof=proof)
+        print("the same again:", again)
+        words = {"text": "the meeting is at noon"}
+        words["signature"] = await call(bob, "sign", **words)
+        heard = await call(alice, "check_signature", **words, public_key=proof["public_key"])
+        print("bob's words:", heard)
+        return bool(verdict["accepted"] and heard["accepted"] and not again["accepted"])
+
+
+if __name__ == "__main__":
+    sys.exit(0 if anyio.run(introduce, sys.argv[1:]) else 1)

@@ -1,0 +1,151 @@
+"""An MCP server, over stdio, by which an AI agent in a TEE proves itself and checks other agents.
+
+Nonces are made and counted here, because a model's choice is no random one. Evidence is over the
+nonce and this process's own key, so that what the agent signs afterwards is the attested TEE's. No
+tool gives out a secret, and what strangers wrote gets to a model as fixed words and hex only.
+"""
+
+import argparse
+import base64
+import logging
+import secrets
+import time
+from pathlib import Path
+from typing import Annotated
+
+from mcp.server import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from nacl.signing import SigningKey
+from pydantic import BaseModel, Field
+
+import attestkit
+from attestkit import AppraisalPolicy, Attester, Collateral, ReportData, Verifier, verify_signature
+from attestkit.errors import AttestKitError, VerificationError
+
+TAG = "example-mcp-agent"
+PATIENCE = 300  # seconds that a challenge is good for: models are slow
+MOST = 1000  # challenges at a time
+Hex32 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # of one size, so no border can be shifted
+Hex64 = Annotated[str, Field(pattern="^[0-9a-f]{128}$")]
+
+
+class Proof(BaseModel):
+    """Shows who holds a key: evidence in base64, and the Ed25519 public key that it is about."""
+
+    evidence: str
+    public_key: Hex32
+
+
+class Verdict(BaseModel):
+    """What a check found; `accepted` alone says whether to trust. Simulated: proves no hardware."""
+
+    accepted: bool
+    reason: str  # a fixed word, such as app_id; the whole text is in this server's log
+    app_id: str = ""
+    tcb_status: str = ""
+    simulated: bool = False
+
+
+class Agent:
+    """The tools; the server runs them in threads."""
+
+    def __init__(self, tee: Attester, verifier: Verifier) -> None:
+        self._tee, self._verifier = tee, verifier
+        self._key = SigningKey.generate()
+        self._challenges: dict[str, float] = {}  # until when each is good
+        self._accepted: set[str] = set()  # public keys
+
+    def challenge(self) -> str:
+        """Make a nonce for another agent to prove itself with. It counts once, for 5 minutes."""
+        now = time.monotonic()
+        for old in [n for n, end in self._challenges.copy().items() if end <= now]:
+            self._challenges.pop(old, None)
+        if len(self._challenges) >= MOST:
+            raise ToolError("too many challenges are open")
+        nonce = secrets.token_hex(32)
+        self._challenges[nonce] = now + PATIENCE
+        return nonce
+
+    def prove(self, nonce: Hex32) -> Proof:
+        """Prove to whoever made `nonce` which app in which TEE this agent is."""
+        public_key = self._key.verify_key.encode().hex()
+        evidence = self._tee.attest(report_data(nonce, public_key)).stripped().to_bytes()
+        return Proof(evidence=base64.b64encode(evidence).decode(), public_key=public_key)
+
+    def check(self, nonce: Hex32, proof: Proof) -> Verdict:
+        """Check another agent's proof over a nonce that `challenge` made here."""
+        if self._challenges.pop(nonce, 0) <= time.monotonic():
+            return refusal("no_such_challenge", "it was used, is too old, or is not from here")
+        try:
+            evidence = base64.b64decode(proof.evidence, validate=True)
+            expected = report_data(nonce, proof.public_key)
+            result = self._verifier.verify(evidence, report_data=expected)
+        except VerificationError as error:
+            return refusal(error.reason or "unverified", error)
+        except (AttestKitError, ValueError) as error:
+            return refusal("malformed", error)
+        self._accepted.add(proof.public_key)
+        return Verdict(
+            accepted=True,
+            reason="accepted",
+            app_id=result.app_info.app_id.hex() if result.app_info else "",
+            tcb_status=str(result.tcb_status or ""),
+            simulated=result.simulated,
+        )
+
+    def sign(self, text: str) -> Hex64:
+        """Sign a text as this agent; whoever accepted its proof can tell by the public key."""
+        return self._key.sign(message(text)).signature.hex()
+
+    def check_signature(self, text: str, signature: Hex64, public_key: Hex32) -> Verdict:
+        """Check that an agent that `check` accepted here, and no other, signed exactly this."""
+        if public_key not in self._accepted:
+            return refusal("unknown_agent", "its key was not accepted by check")
+        key = bytes.fromhex(public_key)
+        if not verify_signature("ed25519", message(text), bytes.fromhex(signature), key):
+            return refusal("signature", "it is another text's, or another key's")
+        return Verdict(accepted=True, reason="signed")
+
+
+def report_data(nonce: str, public_key: str) -> bytes:
+    """Bind a nonce and a key."""
+    return ReportData.bind(TAG, bytes.fromhex(nonce + public_key))
+
+
+def message(text: str) -> bytes:
+    """Return what is signed for a text: never what another protocol might sign."""
+    return f"{TAG}-message:{text}".encode()
+
+
+def refusal(reason: str, text: object) -> Verdict:
+    """Refuse with a fixed word; the text, which may have a stranger's words, goes to the log."""
+    logging.getLogger(__name__).warning("refused, %s: %r", reason, str(text))
+    return Verdict(accepted=False, reason=reason)
+
+
+def main() -> None:
+    """Read the command line, and serve on stdin and stdout."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--policy", type=Path, required=True, help="which app on which image")
+    parser.add_argument("--trust-anchor", type=Path, help="one root in place of the makers'")
+    parser.add_argument("--collateral", type=Path, help="a file, or:")
+    parser.add_argument("--pccs", metavar="URL", help="where collateral is fetched")
+    parser.add_argument("--backend", help="default: $ATTESTKIT_BACKEND, else the hardware found")
+    parser.add_argument("--seed-file", type=Path, help="simulator only: its seed")
+    args = parser.parse_args()
+    verifier = Verifier(
+        trust_anchor=args.trust_anchor and args.trust_anchor.read_bytes(),
+        collateral=args.collateral and Collateral.load(args.collateral),
+        pccs_url=args.pccs,
+        policy=AppraisalPolicy.load(args.policy),
+    )
+    options = {"seed": args.seed_file.read_bytes()} if args.seed_file else {}
+    with attestkit.open(args.backend, **options) as tee:
+        agent, server = Agent(tee, verifier), MCPServer("attestkit", log_level="WARNING")
+        for tool in (agent.challenge, agent.prove, agent.check, agent.sign, agent.check_signature):
+            server.tool()(tool)
+        server.run()
+
+
+if __name__ == "__main__":
+    main()

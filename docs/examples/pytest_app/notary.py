@@ -1,0 +1,72 @@
+"""A small app for a TEE: it stamps documents with a key, and shows whose key that is.
+
+`Notary` runs in the TEE. `believe` and `is_stamped` are for its customers, elsewhere.
+"""
+
+import time
+from collections.abc import Callable
+
+from nacl.signing import SigningKey
+
+from attestkit import AttestationResult, Attester, ReportData, Verifier, verify_signature
+from attestkit.errors import BackendBusyError
+
+TAG = "example-notary"
+RULES = b"stamp whatever is asked for"
+NONCE = 32  # bytes; of one size, so that no border between nonce and key can be shifted
+PATIENCE = (0.1, 0.5, 2.0)  # seconds to wait, one after the other, for a busy device
+
+
+class Notary:
+    """Stamps documents.
+
+    Its rules are measured before it has a key, so that no stamp is from a notary without them.
+    """
+
+    def __init__(self, tee: Attester, wait: Callable[[float], object] = time.sleep) -> None:
+        self._tee, self._wait = tee, wait
+        if not any(event.name == "notary-rules" for event in tee.event_log().events):
+            tee.emit_event("notary-rules", RULES)
+        self._key = SigningKey(tee.keys.derive_separated("notary", "ed25519").key)
+
+    @property
+    def public_key(self) -> bytes:
+        """Of the stamps, 32 bytes."""
+        return self._key.verify_key.encode()
+
+    def introduce(self, nonce: bytes) -> bytes:
+        """Return evidence over a customer's nonce and the public key; a busy device is waited for.
+
+        Raises:
+            BackendBusyError: It stayed busy.
+        """
+        report_data = ReportData.bind(TAG, nonce + self.public_key)
+        for pause in PATIENCE:
+            try:
+                return self._tee.attest(report_data).to_bytes()
+            except BackendBusyError:
+                self._wait(pause)
+        return self._tee.attest(report_data).to_bytes()
+
+    def stamp(self, document: bytes) -> bytes:
+        """Return the stamp of a document, 64 bytes."""
+        return self._key.sign(f"{TAG}-stamp:".encode() + document).signature
+
+
+def believe(
+    evidence: bytes, public_key: bytes, nonce: bytes, verifier: Verifier
+) -> AttestationResult:
+    """Return the verdict on a notary that introduced itself; the policy says which apps are some.
+
+    Raises:
+        ValueError: The nonce or the key is of another size.
+        AttestKitError: It is not to be believed.
+    """
+    if len(nonce) != NONCE or len(public_key) != 32:
+        raise ValueError(f"nonce and public key are {NONCE} and 32 bytes")
+    return verifier.verify(evidence, report_data=ReportData.bind(TAG, nonce + public_key))
+
+
+def is_stamped(document: bytes, stamp: bytes, public_key: bytes) -> bool:
+    """Tell whether a notary that was believed has stamped a document."""
+    return verify_signature("ed25519", f"{TAG}-stamp:".encode() + document, stamp, public_key)

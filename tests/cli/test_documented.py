@@ -1,0 +1,114 @@
+"""docs/cli.md and the picture beside it show what the command line does."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from attestkit.cli import COMMANDS
+from tests.cli import schemas
+from tests.serve.server import ROOT, environment
+
+GUIDE = ROOT / "docs" / "cli.md"
+RECORDER = ROOT / "docs" / "terminal" / "record.py"
+
+pytestmark = pytest.mark.skipif(not GUIDE.exists(), reason="docs/cli.md is not here")
+
+
+def _rows() -> dict[str, list[str]]:
+    """Return the cells of each command's row, by the command."""
+    rows = {}
+    for line in GUIDE.read_text().splitlines():
+        if found := re.match(r"\| `attestkit (\w+)", line):
+            cells = re.split(r"(?<!\\)\|", line.strip("|"))
+            rows[found[1]] = [cell.strip() for cell in cells]
+    return rows
+
+
+def test_every_command_has_a_row() -> None:
+    """With its schema, if it has one, and the exit codes that its help names."""
+    rows = _rows()
+    assert rows.keys() == COMMANDS.keys()
+    for name, cells in rows.items():
+        linked = cells[2] == f"[schema](schemas/{name}.json)"
+        assert linked == (name in schemas.read()), name
+        codes = {int(code) for code in cells[3].split()}
+        assert codes <= {0, 1, 2, 3, 4, 5, 130}
+        assert codes >= {0, 1}
+
+
+def test_exit_codes_are_those_of_the_help() -> None:
+    """Where a help lists its codes by itself, the page has the same."""
+    for name, cells in _rows().items():
+        if name in {"serve", "policy", "report", "run"}:  # which name them otherwise
+            continue
+        done = _program([name, "--help"])
+        text = " ".join(done.split("Exit codes:")[1].split())
+        found = {
+            int(code)
+            for code in re.findall(r"(?:^|, )(\d)\b", text.split(". Of several")[0].strip())
+        }
+        assert found >= {int(code) for code in cells[3].split()}, name
+
+
+def _program(words: list[str]) -> str:
+    return subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-m", "attestkit", *words],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_the_example_runs(tmp_path: Path) -> None:
+    """It ends with the verdict that the text promises."""
+    [script] = re.findall(r"```sh\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    function = f'attestkit() {{ {sys.executable} -m attestkit "$@"; }}\n'
+    done = subprocess.run(  # noqa: S603 - our own documentation
+        ["/bin/sh", "-ec", function + script],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "[!!] evidence: rejected" in done.stdout
+    assert done.stdout.endswith("exit code 2\n")
+    assert "on the CRL" in done.stderr
+
+
+@pytest.fixture
+def recorder() -> ModuleType:
+    """The script that makes the picture."""
+    spec = importlib.util.spec_from_file_location("record", RECORDER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_recording_can_be_made_anew(
+    recorder: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command of it ends as it says; the picture shows all of them, and loads nothing."""
+    monkeypatch.setenv("NO_COLOR", "1")  # a recording has its colours wherever it is made
+    session = recorder.record()
+    assert [(done.command, done.code) for done in session] == list(recorder.SESSION)
+    verdict = session[3].output
+    assert "\x1b[" in verdict
+    assert "accepted" in verdict
+    assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", verdict).splitlines())) <= recorder.COLUMNS
+    for picture in (recorder.picture(session), recorder.PICTURE.read_text()):
+        text = "".join(ET.fromstring(picture).itertext()).replace("\xa0", " ")  # noqa: S314 - our own
+        for command, _ in recorder.SESSION:
+            assert f"$ {command}"[:80] in text
+        assert "url(http" not in picture
+        assert not re.search(r'(?:href|src)="', picture)

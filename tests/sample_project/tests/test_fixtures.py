@@ -1,0 +1,137 @@
+"""Every fixture, and everything that a TEE of them has."""
+
+import http.client
+import json
+import os
+import socket
+import urllib.request
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attestkit import Collateral, EventLog, Quote, Verifier, verify_signature
+from attestkit.errors import UnsupportedError
+from attestkit.testing import SimulatedTee
+
+
+def ask(path: Path | str, target: str, message: object) -> Any:  # noqa: ANN401 - JSON of any shape
+    """Return the answer of a method, on a socket or a URL."""
+    if isinstance(path, str):
+        data = json.dumps(message).encode()
+        kind = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{path}/{target}", data, kind)  # noqa: S310 - http
+        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - ours
+            return json.load(answer)
+    with closing(http.client.HTTPConnection("localhost", timeout=30)) as connection:
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(str(path))
+        connection.request("POST", f"/{target}", json.dumps(message))
+        return json.loads(connection.getresponse().read())
+
+
+def test_evidence(tee: SimulatedTee) -> None:
+    """Quote, event log and keys are of one TEE, and its evidence verifies."""
+    assert tee.simulated
+    quote = tee.quote(b"nonce")
+    assert quote.report_data == b"nonce".ljust(64, b"\0")
+    assert tee.raw_quote(b"nonce") == quote.raw
+    event = tee.emit("model-loaded", b"v1")
+    log = tee.event_log()
+    assert log.events[-1] == event
+    log.check(tee.quote())
+    result = tee.verify(tee.attest(b"nonce").to_bytes(), report_data=b"nonce")
+    assert (result.tcb_status, result.simulated) == ("UpToDate", True)
+    assert result.app_info is not None
+    assert result.app_info.app_id == tee.info().app_id
+    signed = tee.keys.sign(b"message", "secp256k1")
+    assert verify_signature("secp256k1", b"message", signed.signature, signed.public_key)
+
+
+def test_its_verifier_is_made_of_its_parts(tee: SimulatedTee) -> None:
+    """The root and the collateral are there for a verifier of one's own."""
+    verifier = Verifier(trust_anchor=tee.trust_anchor, collateral=tee.collateral)
+    assert verifier.verify(tee.quote(b"x"), report_data=b"x").simulated
+
+
+@pytest.mark.parametrize("again", [1, 2])
+def test_a_reboot_forgets(tee: SimulatedTee, again: int) -> None:
+    """What was emitted and armed is gone; every test begins so anyhow."""
+    before = tee.attester.registers()
+    for _ in range(again):
+        tee.emit("something")
+    tee.arm("eio:*")
+    tee.reset()
+    assert tee.attester.registers() == before
+    assert tee.quote().rtmrs == before
+
+
+def test_the_server_shows_the_same_tee(tee: SimulatedTee) -> None:
+    """On the sockets and on the URLs; what a client emits is in our quotes."""
+    ask(tee.socket, "EmitEvent", {"event": "theirs", "payload": "01"})
+    for place in (tee.socket, tee.url):
+        answer = ask(place, "GetQuote", {"report_data": "ab"})
+        quote = Quote.parse(bytes.fromhex(answer["quote"]))
+        assert quote == tee.quote(b"\xab")
+        EventLog.parse(answer["event_log"].encode()).check(quote)
+    assert tee.event_log().events[-1].name == "theirs"
+    assert ask(tee.tappd_socket, "prpc/Tappd.Info", {})["app_id"] == tee.info().app_id.hex()
+    assert ask(tee.http_url, "prpc/Worker.Version", {})["version"]
+
+
+def test_a_pccs_has_its_collateral(tee: SimulatedTee) -> None:
+    """Collateral that is fetched there is the TEE's own."""
+    fetched = Collateral.fetch(tee.quote(), tee.pccs_url)
+    assert fetched.tcb_info == tee.collateral.tcb_info
+    assert tee.verify(tee.quote(), report_data=b"", pccs_url=tee.pccs_url).tcb_status == "UpToDate"
+
+
+def test_clients_find_it(tee: SimulatedTee) -> None:
+    """By the variables that official clients read."""
+    assert tee.client.items() <= os.environ.items()
+    assert Path(os.environ["DSTACK_SIMULATOR_ENDPOINT"]) == tee.socket
+    assert Path(os.environ["TAPPD_SIMULATOR_ENDPOINT"]) == tee.tappd_socket
+    assert os.environ["PCCS_URL"] == tee.pccs_url
+
+
+def test_the_next_test_does_not_find_it() -> None:
+    """The variables are as they were."""
+    assert "DSTACK_SIMULATOR_ENDPOINT" not in os.environ
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_one_for_the_run(tee_session: SimulatedTee, number: int) -> None:
+    """What one test emits the next one finds; its server goes on."""
+    names = [event.name for event in tee_session.event_log().events]
+    assert names.count("counted") == number
+    ask(tee_session.url, "EmitEvent", {"event": "counted", "payload": ""})
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_as_many_as_are_wanted(tee_factory: Callable[..., SimulatedTee], version: int) -> None:
+    """Of any quote version, each with a server of its own."""
+    one, two = tee_factory(quote_version=version), tee_factory(seed=b"2" * 32)
+    assert one.quote().version == version
+    assert one.trust_anchor != two.trust_anchor
+    assert ask(one.url, "Info", {}) != ask(two.url, "Info", {})
+
+
+def test_snp(tee_factory: Callable[..., SimulatedTee]) -> None:
+    """An SEV-SNP guest has reports in place of quotes, and no Intel to vouch for it."""
+    tee = tee_factory(platform="snp")
+    assert tee.verify(tee.attest(b"x"), report_data=b"x").simulated
+    for refused in (tee.quote, lambda: tee.collateral):
+        with pytest.raises(UnsupportedError):
+            refused()
+    assert "PCCS_URL" not in tee.client
+
+
+def test_it_outlives_its_program(tee_factory: Callable[..., SimulatedTee], tmp_path: Path) -> None:
+    """With a folder for its state the same TEE goes on."""
+    first = tee_factory(state_dir=tmp_path / "tee")
+    first.emit("kept")
+    registers = first.attester.registers()
+    first.close()
+    assert tee_factory(state_dir=tmp_path / "tee").attester.registers() == registers

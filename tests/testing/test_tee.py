@@ -1,0 +1,205 @@
+"""A SimulatedTee without pytest: what it gives, and that it puts everything back."""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import attestkit
+from attestkit import AppraisalPolicy, Collateral
+from attestkit.backends.simulator.faults import Fault, Faults
+from attestkit.errors import PolicyError, SignatureError, UnsupportedError, UsageError
+from attestkit.testing import SimulatedTee
+from attestkit.testing.server import ServerLoop
+from attestkit.testing.tee import SEED, Surroundings
+from tests.serve.client import call
+
+NAMES = ("DSTACK_SIMULATOR_ENDPOINT", "TAPPD_SIMULATOR_ENDPOINT", "PCCS_URL")
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have each test end with the threads, variables and temporary files that it began with."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in NAMES[:2]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PCCS_URL", "before")
+    threads = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) <= threads
+    assert [os.environ.get(name) for name in NAMES] == [None, None, "before"]
+    assert not list(tmp_path.glob("ak-*"))
+
+
+def test_it_puts_back_what_it_changed() -> None:
+    """Variables, folders and threads are as before."""
+    with SimulatedTee() as tee:
+        assert tee.client == {name: os.environ[name] for name in NAMES}
+        assert call(str(tee.socket), "Info").status == 200
+        folder = tee.socket.parent
+    assert not folder.exists()
+
+
+def test_a_second_close_does_nothing() -> None:
+    """Nor is a closed one opened again by its server."""
+    tee = SimulatedTee()
+    tee.close()
+    tee.close()
+    for asked in (tee.quote, lambda: tee.url, lambda: tee.pccs_url, lambda: tee.client):
+        with pytest.raises(UsageError, match="closed"):
+            asked()
+
+
+def test_the_seed_decides() -> None:
+    """The default is everybody's; another is another TEE, and none but 32 bytes are one."""
+    with (
+        SimulatedTee() as one,
+        SimulatedTee(seed=SEED) as same,
+        SimulatedTee(seed=bytes(32)) as two,
+    ):
+        assert one.quote(b"x") == same.quote(b"x")
+        assert one.trust_anchor != two.trust_anchor
+        with pytest.raises(SignatureError):
+            one.verify(two.attest(b"x"), report_data=b"x")
+    with pytest.raises(UsageError, match="32 bytes"):
+        SimulatedTee(seed=b"")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"quote_version": 3}, {"platform": "sgx"}, {"scenario": "x"}, {"faults": "x"}, {"faults": 1}],
+)
+def test_what_cannot_be_is_refused(options: dict[str, Any]) -> None:
+    """The error comes from the simulator, and leaves nothing behind."""
+    with pytest.raises(UsageError):
+        SimulatedTee(**options)
+
+
+def test_an_unknown_option_is_refused() -> None:
+    """A misspelt one is no TEE that is otherwise healthy."""
+    with pytest.raises(UsageError, match="scenarios"):
+        SimulatedTee(scenarios="tcb-OutOfDate")
+
+
+def test_its_verifier_takes_options() -> None:
+    """A policy, other collateral, a PCCS, or another root."""
+    with SimulatedTee(scenario="tcb-OutOfDate") as tee, SimulatedTee() as healthy:
+        evidence = tee.attest(b"x")
+        with pytest.raises(PolicyError):
+            tee.verify(evidence, report_data=b"x")
+        lenient = AppraisalPolicy.development()
+        for options in ({}, {"pccs_url": tee.pccs_url}, {"collateral": tee.collateral}):
+            result = tee.verify(evidence, report_data=b"x", policy=lenient, **options)
+            assert result.tcb_status == "OutOfDate"
+        result = tee.verify(evidence, report_data=b"x", collateral=healthy.collateral)
+        assert result.tcb_status == "UpToDate"
+        with pytest.raises(SignatureError):  # by Intel's root
+            tee.verify(evidence, report_data=b"x", trust_anchor=None)
+
+
+def test_its_clock_is_the_verifier_s() -> None:
+    """Collateral of any day is judged on that day."""
+    with SimulatedTee(now=lambda: 1_600_000_000.0) as tee:
+        assert tee.collateral.valid_until.year == 2020
+        assert tee.verify(tee.attest(b"x"), report_data=b"x").tcb_status == "UpToDate"
+
+
+def test_snp_has_no_word_of_intel() -> None:
+    """Its evidence verifies by its own root; what only TDX has is refused."""
+    with SimulatedTee(platform="snp") as tee:
+        assert tee.verify(tee.attest(b"x"), report_data=b"x").simulated
+        assert len(tee.raw_quote(b"x")) == 1184
+        for refused in (
+            tee.quote,
+            lambda: tee.collateral,
+            lambda: tee.pccs_url,
+            lambda: tee.emit("event"),
+        ):
+            with pytest.raises(UnsupportedError):
+                refused()
+        assert set(tee.client) == {*NAMES[:2]}
+
+
+def test_malformed_quotes_are_given_as_they_are() -> None:
+    """What an attester refuses to hand out is there for a verifier, and has a PCCS all the same."""
+    with SimulatedTee(scenario="truncated") as tee:
+        with pytest.raises(attestkit.errors.BackendError):
+            tee.quote(b"x")
+        with pytest.raises(attestkit.errors.FormatError):
+            tee.verify(tee.raw_quote(b"x"), report_data=b"x")
+        assert set(tee.client) == {*NAMES}
+
+
+def test_faults_strike_and_end() -> None:
+    """As armed at first or later, as text, as values, as a list that is read once."""
+    for faults in ("eio", [Fault.parse("eio")], iter(["eio"]), Faults([Fault.parse("eio")])):
+        with SimulatedTee(faults=faults) as tee:
+            with pytest.raises(attestkit.errors.QuoteUnavailableError):
+                tee.quote()
+            before = tee.quote()
+            tee.arm("eio:2, ebusy")
+            tee.emit("event")
+            tee.reset()
+            assert tee.quote() == before
+
+
+def test_a_torn_journal_has_a_file_to_tear(tmp_path: Path) -> None:
+    """The log is in a folder of the TEE's own, unless the caller has one."""
+    with SimulatedTee(faults=iter(["torn_journal"])) as tee:
+        with pytest.raises(attestkit.errors.JournalError):
+            tee.emit("event")
+        assert tee.attest(b"x").report_data[:1] == b"x"
+    tee = SimulatedTee(faults="torn_journal", state_dir=tmp_path / "mine")
+    with tee, pytest.raises(attestkit.errors.JournalError):
+        tee.emit("event")
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_one_loop_for_many(tmp_path: Path) -> None:
+    """TEEs with the same surroundings share a thread; what is not theirs stays as it is."""
+    loop = ServerLoop()
+    folders = iter(tmp_path / str(number) for number in range(9))
+
+    def make_folder() -> Path:
+        folder = next(folders)
+        folder.mkdir()
+        return folder
+
+    set_here: dict[str, str] = {}
+    around = Surroundings(make_folder, set_here.__setitem__, loop)
+    with SimulatedTee(surroundings=around) as one, SimulatedTee(surroundings=around) as two:
+        assert one.url != two.url
+        (one.socket.parent / "left").touch()
+        assert [thread.name for thread in threading.enumerate()].count("attestkit-serve") == 1
+        assert two.client == set_here
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]  # where something was left
+    loop.close()
+
+
+def test_threads_start_one_server() -> None:
+    """However many ask for it first."""
+    with SimulatedTee() as tee:
+        found: set[str] = set()
+        threads = [threading.Thread(target=lambda: found.add(tee.url)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == {tee.url}
+
+
+def test_its_engine_is_its_own() -> None:
+    """The containers of the machine are none of a test's business."""
+    with SimulatedTee() as tee:
+        answer = call(tee.http_url, "logs/some?text&bare")
+        assert answer.status in {404, 500, 405}
+        assert Collateral.fetch(tee.quote(), tee.pccs_url).tcb_info == tee.collateral.tcb_info
+
+
+def test_it_says_what_it_is() -> None:
+    """Its text names no key."""
+    with SimulatedTee() as tee:
+        assert repr(tee) == "<SimulatedTee, <Attester on simulator, simulated>>"
