@@ -431,7 +431,7 @@ def test_state(tmp_path: Path) -> None:
 @requires_nobody
 @pytest.mark.slow
 def test_ordinary_user() -> None:
-    """All of the above, and of how it ends, holds for an ordinary user, without any right of root's."""
+    """All of this, and how it ends, holds for an ordinary user, without root's rights."""
     words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not test_ordinary_user")
     files = (Path(__file__), Path(__file__).with_name("test_run_ends.py"))
     done = run_python_as_nobody(*words, *map(str, files), timeout=3 * PATIENCE)
