@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from tests.rigs.attestkit_run import (
     SHELL,
     requires_run,
     run,
-    said,
     start,
     verify,
     verify_files,
@@ -130,6 +130,32 @@ def test_what_stays(folder: str) -> None:
         assert after[name] == before[name], name
 
 
+@pytest.mark.parametrize("folder", ["/dev", "/run", "/sys/kernel"])
+def test_no_more_rights(folder: str) -> None:
+    """Who may not write in a folder outside may not inside, though another has taken its place."""
+    assert (run("test", "-w", folder).returncode == 0) == os.access(folder, os.W_OK)
+
+
+def test_mounts_of_others() -> None:
+    """Mounts within mounts are kept; what is mounted there is mounted nowhere else, if shared."""
+    script = """
+        mount -t tmpfs first /dev/shm; mkdir /dev/shm/deep
+        mount -t tmpfs second /dev/shm/deep; echo kept > /dev/shm/deep/file
+        "$@" -- sh -c 'cat /dev/shm/deep/file; ls -d /run/attestkit; grep "^attestkit .run" $1' \\
+            sh /proc/$$/mounts
+    """
+    user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
+    done = subprocess.run(  # noqa: S603 - our own program
+        ["unshare", *user, "--mount", "--propagation=shared", "sh", "-ec", script, "sh", *RUN],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("kept\n/run/attestkit\n", "")
+
+
 def test_other_machines() -> None:
     """An SEV-SNP guest and an old kernel have what they have, and not what others have."""
     script = "cd /dev; ls sev-guest tdx_guest; ls /sys/kernel/config/tsm/report"
@@ -150,6 +176,8 @@ def test_a_machine_within() -> None:
     done = run(*inner)
     assert done.stdout.split() == ["sev-guest"]
     assert "tdx_guest" in done.stderr
+    done = run(*RUN, "--kernel=6.6", "--", "ls", "/sys/kernel/config/tsm", "/dev/tdx_guest")
+    assert done.stdout.split() == ["/dev/tdx_guest", "/sys/kernel/config/tsm:"]
     script = "cat /proc/sys/kernel/random/boot_id"
     done = run("sh", "-c", f'{script}; "$@"', "sh", *RUN, "--", "sh", "-c", script)
     assert len(set(done.stdout.split())) == 2, done.stderr
@@ -237,7 +265,12 @@ def test_closed_output() -> None:
     """Who reads the program's output sees its end when the program ends it, not later."""
     with start("sh", "-c", "echo out; exec >&-; read line; exit 4") as process:
         assert process.stdout is not None
+        timer = threading.Timer(PATIENCE, process.kill)  # makes read() return, too late
+        timer.start()
         assert process.stdout.read() == "out\n"
+        assert process.poll() is None
+        timer.cancel()
+        timer.join()
         assert process.communicate("go on\n", PATIENCE) == ("", "")
     assert process.returncode == 4
 
@@ -392,105 +425,15 @@ def test_state(tmp_path: Path) -> None:
     assert sorted(path.name for path in kept) == ["one", "two"]
 
 
-# -- signals and the end ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
-def test_signals_are_passed_on(number: signal.Signals) -> None:
-    """What another process says to it is said to the program, which may go on."""
-    script = f"trap 'echo got' {number.name[3:]}; echo go; read line; read line; exit 9"
-    with start("sh", "-c", script) as process:
-        assert said(process) == "go"
-        process.send_signal(number)
-        assert said(process) == "got"
-        output = process.communicate("one\ntwo\n", PATIENCE)
-    assert (process.returncode, *output) == (9, "", "")
-    with start("sh", "-c", "echo go; exec cat") as process:
-        assert said(process) == "go"
-        process.send_signal(number)
-        assert process.wait(PATIENCE) == 128 + number
-
-
-def mounts() -> str:
-    """Return what is mounted here."""
-    return Path("/proc/self/mounts").read_text()
-
-
-def children(pid: int) -> list[int]:
-    """Return a process's children."""
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(word) for word in text.split()]
-
-
-def test_nothing_outside(tmp_path: Path) -> None:
-    """Neither meanwhile nor afterwards is there a mount, a file or a temporary folder outside."""
-    before = mounts()
-    with start("sh", "-c", "touch /run/log/dstack/x; echo go; read x") as process:
-        assert said(process) == "go"
-        assert mounts() == before
-        assert not Path("/run/attestkit").exists()
-        assert not Path("/run/log/dstack").exists()
-        emulator = min(children(process.pid))
-        process.communicate("\n", PATIENCE)
-    assert process.returncode == 0
-    assert not Path(f"/proc/{emulator}").exists()
-    environ = {**environment(), "TMPDIR": str(tmp_path), "HOME": str(tmp_path)}
-    assert run("true", environ=environ, cwd=tmp_path).returncode == 0
-    assert list(tmp_path.iterdir()) == []
-    assert mounts() == before
-
-
-@pytest.mark.parametrize(
-    ("trap", "answer"), [("echo asked; exit", "asked"), ("", "")], ids=["kind", "stubborn"]
-)
-def test_what_is_left_running(trap: str, answer: str) -> None:
-    """What the program leaves behind is asked to end, then ended, before its exit code is told."""
-    loop = f"exec 2>/dev/null; trap '{trap}' TERM; echo go; while :; do sleep 0.1; done"
-    with start("sh", "-c", f"({loop}) & read x; exit 5") as process:
-        assert said(process) == "go"
-        output, errors = process.communicate("\n", timeout=PATIENCE)
-    assert (process.returncode, output.strip(), errors) == (5, answer, "")
-
-
-def test_killed() -> None:
-    """SIGKILL leaves nothing: all of its processes end, and with them their files and mounts."""
-    before = mounts()
-    script = """
-        exec 2>/dev/null # where a shell may say what ended
-        sleep 4000 & (trap '' INT HUP; sleep 4000; sleep 4000) & echo go; sleep 4000; true
-    """
-    with start("sh", "-c", script) as process:
-        assert said(process) == "go"
-        process.kill()
-        # To their end: nobody has them open any more.
-        assert process.communicate(timeout=PATIENCE) == ("", "")
-    assert process.returncode == -signal.SIGKILL
-    assert mounts() == before
-
-
-def test_emulator_killed() -> None:
-    """Without its emulator the program goes on; it is told, and the end is as clean."""
-    script = "echo go; read x; cat /proc/sys/kernel/random/boot_id; sleep 4000 & exit 6"
-    with start("sh", "-c", script) as process:
-        assert said(process) == "go"
-        os.kill(min(children(process.pid)), signal.SIGKILL)
-        assert process.stderr is not None
-        assert process.stderr.readline() == (
-            "attestkit: the emulator ended: the files that it showed do not work any more\n"
-        )
-        output, errors = process.communicate("\n", PATIENCE)
-    assert (process.returncode, output) == (6, "")
-    assert "not connected" in errors
-
-
 # -- an ordinary user ------------------------------------------------------------------------------
 
 
 @requires_nobody
 @pytest.mark.slow
 def test_ordinary_user() -> None:
-    """All of the above holds for an ordinary user, without any right of root's."""
+    """All of this, and how it ends, holds for an ordinary user, without root's rights."""
     words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not test_ordinary_user")
-    done = run_python_as_nobody(*words, str(Path(__file__)), timeout=3 * PATIENCE)
+    files = (Path(__file__), Path(__file__).with_name("test_run_ends.py"))
+    done = run_python_as_nobody(*words, *map(str, files), timeout=3 * PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" not in done.stdout, done.stdout

@@ -123,12 +123,10 @@ class Places:
 
     Args:
         paths: All that will be shown, linked, hidden or made.
-        writable: Whether such folders keep the permission to write in them.
     """
 
-    def __init__(self, paths: Iterable[Path], *, writable: bool) -> None:
+    def __init__(self, paths: Iterable[Path]) -> None:
         self._paths = frozenset(paths)
-        self._writable = writable
         self._ours: set[Path] = set()  # folders in which we can make entries
         self._were: dict[Path, os.stat_result] = {}  # the real folders that are covered
 
@@ -161,12 +159,14 @@ class Places:
         self._ours.add(path)
 
     def done(self) -> None:
-        """Give the covering folders the permissions of the real ones."""
+        """Give the covering folders owner and permissions of the real ones, as far as possible."""
         for path, was in self._were.items():
             mode = stat.S_IMODE(was.st_mode)
-            if self._writable:
+            try:
                 os.chown(path, was.st_uid, was.st_gid)
-            path.chmod(mode if self._writable else mode & ~0o222)
+            except OSError:  # the owner is unknown in this user namespace; so the folder stays ours
+                mode &= ~0o222
+            path.chmod(mode)
 
     def _make_room(self, path: Path) -> None:
         """See to it that there is such a folder, and that entries can be made in it."""

@@ -74,7 +74,7 @@ def run(words: Sequence[str], serve: _Serve, *, complain: Callable[[str], None])
     _fill_standard_files()
     user, group = os.geteuid(), os.getegid()
     own_users = enter()
-    places = Places((*_SHOWN, FOLDER), writable=not own_users)
+    places = Places((*_SHOWN, FOLDER))
     try:
         for folder, mode in ((FOLDER, 0o755), (_MACHINE, 0o755), (_LOG, 0o700)):
             places.folder(folder, mode)
