@@ -42,6 +42,7 @@ class _Shared(NamedTuple):
     log: Log
     limits: Limits
     access_log: "AccessLog | None"
+    as_json: bool = False  # what listens is told on stdout as an object, not as a line
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -126,6 +127,7 @@ def _serve(options: "Options", log: Log) -> None:
         log,
         Limits(**options.limits),  # type: ignore[arg-type]  # counts are whole numbers
         log.access_log(time.time) if options.access_log else None,  # noqa: TID251 - handed in here
+        options.json,
     )
     _raise_file_limit(shared.limits)
     if judging is not None and judging.alone:
@@ -155,7 +157,7 @@ def _serve_verifier(
     supervisor.serve(
         None,
         Places(verifier=settings.address),
-        lambda ready: _announce(shared.log, ready, "a verifier"),
+        lambda ready: _announce(shared, ready, "a verifier"),
         verifier=_open_verifier(settings),
         limits=shared.limits,
         access_log=shared.access_log,
@@ -301,7 +303,7 @@ def _listen(
             verifier=None if judging is None else judging.address,
             pccs=settings.pccs,
         ),
-        lambda ready: _announce(shared.log, ready, what, lines, simulated=attester.simulated),
+        lambda ready: _announce(shared, ready, what, lines, simulated=attester.simulated),
         # Its files are read now, when the simulator has left its root.
         verifier=None if judging is None else _open_verifier(judging),
         ident=settings.ident,
@@ -338,15 +340,23 @@ def _of_simulator(settings: "Settings", attester: "Attester") -> list[str]:
 
 
 def _announce(
-    log: Log, ready: "Ready", what: str, lines: Sequence[str] = (), *, simulated: bool = False
+    shared: _Shared,
+    ready: "Ready",
+    what: str,
+    lines: Sequence[str] = (),
+    *,
+    simulated: bool = False,
 ) -> None:
     """Tell the people, and the program that started us."""
-    log.say(
-        _banner(ready, what, lines, simulated=simulated),
-        places={name: str(at) for name, at in ready.places.items()},
-    )
+    places = {name: str(at) for name, at in ready.places.items()}
+    shared.log.say(_banner(ready, what, lines, simulated=simulated), places=places)
+    line = str(ready)
+    if shared.as_json:
+        import json  # late: few ask
+
+        line = json.dumps({"places": places, "simulated": simulated, "pid": os.getpid()})
     try:
-        print(ready, flush=True)  # noqa: T201 - for the program that started us
+        print(line, flush=True)  # noqa: T201 - for the program that started us
     except OSError:  # it does not read; the sockets are what counts
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tries again when it ends
 

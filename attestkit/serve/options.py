@@ -37,7 +37,7 @@ LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 PLATFORMS: Final = ("tdx", "snp")
 QUOTE_VERSIONS: Final = ("4", "5")
 
-FLAGS: Final = frozenset({"access_log", "measure_app", "reset", "watchdog"})
+FLAGS: Final = frozenset({"access_log", "json", "measure_app", "reset", "watchdog"})
 """Options that are on or off."""
 
 _EPILOG: Final = """\
@@ -100,6 +100,7 @@ class Options(NamedTuple):
     verifier_policy: str | None = None
     trust_anchor: str | None = None
     watchdog: bool = False
+    json: bool = False
     log_format: str | None = None
     log_level: str | None = None
     access_log: bool | None = None
@@ -275,6 +276,7 @@ def _add_general(add: _Add) -> None:
         action="store_true",
         help="tell the service manager that we live, every half of $WATCHDOG_USEC",
     )
+    add("--json", action="store_true", help="say in JSON what listens")
     add("--version", action=_Print, const=_version, help="print the version and exit")
 
 

@@ -18,8 +18,8 @@ from tests.verifier import parcels
 
 Capture = pytest.CaptureFixture[str]
 SIMULATED = ["--backend", "simulator", "--option", f"seed={'11' * 32}"]
-# Whose output is no JSON: a script for a shell, another program's, and a server's ready line.
-WITHOUT = {"completion", "run", "serve"}
+# Whose output is no JSON: a script for a shell, and another program's.
+WITHOUT = {"completion", "run"}
 
 
 @pytest.fixture

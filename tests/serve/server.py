@@ -1,6 +1,7 @@
 """The server as a process of its own, for tests that need sockets, signals or other programs."""
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -153,6 +154,8 @@ def _wait(process: "subprocess.Popen[str]", folder: Path) -> Server:
     finally:
         timer.cancel()
     assert line.endswith("\n"), f"no ready line; stderr: {(folder / 'stderr').read_text()}"
+    if line.startswith("{"):  # --json
+        return Server(process, folder, line, json.loads(line)["places"])
     first, *words = shlex.split(line)
     assert first == "ready"
     return Server(process, folder, line, dict(word.split("=", 1) for word in words))

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from attestkit import EventLog, Quote
+from tests.cli import schemas
 from tests.serve.client import call
 from tests.serve.server import SEED, Server, environment, refusal, run_to_end, running_server
 from tests.vectors import SHARED, load, needs_shared
@@ -66,6 +67,16 @@ def test_only_what_is_on_is_told(folder: Path) -> None:
     """A listener that is off is not on the line; one alone is enough."""
     with running_server("--http", "none", "--tappd-socket", "none", folder=folder) as server:
         assert server.line == f"ready dstack={folder}/dstack.sock\n"
+
+
+def test_in_json_it_is_an_object(folder: Path) -> None:
+    """With --json, as its schema says."""
+    with running_server("--json", "--pccs", "127.0.0.1:0", folder=folder) as server:
+        told = schemas.check("serve", server.line)
+        assert told["simulated"] is True
+        assert told["pid"] == server.process.pid
+        assert told["places"].keys() == {"dstack", "tappd", "http", "pccs"}
+        assert call(told["places"]["dstack"], "Version").status == 200
 
 
 def test_paths_with_blanks_are_quoted(folder: Path) -> None:
