@@ -165,9 +165,11 @@ def read_recording(path: Path) -> RecordingFile:
 def _read(path: Path) -> bytes:
     try:
         with open(path, "rb", opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise BackendUnavailableError(f"{path}: a recording is a file")
-            data = file.read(LARGEST + 1)
+            # What is asked for is allocated, so no more than there is, and one byte to see it grow.
+            data = file.read(min(status.st_size, LARGEST) + 1)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise BackendUnavailableError(f"the recording {path} cannot be read: {why}") from error
