@@ -42,6 +42,7 @@ from attestkit.errors import (
     UnsupportedError,
     UsageError,
 )
+from attestkit.event_log.journal import RuntimeLog
 from attestkit.event_log.runtime import runtime_event
 from attestkit.testing import BackendContract
 from tests.tees import SEED, FakeAgent, FakeSnp, FakeTd, Machine
@@ -314,6 +315,34 @@ def test_the_journal_is_opened_where_it_was_not_recorded(tmp_path: Path) -> None
     assert found.events() == events
     assert found.events() is found.events()
     found.close()
+
+
+def test_an_error_settles_nothing(tmp_path: Path) -> None:
+    """A journal that could be opened at last can be opened behind a change too."""
+
+    class Hesitant(Simulator):
+        refused = False
+
+        def open_journal(self, version: int | None = None) -> RuntimeLog:
+            if not self.refused:
+                self.refused = True
+                raise BackendBusyError("once")
+            return super().open_journal(version)
+
+    recording: Any = record(tmp_path / "a.jsonl", Hesitant())
+    with pytest.raises(BackendBusyError, match="once"):
+        recording.open_journal()
+    recording.open_journal()
+    recording.extend_rtmr(3, bytes(48))
+    assert recording.open_journal().version == 1
+    recording.close()
+    replay: Any = Recording(tmp_path / "a.jsonl")
+    replay.extend_rtmr(3, bytes(48))
+    assert replay.open_journal().version == 1
+    replay = Recording(tmp_path / "a.jsonl")
+    with pytest.raises(BackendBusyError, match="once"):
+        replay.open_journal()
+    assert replay.open_journal() is replay.open_journal()
 
 
 ERRORS: list[AttestKitError] = [

@@ -167,7 +167,7 @@ class PlayingTape:
         self._settled: dict[Key, Answer] = {}
         for entry in recorded.entries:
             stretch = self._stretches[-1]
-            if CALLS[entry.key[0]].settled:
+            if CALLS[entry.key[0]].settled and entry.answer.failure is None:  # errors pass
                 self._settled.setdefault(entry.key, entry.answer)
             if entry.change:
                 stretch.change = entry
