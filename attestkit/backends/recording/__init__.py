@@ -61,9 +61,8 @@ def _clock() -> float:
 class Recording:
     """Records a backend, or answers from a recording; it can do what the recorded backend can.
 
-    A replay of hardware is an `AppHost` besides: it knows of the app what the host had told.
-
-    A replay of hardware also knows the app, as far as the host had told: it is an `AppHost`.
+    A replay of hardware also knows the app, as far as the host had told: it is an `AppHost`, which
+    `attestkit.backends.base.hosts_app` tells.
 
     Threads may share it; one call is made at a time.
 
