@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 import attestkit
 from attestkit.backends.recording import Recording
 from attestkit.backends.simulator import Simulator
-from attestkit.errors import BackendError
+from attestkit.errors import BackendError, UsageError
 from attestkit.event_log.runtime import runtime_event
 from tests.tees import SEED
 
@@ -133,3 +134,103 @@ def test_an_error_leaves_the_lock(tmp_path: Path) -> None:
             _ = 1 // 0
     together(lambda: emit(log))
     recording.close()
+
+
+class Rebooting(Simulator):
+    """Says when it reboots."""
+
+    def __init__(self) -> None:
+        self.reboots = threading.Event()
+        super().__init__(seed=SEED)
+
+    def reset(self) -> None:
+        """Say so first."""
+        self.reboots.set()
+        super().reset()
+
+
+def test_a_reboot_waits_for_whoever_has_the_journal(tmp_path: Path) -> None:
+    """Who has its lock goes on asking, and the reboot comes behind that."""
+    backend = Rebooting()
+    recording: Any = Recording(tmp_path / "a.jsonl", of=backend)
+    log, has_it = recording.open_journal(), threading.Event()
+    told: list[str] = []
+
+    def holds() -> None:
+        with log.locked():
+            has_it.set()
+            for _ in range(1000):  # until the reboot waits, or is wrongly under way
+                if backend.open_journal().locked().waiting or backend.reboots.wait(0.01):  # type: ignore[attr-defined]
+                    break
+            told.append("rebooted" if backend.reboots.is_set() else "before")
+            log.events()
+            log.emit(EVENT)
+            told.append("emitted")
+
+    def reboots() -> None:
+        has_it.wait(PATIENCE)
+        recording.reset()
+        told.append("rebooted")
+
+    together(holds, reboots)
+    assert told == ["before", "emitted", "rebooted"]
+    assert EVENT not in log.events()
+    recording.close()
+    replay: Any = Recording(tmp_path / "a.jsonl")
+    log = replay.open_journal()
+    log.events()
+    log.emit(EVENT)
+    replay.reset()
+    assert EVENT not in log.events()
+
+
+def test_reboots_and_events_of_many_threads(tmp_path: Path) -> None:
+    """Also where the journal is first opened while another thread reboots."""
+    for number in range(20):
+        path = tmp_path / f"{number}.jsonl"
+        recording: Any = Recording(path, of=Simulator(seed=SEED))
+        start = threading.Barrier(4)
+
+        def reboots(recording: Any = recording, start: threading.Barrier = start) -> None:  # noqa: ANN401
+            start.wait(PATIENCE)
+            for _ in range(10):
+                recording.reset()
+
+        def emits(recording: Any = recording, start: threading.Barrier = start) -> None:  # noqa: ANN401
+            start.wait(PATIENCE)
+            for _ in range(10):
+                recording.open_journal().emit(EVENT)
+                recording.open_journal().events()
+
+        together(reboots, emits, reboots, emits)
+        recording.close()
+        assert Recording(path).complete
+
+
+def test_a_reboot_without_a_journal(tmp_path: Path) -> None:
+    """An SNP guest has none, and reboots as well."""
+    path = tmp_path / "a.jsonl"
+    recording: Any = Recording(path, of=Simulator(seed=SEED, platform="snp"))
+    recording.reset()
+    recording.close()
+    replay: Any = Recording(path)
+    replay.reset()
+    with pytest.raises(BackendError, match="comes no change"):
+        replay.reset()
+
+
+def test_the_journal_of_a_closed_recording(tmp_path: Path) -> None:
+    """It refuses, and writes into nobody's file: another may have the descriptor by now."""
+    path, other = tmp_path / "a.jsonl", tmp_path / "other"
+    backend = Simulator(seed=SEED, state_dir=tmp_path / "state")
+    recording: Any = Recording(path, of=backend)
+    log = recording.open_journal()
+    descriptor = recording._inside.tape._writer._fd
+    recording.close()
+    with other.open("wb") as file:
+        os.dup2(file.fileno(), descriptor)
+        for ask in (log.events, recording.reset):
+            with pytest.raises(UsageError, match="is closed"):
+                ask()
+        os.close(descriptor)
+    assert other.read_bytes() == b""

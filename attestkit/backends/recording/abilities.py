@@ -242,8 +242,18 @@ class ResetAbility:
     """A TEE that can be booted again."""
 
     _inside: Inside
+    _journal: RecordedLog | None = None
 
     def reset(self) -> None:
         """Reboot; BackendError if that was not recorded next."""
+        with self._inside.opening:
+            if self._journal is None:  # and nobody opens it, who might wait in its lock
+                self._reset()
+                return
+        # The backend takes the journal's lock: before the tape's turn, as whoever asks the journal.
+        with self._journal.locked():
+            self._reset()
+
+    def _reset(self) -> None:
         tape, backend = self._inside[:2]
         tape.answer("reset", {}, lambda: cast("None", backend.reset()))

@@ -99,6 +99,7 @@ class RecordingTape:
     def enter(self, enter: Callable[[], object]) -> None:
         """Lock a journal; that it could not be locked is written down."""
         with self._turn:
+            self._check_usable()
             self._attempts += 1
             attempt = self._attempts
         try:
@@ -111,7 +112,7 @@ class RecordingTape:
     def _write_failure(
         self, name: str, arguments: Mapping[str, Scalar], error: AttestKitError
     ) -> None:
-        if not self.stopped:
+        if not self.stopped and not self._closed:  # else the descriptor may be another file's
             try:
                 self._writer.write({**request(name, arguments), **failure_to_json(error)})
             except OSError as failure:
