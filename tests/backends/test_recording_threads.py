@@ -18,6 +18,7 @@ from attestkit.backends.recording import Recording
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendError, UsageError
 from attestkit.event_log.runtime import runtime_event
+from tests.backends.recorded import ASKED, lines, record
 from tests.tees import SEED
 
 OURS = str(Path(attestkit.__file__).parent)
@@ -234,3 +235,23 @@ def test_the_journal_of_a_closed_recording(tmp_path: Path) -> None:
                 ask()
         os.close(descriptor)
     assert other.read_bytes() == b""
+
+
+def test_threads_share_it(tmp_path: Path) -> None:
+    """Whoever locks the journal and asks meets whoever asks the journal, and both go on."""
+    recording: Any = record(tmp_path / "a.jsonl", Simulator())
+    journal = recording.open_journal()
+    found: list[object] = []
+
+    def locks() -> None:
+        for _ in range(50):
+            with journal.locked():
+                found.append(recording.get_quote(ASKED))
+
+    def reads() -> None:
+        found.extend(journal.events() for _ in range(50))
+
+    together(locks, reads, locks, reads)
+    recording.close()
+    assert len(found) == 200
+    assert len(lines(tmp_path / "a.jsonl")) == 203
