@@ -39,7 +39,7 @@ from attestkit.backends.recording.abilities import (
 )
 from attestkit.backends.recording.calls import from_hex
 from attestkit.backends.recording.host import host_from_json, host_of
-from attestkit.backends.recording.recording_file import RecordingWriter, read_recording
+from attestkit.backends.recording.recording_file import RecordingWriter, member, read_recording
 from attestkit.backends.recording.tapes import PlayingTape, RecordingTape
 from attestkit.errors import BackendUnavailableError, FormatError, UsageError
 
@@ -272,7 +272,7 @@ def _replay(cls: type[Recording], path: Path) -> Recording:
     header = recorded.header
     try:
         name, simulated, abilities = (
-            _member(header, key, kind)
+            member(header, key, kind)
             for key, kind in (("backend", str), ("simulated", bool), ("abilities", list))
         )
         kind = _kind(cls, abilities)
@@ -289,9 +289,3 @@ def _replay(cls: type[Recording], path: Path) -> Recording:
     self.simulated, self.blocking = True, False
     self._inside = Inside(PlayingTape(path, recorded), None, host, Lock())
     return _with_document(self, host)
-
-
-def _member(header: Mapping[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401 - JSON
-    if not isinstance(found := header.get(key), kind):
-        raise FormatError(f"{key}: not a {kind.__name__}")
-    return found
