@@ -128,15 +128,17 @@ _ALTERED: Final = {
     ),
     "vendor-id-wrong": Named(
         _quote(QuoteConfig(vendor_id=bytes(16))),
-        "quote_format",
+        "qe_vendor_id",
         "the quote is of an unknown vendor's quoting enclave",
     ),
     "truncated": Named(
-        _quote(QuoteConfig(cut=100)), "quote_format", "the last 100 bytes of the quote are missing"
+        _quote(QuoteConfig(cut=100)),
+        "sig_data_truncated",
+        "the last 100 bytes of the quote are missing",
     ),
     "attestation-key-unbound": Named(
         _quote(QuoteConfig(attestation_key=_STRANGER, bound_key="platform/0/attestation")),
-        "attestation_key_unbound",
+        "qe_binding",
         "the quoting enclave vouches for another key than the one that signed",
     ),
     "qe-report-wrong-pck-key": Named(
