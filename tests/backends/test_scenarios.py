@@ -47,6 +47,8 @@ NO_EVIDENCE: Final = {
     "vendor-id-wrong",
     "truncated",
 }
+# 2020-01-01 00:00:00 and 2049-12-31 23:59:59 UTC: when the certificates are valid.
+FIRST, LAST = 1_577_836_800, 2_524_607_999
 CURRENT_BOTH: Final = "ConfigurationAndSWHardeningNeeded"
 # Of the 42 these have another class in the vectors: Quote.parse is first, and has its own names of
 # the rules of the format; dcap-qvl does not look at the CRL's thisUpdate, which is first there.
@@ -95,9 +97,9 @@ def test_the_table_of_the_vectors(case: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", TDX)
-@pytest.mark.parametrize("now", [NOW, NOW // 86400 * 86400, 1_900_000_001])
+@pytest.mark.parametrize("now", [NOW, NOW // 86400 * 86400, 1_900_000_001, FIRST, LAST])
 def test_each_is_judged_as_it_says(name: str, now: int) -> None:
-    """At any time, also at midnight, and whoever's seed it is."""
+    """At any time from 2020 to 2049, also at midnight, and whoever's seed it is."""
     simulator = Simulator(seed=b"\7" * 32, scenario=name, now=lambda: now)
     expected = NAMED[name].outcome
     assert outcome_of(simulator, now)[0] == expected
@@ -107,6 +109,15 @@ def test_each_is_judged_as_it_says(name: str, now: int) -> None:
         assert verdict.status == "UpToDate"
     else:
         assert verdict.status == (expected if expected in STATUSES else REJECT)
+
+
+@pytest.mark.parametrize("now", [FIRST - 1, LAST + 1])
+def test_none_is_accepted_when_no_certificate_is_valid(now: int) -> None:
+    """A second before 2020, and a second after 2049, the healthy are refused for that."""
+    for name in (name for name in TDX if name.startswith("ok-")):
+        assert outcome_of(Simulator(seed=SEED, scenario=name, now=lambda: now), now)[0] == (
+            "cert_expired"
+        )
 
 
 def test_names_have_a_line_of_help_each() -> None:

@@ -114,6 +114,30 @@ def test_each_scenario_is_judged_as_it_says(name: str, policy: AppraisalPolicy) 
         assert caught.value.reason == expected  # type: ignore[attr-defined]  # these have one
 
 
+@pytest.mark.parametrize("name", SNP)
+def test_each_holds_from_2020_to_2049(name: str) -> None:
+    """At the first and the last second; the expired VCEK from 2020-02-01 on."""
+    first, last = 1_577_836_800, 2_524_607_999  # of the certificates
+    with open_attester("simulator", seed=SEED, scenario=name) as tee:
+        evidence = tee.attest(ASKED).to_bytes()
+        assert isinstance(tee.backend, Simulator)
+        verifier = Verifier(tee.backend.trust_anchor)
+
+    def judged(now: int) -> str:
+        try:
+            return str(verifier.verify(evidence, report_data=ASKED, now=now).tcb_status)
+        except AttestKitError as error:
+            return str(error.reason)  # type: ignore[attr-defined]  # all of these have one
+
+    expected = NAMED[name].outcome
+    start = first + 31 * 86400 + 1 if name == "snp-vcek-expired" else first
+    assert judged(start) == judged(last) == expected
+    if expected == "UpToDate":
+        assert judged(first - 1) == judged(last + 1) == "cert_expired"
+    if start != first:
+        assert judged(start - 1) == "UpToDate"
+
+
 def test_another_root_of_the_makers_is_not_trusted() -> None:
     """A platform that leads to another root than its owner's, and nobody's root at all."""
     with open_attester("simulator", seed=SEED, scenario=Scenario("snp", maker="other")) as tee:

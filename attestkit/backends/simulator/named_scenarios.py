@@ -1,7 +1,8 @@
 """Scenarios by name: what can be wrong, or odd, with a simulated platform and its endorsements.
 
-Each gives a quote and collateral that a strict verifier judges as named, at whatever time the
-simulator's clock shows. Most names are those of the simulated PKI's published test vectors.
+Each gives a quote and collateral that a strict verifier judges as named whenever the simulator's
+clock shows a time from 2020 to 2049 (UTC), in which its certificates are valid; `snp-vcek-expired`
+from February 2020. Most names are those of the simulated PKI's published test vectors.
 """
 
 from dataclasses import replace
