@@ -92,6 +92,24 @@ def test_it_is_an_snp_guest_and_nothing_else() -> None:
             ask(made)
 
 
+def test_a_kind_of_its_own_stays_on_its_platform() -> None:
+    """A class that is named is not made into another, so what is of another platform is refused."""
+
+    class Own(Simulator):
+        """Somebody's TD."""
+
+    assert Own(seed=SEED, platform="tdx").platform == "tdx"
+    with pytest.raises(UsageError, match=r"^Own is of platform tdx, not snp: attestkit\.open "):
+        Own(seed=SEED, platform="snp")
+    for options in ({"platform": "tdx"}, {"platform": "tdx", "scenario": "ok-v4"}):
+        with pytest.raises(UsageError, match=r"^SnpSimulator is of platform snp, not tdx"):
+            SnpSimulator(seed=SEED, **options)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="of platform tdx, not snp"):
+        SnpSimulator(seed=SEED, scenario="ok-v4")
+    with pytest.raises(UsageError, match="of platform snp, not tdx"):
+        Own(seed=SEED, scenario="snp-debug")
+
+
 # -- evidence ----------------------------------------------------------------------------------
 
 
