@@ -1,6 +1,7 @@
 """The simulator as an SEV-SNP guest: its reports are signed, and judged as their scenario says."""
 
 import json
+from datetime import datetime, timezone
 from hashlib import sha256
 from operator import attrgetter, methodcaller
 from pathlib import Path
@@ -288,12 +289,29 @@ def test_certificates_are_as_amds() -> None:
         ({"snp_tcb": bytes(7)}, "snp_tcb is 8 bytes, not 7"),
         ({"vcek_tcb": bytes(9)}, "vcek_tcb is 8 bytes, not 9"),
         ({"policy": 1 << 64}, "policy must be in 0 to"),
+        ({"policy": None}, "policy must be an integer"),
+        ({"snp_tcb": 8}, "snp_tcb is 8 bytes, not int"),
+        ({"not_after": 5}, "not_after must be an aware datetime in 1950 to 9999"),
+        ({"not_before": datetime(2020, 1, 1)}, "not_before must be an aware"),  # noqa: DTZ001
+        ({"not_before": datetime(1900, 1, 1, tzinfo=timezone.utc)}, "not_before must be an aware"),
+        ({"not_after": datetime(2010, 1, 1, tzinfo=timezone.utc)}, "not_after is before not_bef"),
+        ({"vcek_not_after": datetime(2010, 1, 1, tzinfo=timezone.utc)}, "vcek_not_after is before"),
     ],
 )
-def test_configuration_out_of_range_is_named(knob: dict[str, int], text: str) -> None:
+def test_configuration_out_of_range_is_named(knob: dict[str, object], text: str) -> None:
     """A value of the wrong size or range is refused by its name."""
     with pytest.raises(UsageError, match=text):
         SnpConfig(**knob)  # type: ignore[arg-type]
+
+
+def test_the_edges_of_all_times_can_be_certified() -> None:
+    """What is not refused can be issued: the first year and the last."""
+    first = datetime(1950, 1, 1, tzinfo=timezone.utc)
+    config = SnpConfig(not_before=first, not_after=datetime.max.replace(tzinfo=timezone.utc))
+    own = Simulator(seed=SEED, scenario=Scenario("snp", snp=config))
+    ark = x509.load_der_x509_certificate(own.trust_anchor)
+    assert ark.not_valid_before_utc == first
+    assert ark.not_valid_after_utc == datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone.utc)
 
 
 def test_keys_are_those_of_their_labels() -> None:
