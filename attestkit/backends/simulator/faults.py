@@ -200,7 +200,7 @@ class Faults:
         if faults is None:
             return cls()
         # A mapping would give its names alone: each once, whatever the counts.
-        if not isinstance(faults, Iterable) or isinstance(faults, Mapping):
+        if isinstance(faults, Mapping) or not isinstance(faults, Iterable):
             raise UsageError("faults are text, as in 'ebusy:3 slow:2s', or a list of it")
         return cls(map(_one, faults))
 
