@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from attestkit.backends.simulator.scenarios import (
     Scenario,
     TcbInfoConfig,
 )
+from attestkit.backends.simulator.snp_chip import issued_chip
 from attestkit.errors import (
     AttestKitError,
     BackendError,
@@ -215,15 +217,29 @@ def test_policies_differ_over_the_status_alone(name: str) -> None:
 
 def test_few_seeds_are_kept_and_none_that_was_drawn() -> None:
     """Certificates of the last seeds handed in are made once; what is random comes once anyway."""
-    issued.cache_clear()
+    issued.clear()
     Simulator()
-    assert issued.cache_info().currsize == 0
+    assert len(issued) == 0
     for number in range(20):
         Simulator(seed=bytes([number] * 32))
-    assert issued.cache_info().currsize <= 8
+        assert len(issued) == min(number + 1, 4)
     one, two = (Simulator(seed=SEED, scenario="qe-debug") for _ in range(2))
     assert one._pki is two._pki
     assert one._pki is not Simulator(seed=SEED)._pki
+    for number in range(3):  # it is not among the oldest as long as it is asked for
+        Simulator(seed=bytes([number] * 32))
+        assert Simulator(seed=SEED, scenario="qe-debug")._pki is one._pki
+
+
+def test_seeds_are_in_no_key_and_no_repr() -> None:
+    """What is kept is found by the seed's hash, and shows nothing of it."""
+    seed = b"\xa7" * 32
+    td, guest = Simulator(seed=seed), Simulator(seed=seed, platform="snp")
+    assert (sha256(seed).digest(), td._scenario) in issued._kept
+    assert (sha256(seed).digest(), guest._scenario) in issued_chip._kept
+    chip = vars(guest._chip)  # type: ignore[attr-defined]  # an SNP guest has one
+    shown = f"{issued._kept!r} {issued_chip._kept!r} {chip!r}"
+    assert repr(seed)[2:-1] not in shown
 
 
 def test_the_attester_refuses_what_is_no_evidence() -> None:

@@ -234,12 +234,12 @@ def test_the_bytes_of_a_seed_stay_the_same() -> None:
 
 def test_few_chips_are_kept_and_none_that_was_drawn() -> None:
     """As with TDs."""
-    issued_chip.cache_clear()
+    issued_chip.clear()
     Simulator(platform="snp")
-    assert issued_chip.cache_info().currsize == 0
+    assert len(issued_chip) == 0
     for number in range(20):
         Simulator(platform="snp", seed=bytes([number] * 32))
-    assert 0 < issued_chip.cache_info().currsize <= 8
+    assert len(issued_chip) == 4
 
 
 @pytest.mark.parametrize(

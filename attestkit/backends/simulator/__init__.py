@@ -46,8 +46,8 @@ class Simulator:
 
     Args:
         seed: 32 bytes from which all keys and certificates follow, so that they can be made again.
-            Whoever has them can forge this TD's evidence. None: random ones, kept in `state_dir` if
-            there is one.
+            Whoever has them can forge this TD's evidence. They stay in the process after `close`.
+            None: random ones, kept in `state_dir` if there is one.
         quote_version: 4 (TD 1.0 body), or 5 (TD 1.5 body). None: the scenario's, else 4.
         platform: "tdx" or "snp" (an SEV-SNP guest, see `snp_guest`). None: the scenario's, else
             "tdx".
@@ -171,9 +171,8 @@ class Simulator:
         """Boot, with the state folder taken and the app's keys there."""
         self.vm_config = given(vm_config, simulated_image().vm_config)
         self._body_head, self._body_rest = self._fixed_body()
-        # A random seed never comes again, so what follows from it is not kept.
-        make = issued if self._seeded else issued.__wrapped__
-        self._pki, self._enclave, self.trust_anchor = make(seed, self._scenario)
+        made = issued(seed, self._scenario, keep=self._seeded)
+        self._pki, self._enclave, self.trust_anchor = made
         self._event_log = boot_log(simulated_image())
         self._td = SoftTd(self._plan(seed, app_id), self._folder, random, self._calls)
 
@@ -271,7 +270,11 @@ class Simulator:
         self._td.reset()
 
     def close(self) -> None:
-        """Let another program have the state folder, and wipe the keys made here."""
+        """Let another program have the state folder, and wipe the app's keys if made here.
+
+        What signs evidence is not wiped. With a seed that was handed in, the process keeps it for
+        the next TD of that seed, as long as it is one of the last four.
+        """
         self._halt()
         if self._folder is not None:
             self._folder.close()
