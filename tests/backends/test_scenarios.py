@@ -162,7 +162,11 @@ def test_a_scenario_that_cannot_be_is_refused(own: Scenario, text: str, tmp_path
 
 @pytest.mark.parametrize(
     ("knobs", "text"),
-    [({"platform": "sgx"}, "platform is tdx or snp"), ({"quote_version": 3}, "is 4 or 5, not 3")],
+    [
+        ({"platform": "sgx"}, "platform is tdx or snp"),
+        ({"quote_version": 3}, "is 4 or 5, not 3"),
+        ({"trust_anchor": 5}, "trust_anchor is DER or a label"),
+    ],
 )
 def test_a_scenario_is_of_a_known_kind(knobs: dict[str, Any], text: str) -> None:
     """The value itself refuses what no simulator could be."""

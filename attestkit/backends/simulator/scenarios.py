@@ -342,7 +342,8 @@ class Scenario:
     """One simulated platform with its evidence's and its endorsements' peculiarities.
 
     Raises:
-        UsageError: the platform or the version of the quotes is an unknown one.
+        UsageError: the platform or the version of the quotes is an unknown one, or the trust
+            anchor is neither DER nor a label.
     """
 
     platform: Literal["tdx", "snp"] = "tdx"
@@ -365,6 +366,9 @@ class Scenario:
             raise UsageError(f"platform is tdx or snp, not {self.platform!r}")
         if self.quote_version not in (None, 4, 5):
             raise UsageError(f"quote_version is 4 or 5, not {self.quote_version!r}")
+        anchor: object = self.trust_anchor
+        if anchor is not None and not isinstance(anchor, (bytes, str)):
+            raise UsageError("trust_anchor is DER or a label")
 
 
 def chosen_scenario(chosen: object, platform: object = None) -> Scenario:
