@@ -112,7 +112,11 @@ class GuestAgent(Protocol):
 
 @runtime_checkable
 class AppHost(Protocol):
-    """A TEE that knows its app: the files of a guest agent live beside this backend."""
+    """A TEE that knows its app: the files of a guest agent live beside this backend.
+
+    Each attribute raises UnsupportedError where it is not known. So ask `hosts_app` whether a
+    backend is one: before Python 3.12 `isinstance` reads the attributes, and raises that too.
+    """
 
     @property
     def app_compose(self) -> AppCompose:
@@ -144,11 +148,7 @@ class _Hosting(Backend, AppHost, Protocol):
 
 
 def hosts_app(backend: Backend) -> TypeGuard[_Hosting]:
-    """Tell whether `backend` is an `AppHost`, without asking it for anything.
-
-    Before Python 3.12 `isinstance` reads the attributes of such a protocol, and where a file is
-    missing that raises UnsupportedError.
-    """
+    """Tell whether `backend` is an `AppHost`, without asking it for anything."""
     return all(hasattr(type(backend), name) or hasattr(backend, name) for name in _OF_AN_APP_HOST)
 
 

@@ -371,5 +371,6 @@ def _with_certificates(
 _ADVICE_ON_LOGS: Final = "a log vouches for nothing by itself; attestkit replay holds it to a quote"
 _ADVICE: Final = {
     "collateral": "no evidence; hand it in with --collateral beside the evidence",
+    "recording": "no evidence; attestkit attest --backend recording --option path=FILE gives it",
     "TD report": "good on the machine that made it only; a quote says the same to others",
 }

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, Union
 
-from attestkit._json import check_depth
+from attestkit._json import check_depth, decode_strictly
 from attestkit._native import unhex
 from attestkit.attestation import Attestation
 from attestkit.cli.read_input import read_file
@@ -18,6 +18,7 @@ from attestkit.snp_report import SnpReport
 from attestkit.td_report import TdReport
 
 if TYPE_CHECKING:
+    from attestkit.backends.recording.recording_file import RecordingFile
     from attestkit.cli.certificate_text import CertificateText
     from attestkit.verifier.bundle import EvidenceBundle
 
@@ -33,11 +34,13 @@ Value: TypeAlias = Union[
     Collateral,
     "CertificateText",
     "EvidenceBundle",
+    "RecordingFile",
 ]
 
 INTEL_QE_VENDOR: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 RESPONSE_KEYS: Final = frozenset({"attestation", "quote"})
 BUNDLE_KEYS: Final = frozenset({"evidence", "at"})
+RECORDING: Final = b'"attestkit recording"'  # in the first line
 COLLATERAL_KEYS: Final = frozenset({"tcb_info", "qe_identity"})
 
 
@@ -99,8 +102,8 @@ def recognise_file(path: Path, option: str = "") -> Recognised:
 def recognise(data: bytes) -> Recognised:
     """Read what a file of the field holds, raw, as hex or as JSON.
 
-    That is a quote, a report, an event log, evidence, a bundle of evidence, collateral, or a
-    certificate with evidence or without.
+    That is a quote, a report, an event log, evidence, a bundle of evidence, collateral, a recording
+    of a backend, or a certificate with evidence or without.
 
     Raises:
         FormatError: It looks like none of them, or like one of them that breaks its format.
@@ -128,7 +131,12 @@ def _unhex(data: bytes) -> bytes | None:
 
 
 def _json(data: bytes) -> Recognised:
-    """Read an object that its keys name, an event array, or lines of a runtime log."""
+    """Read an object that its keys name, an event array, or lines: a runtime log, a recording."""
+    if RECORDING in (head := data.lstrip().split(b"\n", 1)[0]) and _heads_recording(head):
+        # Late: few files are recordings, and this loads what records.
+        from attestkit.backends.recording.recording_file import parse_recording
+
+        return Recognised("recording", parse_recording(data))
     try:
         check_depth(data)
         # As bytes it could be UTF-16, whose depth is not checked.
@@ -138,6 +146,14 @@ def _json(data: bytes) -> Recognised:
     if isinstance(value, dict) and (found := _object(data, value)) is not None:
         return found
     return Recognised("event log", EventLog.parse(data))
+
+
+def _heads_recording(line: bytes) -> bool:
+    try:
+        header = decode_strictly(line)
+    except FormatError:
+        return False
+    return isinstance(header, dict) and f'"{header.get("format")}"'.encode() == RECORDING
 
 
 def _object(data: bytes, value: dict[str, Any]) -> Recognised | None:

@@ -1,10 +1,11 @@
-"""`attestkit show FILE`: any quote, log, evidence, bundle, collateral or certificate, to be read.
+"""`attestkit show FILE`: any quote, log, evidence, certificate or recording, to be read.
 
 Showing is parsing: nothing here says that a signature holds.
 """
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +25,7 @@ from attestkit.snp_report import SnpReport
 from attestkit.td_report import TdReport
 
 if TYPE_CHECKING:
+    from attestkit.backends.recording.recording_file import RecordingFile
     from attestkit.cli.certificate_text import CertificateText
     from attestkit.verifier.bundle import EvidenceBundle
 
@@ -151,6 +153,21 @@ def _bundle(bundle: "EvidenceBundle") -> dict[str, Any]:
     }
 
 
+def _recording(recording: "RecordingFile") -> dict[str, Any]:
+    from attestkit.backends.recording.recording_file import member
+
+    header = recording.header  # whose members nobody has looked at yet
+    calls = Counter(entry.key[0] for entry in recording.entries)
+    return {
+        "backend": member(header, "backend", str),
+        "simulated": member(header, "simulated", bool),
+        "abilities": [str(ability) for ability in member(header, "abilities", list)],
+        "started": member(header, "started", str) if "started" in header else None,
+        "complete": recording.complete,
+        "calls": dict(sorted(calls.items())),
+    }
+
+
 DESCRIBE: Final[tuple[tuple[type, Callable[[Any], dict[str, Any]]], ...]] = (
     (Quote, Quote.to_dict),
     (TdReport, TdReport.to_dict),
@@ -164,6 +181,7 @@ DESCRIBE: Final[tuple[tuple[type, Callable[[Any], dict[str, Any]]], ...]] = (
 DESCRIBE_LATE: Final[dict[str, Callable[[Any], dict[str, Any]]]] = {
     "certificate without evidence": _certificate,
     "evidence bundle": _bundle,
+    "recording": _recording,
 }
 
 
@@ -201,9 +219,9 @@ def _print(title: str, values: dict[str, Any], *, first: bool = True) -> None:
 def show(*, file: Path, as_json: bool) -> None:
     """Show any quote, log, evidence or certificate.
 
-    Also a report, a bundle, collateral, or an answer of the guest agent. What FILE holds is
-    recognised by its content, raw, in hex or in JSON; - is stdin. No signature is checked: that is
-    attestkit verify.
+    Also a report, a bundle, collateral, a recording, or an answer of the guest agent. What FILE
+    holds is recognised by its content, raw, in hex or in JSON; - is stdin. No signature is checked:
+    that is attestkit verify.
     """
     found = recognise_file(file)
     with in_file(file):

@@ -39,7 +39,7 @@ from attestkit.backends.recording.abilities import (
 )
 from attestkit.backends.recording.calls import from_hex
 from attestkit.backends.recording.host import host_from_json, host_of
-from attestkit.backends.recording.recording_file import RecordingWriter, read_recording
+from attestkit.backends.recording.recording_file import RecordingWriter, member, read_recording
 from attestkit.backends.recording.tapes import PlayingTape, RecordingTape
 from attestkit.errors import BackendUnavailableError, FormatError, UsageError
 
@@ -61,9 +61,8 @@ def _clock() -> float:
 class Recording:
     """Records a backend, or answers from a recording; it can do what the recorded backend can.
 
-    A replay of hardware is an `AppHost` besides: it knows of the app what the host had told.
-
-    A replay of hardware also knows the app, as far as the host had told: it is an `AppHost`.
+    A replay of hardware also knows the app, as far as the host had told: it is an `AppHost`, which
+    `attestkit.backends.base.hosts_app` tells.
 
     Threads may share it; one call is made at a time.
 
@@ -273,7 +272,7 @@ def _replay(cls: type[Recording], path: Path) -> Recording:
     header = recorded.header
     try:
         name, simulated, abilities = (
-            _member(header, key, kind)
+            member(header, key, kind)
             for key, kind in (("backend", str), ("simulated", bool), ("abilities", list))
         )
         kind = _kind(cls, abilities)
@@ -290,9 +289,3 @@ def _replay(cls: type[Recording], path: Path) -> Recording:
     self.simulated, self.blocking = True, False
     self._inside = Inside(PlayingTape(path, recorded), None, host, Lock())
     return _with_document(self, host)
-
-
-def _member(header: Mapping[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401 - JSON
-    if not isinstance(found := header.get(key), kind):
-        raise FormatError(f"{key}: not a {kind.__name__}")
-    return found

@@ -1,5 +1,6 @@
 """What a recorded backend may be able to do, one class for each protocol of `backends.base`."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from threading import Lock
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
@@ -143,18 +144,33 @@ class RecordedLog:
             self._log.close()
 
 
+class _EndOfLock:
+    """The `__exit__` of a `_Locked`: that of its lock.
+
+    A `with` looks it up as it begins and then calls the lock's own, which may be in C: an interrupt
+    where an `__exit__` of ours began would keep the lock for ever, see `attestkit._turns`.
+    """
+
+    def __get__(self, locked: "_Locked | None", _: object = None) -> Callable[..., bool | None]:
+        return _leave if locked is None else locked.lock.__exit__
+
+
+def _leave(locked: "_Locked", *raised: Any) -> bool | None:  # noqa: ANN401 - as of any __exit__
+    """Leave, where the class was asked: by an `ExitStack`, which ends in Python itself."""
+    return locked.lock.__exit__(*raised)
+
+
 class _Locked:
     """A journal's lock, taken by way of the tape."""
 
+    __exit__ = _EndOfLock()
+
     def __init__(self, tape: Tape, lock: "AbstractContextManager[object, bool | None]") -> None:
         self._tape = tape
-        self._lock = lock
+        self.lock = lock
 
     def __enter__(self) -> None:
-        self._tape.enter(self._lock.__enter__)
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.__exit__(None, None, None)
+        self._tape.enter(self.lock.__enter__)
 
 
 class SnpAbility:
@@ -226,8 +242,18 @@ class ResetAbility:
     """A TEE that can be booted again."""
 
     _inside: Inside
+    _journal: RecordedLog | None = None
 
     def reset(self) -> None:
         """Reboot; BackendError if that was not recorded next."""
+        with self._inside.opening:
+            if self._journal is None:  # and nobody opens it, who might wait in its lock
+                self._reset()
+                return
+        # The backend takes the journal's lock: before the tape's turn, as whoever asks the journal.
+        with self._journal.locked():
+            self._reset()
+
+    def _reset(self) -> None:
         tape, backend = self._inside[:2]
         tape.answer("reset", {}, lambda: cast("None", backend.reset()))

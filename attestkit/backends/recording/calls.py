@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from attestkit import errors
 from attestkit._native import unhex
 from attestkit.backends.base import SnpEvidence
+from attestkit.backends.recording.history import History
 from attestkit.errors import (
     AttestKitError,
     CollateralError,
@@ -49,7 +50,8 @@ class Memory:
     """What was read or written so far, as far as later answers build on it."""
 
     def __init__(self) -> None:
-        self.events: tuple[Event, ...] = ()
+        self.events: tuple[Event, ...] = ()  # written last
+        self.history = History()  # read last
 
 
 class Codec(NamedTuple):
@@ -79,7 +81,7 @@ class Answer(NamedTuple):
         """Return the value, or raise the error."""
         if self.failure is not None:
             raise self.failure()
-        return self.value
+        return self.value.events() if isinstance(self.value, History) else self.value
 
 
 # -- kinds of answers --------------------------------------------------------------------------
@@ -143,14 +145,13 @@ def _events_to_json(events: tuple[Event, ...], memory: Memory) -> object:
     return {"keep": keep, "add": [event_to_json(event) for event in events[keep:]]}
 
 
-def _events(found: object, memory: Memory) -> tuple[Event, ...]:
+def _events(found: object, memory: Memory) -> History:
     keep, add = _members(found, "answer", "keep", "add")
-    known = memory.events
-    if type(keep) is not int or not 0 <= keep <= len(known) or not isinstance(add, list):
+    known = memory.history
+    if type(keep) is not int or not 0 <= keep <= known.size or not isinstance(add, list):
         raise FormatError("answer: keep is no number of events before, or add no list")
-    if add or keep < len(known):  # else the same tuple, as a journal gives it
-        memory.events = (*known[:keep], *map(_event, add))
-    return memory.events
+    memory.history = known.then(keep, tuple(map(_event, add)))
+    return memory.history
 
 
 BYTES: Final = Codec(lambda data, _: data.hex(), lambda found, _: from_hex(found))

@@ -33,7 +33,16 @@ from attestkit.backends.recording.calls import (
 )
 from attestkit.errors import BackendUnavailableError, FormatError, UsageError
 
-__all__ = ["Entry", "RecordingFile", "RecordingWriter", "read_answer", "read_recording", "request"]
+__all__ = [
+    "Entry",
+    "RecordingFile",
+    "RecordingWriter",
+    "member",
+    "parse_recording",
+    "read_answer",
+    "read_recording",
+    "request",
+]
 
 FORMAT: Final = "attestkit recording"
 VERSION: Final = 1
@@ -150,7 +159,20 @@ def read_recording(path: Path) -> RecordingFile:
         BackendUnavailableError: It cannot be read.
         FormatError: It is none; the text names file and line.
     """
-    lines = _read(path).split(b"\n")
+    data = _read(path)
+    try:
+        return parse_recording(data)
+    except FormatError as error:
+        raise FormatError(f"{path}, {error}", reason="recording") from error
+
+
+def parse_recording(data: bytes) -> RecordingFile:
+    """Read the content of a recording.
+
+    Raises:
+        FormatError: It is none; the text names the line.
+    """
+    lines = data.split(b"\n")
     reader, number = _Reader(), 0
     try:
         for number, line in enumerate(lines, 1):
@@ -159,15 +181,24 @@ def read_recording(path: Path) -> RecordingFile:
                 reader.take(found)
         return reader.end()
     except FormatError as error:
-        raise FormatError(f"{path}, line {number}: {error}", reason="recording") from error
+        raise FormatError(f"line {number}: {error}", reason="recording") from error
+
+
+def member(header: Mapping[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401 - JSON
+    """Return what a header has under `key`; FormatError if it is of another kind."""
+    if not isinstance(found := header.get(key), kind):
+        raise FormatError(f"{key}: not a {kind.__name__}")
+    return found
 
 
 def _read(path: Path) -> bytes:
     try:
         with open(path, "rb", opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise BackendUnavailableError(f"{path}: a recording is a file")
-            data = file.read(LARGEST + 1)
+            # What is asked for is allocated, so no more than there is, and one byte to see it grow.
+            data = file.read(min(status.st_size, LARGEST) + 1)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise BackendUnavailableError(f"the recording {path} cannot be read: {why}") from error

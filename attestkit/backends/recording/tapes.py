@@ -99,6 +99,7 @@ class RecordingTape:
     def enter(self, enter: Callable[[], object]) -> None:
         """Lock a journal; that it could not be locked is written down."""
         with self._turn:
+            self._check_usable()
             self._attempts += 1
             attempt = self._attempts
         try:
@@ -111,7 +112,7 @@ class RecordingTape:
     def _write_failure(
         self, name: str, arguments: Mapping[str, Scalar], error: AttestKitError
     ) -> None:
-        if not self.stopped:
+        if not self.stopped and not self._closed:  # else the descriptor may be another file's
             try:
                 self._writer.write({**request(name, arguments), **failure_to_json(error)})
             except OSError as failure:
@@ -167,7 +168,7 @@ class PlayingTape:
         self._settled: dict[Key, Answer] = {}
         for entry in recorded.entries:
             stretch = self._stretches[-1]
-            if CALLS[entry.key[0]].settled:
+            if CALLS[entry.key[0]].settled and entry.answer.failure is None:  # errors pass
                 self._settled.setdefault(entry.key, entry.answer)
             if entry.change:
                 stretch.change = entry
