@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from attestkit.cli.complete import complete_policy
-from attestkit.cli.parameters import PATH
+from attestkit.cli.parameters import PATH, read_hex
 from attestkit.cli.read_input import read_file
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, ConfigError, FormatError, UsageError
@@ -196,10 +196,7 @@ def _certificate(data: bytes) -> bytes:
 
 
 def _hex(text: str) -> bytes:
-    try:
-        value = bytes.fromhex(text.removeprefix("0x"))
-    except ValueError as error:
-        raise UsageError("--report-data is not hex") from error
+    value = read_hex("--report-data", text)
     if not 0 < len(value) <= 64:
         raise UsageError(f"--report-data is 1 to 64 bytes, not {len(value)}")
     return value

@@ -24,7 +24,7 @@ import click
 
 from attestkit.cli.complete import complete_backend, complete_option
 from attestkit.cli.exit_codes import complain
-from attestkit.cli.parameters import PATH
+from attestkit.cli.parameters import PATH, read_hex
 from attestkit.cli.read_input import read_file
 from attestkit.cli.write_output import check_output
 from attestkit.errors import BackendUnavailableError, ConfigError, FormatError, UsageError
@@ -238,8 +238,8 @@ def _bytes(text: str) -> bytes:
     if text.startswith("@"):
         return read_file(Path(text[1:]))
     try:
-        return bytes.fromhex(text.removeprefix("0x"))
-    except ValueError:
+        return read_hex("it", text)
+    except UsageError:
         raise ValueError("bytes in hex, or @FILE") from None
 
 

@@ -1,11 +1,13 @@
-"""What arguments and options of several commands are: paths, and the one for machines."""
+"""What arguments and options of several commands are: paths, hex, and the one for machines."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-__all__ = ["PATH", "json_option"]
+from attestkit.errors import UsageError
+
+__all__ = ["PATH", "json_option", "read_hex"]
 
 if TYPE_CHECKING:
     _Base = click.Path[Path]
@@ -29,3 +31,11 @@ PATH: Final = _Path(path_type=Path)
 json_option: Final = click.option(
     "--json", "as_json", is_flag=True, help="Machine output on stdout."
 )
+
+
+def read_hex(what: str, text: str) -> bytes:
+    """Return the bytes that a text writes in hex, `0x` may lead; UsageError if it is not hex."""
+    try:
+        return bytes.fromhex(text[2:] if text[:2] in {"0x", "0X"} else text)
+    except ValueError:
+        raise UsageError(f"{what} is not hex") from None  # the cause tells of a secret's digits

@@ -9,11 +9,11 @@ from typing import Any, Final, NamedTuple, TypeVar
 import click
 
 from attestkit.cli.exit_codes import complain
-from attestkit.cli.parameters import PATH
+from attestkit.cli.parameters import PATH, read_hex
 from attestkit.cli.read_input import open_input
 from attestkit.errors import UsageError
 
-__all__ = ["Sealed", "read_hex", "report_data_options"]
+__all__ = ["Sealed", "report_data_options"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _SIZE: Final = 64
@@ -95,14 +95,6 @@ def _report_data(
             f"{option} has more than 64 bytes, which report data has: --sha512 seals its hash"
         )
     return data.ljust(_SIZE, b"\0")
-
-
-def read_hex(option: str, text: str) -> bytes:
-    """Return the bytes that a text writes in hex, `0x` may lead; UsageError if it is not hex."""
-    try:
-        return bytes.fromhex(text[2:] if text[:2] in {"0x", "0X"} else text)
-    except ValueError as error:
-        raise UsageError(f"{option} is not hex") from error
 
 
 def _encoded(text: str) -> bytes:
