@@ -52,7 +52,10 @@ def ways(files: Files) -> dict[str, Way]:
         "completion": Way(["bash"], [([], 1), (["tcsh"], 1)], json=False),
         "doctor": Way([], [(["--root", none], 1), (["--root", ""], 1), (["more"], 1)]),
         "emit": Way([*SIMULATED, "event", "00"], [*device, ([], 1)]),
-        "key": Way([*SIMULATED, "path"], [*device, ([], 1), ([*SIMULATED, "x", "-o", folder], 1)]),
+        "key": Way(
+            [*SIMULATED, "path"],
+            [*device, ([], 1), ([*SIMULATED, ""], 1), ([*SIMULATED, "x", "-o", folder], 1)],
+        ),
         "mount": Way(["--list-faults"], [([], 1), ([none], 1), ([folder, "--fault", "bad"], 1)]),
         "policy": Way([evidence, *files.trusted], judged),
         "quote": Way(SIMULATED, sealed),
