@@ -85,7 +85,7 @@ def test_outputs_are_not_written_over_each_other(
     other.symlink_to("one")
     if there:
         one.touch()
-    words = [command, "--backend", "simulator", pair[0], str(one), pair[1], str(other)]
+    words = [command, "--json", "--backend", "simulator", pair[0], str(one), pair[1], str(other)]
     assert main(words) == 1
     assert ", too: write to another file" in capsys.readouterr().err
     assert one.exists() == bool(there)
