@@ -4,7 +4,6 @@ People's output goes to stdout through rich (colours only on a terminal); `--jso
 command gives machine output instead; errors are one line on stderr.
 """
 
-import contextlib
 import errno
 import os
 import sys
@@ -14,7 +13,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from attestkit.cli.exit_codes import USAGE, complain, decided, exit_code
+from attestkit.cli.exit_codes import (
+    INTERRUPTED,
+    USAGE,
+    complain,
+    decided,
+    drop,
+    exit_code,
+    tell,
+)
 from attestkit.errors import AttestKitError
 
 if TYPE_CHECKING:
@@ -86,25 +93,29 @@ class _Commands(click.Group):
         found = [CompletionItem(n, help=text) for n, text in items if n.startswith(incomplete)]
         return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words before the command; the help that one of them asks for is output, too."""
+        try:
+            return super().parse_args(ctx, args)
+        except BrokenPipeError:
+            drop(sys.stdout)
+            raise click.exceptions.Exit(0) from None
+
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - whatever a command returns
         """Run the command to its last byte of output, before click has an opinion about it."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            _drop_output()
+            drop(sys.stdout)
             return decided(ctx)
+        except KeyboardInterrupt as stop:  # click would begin a line of its own
+            raise click.Abort from stop
         except SystemExit as stop:  # rich has done the same, and ends with a failure
             if isinstance(stop.__context__, BrokenPipeError):
                 return decided(ctx)
             raise
         return result
-
-
-def _drop_output() -> None:
-    """Have what is still buffered go nowhere: the interpreter flushes once more at its end."""
-    with contextlib.suppress(OSError, ValueError):  # a stdout without a descriptor
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(
@@ -125,15 +136,14 @@ def commands(ctx: click.Context, *, version: bool) -> int:
         click.echo(f"attestkit, version {own_version()}")
         ctx.exit()
     if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help(), err=True)
+        tell(f"{ctx.get_help()}\n")
         return USAGE
     return 0
 
 
 def run_words(words: list[str]) -> int:
     """Run one command; return its exit code, with any error told in one line on stderr."""
-    if sys.stdout is None:  # closed by whoever started us
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - it stays open
+    _open_closed()
     if asked := os.environ.get(COMPLETE):
         from attestkit.cli.completion import complete  # late: for the shell's questions alone
 
@@ -142,27 +152,37 @@ def run_words(words: list[str]) -> int:
         code = commands.main(words, prog_name="attestkit", standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except SystemExit as stop:  # click's answer to a reader who has seen enough of the help
-        if isinstance(stop.__context__, BrokenPipeError):
-            return 0
-        raise
-    except (click.Abort, click.ClickException, AttestKitError) as error:
+    except (click.Abort, KeyboardInterrupt):
+        complain("interrupted")
+        return INTERRUPTED
+    except (click.ClickException, AttestKitError) as error:
         complain(_text(error))
         return exit_code(error) if isinstance(error, AttestKitError) else USAGE
     except OSError as error:  # all others are wrapped: this is about the output
         if error.errno not in _UNWRITABLE:
             raise
-        _drop_output()
+        drop(sys.stdout)
         complain(f"stdout cannot be written: {error.strerror}")
         return USAGE
     return code if isinstance(code, int) else 0
 
 
-def _text(error: click.Abort | click.ClickException | AttestKitError) -> str:
+def _open_closed() -> None:
+    """Have what goes to a stream that whoever started us closed go nowhere.
+
+    Its descriptor is taken then, too, and does not become that of a file.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - it stays open
+            setattr(sys, name, nowhere)
+
+
+def _text(error: click.ClickException | AttestKitError) -> str:
     """Return what went wrong, and where to read how it is done."""
     if isinstance(error, click.UsageError):
         path = "attestkit" if error.ctx is None else error.ctx.command_path
         return f"{error.format_message().rstrip('.')}. See {path} --help."
     if isinstance(error, click.ClickException):
         return error.format_message()
-    return "interrupted" if isinstance(error, click.Abort) else str(error)
+    return str(error)

@@ -4,17 +4,16 @@ A file that an option names is part of the configuration: one that is missing or
 ConfigError, and its text names the option.
 """
 
-import functools
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, overload
 
 import click
 from click.core import ParameterSource
 
 from attestkit.cli.complete import complete_policy
-from attestkit.cli.parameters import PATH
+from attestkit.cli.parameters import PATH, gathered, read_hex
 from attestkit.cli.read_input import read_file
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, ConfigError, FormatError, UsageError
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Asked", "verification_options"]
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 _Read = TypeVar("_Read")
 
 OWN_INSTANT: Final = "bundle"  # what --at says where a bundle is to be judged at its own
@@ -45,83 +43,6 @@ class Asked(NamedTuple):
     at: datetime | None  # aware; None: now, or a bundle's own
     own_instant: bool  # a bundle is judged at the instant that it names
     inputs: tuple[Path, ...]  # files that options name: nothing may be written over them
-
-
-def verification_options(command: _Command) -> _Command:
-    """Give a command the options of a verification, and hand it what they say as `asked`."""
-
-    @functools.wraps(command)
-    def asking(**options: Any) -> Any:  # noqa: ANN401 - whatever the command takes and returns
-        own = {name: options.pop(name) for name in _NAMES}
-        return command(asked=_asked(**own), **options)
-
-    wrapped: Any = asking
-    for option in reversed(_OPTIONS):
-        wrapped = option(wrapped)
-    decorated: _Command = wrapped
-    return decorated
-
-
-_NAMES: Final = (
-    "collateral",
-    "pccs",
-    "certificates",
-    "trust_anchor",
-    "report_data",
-    "policy_name",
-    "at",
-)
-_OPTIONS: Final = (
-    click.option(
-        "--collateral",
-        metavar="FILE",
-        type=PATH,
-        help="Intel's word about the platform: the nine-field JSON.",
-    ),
-    click.option(
-        "--pccs",
-        metavar="URL",
-        envvar="PCCS_URL",
-        show_envvar=True,
-        help="Fetch collateral there. Nothing is fetched without this option or its variable.",
-    ),
-    click.option(
-        "--certificate",
-        "certificates",
-        metavar="FILE",
-        type=PATH,
-        multiple=True,
-        help="AMD's certificates (VCEK or VLEK, and its issuer) for SEV-SNP evidence without its "
-        "own; may be repeated.",
-    ),
-    click.option(
-        "--trust-anchor",
-        metavar="FILE",
-        type=PATH,
-        help="The one root to trust, DER or PEM, in place of those of Intel, AMD and AWS.",
-    ),
-    click.option(
-        "--report-data",
-        metavar="HEX",
-        help="Up to 64 bytes that the evidence must be about: shows that it is fresh.",
-    ),
-    click.option(
-        "--policy",
-        "policy_name",
-        metavar="NAME|FILE",
-        shell_complete=complete_policy,
-        default=DEFAULT,
-        show_default=True,
-        help="What to accept: strict, default or development; or a TOML file, as attestkit policy "
-        "writes it (./strict is a file).",
-    ),
-    click.option(
-        "--at",
-        metavar="TIME",
-        help="The instant to verify at, else now: ISO 8601 (UTC if no zone is given), seconds "
-        f"since 1970, or {OWN_INSTANT}: the one that an evidence bundle names.",
-    ),
-)
 
 
 def _asked(  # noqa: PLR0913 - one per option
@@ -160,6 +81,63 @@ def _asked(  # noqa: PLR0913 - one per option
     )
 
 
+verification_options: Final = gathered(
+    "asked",
+    (
+        click.option(
+            "--collateral",
+            metavar="FILE",
+            type=PATH,
+            help="Intel's word about the platform: the nine-field JSON.",
+        ),
+        click.option(
+            "--pccs",
+            metavar="URL",
+            envvar="PCCS_URL",
+            show_envvar=True,
+            help="Fetch collateral there. Nothing is fetched without this option or its variable.",
+        ),
+        click.option(
+            "--certificate",
+            "certificates",
+            metavar="FILE",
+            type=PATH,
+            multiple=True,
+            help="AMD's certificates (VCEK or VLEK, and its issuer) for SEV-SNP evidence without "
+            "its own; may be repeated.",
+        ),
+        click.option(
+            "--trust-anchor",
+            metavar="FILE",
+            type=PATH,
+            help="The one root to trust, DER or PEM, in place of those of Intel, AMD and AWS.",
+        ),
+        click.option(
+            "--report-data",
+            metavar="HEX",
+            help="Up to 64 bytes that the evidence must be about: shows that it is fresh.",
+        ),
+        click.option(
+            "--policy",
+            "policy_name",
+            metavar="NAME|FILE",
+            shell_complete=complete_policy,
+            default=DEFAULT,
+            show_default=True,
+            help="What to accept: strict, default or development; or a TOML file, as attestkit "
+            "policy writes it (./strict is a file).",
+        ),
+        click.option(
+            "--at",
+            metavar="TIME",
+            help="The instant to verify at, else now: ISO 8601 (UTC if no zone is given), seconds "
+            f"since 1970, or {OWN_INSTANT}: the one that an evidence bundle names.",
+        ),
+    ),
+    _asked,
+)
+
+
 @overload
 def _read(option: str, path: Path, parse: Callable[[bytes], _Read]) -> _Read: ...
 @overload
@@ -196,10 +174,7 @@ def _certificate(data: bytes) -> bytes:
 
 
 def _hex(text: str) -> bytes:
-    try:
-        value = bytes.fromhex(text.removeprefix("0x"))
-    except ValueError as error:
-        raise UsageError("--report-data is not hex") from error
+    value = read_hex("--report-data", text)
     if not 0 < len(value) <= 64:
         raise UsageError(f"--report-data is 1 to 64 bytes, not {len(value)}")
     return value

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 __all__ = [
     "complete_backend",
     "complete_fault",
+    "complete_file",
     "complete_folder",
     "complete_option",
     "complete_policy",
@@ -64,6 +65,16 @@ def complete_scenario(
     """Return the scenarios whose names begin so."""
     del ctx, param
     return _matching(_scenarios(), incomplete)
+
+
+def complete_file(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> "list[CompletionItem]":
+    """Have the shell complete a file."""
+    from click.shell_completion import CompletionItem
+
+    del ctx, param
+    return [CompletionItem(incomplete, type="file")]
 
 
 def complete_folder(

@@ -47,9 +47,73 @@ _BASH: Final = """\
 complete -o nosort -F %(complete_func)s %(prog_name)s
 """
 _BREAKS: Final = "=:"
+# Click's own complete a path as if the word were the path alone, which --option=PATH is not.
+_ZSH: Final = """\
+#compdef %(prog_name)s
+%(complete_func)s() {
+    local -a plain described response
+    local type key descr
+    (( ! $+commands[%(prog_name)s] )) && return 1
+    response=("${(@f)$(env COMP_WORDS="${words[*]}" COMP_CWORD=$((CURRENT-1)) \
+        %(complete_var)s=zsh_complete %(prog_name)s)}")
+    for type key descr in ${response}; do
+        case $type in
+            plain) [[ $descr == _ ]] && plain+=("$key") || described+=("$key:$descr") ;;
+            dir) [[ $PREFIX == -*=* ]] && compset -P 1 '*='; _path_files -/ ;;
+            file) [[ $PREFIX == -*=* ]] && compset -P 1 '*='; _path_files -f ;;
+        esac
+    done
+    (( $#described )) && _describe -V unsorted described -U
+    (( $#plain )) && compadd -U -V unsorted -a plain
+}
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+    %(complete_func)s "$@"
+else
+    compdef %(complete_func)s %(prog_name)s
+fi
+"""
+_FISH: Final = """\
+function %(complete_func)s
+    set -l option (string match -r -- '^-[^=]*=' (commandline -t))
+    for answer in (env %(complete_var)s=fish_complete COMP_WORDS=(commandline -cp) \
+            COMP_CWORD=(commandline -t) %(prog_name)s)
+        set -l parts (string split -m 1 , -- $answer)
+        switch $parts[1]
+            case dir
+                for path in (__fish_complete_directories $parts[2])
+                    string join '' -- $option $path
+                end
+            case file
+                for path in (__fish_complete_path $parts[2])
+                    string join '' -- $option $path
+                end
+            case plain
+                echo -- $parts[2]
+        end
+    end
+end
+complete --no-files --command %(prog_name)s --arguments "(%(complete_func)s)"
+"""
 
 
-class _Bash(BashComplete):
+class _WholeWords(ShellComplete):
+    """A shell that wants words as they stand in the line: --option=VALUE, and not VALUE."""
+
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
+        """Return what a word that begins so can become."""
+        found = super().get_completions(args, incomplete)
+        option, equals, _ = incomplete.partition("=")
+        if not equals or not option.startswith("-"):
+            return found
+        return [
+            CompletionItem(f"{option}={item.value}", item.type, item.help)
+            if item.type == "plain"
+            else item
+            for item in found
+        ]
+
+
+class _Bash(_WholeWords, BashComplete):
     """Bash, told the line and not its words."""
 
     source_template = _BASH
@@ -74,10 +138,22 @@ class _Bash(BashComplete):
         return f"{item.type},{value}"
 
 
+class _Zsh(_WholeWords, ZshComplete):
+    """Zsh."""
+
+    source_template = _ZSH
+
+
+class _Fish(_WholeWords, FishComplete):
+    """Fish."""
+
+    source_template = _FISH
+
+
 _SHELLS: Final[dict[str, type[ShellComplete]]] = {
     "bash": _Bash,
-    "zsh": ZshComplete,
-    "fish": FishComplete,
+    "zsh": _Zsh,
+    "fish": _Fish,
 }
 
 

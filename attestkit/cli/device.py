@@ -4,7 +4,6 @@ Options of a backend come as text, and become what the backend's own signature s
 """
 
 import contextlib
-import functools
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import (
     Final,
     Literal,
     NamedTuple,
-    TypeVar,
     Union,
     get_args,
     get_origin,
@@ -24,7 +22,7 @@ import click
 
 from attestkit.cli.complete import complete_backend, complete_option
 from attestkit.cli.exit_codes import complain
-from attestkit.cli.parameters import PATH
+from attestkit.cli.parameters import PATH, gathered, read_hex
 from attestkit.cli.read_input import read_file
 from attestkit.cli.write_output import check_output
 from attestkit.errors import BackendUnavailableError, ConfigError, FormatError, UsageError
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
     from attestkit.backends.base import Backend
 
 __all__ = ["DEVICE_EXIT_CODES", "Device", "device_options", "option_types"]
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 DEVICE_EXIT_CODES: Final = "Exit codes: 0 good, 1 usage, 3 the device, 5 unreadable input."
 _WORDS: Final = {
@@ -107,50 +103,38 @@ def _nothing_here() -> BackendUnavailableError:
     )
 
 
-def device_options(command: _Command) -> _Command:
-    """Give a command the options that name a TEE, and hand it that as `device`."""
-
-    @functools.wraps(command)
-    def asking(
-        *,
-        backend: str | None,
-        given: tuple[str, ...],
-        record: Path | None,
-        **options: Any,  # noqa: ANN401 - whatever the command takes
-    ) -> Any:  # noqa: ANN401 - and returns
-        if backend == "":
-            raise UsageError("--backend: the value is empty")
-        return command(device=Device(backend, _split(given), record), **options)
-
-    wrapped: Any = asking
-    for option in reversed(_OPTIONS):
-        wrapped = option(wrapped)
-    decorated: _Command = wrapped
-    return decorated
+def _device(*, backend: str | None, given: tuple[str, ...], record: Path | None) -> Device:
+    if backend == "":
+        raise UsageError("--backend: the value is empty")
+    return Device(backend, _split(given), record)
 
 
-_OPTIONS: Final = (
-    click.option(
-        "--backend",
-        metavar="NAME",
-        shell_complete=complete_backend,
-        help="The backend to ask, one that attestkit doctor lists; else $ATTESTKIT_BACKEND, else "
-        "the hardware that is found.",
+device_options: Final = gathered(
+    "device",
+    (
+        click.option(
+            "--backend",
+            metavar="NAME",
+            shell_complete=complete_backend,
+            help="The backend to ask, one that attestkit doctor lists; else $ATTESTKIT_BACKEND, "
+            "else the hardware that is found.",
+        ),
+        click.option(
+            "--option",
+            "given",
+            metavar="NAME=VALUE",
+            multiple=True,
+            shell_complete=complete_option,
+            help="An argument of the backend; may be repeated. Bytes are hex, or @FILE.",
+        ),
+        click.option(
+            "--record",
+            metavar="FILE",
+            type=PATH,
+            help="Keep what the backend answers, for --backend recording --option path=FILE.",
+        ),
     ),
-    click.option(
-        "--option",
-        "given",
-        metavar="NAME=VALUE",
-        multiple=True,
-        shell_complete=complete_option,
-        help="An argument of the backend; may be repeated. Bytes are hex, or @FILE.",
-    ),
-    click.option(
-        "--record",
-        metavar="FILE",
-        type=PATH,
-        help="Keep what the backend answers, for --backend recording --option path=FILE.",
-    ),
+    _device,
 )
 
 
@@ -238,8 +222,8 @@ def _bytes(text: str) -> bytes:
     if text.startswith("@"):
         return read_file(Path(text[1:]))
     try:
-        return bytes.fromhex(text.removeprefix("0x"))
-    except ValueError:
+        return read_hex("it", text)
+    except UsageError:
         raise ValueError("bytes in hex, or @FILE") from None
 
 

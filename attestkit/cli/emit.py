@@ -7,9 +7,8 @@ import click
 
 from attestkit.cli import render
 from attestkit.cli.device import DEVICE_EXIT_CODES, Device, device_options
-from attestkit.cli.parameters import PATH, json_option
+from attestkit.cli.parameters import PATH, json_option, read_hex
 from attestkit.cli.read_input import read_file
-from attestkit.cli.report_data import read_hex
 from attestkit.errors import UsageError
 
 __all__ = ["emit"]

@@ -1,8 +1,10 @@
 """How an error ends the program: its exit code, and its text in one line."""
 
+import contextlib
+import os
 import sys
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, TextIO
 
 import click
 
@@ -18,6 +20,7 @@ from attestkit.errors import (
 )
 
 __all__ = [
+    "INTERRUPTED",
     "NETWORK",
     "POLICY",
     "REJECTED",
@@ -26,12 +29,15 @@ __all__ = [
     "complain",
     "decide",
     "decided",
+    "drop",
     "exit_code",
     "gravest",
     "one_line",
+    "tell",
 ]
 
 USAGE, REJECTED, NETWORK, POLICY, UNREADABLE = 1, 2, 3, 4, 5
+INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 
 # The first that fits decides; PolicyError before the VerificationError it is.
 _CODES: Final[tuple[tuple[type[AttestKitError], int], ...]] = (
@@ -67,7 +73,24 @@ def one_line(text: str) -> str:
 
 def complain(text: str) -> None:
     """Say what went wrong, in one line on stderr."""
-    sys.stderr.write(f"attestkit: {one_line(text)}\n")
+    tell(f"attestkit: {one_line(text)}\n")
+
+
+def tell(text: str) -> None:
+    """Write to stderr; that nobody can be told changes neither what is done nor the exit code."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        drop(sys.stderr)
+
+
+def drop(stream: TextIO) -> None:
+    """Have what is still buffered go nowhere: the interpreter flushes once more at its end."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def decide(code: int) -> int:

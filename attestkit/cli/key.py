@@ -8,7 +8,7 @@ import click
 from attestkit.cli import render
 from attestkit.cli.device import DEVICE_EXIT_CODES, Device, device_options
 from attestkit.cli.parameters import PATH, json_option
-from attestkit.cli.write_output import check_output, refuse_stdout, write_output
+from attestkit.cli.write_output import check_outputs, refuse_stdout, write_output
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -64,36 +64,43 @@ def key(  # noqa: PLR0913 - one per option
     The same PATH gives the same key, wherever the app runs. The key is a secret, and goes to stdout
     in hex beside the public one, unless --public or -o says otherwise.
     """
+    if not path:  # often a variable that is not set
+        raise UsageError("the path is empty: attestkit key PATH")
     if public and output is not None:
         raise UsageError("--public and -o: a file gets the key, which --public leaves out")
     refuse_stdout(output, as_json=as_json)
-    check_output("-o", output, device.inputs)
+    check_outputs((("-o", output), ("--record", device.record)), device.inputs)
     with device.open() as attester:
         derived = _derived(attester.keys, path, purpose, algorithm, separated=separated)
-        backend, simulated = attester.backend.name, attester.simulated
-    hidden = public or output is not None
-    secret, shared = derived.key.hex(), derived.public_key.hex()
+        told = {"backend": attester.backend.name, "simulated": attester.simulated}
+    secret = derived.key.hex()
     written = output is not None and write_output("-o", output, f"{secret}\n", mode=0o600)
     if as_json:
-        found = {
-            "path": path,
-            "purpose": purpose or "",
-            "algorithm": "secp256k1" if algorithm == "k256" else algorithm,
-            "separated": separated,
-            "backend": backend,
-            "simulated": simulated,
-            "public_key": shared,
-            "key": None if hidden else secret,
-            "signature_chain": [signature.hex() for signature in derived.signature_chain],
-            "output": None if output is None else str(output),
-        }
-        render.as_json(found)
-    elif public:
+        asked = {"path": path, "purpose": purpose or "", "separated": separated}
+        named = {"algorithm": "secp256k1" if algorithm == "k256" else algorithm}
+        hidden = public or output is not None
+        found = {"key": None if hidden else secret, **_shown(derived)}
+        place = None if output is None else str(output)
+        render.as_json({**asked, **named, **told, **found, "output": place})
+    else:
+        _show(derived, output, public=public, written=written)
+
+
+def _shown(derived: "DerivedKey") -> dict[str, object]:
+    """Return what of a key is no secret."""
+    chain = [signature.hex() for signature in derived.signature_chain]
+    return {"public_key": derived.public_key.hex(), "signature_chain": chain}
+
+
+def _show(derived: "DerivedKey", output: Path | None, *, public: bool, written: bool) -> None:
+    """Show people the key, unless it went elsewhere."""
+    shared = derived.public_key.hex()
+    if public:
         click.echo(shared)
     elif written:
         render.verdict(f"{output}: the key of {shared}", good=True)
     elif output is None:
-        render.fields(None, {"public key": shared, "key": secret})
+        render.fields(None, {"public key": shared, "key": derived.key.hex()})
 
 
 def _derived(

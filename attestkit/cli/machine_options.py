@@ -2,12 +2,14 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import click
 
 from attestkit.cli import render
 from attestkit.cli.complete import complete_fault, complete_folder, complete_scenario
+from attestkit.cli.parameters import PATH, read_hex
 from attestkit.errors import UsageError
 
 __all__ = ["Serve", "machine_options"]
@@ -23,7 +25,17 @@ class Serve(Protocol):
 
 
 _OPTIONS: Final = (
-    click.option("--seed", metavar="HEX", help="32 bytes that all keys follow from; else random."),
+    click.option(
+        "--seed",
+        metavar="HEX",
+        help="32 bytes that all keys follow from, or @FILE, as --seed-file; else random.",
+    ),
+    click.option(
+        "--seed-file",
+        metavar="FILE",
+        type=PATH,
+        help="A file with the seed, raw or in hex: who sees command lines does not see it.",
+    ),
     click.option(
         "--provider",
         metavar="NAME",
@@ -100,6 +112,7 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def with_machine(  # noqa: PLR0913 - one per option
         *,
         seed: str | None,
+        seed_file: Path | None,
         faults: tuple[str, ...],
         list_faults: bool,
         list_scenarios: bool,
@@ -120,7 +133,7 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         machine = functools.partial(
             serve,
             setup=_setup({name: given.pop(name) for name in _SETUP}),
-            seed=_hex(seed, "--seed", 32),
+            seed=_seed(seed, seed_file),
             faults=named.Faults(map(named.Fault.parse, faults)),
             state_dir=state_dir,
             qgs=qgs,
@@ -175,14 +188,24 @@ def _setup(given: dict[str, Any]) -> Any:  # noqa: ANN401 - a Setup, which is lo
     )
 
 
+def _seed(text: str | None, file: Path | None) -> bytes | None:
+    """Return the seed that the options name; None if they name none."""
+    if text is not None and file is not None:
+        raise UsageError("--seed and --seed-file: one of them")
+    if text is not None and text.startswith("@"):
+        file = Path(text[1:])
+    if file is None:
+        return _hex(text, "--seed", 32)
+    from attestkit.serve.seed import read_seed  # late: few name a file
+
+    return read_seed(file)
+
+
 def _hex(text: str | None, what: str, size: int) -> bytes | None:
     """Read an option in hex of so many bytes; None stays None."""
     if text is None:
         return None
-    try:
-        value = bytes.fromhex(text)
-    except ValueError:
-        value = b""
+    value = read_hex(what, text)
     if len(value) != size:
         raise UsageError(f"{what} is {size} bytes in hex")
     return value

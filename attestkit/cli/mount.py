@@ -2,12 +2,14 @@
 
 import json
 import os
+import signal
 import sys
 from typing import Final
 
 import click
 
 from attestkit.cli.complete import complete_folder
+from attestkit.cli.exit_codes import drop
 from attestkit.cli.machine_options import Serve, machine_options
 from attestkit.cli.parameters import json_option
 from attestkit.errors import UsageError
@@ -36,12 +38,21 @@ def mount(*, folder: str | None, as_json: bool, serve: Serve) -> None:
     if not folder:  # an empty path would be this very folder
         raise UsageError("which folder? attestkit mount DIR")
     place = folder
+    failures: list[OSError] = []
 
-    def ready() -> None:
-        sys.stdout.write(_ready_json(place) if as_json else _ready(place))
-        sys.stdout.flush()
+    def ready() -> None:  # libfuse is the caller, and drops what is raised
+        try:
+            sys.stdout.write(_ready_json(place) if as_json else _ready(place))
+            sys.stdout.flush()
+        except OSError as error:
+            failures.append(error)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     serve(place, ready=ready)
+    if failures:  # also a closed pipe: whoever started this waits for the line
+        drop(sys.stdout)
+        text = f"stdout cannot be written: {failures[0].strerror}"
+        raise UsageError(text) from failures[0]
 
 
 def _ready(folder: str) -> str:

@@ -1,21 +1,18 @@
 """The options that say what a quote or evidence is over, and the 64 bytes that they mean."""
 
-import functools
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 import click
 
 from attestkit.cli.exit_codes import complain
-from attestkit.cli.parameters import PATH
+from attestkit.cli.parameters import PATH, gathered, read_hex
 from attestkit.cli.read_input import open_input
 from attestkit.errors import UsageError
 
-__all__ = ["Sealed", "read_hex", "report_data_options"]
+__all__ = ["Sealed", "report_data_options"]
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 _SIZE: Final = 64
 _PIECE: Final = 1 << 20  # bytes of a file that are hashed at a time
 _HEX_TEXT: Final = re.compile(r"(?:0x)?(?:[0-9a-fA-F]{2}){16,}")
@@ -28,46 +25,34 @@ class Sealed(NamedTuple):
     inputs: tuple[Path, ...]  # the files it came from
 
 
-def report_data_options(command: _Command) -> _Command:
-    """Give a command the options for its report data, and hand it that as `sealed`."""
-
-    @functools.wraps(command)
-    def asking(
-        *,
-        report_data: str | None,
-        text: str | None,
-        file: Path | None,
-        sha512: bool,
-        **options: Any,  # noqa: ANN401 - whatever the command takes
-    ) -> Any:  # noqa: ANN401 - and returns
-        if sum(given is not None for given in (report_data, text, file)) > 1:
-            raise UsageError("--report-data, --text and --file: one of them")
-        sealed = _report_data(report_data, text, file, sha512=sha512)
-        inputs = () if file is None else (file,)
-        return command(sealed=Sealed(sealed, inputs), **options)
-
-    wrapped: Any = asking
-    for option in reversed(_OPTIONS):
-        wrapped = option(wrapped)
-    decorated: _Command = wrapped
-    return decorated
+def _sealed(
+    *, report_data: str | None, text: str | None, file: Path | None, sha512: bool
+) -> Sealed:
+    if sum(given is not None for given in (report_data, text, file)) > 1:
+        raise UsageError("--report-data, --text and --file: one of them")
+    sealed = _report_data(report_data, text, file, sha512=sha512)
+    return Sealed(sealed, () if file is None else (file,))
 
 
-_OPTIONS: Final = (
-    click.option(
-        "--report-data",
-        metavar="HEX",
-        help="What it is over, up to 64 bytes that zeros fill up: a verifier's nonce.",
+report_data_options: Final = gathered(
+    "sealed",
+    (
+        click.option(
+            "--report-data",
+            metavar="HEX",
+            help="What it is over, up to 64 bytes that zeros fill up: a verifier's nonce.",
+        ),
+        click.option("--text", metavar="TEXT", help="The same as text, in UTF-8."),
+        click.option(
+            "--file", metavar="FILE", type=PATH, help="The same as the bytes of a file; - is stdin."
+        ),
+        click.option(
+            "--sha512",
+            is_flag=True,
+            help="Seal the SHA-512 of what --report-data, --text or --file gives, of any length.",
+        ),
     ),
-    click.option("--text", metavar="TEXT", help="The same as text, in UTF-8."),
-    click.option(
-        "--file", metavar="FILE", type=PATH, help="The same as the bytes of a file; - is stdin."
-    ),
-    click.option(
-        "--sha512",
-        is_flag=True,
-        help="Seal the SHA-512 of what --report-data, --text or --file gives, of any length.",
-    ),
+    _sealed,
 )
 
 
@@ -95,14 +80,6 @@ def _report_data(
             f"{option} has more than 64 bytes, which report data has: --sha512 seals its hash"
         )
     return data.ljust(_SIZE, b"\0")
-
-
-def read_hex(option: str, text: str) -> bytes:
-    """Return the bytes that a text writes in hex, `0x` may lead; UsageError if it is not hex."""
-    try:
-        return bytes.fromhex(text[2:] if text[:2] in {"0x", "0X"} else text)
-    except ValueError as error:
-        raise UsageError(f"{option} is not hex") from error
 
 
 def _encoded(text: str) -> bytes:

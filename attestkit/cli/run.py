@@ -4,6 +4,7 @@ from typing import Final
 
 import click
 
+from attestkit.cli.complete import complete_file
 from attestkit.cli.exit_codes import complain
 from attestkit.cli.machine_options import Serve, machine_options
 from attestkit.errors import UsageError
@@ -22,7 +23,13 @@ _EPILOG: Final = (
     context_settings={"allow_interspersed_args": False},  # what follows CMD is CMD's
     epilog=_EPILOG,
 )
-@click.argument("words", metavar="CMD...", nargs=-1, type=click.UNPROCESSED)
+@click.argument(
+    "words",
+    metavar="CMD...",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    shell_complete=complete_file,
+)
 @machine_options
 def run(*, words: tuple[str, ...], serve: Serve) -> int:
     """Run a program with the simulator as the kernel's files.

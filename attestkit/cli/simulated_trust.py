@@ -1,22 +1,21 @@
 """The options that write what it takes to believe a simulated TEE, for whoever tests a verifier."""
 
-import functools
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
-from attestkit.cli.parameters import PATH
-from attestkit.cli.write_output import check_output, is_stdout, write_output
+from attestkit.cli.parameters import PATH, gathered
+from attestkit.cli.write_output import is_stdout, write_output
 from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from attestkit.backends.base import Backend
 
 __all__ = ["SimulatedTrust", "simulated_trust_options"]
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 _ANCHOR: Final = "--save-trust-anchor"
 _COLLATERAL: Final = "--save-collateral"
 
@@ -27,13 +26,13 @@ class SimulatedTrust(NamedTuple):
     anchor: Path | None
     collateral: Path | None
 
-    def check(self, inputs: Iterable[Path]) -> None:
-        """Refuse, before anything is asked, places that cannot be; UsageError says why."""
-        inputs = tuple(inputs)
-        for option, path in ((_ANCHOR, self.anchor), (_COLLATERAL, self.collateral)):
+    def outputs(self) -> tuple[tuple[str, Path | None], ...]:
+        """Return each with its option; UsageError if one is stdout."""
+        found = ((_ANCHOR, self.anchor), (_COLLATERAL, self.collateral))
+        for option, path in found:
             if path is not None and is_stdout(path):
                 raise UsageError(f"{option} {path}: stdout has what was asked for; name a file")
-            check_output(option, path, inputs)
+        return found
 
     def write(self, backend: "Backend") -> None:
         """Write what was asked for.
@@ -59,33 +58,23 @@ class SimulatedTrust(NamedTuple):
             write_output(_COLLATERAL, self.collateral, collateral().to_json())
 
 
-def simulated_trust_options(command: _Command) -> _Command:
-    """Give a command the options, and hand it what they say as `trust`."""
-
-    @functools.wraps(command)
-    def asking(*, anchor: Path | None, collateral: Path | None, **options: Any) -> Any:  # noqa: ANN401 - whatever the command takes and returns
-        return command(trust=SimulatedTrust(anchor, collateral), **options)
-
-    wrapped: Any = asking
-    for option in reversed(_OPTIONS):
-        wrapped = option(wrapped)
-    decorated: _Command = wrapped
-    return decorated
-
-
-_OPTIONS: Final = (
-    click.option(
-        _ANCHOR,
-        "anchor",
-        metavar="FILE",
-        type=PATH,
-        help="Simulator: write its root there, for attestkit verify --trust-anchor.",
+simulated_trust_options: Final = gathered(
+    "trust",
+    (
+        click.option(
+            _ANCHOR,
+            "anchor",
+            metavar="FILE",
+            type=PATH,
+            help="Simulator: write its root there, for attestkit verify --trust-anchor.",
+        ),
+        click.option(
+            _COLLATERAL,
+            "collateral",
+            metavar="FILE",
+            type=PATH,
+            help="Simulator: write its collateral there, for attestkit verify --collateral.",
+        ),
     ),
-    click.option(
-        _COLLATERAL,
-        "collateral",
-        metavar="FILE",
-        type=PATH,
-        help="Simulator: write its collateral there, for attestkit verify --collateral.",
-    ),
+    SimulatedTrust,
 )

@@ -7,7 +7,14 @@ from pathlib import Path
 
 from attestkit.errors import UsageError
 
-__all__ = ["check_output", "is_stdout", "print_bytes", "refuse_stdout", "write_output"]
+__all__ = [
+    "check_output",
+    "check_outputs",
+    "is_stdout",
+    "print_bytes",
+    "refuse_stdout",
+    "write_output",
+]
 
 _STDOUT = ("-", "/dev/stdout")
 
@@ -34,6 +41,33 @@ def check_output(option: str, path: Path | None, inputs: Iterable[Path]) -> None
     for read in inputs:
         if _is_stdin(path) if str(read) == "-" else _is_same(path, read):
             raise UsageError(f"{option} {path} is {read}, which is read: write to another file")
+
+
+def check_outputs(outputs: Iterable[tuple[str, Path | None]], inputs: Iterable[Path]) -> None:
+    """Refuse outputs, each with its option, of which one is an input, or another of them.
+
+    Raises:
+        UsageError: As `check_output`; or two are one file, of which the later would be left.
+    """
+    inputs = tuple(inputs)
+    before: list[tuple[str, Path]] = []
+    for option, path in outputs:
+        check_output(option, path, inputs)
+        if path is None or is_stdout(path) or (path.exists() and not path.is_file()):
+            continue
+        for other_option, other in before:
+            if _is_same(path, other) or _resolved(path) == _resolved(other):
+                text = f"{option} {path} is {other_option} {other}, too: write to another file"
+                raise UsageError(text)
+        before.append((option, path))
+
+
+def _resolved(path: Path) -> Path:
+    """Return where a file that is not there yet will be."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):  # not a path; whoever writes it says so
+        return path
 
 
 def _is_stdin(path: Path) -> bool:

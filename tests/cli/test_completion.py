@@ -77,6 +77,11 @@ printf '%s\\n' "${COMPREPLY[@]}"
             "attestkit mount --fault rtmr_extend_",
             {n for n in NAMED if n.startswith("rtmr_extend_")},
         ),
+        ("attestkit quote --backend=sim", {"simulator"}),
+        ("attestkit run --fault=torn", {n for n in NAMED if n.startswith("torn")}),
+        ("attestkit run --scenario=pck-rev", {"pck-revoked"}),
+        ("attestkit quote --backend simulator --option=scena", {"scenario="}),
+        ("attestkit quote --backend=simulator --option=scenario=pck-rev", {"pck-revoked"}),
         ("attestkit serve --dev", {"--dev-http"}),
         ("attestkit completion ", {"bash", "zsh", "fish"}),
         ("attestkit quote --backend nothing --option x", set()),
@@ -96,22 +101,30 @@ def test_bash_completes_files(program: dict[str, str], tmp_path: Path) -> None:
     """Where a file is wanted, readline itself is left to look for it."""
     (tmp_path / "evidence").touch()
     script = _ASK.replace("compopt() { :; }", "compopt() { echo compopt $*; }")
-    told = _shell("bash", script, program, input="attestkit show ev\n", cwd=tmp_path)
-    assert told.split() == ["compopt", "-o", "default"]
+    for line in ("show ev", "run -- ls ev", "run ev", "attest --output=ev"):
+        told = _shell("bash", script, program, input=f"attestkit {line}\n", cwd=tmp_path)
+        assert told.split() == ["compopt", "-o", "default"], line
     told = _shell("bash", script, program, input="attestkit mount d\n", cwd=tmp_path)
     assert told.split() == ["compopt", "-o", "dirnames"]
 
 
-def test_fish(program: dict[str, str]) -> None:
+def test_fish(program: dict[str, str], tmp_path: Path) -> None:
     """Fish has a command of its own for asking."""
+    (tmp_path / "evidence").touch()
     for line, expected in (
         ("attestkit sh", ["show"]),
         ("attestkit attest --encoding c", ["cbor"]),
         ("attestkit quote --backend simulator --option faults=ebu", ["faults=ebusy"]),
+        ("attestkit quote --backend=sim", ["--backend=simulator"]),
+        ("attestkit run --scenario=pck-rev", ["--scenario=pck-revoked"]),
+        ("attestkit quote --option=scenario=pck-rev", ["--option=scenario=pck-revoked"]),
+        ("attestkit show evi", ["evidence"]),
+        ("attestkit run -- ls evi", ["evidence"]),
+        ("attestkit attest --output=evi", ["--output=evidence"]),
     ):
         script = f"attestkit completion fish | source; complete --do-complete '{line}'"
-        told = _shell("fish", script, program)
-        assert [found.split("\t")[0] for found in told.splitlines()] == expected
+        told = _shell("fish", script, program, cwd=tmp_path)
+        assert [found.split("\t")[0] for found in told.splitlines()] == expected, line
 
 
 # Zsh completes in its line editor alone: one is run in a terminal of its own.
@@ -124,17 +137,36 @@ zpty -w shell 'reported() { print -r -- "<<<$BUFFER>>>"; exit }'
 zpty -w shell 'zle -N reported; bindkey ^X reported'
 zpty -w shell 'print -r -- re""ady'
 zpty -r shell line '*ready*' || exit 1
-zpty -n -w shell $'attestkit quote --backend simulator --option faults=ebu\\t\\x18'
+zpty -n -w shell "$LINE"$'\\t\\x18'
 zpty -r shell line '*<<<*>>>*' || exit 1
 print -r -- "$line"
 zpty -d shell
 """
 
 
-def test_zsh(program: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "attestkit quote --backend simulator --option faults=ebu",
+            "attestkit quote --backend simulator --option faults=ebusy",
+        ),
+        ("attestkit quote --backend=sim", "attestkit quote --backend=simulator"),
+        ("attestkit run --scenario=pck-rev", "attestkit run --scenario=pck-revoked"),
+        (
+            "attestkit quote --option=scenario=pck-rev",
+            "attestkit quote --option=scenario=pck-revoked",
+        ),
+        ("attestkit show evi", "attestkit show evidence"),
+        ("attestkit run -- ls evi", "attestkit run -- ls evidence"),
+        ("attestkit attest --output=evi", "attestkit attest --output=evidence"),
+    ],
+)
+def test_zsh(line: str, expected: str, program: dict[str, str], tmp_path: Path) -> None:
     """A tab in zsh's own line editor."""
-    told = _shell("zsh", _ZSH, program)
-    assert "<<<attestkit quote --backend simulator --option faults=ebusy" in told
+    (tmp_path / "evidence").touch()
+    told = _shell("zsh", _ZSH, {**program, "LINE": line}, cwd=tmp_path)
+    assert f"<<<{expected}" in told
 
 
 def test_scripts_are_shell(program: dict[str, str]) -> None:

@@ -48,6 +48,16 @@ def test_the_environment_names_a_backend(monkeypatch: pytest.MonkeyPatch, capsys
     assert "no backend is called 'nothing'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("prefix", ["", "0x", "0X"])
+def test_hex_may_begin_with_0x(prefix: str, capsys: Capture) -> None:
+    """Wherever there is hex, in small and in capital letters."""
+    words = ["--backend", "simulator", "--option", f"seed={prefix}{SEED}", "--json"]
+    assert main(["quote", *words, "--report-data", f"{prefix}AB"]) == 0
+    assert json.loads(capsys.readouterr().out)["report_data"] == "ab".ljust(128, "0")
+    assert main(["emit", *words, "event", f"{prefix}AB"]) == 0
+    assert json.loads(capsys.readouterr().out)["event"]["payload"] == "ab"
+
+
 def test_a_hardware_backend_that_is_not_here_is_code_3(tmp_path: Path, capsys: Capture) -> None:
     """With the path that was looked at, which its own option moved."""
     for name in ("configfs_tsm", "tdx_ioctl"):

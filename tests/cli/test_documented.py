@@ -95,10 +95,14 @@ def recorder() -> ModuleType:
     return module
 
 
+def _text(picture: str) -> str:
+    return "".join(ET.fromstring(picture).itertext()).replace("\xa0", " ")  # noqa: S314 - our own
+
+
 def test_the_recording_can_be_made_anew(
     recorder: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every command of it ends as it says; the picture shows all of them, and loads nothing."""
+    """Its commands end as it says; the kept picture shows what they print, and loads nothing."""
     monkeypatch.setenv("NO_COLOR", "1")  # a recording has its colours wherever it is made
     session = recorder.record()
     assert [(done.command, done.code) for done in session] == list(recorder.SESSION)
@@ -106,8 +110,10 @@ def test_the_recording_can_be_made_anew(
     assert "\x1b[" in verdict
     assert "accepted" in verdict
     assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", verdict).splitlines())) <= recorder.COLUMNS
-    for picture in (recorder.picture(session), recorder.PICTURE.read_text()):
-        text = "".join(ET.fromstring(picture).itertext()).replace("\xa0", " ")  # noqa: S314 - our own
+    fresh, kept = recorder.picture(session), recorder.PICTURE.read_text()
+    assert _text(kept) == _text(fresh), f"{RECORDER} makes a picture of what is printed today"
+    for picture in (fresh, kept):
+        text = _text(picture)
         for command, _ in recorder.SESSION:
             assert f"$ {command}"[:80] in text
         assert "url(http" not in picture

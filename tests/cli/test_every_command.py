@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,7 +52,10 @@ def ways(files: Files) -> dict[str, Way]:
         "completion": Way(["bash"], [([], 1), (["tcsh"], 1)], json=False),
         "doctor": Way([], [(["--root", none], 1), (["--root", ""], 1), (["more"], 1)]),
         "emit": Way([*SIMULATED, "event", "00"], [*device, ([], 1)]),
-        "key": Way([*SIMULATED, "path"], [*device, ([], 1), ([*SIMULATED, "x", "-o", folder], 1)]),
+        "key": Way(
+            [*SIMULATED, "path"],
+            [*device, ([], 1), ([*SIMULATED, ""], 1), ([*SIMULATED, "x", "-o", folder], 1)],
+        ),
         "mount": Way(["--list-faults"], [([], 1), ([none], 1), ([folder, "--fault", "bad"], 1)]),
         "policy": Way([evidence, *files.trusted], judged),
         "quote": Way(SIMULATED, sealed),
@@ -210,6 +214,63 @@ def test_without_a_stdout(command: str, files: Files) -> None:
     )
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_has_seen_enough_of_the_list() -> None:
+    """The program's own help is output as any other."""
+    for words in (["--help"], ["--version"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = _program(words, stdout=writer)
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("how", ["closed pipe", "full", "closed"])
+def test_a_broken_stderr_changes_nothing_else(how: str, command: str, files: Files) -> None:
+    """What cannot be told there leaves output and exit code as they are, of good and wrong use."""
+    if command == "serve":
+        pytest.skip("it is another program")
+    way = ways(files)[command]
+    good, told = _without_stderr(how, [command, *way.good])
+    assert good == 0
+    assert told
+    for words, code in way.wrong:
+        assert _without_stderr(how, [command, *words])[0] == code, words
+
+
+def _without_stderr(how: str, words: list[str]) -> tuple[int, bytes]:
+    """Run the program with a broken stderr; return its exit code and its output."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    broken: dict[str, Any] = {"closed pipe": {"stderr": writer}}.get(how, {})
+    shell = {"full": "2>/dev/full", "closed": "2>&-"}.get(how, "")
+    done = subprocess.run(  # noqa: S603 - our own program
+        ["sh", "-c", f'exec "$@" {shell}', "sh", sys.executable, "-m", "attestkit", *words],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        timeout=PATIENCE,
+        check=False,
+        **broken,
+    )
+    os.close(writer)
+    return done.returncode, done.stdout
+
+
+# -- signals --------------------------------------------------------------------------------------
+
+
+def test_an_interrupt_is_no_wrong_use(tmp_path: Path) -> None:
+    """Exit code 130, as shells have it, and one line; here while it reads a pipe."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    words = [sys.executable, "-m", "attestkit", "show", str(pipe)]
+    with subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own program
+        with pipe.open("wb"):  # opens once the program has opened it, too
+            process.send_signal(signal.SIGINT)
+            _, told = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, told) == (130, "attestkit: interrupted\n")
 
 
 # -- wrong use ------------------------------------------------------------------------------------

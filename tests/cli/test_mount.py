@@ -57,6 +57,47 @@ def test_ready_in_json(tmp_path: Path) -> None:
         assert stop(process, tmp_path / "mount") == 0
 
 
+@pytest.mark.parametrize("how", ["full", "closed pipe"])
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_ready_line_that_cannot_be_told(how: str, more: list[str], tmp_path: Path) -> None:
+    """Whoever waits for it would wait for ever: the mount ends, with exit code 1 and one line."""
+    (tmp_path / "mount").mkdir()
+    reader, writer = os.pipe()
+    os.close(reader)
+    if how == "full":
+        os.close(writer)
+        writer = os.open("/dev/full", os.O_WRONLY)
+    done = subprocess.run(  # noqa: S603 - our own program
+        command(tmp_path / "mount", *more),
+        env=environment(),
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    os.close(writer)
+    why = "No space left on device" if how == "full" else "Broken pipe"
+    assert (done.returncode, done.stderr) == (1, f"attestkit: stdout cannot be written: {why}\n")
+    assert not os.path.ismount(tmp_path / "mount")
+
+
+def test_every_way_to_give_a_seed(tmp_path: Path) -> None:
+    """Hex with and without 0x, and files, which keep it from who sees command lines."""
+    raw, text = tmp_path / "raw", tmp_path / "text"
+    raw.write_bytes(b"\x11" * 32)
+    text.write_text("11" * 32 + "\n")
+    ways = (f"0x{'11' * 32}", f"0X{'11' * 32}", f"@{raw}", f"@{text}")
+    with emulator(seed="11" * 32) as machine:
+        root = machine.trust_anchor
+    for way in ways:
+        with emulator(seed=way) as machine:
+            assert machine.trust_anchor == root, way
+    for file in (raw, text):
+        with emulator(seed=None, seed_file=file) as machine:
+            assert machine.trust_anchor == root, file
+
+
 def test_killed() -> None:
     """The fixture leaves no mount behind, also of an emulator that was killed."""
     with emulator() as machine:
@@ -112,6 +153,12 @@ def refusal(tmp_path: Path, *options: str, code: int = 1, folder: Path | None = 
     ("option", "words"),
     [
         ("--seed=11", "--seed is 32 bytes in hex"),
+        ("--seed=0xzz", "--seed is not hex"),
+        ("--seed=@none", "none: No such file or directory"),
+        ("--seed-file=none", "none: No such file or directory"),
+        ("--seed-file=", "the path is empty"),
+        ("--mr-config-id=0X00", "--mr-config-id is 48 bytes in hex"),
+        ("--host-data=0x00", "--host-data is 32 bytes in hex"),
         ("--mr-config-id=00", "--mr-config-id is 48 bytes in hex"),
         ("--provider=tdx", "no provider is called 'tdx': tdx_guest, sev_guest, none"),
         ("--kernel=six", "a kernel release is like 6.12 or 6.12.80, not 'six'"),

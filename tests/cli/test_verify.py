@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from attestkit.verifier.bundle import EvidenceBundle
 from tests.cli import evidence_files
 from tests.cli.evidence_files import AT, HOSTILE, NONCE_HEX, Files
 from tests.ra_tls import tds
+from tests.serve.server import environment
 from tests.vectors import SHARED, data, needs_shared
 from tests.verifier import parcels
 
@@ -361,6 +363,31 @@ def _both(stdout: int, terminal: int) -> tuple[str, str]:
             if not got:
                 unread.discard(ready)
     return found[stdout].decode(), found[terminal].decode(errors="replace")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_the_terminal_with_its_cursor(number: int, files: Files) -> None:
+    """The bar has hidden it; the signal ends the process all the same."""
+    pipe = files.folder / "pipe"
+    os.mkfifo(pipe)
+    ours, theirs = pty.openpty()
+    words = ["verify", *[str(files.evidence)] * 10, str(pipe), *files.trusted]
+    with subprocess.Popen(  # noqa: S603 - our own program
+        [sys.executable, "-m", "attestkit", *words],
+        env={**environment(), "TERM": "xterm"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    ) as process:
+        os.close(theirs)
+        with pipe.open("wb"):  # opens once the program reads it, with the bar shown
+            process.send_signal(number)
+            assert process.stdout is not None
+            _, bar = _both(process.stdout.fileno(), ours)
+        code = process.wait(120)
+    os.close(ours)
+    assert code == (130 if number == signal.SIGINT else -number)
+    assert bar.rindex("\x1b[?25h") > bar.rindex("\x1b[?25l")
 
 
 def test_without_a_terminal_there_is_no_bar(files: Files, capsys: Capture) -> None:

@@ -1,5 +1,6 @@
 """Outputs: no command writes over a file that it reads, by whatever name it is given."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -68,6 +69,37 @@ def test_files_of_options_are_not_written_over(command: str, option: str, files:
     assert path.read_bytes() == was
     fresh = str(files.folder / "fresh")
     assert main([name, str(files.evidence), *words, output, fresh]) == 0
+
+
+OUTPUTS = ("-o", "--save-trust-anchor", "--save-collateral", "--record")
+
+
+@pytest.mark.parametrize("command", ["quote", "attest"])
+@pytest.mark.parametrize("pair", list(itertools.combinations(OUTPUTS, 2)), ids=" ".join)
+@pytest.mark.parametrize("there", ["", "there"])
+def test_outputs_are_not_written_over_each_other(
+    command: str, pair: tuple[str, str], there: str, tmp_path: Path, capsys: Capture
+) -> None:
+    """Two that are one file, there or not yet, are usage: only the last would be left."""
+    one, other = tmp_path / "one", tmp_path / "alias"
+    other.symlink_to("one")
+    if there:
+        one.touch()
+    words = [command, "--json", "--backend", "simulator", pair[0], str(one), pair[1], str(other)]
+    assert main(words) == 1
+    assert ", too: write to another file" in capsys.readouterr().err
+    assert one.exists() == bool(there)
+    if there:
+        assert one.read_bytes() == b""
+
+
+def test_a_key_and_a_recording_are_two_files(tmp_path: Path, capsys: Capture) -> None:
+    """The key would be gone; a device, which keeps nothing, may be named twice."""
+    words = ["key", "path", "--backend", "simulator", "--record", str(tmp_path / "one"), "-o"]
+    assert main([*words, str(tmp_path / "one")]) == 1
+    assert ", too: write to another file" in capsys.readouterr().err
+    null = ["-o", "/dev/null", "--save-trust-anchor", "/dev/null"]
+    assert main(["quote", "--backend", "simulator", *null]) == 0
 
 
 @pytest.mark.parametrize("path", ["-", "/dev/stdout"])
