@@ -15,7 +15,7 @@ def seed_from_hex(text: str, source: str) -> bytes:
         ConfigError: It is something else.
     """
     try:
-        seed = bytes.fromhex(text)
+        seed = bytes.fromhex(text[2:] if text[:2] in {"0x", "0X"} else text)
     except ValueError:
         raise ConfigError(f"{source}: not hex") from None  # the cause would show a digit of it
     if len(seed) != 32:

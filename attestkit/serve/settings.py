@@ -228,7 +228,8 @@ def _app_id(options: Options) -> bytes | None:
     if options.app_id is None:
         return None
     try:
-        app_id = bytes.fromhex(options.app_id.removeprefix("0x"))
+        text = options.app_id
+        app_id = bytes.fromhex(text[2:] if text[:2] in {"0x", "0X"} else text)
     except ValueError:
         app_id = b""
     if len(app_id) != 20:
