@@ -5,6 +5,7 @@
 
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -104,8 +105,12 @@ def test_emulator_killed(number: signal.Signals) -> None:
     with start("sh", "-c", f"exec 2>/dev/null; {script}") as process:
         assert said(process) == "go"
         os.kill(min(children(process.pid)), number)
-        # To their end: nobody has them open any more.
-        assert process.communicate(timeout=PATIENCE) == (
+        timer = threading.Timer(PATIENCE, process.kill)
+        timer.start()
+        output = process.communicate()  # to their end: nobody has them open any more
+        timer.cancel()
+        timer.join()
+        assert output == (
             "asked\n",
             "attestkit: the emulator was ended, and the program with it: its files were gone\n",
         )
