@@ -15,7 +15,8 @@ __all__ = ["run"]
 _EPILOG: Final = (
     "Example: attestkit run --fault ebusy:3 -- ls /sys/kernel/config/tsm/report\n\n"
     "Exit codes: CMD's; 128+n if signal n ended it, 126 if it cannot be started, 127 if it is not "
-    "found; before it is started 1 usage, 3 what FUSE or the machine refused."
+    "found; before it is started 1 usage, 3 what FUSE or the machine refused, also if its machine "
+    "was ended."
 )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,62 @@ def test_every_way_to_give_a_seed(tmp_path: Path) -> None:
     for file in (raw, text):
         with emulator(seed=None, seed_file=file) as machine:
             assert machine.trust_anchor == root, file
+
+
+EARLY = """
+import os, signal, sys
+from attestkit.backends.simulator.kernel_fs import serve
+
+def random(size):  # asked for when temporary files are there, and the mount is not
+    os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+    return os.urandom(size)
+
+serve(sys.argv[1], seed=bytes(32), random=random)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGINT", "SIGTERM"])
+def test_early_signal(tmp_path: Path, name: str) -> None:
+    """A signal that comes before the mount answers leaves neither a mount nor a temporary file."""
+    folder, temporary = tmp_path / "mount", tmp_path / "temporary"
+    folder.mkdir()
+    temporary.mkdir()
+    done = subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-c", EARLY, str(folder), name],
+        env={**environment(), "TMPDIR": str(temporary)},
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert not os.path.ismount(folder)
+    assert list(temporary.iterdir()) == []
+
+
+def test_signals_without_end() -> None:
+    """Who says it again and again does not keep it from cleaning up."""
+    with emulator() as machine:
+        log = (machine.root / "run/log/dstack").resolve()
+        while machine.process.poll() is None:
+            machine.process.terminate()
+        assert not log.exists()
+        assert not os.path.ismount(machine.root)
+
+
+def test_ignored_signal(tmp_path: Path) -> None:
+    """What whoever started it ignores, as nohup does, does not end it."""
+    words = command(tmp_path)
+    with subprocess.Popen(  # noqa: S603 - our own program
+        ["/bin/sh", "-c", 'trap "" HUP; exec "$@"', "sh", *words],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("ready")
+        process.send_signal(signal.SIGHUP)
+        for _ in range(3):  # a request would be the last one
+            assert (tmp_path / "proc/sys/kernel/random/boot_id").read_text()
+        assert stop(process, tmp_path) == 0
 
 
 def test_killed() -> None:

@@ -1,7 +1,11 @@
 """The agent of the example is admitted; what is old, altered or somebody else's is refused."""
 
+import contextlib
+import hashlib
 import json
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -46,11 +50,19 @@ def tee(reader: Reader) -> Iterator[Attester]:
         yield tee
 
 
-def admission(url: str, tee: Attester, key: SigningKey) -> dict[str, Any]:
+def context(url: str) -> bytes:
+    """Return what stands for a verifier in evidence and messages."""
+    return hashlib.sha256(url.encode()).digest()
+
+
+def admission(
+    url: str, tee: Attester, key: SigningKey, *, meant_for: str | None = None
+) -> dict[str, Any]:
     """Return what an honest agent would send."""
     nonce = ask(url, "/challenge", {})[1]["nonce"]
     public = key.verify_key.encode()
-    evidence = tee.attest(ReportData.bind(TAG, bytes.fromhex(nonce) + public)).to_bytes()
+    bound = context(meant_for or url) + bytes.fromhex(nonce) + public
+    evidence = tee.attest(ReportData.bind(TAG, bound)).to_bytes()
     return {"nonce": nonce, "public_key": public.hex(), "evidence": evidence.hex()}
 
 
@@ -60,9 +72,9 @@ def test_the_readme_s_commands_do_what_it_says(tmp_path: Path) -> None:
         trust, agent = reader.run_all()
         assert trust.code == 0
         assert agent.printed.splitlines() == [
-            f"accepted as {APP} SIMULATED",
-            "verifier: heard 'hello'",
-            "verifier: heard 'is anybody there'",
+            f"accepted as '{APP}' SIMULATED",
+            "verifier: 'heard hello'",
+            "verifier: 'heard is anybody there'",
         ]
         assert agent.code == 0
         assert reader.said() == f"admitted {APP} SIMULATED\n"
@@ -140,26 +152,118 @@ def test_another_app_is_refused(reader: Reader) -> None:
     assert "launch what the policy was made for" in answer["error"]
 
 
-def message(session: str, number: int, text: str, key: SigningKey) -> dict[str, Any]:
+def message(url: str, session: str, number: int, text: str, key: SigningKey) -> dict[str, Any]:
     """Return a message as an agent would send it."""
-    signature = key.sign(f"{TAG}-message:{session}:{number}:{text}".encode()).signature.hex()
+    signed = f"{TAG}-message:{context(url).hex()}:{session}:{number}:{text}"
+    signature = key.sign(signed.encode()).signature.hex()
     return {"session": session, "number": number, "text": text, "signature": signature}
 
 
 def test_messages_are_the_attested_key_s_and_new(reader: Reader, tee: Attester) -> None:
     """One sent again, one altered, one by another key and one of no session are refused."""
     key = SigningKey.generate()
-    fields = admission(reader.url, tee, key)
-    assert ask(reader.url, "/attest", fields)[0] == 200
-    first = message(fields["nonce"], 1, "pay", key)
-    assert ask(reader.url, "/message", first) == (200, {"answer": "heard 'pay'"})
+    fields = admission(url := reader.url, tee, key)
+    assert ask(url, "/attest", fields)[0] == 200
+    first = message(url, fields["nonce"], 1, "pay", key)
+    assert ask(url, "/message", first) == (200, {"answer": "heard pay"})
     assert ask(reader.url, "/message", first)[0] == 403
     assert ask(reader.url, "/message", {**first, "number": 2})[0] == 403
     assert ask(reader.url, "/message", {**first, "number": 2, "text": "pay all"})[0] == 403
-    forged = message(fields["nonce"], 2, "pay", SigningKey.generate())
-    assert ask(reader.url, "/message", forged)[0] == 403
-    assert ask(reader.url, "/message", message("00" * 32, 1, "pay", key))[0] == 403
-    assert ask(reader.url, "/message", message(fields["nonce"], 2, "pay", key))[0] == 200
+    forged = message(url, fields["nonce"], 2, "pay", SigningKey.generate())
+    assert ask(url, "/message", forged)[0] == 403
+    elsewhere = message("http://elsewhere", fields["nonce"], 2, "pay", key)
+    assert ask(url, "/message", elsewhere)[0] == 403
+    assert ask(url, "/message", message(url, "00" * 32, 1, "pay", key))[0] == 403
+    assert ask(url, "/message", message(url, fields["nonce"], 2, "pay", key))[0] == 200
+
+
+@contextlib.contextmanager
+def between(true_url: str, answer: bytes | None = None, status: int = 200) -> Iterator[str]:
+    """Listen as a verifier that passes everything on to another, or always gives one answer."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            found, given = status, answer
+            if given is None:
+                found, told = ask(true_url, self.path, json.loads(body))
+                given = json.dumps(told).encode()
+            self.send_response(found)
+            self.send_header("Content-Length", str(len(given)))
+            self.end_headers()
+            self.wfile.write(given)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_what_was_made_for_another_verifier_is_refused(reader: Reader, tee: Attester) -> None:
+    """A verifier that passes our nonce to its agent, and the agent's proof to us, gets nothing."""
+    agent = reader.commands()[-1]
+    with between(reader.url) as hostile:
+        done = reader.run(agent.replace("http://127.0.0.1:8099", hostile))
+    assert done.code == 1
+    assert done.printed.startswith("refused: ")
+    assert "report data" in done.printed
+    assert "accepted" not in done.printed
+    fields = admission(reader.url, tee, SigningKey.generate(), meant_for="http://elsewhere")
+    assert ask(reader.url, "/attest", fields)[0] == 403
+
+
+def test_a_verifier_behind_a_proxy_is_told_its_url(reader: Reader, tee: Attester) -> None:
+    """The name that agents have is the one that counts; a slash at its end makes no difference."""
+    believed = reader.url
+    try:
+        verifier = reader.commands()[1].removesuffix("&")
+        here = reader.start(f"{verifier} --url https://verifier.example/")
+        for name, status in ((None, 403), ("https://verifier.example", 200)):
+            fields = admission(here, tee, SigningKey.generate(), meant_for=name)
+            assert ask(here, "/attest", fields)[0] == status
+    finally:
+        reader.said()
+        reader.url = believed
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "printed"),
+    [
+        (502, b"<html>bad gateway</html>", "refused: 'HTTP status 502'\n"),
+        (403, b"[]", "refused: 'HTTP status 403'\n"),
+        (403, b'{"error": "\\u001b[31mred"}', "refused: '\\x1b[31mred'\n"),
+        (200, b"<html>", "no verifier at URL: what answers speaks something else\n"),
+    ],
+)
+def test_what_the_other_side_says_is_only_shown(
+    reader: Reader, status: int, answer: bytes, printed: str
+) -> None:
+    """A proxy's page is one line, and escape sequences do not reach the terminal."""
+    agent = reader.commands()[-1]
+    with between("", answer, status) as url:
+        done = reader.run(agent.replace("http://127.0.0.1:8099", url))
+    assert (done.code, done.printed) == (1, printed.replace("URL", url))
+
+
+def test_an_answer_is_only_shown(reader: Reader, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same of what an admitted agent hears."""
+    answer = json.dumps({"answer": "\x1b]0;owned\x07", "nonce": "00", "app_id": "\x1b[31m"})
+    told = {**json.loads(answer), "simulated": False}
+    arguments = reader.commands()[-1].split()
+    seed = str(reader.folder / arguments[-1])
+    with between("", json.dumps(told).encode()) as url, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "sys.argv", ["agent.py", url, "hi", "--backend=simulator", "--seed-file", seed]
+        )
+        reader.load("agent").main()
+    assert capsys.readouterr().out == "accepted as '\\x1b[31m' \nverifier: '\\x1b]0;owned\\x07'\n"
 
 
 @pytest.mark.parametrize(

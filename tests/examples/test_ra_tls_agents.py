@@ -97,3 +97,23 @@ def test_a_server_makes_new_certificates(reader: Reader) -> None:
             seen.add(stranger.getpeercert(binary_form=True))
     assert len(seen) == 2
     assert reader.run(client).code == 0
+
+
+def test_a_server_goes_on_with_the_certificate_that_it_has(reader: Reader) -> None:
+    """A device that is busy when a new one is due is tried again later, and clients are served."""
+    program = reader.folder / "agent.py"
+    text = program.read_text().replace("LIFETIME.total_seconds() / 2", "0")
+    loop = "        while True:\n"
+    assert text.count(loop) == 1
+    busy = """
+        def make_context():
+            raise attestkit.errors.BackendBusyError("the device is busy")
+
+"""
+    program.write_text(text.replace(loop, busy + loop))
+    _, server, client, _ = reader.commands()
+    reader.start(server.removesuffix("&"))
+    assert [reader.run(client).code for _ in range(2)] == [0, 0]
+    said = reader.said().splitlines()
+    assert said[0] == "no new certificate yet: the device is busy"
+    assert [line.partition(" ")[0] for line in said[1:]] == ["heard", "heard"]

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.rigs.attestkit_run import (
     SHELL,
     requires_run,
     run,
+    said,
     start,
     verify,
     verify_files,
@@ -338,6 +340,9 @@ def test_programs_that_do_not_start(tmp_path: Path) -> None:
         (["--state-dir", "", "true"], 1, "--state-dir: the value is empty"),
         (["--state-dir", "/dev/null", "true"], 3, "/dev/null"),
         (["--qgs", "/none/socket", "true"], 3, "cannot listen on /none/socket"),
+        (["--state-dir", "/run/none/such", "true"], 1, "the state in /run/none/such would be lost"),
+        (["--state-dir", "/run/attestkit", "true"], 1, "would be lost: attestkit run has put"),
+        (["--qgs", "/run/none-such", "true"], 1, "nobody outside could reach /run/none-such"),
         (["--quote-version", "3", "true"], 1, "quotes of version 4 and 5, not 3"),
         (["--bad", "true"], 1, "No such option"),
     ],
@@ -423,6 +428,22 @@ def test_state(tmp_path: Path) -> None:
     assert second.stdout == first.stdout + "one\n"
     kept = (tmp_path / "state/run-log-dstack").iterdir()
     assert sorted(path.name for path in kept) == ["one", "two"]
+
+
+def test_state_in_a_covered_folder() -> None:
+    """A folder that is there already is the real one, though the one that it is in is not."""
+    covered = "/dev/shm" if os.geteuid() else "/run"  # noqa: S108 - that very folder
+    with tempfile.TemporaryDirectory(dir=covered) as folder:
+        state, qgs = Path(folder, "state"), Path(folder, "qgs")
+        options = ("--state-dir", str(state), "--qgs", str(qgs))
+        with start("sh", "-c", "touch /run/log/dstack/x; echo go; read x", options=options) as one:
+            assert said(one) == "go"
+            assert qgs.is_socket()
+            assert (state / "run-log-dstack/x").exists()
+            one.communicate("\n", PATIENCE)
+        assert one.returncode == 0
+        assert (state / "simulator.seed").exists()
+        assert not qgs.exists()
 
 
 # -- an ordinary user ------------------------------------------------------------------------------

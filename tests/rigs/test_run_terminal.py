@@ -132,14 +132,22 @@ def test_interrupted_program() -> None:
         assert screen.process.wait(PATIENCE) == 130
 
 
+def _stopped(pid: int) -> None:
+    """Wait until a process is stopped: until then its `read` may still take what is typed."""
+    while not Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("T"):
+        pass
+
+
 def test_suspended_and_continued() -> None:
     """^Z stops it as a whole, for the shell that it was started from; fg brings it back."""
-    inner = "echo go; read x; echo came $x; exit 3"
+    inner = "echo $$; echo go; read x; echo came $x; exit 3"
     with terminal("sh", "-i") as screen:
         screen.type(f"{' '.join(RUN)} sh -c '{inner}'; echo code $?\n")
-        screen.until("go")
+        shown = re.search(r"(\d+)\r\ngo", screen.until("go"))
+        assert shown
         screen.type(SUSPEND)
         screen.until("code 148")
+        _stopped(int(shown[1]))
         screen.type("fg; echo code $?\n")
         screen.type("back\n")
         screen.until("came back")

@@ -15,19 +15,22 @@ Where FUSE cannot do as the kernel does:
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
 from errno import ENOTCONN
 from pathlib import Path
 from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
 from attestkit.backends.simulator.faults import Faults
 from attestkit.backends.simulator.fuse_operations import FuseOperations, wait_unless_signalled
 from attestkit.backends.simulator.machine import Machine, Setup
+from attestkit.backends.simulator.namespace import is_passing
 from attestkit.backends.simulator.quote_service import QuoteService, listen
 from attestkit.backends.simulator.state import StateFolder
 from attestkit.errors import BackendError, BackendUnavailableError, UsageError
@@ -39,6 +42,10 @@ DEVICE: Final = Path("/dev/fuse")
 # report take three times as long. In a reboot entries go without its doing, but it asks all the
 # same before it opens, stats or makes one.
 _REMEMBERED: Final = 3600
+_PASSING: Final = (
+    "attestkit run has put a folder of its own there; make a folder in it first, or take another"
+)
+_ENDING: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 _INSTALL: Final = "install fuse3 (Debian: apt install fuse3)"
 
 
@@ -59,7 +66,7 @@ def serve(  # noqa: PLR0913 - everything that is handed in, by name
     now: Callable[[], float] = _clock,
     random: Callable[[int], bytes] = os.urandom,
 ) -> None:
-    """Mount an emulated machine's files on `folder` until SIGTERM, SIGINT or an unmount.
+    """Mount an emulated machine's files on `folder` until SIGTERM, SIGINT, SIGHUP or an unmount.
 
     To be called in a process's main thread.
 
@@ -93,14 +100,14 @@ def serve(  # noqa: PLR0913 - everything that is handed in, by name
         raise BackendUnavailableError(f"fusermount3 is not here: {_INSTALL}")
     faults = faults or Faults()
     with contextlib.ExitStack() as stack:
-        log: str | os.PathLike[str]
+        held = stack.enter_context(_signals_held())
         if state_dir is not None:
             seed, log = _state(state_dir, seed, random, stack)
         else:
             seed = random(32) if seed is None else seed
-            log = runtime_log or stack.enter_context(_temporary_folder())
+            log = str(runtime_log or stack.enter_context(_temporary_folder()))
         machine = Machine(
-            replace(setup or Setup(), runtime_log=str(log)),
+            replace(setup or Setup(), runtime_log=log),
             seed,
             faults=faults,
             now=now,
@@ -109,10 +116,32 @@ def serve(  # noqa: PLR0913 - everything that is handed in, by name
             random=random,
         )
         if qgs is not None:
-            service = QuoteService(listen(qgs), machine.quoter, faults)
-            stack.callback(service.close)
-            service.start()
-        _mount(fuse, place, machine, ready)
+            stack.callback(_quote_service(qgs, machine, faults).close)
+        _mount(fuse, place, machine, ready, held)
+
+
+def _quote_service(place: str, machine: Machine, faults: Faults) -> QuoteService:
+    if not place.startswith("vsock:") and is_passing(Path(place).parent / "socket"):
+        raise UsageError(f"nobody outside could reach {place}: {_PASSING}")
+    service = QuoteService(listen(place), machine.quoter, faults)
+    service.start()
+    return service
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[frozenset[int]]:
+    """Let none of the signals that end us end us anywhere but in `_mount`: yield which they are.
+
+    So nothing is left behind by one that comes early, or by a second one that comes late.
+    """
+    held = frozenset(one for one in _ENDING if signal.getsignal(one) != signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield held
+    finally:
+        while held and signal.sigtimedwait(held, 0):  # we end anyway
+            pass
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _empty_folder(folder: str | os.PathLike[str]) -> Path:
@@ -159,8 +188,10 @@ def _state(
     seed: bytes | None,
     random: Callable[[int], bytes],
     stack: contextlib.ExitStack,
-) -> tuple[bytes, Path]:
+) -> tuple[bytes, str]:
     """Return the seed, and the folder that stands for /run/log/dstack."""
+    if is_passing(Path(state_dir)):
+        raise UsageError(f"the state in {state_dir} would be lost: {_PASSING}")
     state = StateFolder(Path(state_dir).absolute())
     stack.callback(state.close)
     log = state.path / "run-log-dstack"
@@ -168,17 +199,56 @@ def _state(
         log.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise BackendError(f"cannot make {log}: {error.strerror}") from error
-    return (state.seed(random) if seed is None else seed), log
+    return (state.seed(random) if seed is None else seed), str(log)
 
 
-def _mount(fuse: ModuleType, place: Path, machine: Machine, ready: Callable[[], None]) -> None:
-    with _stderr_aside() as said:
+class _Operations(FuseOperations):
+    """Those of a machine that end when it is said so, at the next request."""
+
+    def __init__(
+        self, machine: Machine, fuse: ModuleType, place: Path, ready: Callable[[], None]
+    ) -> None:
+        super().__init__(machine, fuse.fuse_get_context, ready)
+        self._place, self._exit = place, fuse.fuse_exit
+        self._ending = False
+
+    def getattr(self, path: str | None, info: Any = None) -> dict[str, int]:  # noqa: ANN401 - a C structure
+        """Say what a name is."""
+        if self._ending:
+            self._exit()
+        return super().getattr(path, info)
+
+    def end_at(self, signals: Collection[int]) -> None:
+        """Wait for one of these signals, which all threads block; then end.
+
+        Left to libfuse, one that comes between its look for signals and its read would be missed.
+        """
+        signal.sigwait(signals)
+        self._ending = True
+        with contextlib.suppress(OSError):
+            self._place.stat()
+
+
+def _mount(
+    fuse: ModuleType,
+    place: Path,
+    machine: Machine,
+    ready: Callable[[], None],
+    ending: Collection[int],
+) -> None:
+    """Answer until one of the signals `ending`, or an unmount."""
+    with _stderr_aside() as said, contextlib.ExitStack() as stack:
 
         def mounted() -> None:
             said.give_back()
+            if ending:
+                watcher = threading.Thread(target=operations.end_at, args=(ending,))
+                watcher.start()
+                stack.callback(watcher.join)
+                stack.callback(os.kill, os.getpid(), min(ending))  # for the watcher, or for nobody
             ready()
 
-        operations = FuseOperations(machine, fuse.fuse_get_context, mounted)
+        operations = _Operations(machine, fuse, place, mounted)
         try:
             fuse.FUSE(
                 operations,
@@ -191,7 +261,7 @@ def _mount(fuse: ModuleType, place: Path, machine: Machine, ready: Callable[[], 
                 entry_timeout=_REMEMBERED,
                 negative_timeout=0,
             )
-        except RuntimeError as error:  # also when a signal ended it
+        except RuntimeError as error:
             if not said.given_back:
                 why = said.text() or f"libfuse says {error}"
                 raise BackendError(f"cannot mount on {place}: {why}") from error
@@ -202,7 +272,7 @@ class _Aside:
 
     def __init__(self) -> None:
         self.given_back = False
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        self._file = os.fdopen(os.memfd_create("stderr"), "r+b")
         self._real = os.dup(2)
         os.dup2(self._file.fileno(), 2)
 

@@ -24,8 +24,9 @@ from attestkit.backends.simulator.linux_calls import (
 )
 from attestkit.errors import BackendUnavailableError
 
-__all__ = ["Places", "current", "enter", "leave_root"]
+__all__ = ["Places", "current", "enter", "is_passing", "leave_root"]
 
+_OURS: Final = "attestkit"  # what a covering file system says that it is made of
 _ROOT: Final = 0  # user and group in a user namespace of ours: whoever made it
 
 
@@ -114,6 +115,23 @@ def _sysctl(name: str) -> str:
         return ""
 
 
+def is_passing(path: Path) -> bool:
+    """Return whether `path`, or the first folder to be made for it, is in one that covers another.
+
+    It would be seen in the namespace alone, and be gone with it.
+    """
+    try:
+        where = path.resolve()
+        while not where.exists() and where != where.parent:
+            where = where.parent
+        device = where.stat().st_dev
+    except (OSError, RuntimeError):  # a loop of links, or not ours: whoever opens it says so
+        return False
+    mounted = f" {os.major(device)}:{os.minor(device)} "
+    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    return any(mounted in line and f" - tmpfs {_OURS} " in line for line in lines)
+
+
 class Places:
     """Puts files and folders at paths of this mount namespace; OSError where that cannot be.
 
@@ -186,7 +204,7 @@ class Places:
         self._were[path] = path.stat()
         real = os.open(path, os.O_PATH | os.O_DIRECTORY)
         try:
-            mount("attestkit", str(path), kind="tmpfs", flags=MS_NOSUID, options="mode=755")
+            mount(_OURS, str(path), kind="tmpfs", flags=MS_NOSUID, options="mode=755")
             for name in names:
                 if path / name not in self._paths:
                     _keep(Path(f"/proc/self/fd/{real}/{name}"), path / name)

@@ -42,6 +42,7 @@ _PASSED: Final = (
     *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM),
     *(signal.SIGUSR1, signal.SIGUSR2),
 )
+_TO_EMULATOR: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 _FROM_KERNEL: Final = 0x80  # SI_KERNEL: the terminal
 _NOT_FOUND, _NOT_STARTED = 127, 126  # exit codes, as of the shell
 _GRACE: Final = 2.0  # seconds that what is left running has to end by itself
@@ -66,6 +67,7 @@ def run(words: Sequence[str], serve: _Serve, *, complain: Callable[[str], None])
 
     Raises:
         BackendUnavailableError: FUSE or namespaces are not to be had here; the text says why.
+        BackendError: The emulator was ended by somebody; so the program was too.
         AttestKitError: The machine cannot be made, as `kernel_fs.serve` says.
     """
     load_fuse()
@@ -169,8 +171,9 @@ def _emulate(serve: _Serve, tell: int, watched: int, parent: int) -> NoReturn:
     code = 1
     try:
         os.setsid()  # what a terminal says is not for it
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        for number in _TO_EMULATOR:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _TO_EMULATOR)  # in all threads: `serve` takes them
         _let_go_of_files(tell, watched)
         threading.Thread(target=_end_with, args=(watched, parent), daemon=True).start()
         serve(str(_MACHINE), ready=lambda: _write(tell, "ready"), runtime_log=str(_LOG))
@@ -203,11 +206,7 @@ def _end_with(watched: int, parent: int) -> None:
     while os.read(watched, 1):
         pass
     _end_all_but(parent, os.getpid())
-    thread = threading.main_thread().ident
-    assert thread is not None
-    signal.pthread_kill(thread, signal.SIGTERM)
-    with contextlib.suppress(OSError):
-        _MACHINE.stat()  # a request wakes it, should it have looked for the signal just before
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _end_all_but(*kept: int) -> None:
@@ -233,7 +232,7 @@ def _in_this_namespace() -> Iterator[int]:
 
 
 def _run(words: Sequence[str], emulator: _Emulator, complain: Callable[[str], None]) -> int:
-    """Run the program; return its exit code."""
+    """Run the program; return its exit code, BackendError if the emulator ends before it."""
     watched = (*_PASSED, signal.SIGCHLD)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else its exit code is lost
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
@@ -259,7 +258,9 @@ def _run(words: Sequence[str], emulator: _Emulator, complain: Callable[[str], No
             code = os.waitstatus_to_exitcode(status)
             return code if code >= 0 else 128 - code
         if emulator.ended():
-            complain("the emulator ended: the files that it showed do not work any more")
+            raise BackendError(
+                "the emulator was ended, and the program with it: its files were gone"
+            )
 
 
 def _is_hangup(number: int) -> bool:

@@ -5,6 +5,7 @@ a policy that says which app on which image. Whatever is unexpected is a refusal
 """
 
 import argparse
+import hashlib
 import json
 import secrets
 import time
@@ -28,8 +29,10 @@ class Refused(Exception):  # noqa: N818 - what it is
 class Admissions:
     """Who may talk: challenges that are open, and sessions with their attested keys."""
 
-    def __init__(self, verifier: Verifier) -> None:
+    def __init__(self, verifier: Verifier, url: str) -> None:
         self._verifier = verifier
+        # Our name, of one size: what an agent made for another verifier counts for nothing here.
+        self._context = hashlib.sha256(url.rstrip("/").encode()).digest()
         self._challenges: dict[str, float] = {}
         self._sessions: dict[str, tuple[bytes, int]] = {}  # attested key, last message's number
         self._mutex = Lock()
@@ -52,7 +55,7 @@ class Admissions:
         key = bytes.fromhex(public_key)
         if len(key) != 32:  # or the border between nonce and key could be shifted
             raise Refused("the public key is not 32 bytes")
-        report_data = ReportData.bind(TAG, bytes.fromhex(nonce) + key)
+        report_data = ReportData.bind(TAG, self._context + bytes.fromhex(nonce) + key)
         result = self._verifier.verify(bytes.fromhex(evidence), report_data=report_data)
         with self._mutex:
             if len(self._sessions) >= MOST:
@@ -64,7 +67,8 @@ class Admissions:
 
     def message(self, *, session: str, number: int, text: str, signature: str) -> dict[str, object]:
         """Take a message if the session's attested key signed it, and it is a new one."""
-        signed = f"{TAG}-message:{session}:{number}:{text}".encode()
+        context = self._context.hex()
+        signed = f"{TAG}-message:{context}:{session}:{number}:{text}".encode()
         with self._mutex:
             key, last = self._sessions.get(session, (b"", 0))
             if not key:
@@ -74,7 +78,7 @@ class Admissions:
             if type(number) is not int or number <= last:
                 raise Refused("this message was here before")
             self._sessions[session] = key, number
-        return {"answer": f"heard {text!r}"}
+        return {"answer": f"heard {text}"}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -116,21 +120,22 @@ def main() -> None:
     """Read the command line and serve."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
+    parser.add_argument("--url", help="as agents have it; default: the one it listens at")
     parser.add_argument("--policy", type=Path, required=True, help="which app on which image")
     parser.add_argument("--trust-anchor", type=Path, help="one root in place of the makers'")
     parser.add_argument("--collateral", type=Path, help="a file, or:")
     parser.add_argument("--pccs", metavar="URL", help="where collateral is fetched")
     args = parser.parse_args()
-    Handler.admissions = Admissions(
-        Verifier(
-            trust_anchor=args.trust_anchor and args.trust_anchor.read_bytes(),
-            collateral=args.collateral and Collateral.load(args.collateral),
-            pccs_url=args.pccs,
-            policy=AppraisalPolicy.load(args.policy),
-        )
+    verifier = Verifier(
+        trust_anchor=args.trust_anchor and args.trust_anchor.read_bytes(),
+        collateral=args.collateral and Collateral.load(args.collateral),
+        pccs_url=args.pccs,
+        policy=AppraisalPolicy.load(args.policy),
     )
     with ThreadingHTTPServer(("127.0.0.1", args.port), Handler) as server:
-        print(f"ready http://127.0.0.1:{server.server_port}", flush=True)
+        here = f"http://127.0.0.1:{server.server_port}"
+        Handler.admissions = Admissions(verifier, args.url or here)
+        print("ready", here, flush=True)
         server.serve_forever()
 
 

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Fail unless what was deployed is what policy.toml was pinned from. The exit code is the job's:
-# 0 as pinned, 4 another image, app or setting, 2 evidence that must not be believed, 3 unreachable.
+# 0 as pinned, 4 another image, app or setting, 2 evidence that must not be believed, 5 no evidence,
+# such as an empty file, 3 unreachable, 1 wrong use.
 #
 # $ATTEST is how the deployed machine is asked for evidence; all arguments go to `attestkit verify`.
 set -eu

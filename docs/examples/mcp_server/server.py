@@ -76,6 +76,8 @@ class Agent:
         """Check another agent's proof over a nonce that `challenge` made here."""
         if self._challenges.pop(nonce, 0) <= time.monotonic():
             return refusal("no_such_challenge", "it was used, is too old, or is not from here")
+        if proof.public_key == self._key.verify_key.encode().hex():
+            return refusal("own_proof", "it is our own, sent back as another agent's")
         try:
             evidence = base64.b64decode(proof.evidence, validate=True)
             expected = report_data(nonce, proof.public_key)

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import attestkit
 from attestkit import AppraisalPolicy, Attester, Collateral, Verifier, ra_tls
-from attestkit.errors import UnsupportedError
+from attestkit.errors import AttestKitError, UnsupportedError
 from attestkit.ra_tls import PeerRefusedError
 
 LIFETIME = timedelta(hours=1)  # of the certificate, whose evidence is as old as itself
 PATIENCE = 30  # seconds to wait for the other side
+RETRY = 60  # seconds until a certificate that could not be renewed is tried again
 LARGEST = 1024  # bytes of a message
 
 
@@ -56,7 +57,12 @@ def serve(port: int, make_context: Callable[[], ssl.SSLContext]) -> None:
             connection, _ = listener.accept()
             connection.settimeout(PATIENCE)
             if time.monotonic() >= renew_at:
-                context, renew_at = make_context(), time.monotonic() + LIFETIME.total_seconds() / 2
+                renew_at = time.monotonic() + LIFETIME.total_seconds() / 2
+                try:
+                    context = make_context()
+                except AttestKitError as error:  # a busy device, say; the old one is still good
+                    renew_at = time.monotonic() + RETRY
+                    print("no new certificate yet:", error, flush=True)
             try:
                 with context.wrap_socket(connection, server_side=True) as peer:
                     print("heard", named(peer), "say", repr(peer.recv(LARGEST)), flush=True)
