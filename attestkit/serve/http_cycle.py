@@ -3,12 +3,15 @@
 import asyncio
 import re
 from collections.abc import Callable, MutableMapping, Sequence
-from typing import Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from attestkit.serve.json_codec import encode_error
 from attestkit.serve.views import ENDLESS
+
+if TYPE_CHECKING:
+    from attestkit.serve.rpc import App, Receive, Scope, Send
 
 __all__ = ["COPIED", "GONE", "Cycle", "Response", "without_upgrade"]
 
@@ -38,6 +41,15 @@ class Cycle(RequestResponseCycle):
     size = 0  # bytes of the body
     request_id = b""
     on_end: Callable[["Cycle"], None] | None = None
+
+    async def answer(self, app: "App", scope: "Scope", receive: "Receive", send: "Send") -> None:
+        """Call the application; that we cut it off, see drain, is no failure of it."""
+        try:
+            await app(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self.transport.is_closing():
+                raise  # not by us, who end the connection first
+            self.leave()
 
     async def send(self, message: Message) -> None:  # type: ignore[override]  # any mapping will do
         """Take a piece of the response."""
