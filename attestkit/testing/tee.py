@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
@@ -56,7 +57,8 @@ class SimulatedTee:
             seed that everybody knows.
         state_dir: A folder in which the TEE outlives this object; None: it ends with it.
         options: What else the simulator takes: `app_compose`, `app_keys`, `vm_config`, `app_id`,
-            `now`.
+            `now`; and `wait`, which sleeps where the host is slow. Without one such a wait ends
+            with the TEE.
         surroundings: Where folders, environment variables and the server's thread come from. None:
             from this object, which puts everything back when it is closed.
 
@@ -90,6 +92,8 @@ class SimulatedTee:
             "state_dir": state_dir,
         }
         options |= {name: value for name, value in given.items() if value is not None}
+        self._ended = threading.Event()
+        options.setdefault("wait", self._ended.wait)  # nobody waits for a host that is slow
         self._now: Callable[[], float] | None = options.get("now")
         try:
             if state_dir is None and _names_one_on_disk(faults):
@@ -288,6 +292,7 @@ class SimulatedTee:
 
     def close(self) -> None:
         """Stop the server if there is one, and end the TEE. A second call does nothing."""
+        self._ended.set()
         with self._outer:
             self._inner.close()
 

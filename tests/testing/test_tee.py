@@ -2,7 +2,9 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ from attestkit.errors import PolicyError, SignatureError, UnsupportedError, Usag
 from attestkit.testing import SimulatedTee
 from attestkit.testing.server import ServerLoop
 from attestkit.testing.tee import SEED, Surroundings
-from tests.serve.client import call
+from tests.serve.client import Connection, call
 
 NAMES = ("DSTACK_SIMULATOR_ENDPOINT", "TAPPD_SIMULATOR_ENDPOINT", "PCCS_URL")
+ASKED = {"report_data": "ab"}
+LONG = 15.0  # seconds; half of what a host is slow for here
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +148,30 @@ def test_faults_strike_and_end() -> None:
             tee.emit("event")
             tee.reset()
             assert tee.quote() == before
+
+
+def test_a_slow_host_keeps_no_test(caplog: pytest.LogCaptureFixture) -> None:
+    """A client's own timeout can be tested: the end waits for no host, and nothing is logged."""
+    for at_first in (True, False):
+        with SimulatedTee(faults="slow:30s" if at_first else None) as tee:
+            if not at_first:
+                assert call(tee.url, "GetQuote", ASKED).status == 200
+                tee.arm("slow:30s, slow:30s")
+            with closing(Connection(tee.url)) as client:
+                client.timeout = 0.2
+                with pytest.raises(TimeoutError):
+                    client.call("GetQuote", ASKED)
+            begin = time.monotonic()
+        assert time.monotonic() - begin < LONG
+    assert not caplog.records
+
+
+def test_a_wait_of_the_caller_s_own_stays() -> None:
+    """Whoever says how the host is waited for is asked."""
+    waits: list[float] = []
+    with SimulatedTee(faults="slow:5s", wait=waits.append) as tee:
+        tee.quote()
+    assert waits == [5.0]
 
 
 def test_a_torn_journal_has_a_file_to_tear(tmp_path: Path) -> None:
