@@ -16,6 +16,7 @@ from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.faults import Faults, FaultsLike
 from attestkit.errors import UnsupportedError
 from attestkit.report_data import ReportData
+from attestkit.testing import environment
 from attestkit.testing.server import ServerLoop, TeeServer
 
 if TYPE_CHECKING:
@@ -263,6 +264,7 @@ class SimulatedTee:
     def client(self) -> dict[str, str]:
         """The environment variables that official clients read, set until the test ends.
 
+        That is the test that asks, also of a TEE that outlives it; the last to be asked counts.
         Without `PCCS_URL` on SEV-SNP.
         """
         variables = {
@@ -324,26 +326,16 @@ def _names_one_on_disk(faults: FaultsLike) -> bool:
 
 def _own_surroundings(stack: ExitStack) -> Surroundings:
     """Return surroundings that are as they were when `stack` ends."""
-    loop = ServerLoop()
+    loop, owner = ServerLoop(), object()
     stack.callback(loop.close)
+    stack.callback(environment.restore, owner)
 
     def make_folder() -> Path:
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ak-")))
 
-    def setenv(name: str, value: str) -> None:
-        stack.callback(_restore, name, os.environ.get(name))
-        os.environ[name] = value
-
-    return Surroundings(make_folder, setenv, loop)
+    return Surroundings(make_folder, partial(environment.setenv, owner), loop)
 
 
 def _remove_if_empty(folder: Path) -> None:
     with suppress(OSError):  # what a test has put there is left to it
         folder.rmdir()
-
-
-def _restore(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value

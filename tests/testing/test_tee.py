@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,33 @@ def test_it_puts_back_what_it_changed() -> None:
         assert call(str(tee.socket), "Info").status == 200
         folder = tee.socket.parent
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("asked", list(permutations(range(3))))
+@pytest.mark.parametrize("closed", list(permutations(range(3))))
+def test_several_put_back_what_they_changed(
+    asked: tuple[int, ...], closed: tuple[int, ...]
+) -> None:
+    """In whatever order they end, the last that was asked of those still there counts."""
+    around = os.environ["PCCS_URL"]
+    tees = [SimulatedTee(seed=bytes([number] * 32)) for number in range(3)]
+    left = [tees[number] for number in asked]
+    urls = {tee: tee.client["PCCS_URL"] for tee in left}
+    for number in closed:
+        assert os.environ["PCCS_URL"] == urls[left[-1]]
+        tees[number].close()
+        left.remove(tees[number])
+    assert os.environ["PCCS_URL"] == around
+
+
+def test_a_variable_that_another_changed_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not put back over what was set meanwhile."""
+    with SimulatedTee() as tee, pytest.MonkeyPatch.context() as patch:
+        assert tee.client
+        patch.setenv("PCCS_URL", "https://theirs.invalid")
+        tee.close()
+        assert os.environ["PCCS_URL"] == "https://theirs.invalid"
+    monkeypatch.setenv("PCCS_URL", "before")
 
 
 def test_a_second_close_does_nothing() -> None:
