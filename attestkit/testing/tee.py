@@ -1,8 +1,10 @@
 """A simulated TEE for a test: real evidence, real failure, and a server when one is asked for."""
 
 import os
+import shutil
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
@@ -93,7 +95,7 @@ class SimulatedTee:
             "state_dir": state_dir,
         }
         options |= {name: value for name, value in given.items() if value is not None}
-        self._ended = threading.Event()
+        self._process, self._ended = os.getpid(), threading.Event()
         options.setdefault("wait", self._ended.wait)  # nobody waits for a host that is slow
         self._now: Callable[[], float] | None = options.get("now")
         try:
@@ -286,14 +288,17 @@ class SimulatedTee:
             folder = self._around.make_folder()
             self._outer.callback(_remove_if_empty, folder)
             if len(os.fsencode(folder)) > _LONGEST:
-                short = tempfile.TemporaryDirectory(prefix="ak-")  # mode 0700
-                self._outer.callback(short.cleanup)
-                folder = Path(short.name)
+                folder = _temporary_folder(self._outer)
             self._folder = folder
         return self._folder
 
     def close(self) -> None:
-        """Stop the server if there is one, and end the TEE. A second call does nothing."""
+        """Stop the server if there is one, and end the TEE.
+
+        A second call does nothing, nor does one in a fork: all of it is its parent's.
+        """
+        if self._process != os.getpid():
+            return
         self._ended.set()
         with self._outer:
             self._inner.close()
@@ -331,9 +336,22 @@ def _own_surroundings(stack: ExitStack) -> Surroundings:
     stack.callback(environment.restore, owner)
 
     def make_folder() -> Path:
-        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ak-")))
+        return _temporary_folder(stack)
 
     return Surroundings(make_folder, partial(environment.setenv, owner), loop)
+
+
+def _temporary_folder(stack: ExitStack) -> Path:
+    """Return a new folder, mode 0700, that is removed with `stack`, or when nobody closes that."""
+    folder = tempfile.mkdtemp(prefix="ak-")
+    # A TemporaryDirectory would be removed by every fork that ends.
+    stack.callback(weakref.finalize(stack, _remove, folder, os.getpid()))
+    return Path(folder)
+
+
+def _remove(folder: str, process: int) -> None:
+    if process == os.getpid():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_if_empty(folder: Path) -> None:

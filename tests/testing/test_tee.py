@@ -1,6 +1,8 @@
 """A SimulatedTee without pytest: what it gives, and that it puts everything back."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -212,6 +214,52 @@ def test_a_torn_journal_has_a_file_to_tear(tmp_path: Path) -> None:
     with tee, pytest.raises(attestkit.errors.JournalError):
         tee.emit("event")
     assert (tmp_path / "mine").is_dir()
+
+
+FORK = """
+import os, sys, urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+from attestkit.attester import Attester
+from attestkit.backends.simulator import Simulator
+from attestkit.serve import Places
+from attestkit.serve.in_thread import Served
+from attestkit.testing import SimulatedTee
+
+def there():
+    return [path.is_socket() for path in paths] + [folder.is_dir(), os.environ["PCCS_URL"] != ""]
+
+with ExitStack() as stack:
+    tee = stack.enter_context(SimulatedTee(faults="torn_journal"))
+    folder = tee.socket.parent
+    served = Served(stack.enter_context(Attester(Simulator())), Places(folder / "other"))
+    stack.enter_context(served)
+    paths = [tee.socket, tee.tappd_socket, folder / "other"]
+    tee.client
+    if (child := os.fork()) == 0:
+        END  # the stack unwinds, and what is to be done at the end is done
+    status = os.waitpid(child, 0)[1]
+    assert there() == [True] * 5, there()
+    with urllib.request.urlopen(f"{tee.url}/Version") as answer:
+        assert answer.status == 200
+if status:
+    sys.exit("the child failed")
+assert not folder.exists()
+"""
+
+
+@pytest.mark.parametrize("end", ["sys.exit()", "tee.close(); sys.exit()"])
+def test_a_fork_ends_nothing_of_its_parent_s(end: str, tmp_path: Path) -> None:
+    """A child that unwinds its stack and exits leaves the sockets, the folder and the server."""
+    result = subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK.replace("END", end)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_one_loop_for_many(tmp_path: Path) -> None:
