@@ -375,7 +375,6 @@ def test_a_long_folder_is_no_obstacle(runs: Runs, tmp_path: Path) -> None:
 
 CLIENTS = """
     import asyncio
-    import attestkit
     import httpx
     import pytest
     from attestkit import Collateral, Quote
@@ -409,10 +408,13 @@ CLIENTS = """
 
     MARK
     async def test_async_attester(tee):
-        async with attestkit.aopen(tee.simulator) as attester:
+        async with tee.aopen() as attester:
             await attester.emit_event("model", b"1")
             evidence = await attester.attest(b"x")
             assert evidence.quote == tee.quote(b"x")
+        tee.event_log().check(tee.quote())
+        assert tee.event_log().events[-1].name == "model"
+        assert tee.keys.derive("path")
 
     MARK
     async def test_async_http(tee_session):

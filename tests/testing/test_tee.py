@@ -1,5 +1,6 @@
 """A SimulatedTee without pytest: what it gives, and that it puts everything back."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -82,7 +83,13 @@ def test_a_second_close_does_nothing() -> None:
     tee = SimulatedTee()
     tee.close()
     tee.close()
-    for asked in (tee.quote, lambda: tee.url, lambda: tee.pccs_url, lambda: tee.client):
+    assert repr(tee) == "<SimulatedTee, closed>"
+    for asked in (
+        *(tee.quote, tee.raw_quote, tee.attest, tee.event_log, tee.info, tee.reset, tee.aopen),
+        *(tee.verifier, lambda: tee.arm("eio"), lambda: tee.emit("a"), lambda: tee.collateral),
+        *(lambda: tee.url, lambda: tee.pccs_url, lambda: tee.client),
+        *(lambda: tee.keys.derive("a"), lambda: tee.verify(b"", report_data=None)),
+    ):
         with pytest.raises(UsageError, match="closed"):
             asked()
 
@@ -104,7 +111,10 @@ def test_the_seed_decides() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"quote_version": 3}, {"platform": "sgx"}, {"scenario": "x"}, {"faults": "x"}, {"faults": 1}],
+    [
+        *({"quote_version": 3}, {"platform": "sgx"}, {"scenario": "x"}, {"faults": "x"}),
+        *({"faults": 1}, {"now": 5}, {"now": None}, {"wait": 5}, {"random": b"x"}),
+    ],
 )
 def test_what_cannot_be_is_refused(options: dict[str, Any]) -> None:
     """The error comes from the simulator, and leaves nothing behind."""
@@ -281,6 +291,39 @@ def test_one_loop_for_many(tmp_path: Path) -> None:
         assert two.client == set_here
     assert [path.name for path in tmp_path.iterdir()] == ["0"]  # where something was left
     loop.close()
+
+
+@pytest.mark.parametrize("platform", ["tdx", "snp"])
+def test_async_code_does_not_end_it(platform: str) -> None:
+    """An AsyncAttester has the same TEE, and leaves it as it is when its block ends."""
+
+    async def main(tee: SimulatedTee) -> None:
+        for _ in range(2):
+            async with tee.aopen() as attester:
+                evidence = await attester.attest(b"x")
+                assert attester.simulated
+                assert evidence.to_bytes() == tee.attest(b"x").to_bytes()
+            with pytest.raises(UsageError, match="closed"):
+                await attester.attest(b"x")
+        attester = await tee.aopen()
+        tee.arm("slow:5s")
+        waiting = asyncio.create_task(attester.attest(b"x"))
+        assert await asyncio.to_thread(begun.wait, LONG)
+        assert not waiting.done()  # the event loop is not what waits for the host
+        go_on.set()
+        assert (await waiting).report_data[:1] == b"x"
+        await attester.close()
+
+    def wait(_: float) -> None:
+        begun.set()
+        assert go_on.wait(LONG)
+
+    begun, go_on = threading.Event(), threading.Event()
+    with SimulatedTee(platform=platform, wait=wait) as tee:
+        asyncio.run(main(tee))
+        assert tee.attest(b"x").report_data[:1] == b"x"
+        assert tee.keys.derive("path")
+        assert call(tee.url, "Info").status == 200
 
 
 def test_threads_start_one_server() -> None:
