@@ -2,16 +2,13 @@
 
 import asyncio
 import re
-from collections.abc import Callable, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, Final, Protocol, TypeAlias
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from attestkit.serve.json_codec import encode_error
 from attestkit.serve.views import ENDLESS
-
-if TYPE_CHECKING:
-    from attestkit.serve.rpc import App, Receive, Scope, Send
 
 __all__ = ["COPIED", "GONE", "Cycle", "Response", "without_upgrade"]
 
@@ -23,6 +20,7 @@ GONE: Final = 499
 
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 Message: TypeAlias = MutableMapping[str, Any]
+App: TypeAlias = Callable[..., Awaitable[None]]
 
 
 class Cycle(RequestResponseCycle):
@@ -42,7 +40,7 @@ class Cycle(RequestResponseCycle):
     request_id = b""
     on_end: Callable[["Cycle"], None] | None = None
 
-    async def answer(self, app: "App", scope: "Scope", receive: "Receive", send: "Send") -> None:
+    async def answer(self, app: App, scope: Message, receive: object, send: object) -> None:
         """Call the application; that we cut it off, see drain, is no failure of it."""
         try:
             await app(scope, receive, send)
