@@ -206,7 +206,13 @@ def test_in_every_order(request, order, asked):
             there[number].setenv("PCCS_URL", "https://other.invalid")
         else:
             assert there[number].client == now()
+"""
+    runs(ENVIRONMENT + tests).assert_outcomes(passed=39)
 
+
+def test_the_variables_of_a_longer_fixture_are_the_first_test_s(runs: Runs) -> None:
+    """One of more than a test gets them set for the test that it is set up for, and no other."""
+    tests = """
 @pytest.fixture(scope="module")
 def longer(tee_session):
     assert tee_session.client == now()
@@ -224,7 +230,7 @@ def test_its_next_test(longer):
         "    assert now() == BEFORE\n    yield",
         "    assert now() == BEFORE or request.node.name == 'test_of_a_longer_fixture'\n    yield",
     )
-    runs(text + tests).assert_outcomes(passed=41)
+    runs(text + tests).assert_outcomes(passed=2)
 
 
 def test_nothing_is_loaded_before_it_is_asked_for(runs: Runs) -> None:
