@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["tee", "tee_factory", "tee_session"]
 
 _CONTRACT = "attestkit.testing.contract"
+_REWRITER = "_pytest.assertion.rewrite"
 
 
 def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -74,7 +75,7 @@ def _attestkit_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Run]:
 def _made(
     run: _Run, setenv: Callable[[str, str], object], stack: ExitStack, options: dict[str, Any]
 ) -> "SimulatedTee":
-    with _no_collection():
+    with _bare_imports():
         from attestkit.testing.tee import SimulatedTee, Surroundings  # late: for runs with TEEs
 
     around = Surroundings(run.make_folder, setenv, run.loop)
@@ -82,16 +83,24 @@ def _made(
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """Let the garbage collector rest: imports leave none, and it would look through all tests."""
-    if not gc.isenabled():
-        yield
-        return
+def _bare_imports() -> Iterator[None]:
+    """Import without what a test run does besides, and has nothing of here.
+
+    The garbage collector would look through all tests, though imports leave no garbage; and pytest
+    would ask of each module whether it is a test, whose asserts it is to rewrite.
+    """
+    kinds = [type(finder).__module__ for finder in sys.meta_path]
+    at = kinds.index(_REWRITER) if _REWRITER in kinds else None
+    hook = None if at is None else sys.meta_path.pop(at)
+    collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if at is not None and hook is not None:
+            sys.meta_path.insert(at, hook)
+        if collects:
+            gc.enable()
 
 
 @pytest.fixture

@@ -237,7 +237,7 @@ def test_nothing_is_loaded_before_it_is_asked_for(runs: Runs) -> None:
     """Other test runs load the plugin alone, a TEE no server, and no thread begins before it."""
     result = runs(
         """
-        import sys, threading
+        import gc, sys, threading
 
         def loaded(*names):
             return [name for name in names if name in sys.modules]
@@ -253,6 +253,9 @@ def test_nothing_is_loaded_before_it_is_asked_for(runs: Runs) -> None:
             assert not loaded("attestkit.serve", "uvicorn", "uvloop", "dcap_qvl", "asyncio")
             assert not loaded("attestkit.verifier", "cryptography.x509", "nacl")
             assert threading.active_count() == 1
+            assert (sys.meta_path, gc.isenabled()) == (FINDERS, True)
+
+        FINDERS = [*sys.meta_path]
 
         def test_server(tee):
             assert tee.url.startswith("http://127.0.0.1:")
