@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.pem import split_pem
-from attestkit.errors import FormatError
+from attestkit.errors import FormatError, UsageError
 
 __all__ = [
     "Authority",
@@ -35,6 +35,7 @@ _ECDSA_SHA256: Final = bytes.fromhex("300a06082a8648ce3d040302")  # an Algorithm
 # Extensions, by the last byte of 2.5.29.
 _SUBJECT_KEY_ID, _KEY_USAGE, _BASIC_CONSTRAINTS, _CRL_NUMBER, _CRL_REASON = 14, 15, 19, 20, 21
 _DISTRIBUTION_POINTS, _AUTHORITY_KEY_ID = 31, 35
+_EARLIEST: Final = datetime(1950, 1, 1, tzinfo=timezone.utc)  # RFC 5280, 4.1.2.5.1
 _CERT_AND_CRL_SIGN: Final = b"\x01\x06"  # bits behind the count of unused ones
 _SIGNATURE_AND_NON_REPUDIATION: Final = b"\x06\xc0"
 
@@ -103,10 +104,13 @@ def issue_certificate(  # noqa: PLR0913 - a certificate has that many parts
         subject: whose certificate it is; of its key only the public half gets in.
         issuer: who signs; the subject itself for a root.
         serial: positive, at most 20 octets.
-        validity: to the second, before 2050 (so that times are UTCTime).
+        validity: to the second, from 1950 on; before 2050, so that times are UTCTime.
         crl_url: the one CRL distribution point.
         path_length: for an authority; None makes an end entity that signs.
         sgx: the SGX extension's value, for a PCK certificate.
+
+    Raises:
+        UsageError: an end of `validity` is before 1950.
     """
     authority = path_length is not None
     constraints = (_TRUE, _integer(path_length)) if path_length is not None else ()
@@ -141,9 +145,12 @@ def issue_crl(
 
     Args:
         issuer: who signs.
-        window: thisUpdate and nextUpdate, to the second.
+        window: thisUpdate and nextUpdate, to the second, from 1950 on.
         number: the CRL number.
         revoked: serial numbers, in the order of the entries.
+
+    Raises:
+        UsageError: an end of `window` is before 1950.
     """
     start = _time(window.start)
     reason = _sequence(_extension(_CRL_REASON, _tlv(_ENUMERATED, b"\0")))  # unspecified
@@ -214,6 +221,8 @@ def _attribute(kind: int, tag: int, value: str) -> bytes:
 
 def _time(moment: datetime) -> bytes:
     """Return a time to the second: UTCTime before 2050, GeneralizedTime from then on."""
+    if moment < _EARLIEST:  # UTCTime has two digits of the year: 1949 would be read as 2049
+        raise UsageError(f"X.509 has times from 1950 on, not {moment.isoformat()}")
     text = moment.astimezone(timezone.utc).strftime("%Y%m%d%H%M%SZ").encode()
     return _tlv(_UTC_TIME, text[2:]) if text < b"2050" else _tlv(_GENERALIZED_TIME, text)
 

@@ -165,3 +165,13 @@ def test_of_several_that_are_armed_at_once_all_count_or_none() -> None:
     with pytest.raises(UsageError, match="no fault is called 'eoi'"):
         faults.arm("eintr eoi")
     assert [str(fault) for fault in faults.armed()] == ["ebusy:2", "eio:1"]
+
+
+def test_counts_by_name_are_refused() -> None:
+    """Of a mapping the names alone would count: three times busy would be once."""
+    with pytest.raises(UsageError, match="faults are text, as in 'ebusy:3 slow:2s', or a list"):
+        Faults.of({"ebusy": 3})
+    faults = Faults()
+    with pytest.raises(UsageError, match="faults are text"):
+        faults.arm({"ebusy": 3})
+    assert not faults.any

@@ -6,9 +6,11 @@ import pytest
 
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.faults import Faults
+from attestkit.backends.simulator.issued import issued
 from attestkit.backends.simulator.machine import REPORTS, Machine, Setup
 from attestkit.backends.simulator.named_scenarios import NAMED
 from attestkit.backends.simulator.scenarios import Scenario, chosen_scenario
+from attestkit.backends.simulator.snp_chip import issued_chip
 from attestkit.collateral import Collateral
 from attestkit.errors import UsageError
 from attestkit.quote import Quote, TdQuoteBody
@@ -76,6 +78,15 @@ def test_an_snp_guest_is_that_of_the_simulator(name: str) -> None:
     assert read(made, "/attestkit/trust-anchor.der") == simulator.trust_anchor
     made = machine(name, provider="sev_guest", host_data=evidence.report[0xC0:0xE0])
     assert report(made)[:0x50] == evidence.report[:0x50]
+
+
+def test_nothing_of_a_machines_seed_is_kept() -> None:
+    """It may be a random one, and a process emulates one machine."""
+    issued.clear()
+    issued_chip.clear()
+    machine(None)
+    machine("snp", provider="sev_guest")
+    assert len(issued) == len(issued_chip) == 0
 
 
 def test_the_version_is_the_scenarios() -> None:

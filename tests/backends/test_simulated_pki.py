@@ -400,6 +400,17 @@ def test_a_platform_id_has_no_slash(name: str) -> None:
         ("not_before", datetime(2020, 1, 1)),  # noqa: DTZ001 - naive is what must be refused
         ("not_after", datetime(2050, 1, 1, tzinfo=timezone.utc)),
         ("pck_not_after", datetime(1949, 1, 1, tzinfo=timezone.utc)),
+        ("not_before", 5),
+        ("not_before", None),
+        ("not_before", datetime.min.replace(tzinfo=timezone(timedelta(hours=14)))),
+        ("not_after", datetime(2050, 1, 1, tzinfo=timezone(-timedelta(hours=1)))),
+        ("not_after", datetime(2019, 12, 31, tzinfo=timezone.utc)),
+        ("pck_not_after", datetime(2019, 12, 31, tzinfo=timezone.utc)),
+        ("crl_base_url", "https://\xfc"),
+        ("crl_base_url", "https://a\n"),
+        ("crl_base_url", b"https://a"),
+        ("fmspc", 6),
+        ("pcesvn", "13"),
     ],
 )
 def test_configuration_out_of_range_is_named(knob: str, value: object) -> None:
@@ -407,6 +418,70 @@ def test_configuration_out_of_range_is_named(knob: str, value: object) -> None:
     knobs: dict[str, Any] = {knob: value}
     with pytest.raises(UsageError, match=f"^{knob} "):
         PkiConfig(**knobs)
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [
+        ("revoked", (-1,)),
+        ("revoked", (0,)),
+        ("revoked", (1 << 159,)),
+        ("revoked", (None,)),
+        ("revoked", "tcb-signing"),
+        ("number", -1),
+        ("number", 1 << 159),
+        ("number", "1"),
+        ("this_update", -(10**9)),
+        ("this_update", timedelta(1)),
+        ("next_update", 10**13),
+        ("next_update", NOW + 0.5),
+    ],
+)
+def test_a_crl_that_cannot_be_is_named(knob: str, value: object) -> None:
+    """What no CRL can say is refused by its name, when it is set."""
+    knobs: dict[str, Any] = {knob: value}
+    with pytest.raises(UsageError, match=f"^{knob} must be "):
+        CrlConfig(**knobs)
+
+
+@pytest.mark.parametrize("kind", [TcbInfoConfig, QeIdentityConfig])
+@pytest.mark.parametrize("knob", ["issue", "next_update"])
+@pytest.mark.parametrize("value", [10**13, -(10**9), "now"])
+def test_a_time_that_cannot_be_is_named(
+    kind: type[TcbInfoConfig | QeIdentityConfig], knob: str, value: object
+) -> None:
+    """So is a time of a signed body."""
+    knobs: dict[str, Any] = {knob: value}
+    with pytest.raises(UsageError, match=f"^{knob} must be "):
+        kind(**knobs)
+
+
+@pytest.mark.parametrize("span", [timedelta.max, timedelta.min])
+def test_a_span_that_leads_out_of_all_times_is_refused(span: timedelta) -> None:
+    """Where it ends depends on the time that is asked for; a CRL and a body are alike."""
+    for config in (
+        CollateralConfig(pck_crl=CrlConfig(next_update=span)),
+        CollateralConfig(tcb_info=TcbInfoConfig(next_update=span)),
+    ):
+        with pytest.raises(UsageError, match=r"^next_update: "):
+            PKI.collateral(NOW, config)
+
+
+def test_the_edges_of_all_times_can_be_said() -> None:
+    """The largest numbers, and the first and the last second, come back from the CRL."""
+    config = CrlConfig(
+        revoked=(1, (1 << 159) - 1),
+        number=(1 << 159) - 1,
+        this_update=-631_152_000,
+        next_update=253_402_300_799,
+    )
+    collateral = PKI.collateral(NOW, CollateralConfig(pck_crl=config))
+    crl = x509.load_der_x509_crl(collateral.pck_crl)
+    assert [entry.serial_number for entry in crl] == [1, (1 << 159) - 1]
+    number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    assert number == (1 << 159) - 1
+    assert crl.last_update_utc == datetime(1950, 1, 1, tzinfo=timezone.utc)
+    assert crl.next_update_utc == datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone.utc)
 
 
 def test_values_compare_and_the_seed_is_not_shown() -> None:

@@ -1,6 +1,7 @@
 """The simulator as an SEV-SNP guest: its reports are signed, and judged as their scenario says."""
 
 import json
+from datetime import datetime, timezone
 from hashlib import sha256
 from operator import attrgetter, methodcaller
 from pathlib import Path
@@ -92,6 +93,24 @@ def test_it_is_an_snp_guest_and_nothing_else() -> None:
             ask(made)
 
 
+def test_a_kind_of_its_own_stays_on_its_platform() -> None:
+    """A class that is named is not made into another, so what is of another platform is refused."""
+
+    class Own(Simulator):
+        """Somebody's TD."""
+
+    assert Own(seed=SEED, platform="tdx").platform == "tdx"
+    with pytest.raises(UsageError, match=r"^Own is of platform tdx, not snp: attestkit\.open "):
+        Own(seed=SEED, platform="snp")
+    for options in ({"platform": "tdx"}, {"platform": "tdx", "scenario": "ok-v4"}):
+        with pytest.raises(UsageError, match=r"^SnpSimulator is of platform snp, not tdx"):
+            SnpSimulator(seed=SEED, **options)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="of platform tdx, not snp"):
+        SnpSimulator(seed=SEED, scenario="ok-v4")
+    with pytest.raises(UsageError, match="of platform snp, not tdx"):
+        Own(seed=SEED, scenario="snp-debug")
+
+
 # -- evidence ----------------------------------------------------------------------------------
 
 
@@ -112,6 +131,30 @@ def test_each_scenario_is_judged_as_it_says(name: str, policy: AppraisalPolicy) 
         with pytest.raises(AttestKitError) as caught:
             verifier.verify(evidence, report_data=ASKED, now=NOW)
         assert caught.value.reason == expected  # type: ignore[attr-defined]  # these have one
+
+
+@pytest.mark.parametrize("name", SNP)
+def test_each_holds_from_2020_to_2049(name: str) -> None:
+    """At the first and the last second; the expired VCEK from 2020-02-01 on."""
+    first, last = 1_577_836_800, 2_524_607_999  # of the certificates
+    with open_attester("simulator", seed=SEED, scenario=name) as tee:
+        evidence = tee.attest(ASKED).to_bytes()
+        assert isinstance(tee.backend, Simulator)
+        verifier = Verifier(tee.backend.trust_anchor)
+
+    def judged(now: int) -> str:
+        try:
+            return str(verifier.verify(evidence, report_data=ASKED, now=now).tcb_status)
+        except AttestKitError as error:
+            return str(error.reason)  # type: ignore[attr-defined]  # all of these have one
+
+    expected = NAMED[name].outcome
+    start = first + 31 * 86400 + 1 if name == "snp-vcek-expired" else first
+    assert judged(start) == judged(last) == expected
+    if expected == "UpToDate":
+        assert judged(first - 1) == judged(last + 1) == "cert_expired"
+    if start != first:
+        assert judged(start - 1) == "UpToDate"
 
 
 def test_another_root_of_the_makers_is_not_trusted() -> None:
@@ -191,12 +234,12 @@ def test_the_bytes_of_a_seed_stay_the_same() -> None:
 
 def test_few_chips_are_kept_and_none_that_was_drawn() -> None:
     """As with TDs."""
-    issued_chip.cache_clear()
+    issued_chip.clear()
     Simulator(platform="snp")
-    assert issued_chip.cache_info().currsize == 0
+    assert len(issued_chip) == 0
     for number in range(20):
         Simulator(platform="snp", seed=bytes([number] * 32))
-    assert 0 < issued_chip.cache_info().currsize <= 8
+    assert len(issued_chip) == 4
 
 
 @pytest.mark.parametrize(
@@ -246,12 +289,29 @@ def test_certificates_are_as_amds() -> None:
         ({"snp_tcb": bytes(7)}, "snp_tcb is 8 bytes, not 7"),
         ({"vcek_tcb": bytes(9)}, "vcek_tcb is 8 bytes, not 9"),
         ({"policy": 1 << 64}, "policy must be in 0 to"),
+        ({"policy": None}, "policy must be an integer"),
+        ({"snp_tcb": 8}, "snp_tcb is 8 bytes, not int"),
+        ({"not_after": 5}, "not_after must be an aware datetime in 1950 to 9999"),
+        ({"not_before": datetime(2020, 1, 1)}, "not_before must be an aware"),  # noqa: DTZ001
+        ({"not_before": datetime(1900, 1, 1, tzinfo=timezone.utc)}, "not_before must be an aware"),
+        ({"not_after": datetime(2010, 1, 1, tzinfo=timezone.utc)}, "not_after is before not_bef"),
+        ({"vcek_not_after": datetime(2010, 1, 1, tzinfo=timezone.utc)}, "vcek_not_after is before"),
     ],
 )
-def test_configuration_out_of_range_is_named(knob: dict[str, int], text: str) -> None:
+def test_configuration_out_of_range_is_named(knob: dict[str, object], text: str) -> None:
     """A value of the wrong size or range is refused by its name."""
     with pytest.raises(UsageError, match=text):
         SnpConfig(**knob)  # type: ignore[arg-type]
+
+
+def test_the_edges_of_all_times_can_be_certified() -> None:
+    """What is not refused can be issued: the first year and the last."""
+    first = datetime(1950, 1, 1, tzinfo=timezone.utc)
+    config = SnpConfig(not_before=first, not_after=datetime.max.replace(tzinfo=timezone.utc))
+    own = Simulator(seed=SEED, scenario=Scenario("snp", snp=config))
+    ark = x509.load_der_x509_certificate(own.trust_anchor)
+    assert ark.not_valid_before_utc == first
+    assert ark.not_valid_after_utc == datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone.utc)
 
 
 def test_keys_are_those_of_their_labels() -> None:

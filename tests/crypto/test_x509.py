@@ -23,7 +23,7 @@ from attestkit._crypto.x509 import (
     issue_crl,
     sgx_extension,
 )
-from attestkit.errors import FormatError
+from attestkit.errors import FormatError, UsageError
 from tests.vectors import SHARED, load, needs_shared
 
 VECTORS = SHARED / "vectors" / "simulated-pki"
@@ -59,6 +59,18 @@ def certificate(window: Window = WINDOW) -> bytes:
         path_length=None,
         sgx=sgx_extension(PLATFORM),
     )
+
+
+def test_times_begin_with_1950() -> None:
+    """UTCTime has two digits of the year: 1949 would come back as 2049."""
+    first = datetime(1950, 1, 1, tzinfo=timezone.utc)
+    assert crl_window(issue_crl(ROOT, window=Window(first, first), number=1)).start == first
+    for early in (first - timedelta(seconds=1), datetime(1, 1, 1, tzinfo=timezone.utc)):
+        for window in (Window(early, first), Window(first, early)):
+            with pytest.raises(UsageError, match="from 1950 on"):
+                certificate(window)
+            with pytest.raises(UsageError, match="from 1950 on"):
+                issue_crl(ROOT, window=window, number=1)
 
 
 def vector_key(label: str) -> P256Key:

@@ -46,8 +46,8 @@ class Simulator:
 
     Args:
         seed: 32 bytes from which all keys and certificates follow, so that they can be made again.
-            Whoever has them can forge this TD's evidence. None: random ones, kept in `state_dir` if
-            there is one.
+            Whoever has them can forge this TD's evidence. They stay in the process after `close`.
+            None: random ones, kept in `state_dir` if there is one.
         quote_version: 4 (TD 1.0 body), or 5 (TD 1.5 body). None: the scenario's, else 4.
         platform: "tdx" or "snp" (an SEV-SNP guest, see `snp_guest`). None: the scenario's, else
             "tdx".
@@ -106,7 +106,7 @@ class Simulator:
         wait: Callable[[float], object] = time.sleep,
     ) -> None:
         _refuse_other_types(seed, vm_config, app_keys, state_dir)
-        self._scenario = chosen_scenario(scenario, platform or self.platform)
+        self._scenario = self._own_scenario(scenario, platform)
         self.faults = Faults.of(faults)
         self._calls = FaultyCalls(
             self.faults, platform=self.platform, has_log=state_dir is not None, wait=wait
@@ -115,8 +115,7 @@ class Simulator:
         self._now = now
         self._quote_version = self._chosen_version(quote_version)
         self.app_compose = AppCompose.parse(OWN_APP if app_compose is None else app_compose)
-        app_id = self.app_compose.default_app_id if app_id is None else app_id
-        check_bytes("an app id", app_id, 20)
+        app_id = _checked_app_id(given(app_id, self.app_compose.default_app_id))
         self._seeded = seed is not None
         self._folder = None if state_dir is None else StateFolder(state_dir)
         try:
@@ -143,6 +142,16 @@ class Simulator:
     # Options are checked against the signature, and this is where `inspect` looks for it.
     __new__.__wrapped__ = __init__  # type: ignore[attr-defined]
 
+    def _own_scenario(self, chosen: str | Scenario | None, platform: str | None) -> Scenario:
+        """Return the scenario, which is one of the platform that this class is."""
+        found = chosen_scenario(chosen, platform or self.platform)
+        if found.platform != self.platform:  # `__new__` chooses for Simulator itself alone
+            raise UsageError(
+                f"{type(self).__name__} is of platform {self.platform}, not {found.platform}: "
+                "attestkit.open and Simulator(...) make the kind that is asked for"
+            )
+        return found
+
     def _chosen_version(self, asked: int | None) -> int:
         """Return the version of the quotes."""
         if asked not in (None, 4, 5):
@@ -162,9 +171,8 @@ class Simulator:
         """Boot, with the state folder taken and the app's keys there."""
         self.vm_config = given(vm_config, simulated_image().vm_config)
         self._body_head, self._body_rest = self._fixed_body()
-        # A random seed never comes again, so what follows from it is not kept.
-        make = issued if self._seeded else issued.__wrapped__
-        self._pki, self._enclave, self.trust_anchor = make(seed, self._scenario)
+        made = issued(seed, self._scenario, keep=self._seeded)
+        self._pki, self._enclave, self.trust_anchor = made
         self._event_log = boot_log(simulated_image())
         self._td = SoftTd(self._plan(seed, app_id), self._folder, random, self._calls)
 
@@ -262,7 +270,11 @@ class Simulator:
         self._td.reset()
 
     def close(self) -> None:
-        """Let another program have the state folder, and wipe the keys made here."""
+        """Let another program have the state folder, and wipe the app's keys if made here.
+
+        What signs evidence is not wiped. With a seed that was handed in, the process keeps it for
+        the next TD of that seed, as long as it is one of the last four.
+        """
         self._halt()
         if self._folder is not None:
             self._folder.close()
@@ -284,6 +296,11 @@ def _refuse_other_types(
         raise UsageError("app_keys are AppKeys, for a file see AppKeys.load")
     if state_dir is not None and not isinstance(state_dir, (str, os.PathLike)):
         raise UsageError("state_dir is a path")
+
+
+def _checked_app_id(app_id: bytes) -> bytes:
+    check_bytes("an app id", app_id, 20)
+    return app_id
 
 
 def _os_image_hash(vm_config: str) -> bytes:

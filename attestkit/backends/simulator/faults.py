@@ -11,7 +11,7 @@ import errno
 import os
 import re
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, NamedTuple, TypeAlias
 from weakref import WeakMethod
 
@@ -191,7 +191,7 @@ class Faults:
                 nothing goes wrong yet.
 
         Raises:
-            UsageError: There is no such fault.
+            UsageError: There is no such fault, or they are a mapping or no list at all.
         """
         if isinstance(faults, Faults):
             return faults
@@ -199,7 +199,8 @@ class Faults:
             faults = faults.replace(",", " ").split()
         if faults is None:
             return cls()
-        if not isinstance(faults, Iterable):
+        # A mapping would give its names alone: each once, whatever the counts.
+        if isinstance(faults, Mapping) or not isinstance(faults, Iterable):
             raise UsageError("faults are text, as in 'ebusy:3 slow:2s', or a list of it")
         return cls(map(_one, faults))
 

@@ -1,9 +1,9 @@
 """What follows from a seed and a scenario: PKI, quoting enclave, trust anchor, launch."""
 
-from functools import lru_cache
 from typing import Final
 
 from attestkit.backends.simulator.image import simulated_image
+from attestkit.backends.simulator.issue_cache import IssueCache
 from attestkit.backends.simulator.pki import SimulatedPki
 from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
 from attestkit.backends.simulator.scenarios import Scenario, given
@@ -14,13 +14,7 @@ __all__ = ["issued", "launched"]
 _LIVE: Final = {"rtmr0", "rtmr1", "rtmr2", "rtmr3", "report_data"}  # not fixed at launch
 
 
-@lru_cache(maxsize=4)
-def issued(seed: bytes, scenario: Scenario) -> tuple[SimulatedPki, QuotingEnclave, bytes]:
-    """Return PKI, quoting enclave and trust anchor.
-
-    A suite opens a TD for each test, most of them of one seed, and these are half of what that
-    costs. Only a few are kept: they hold secrets.
-    """
+def _issue(seed: bytes, scenario: Scenario) -> tuple[SimulatedPki, QuotingEnclave, bytes]:
     pki = SimulatedPki(seed, config=scenario.pki)
     maker = pki if scenario.maker is None else pki.other(scenario.maker)
     enclave = QuotingEnclave(maker, scenario.platform_id, config=scenario.quote)
@@ -28,6 +22,10 @@ def issued(seed: bytes, scenario: Scenario) -> tuple[SimulatedPki, QuotingEnclav
     if isinstance(anchor, str):
         anchor = pki.other(anchor).root_der
     return pki, enclave, given(anchor, pki.root_der)
+
+
+issued: Final = IssueCache(_issue)
+"""PKI, quoting enclave and trust anchor: half of what a TD costs, and a suite opens one a test."""
 
 
 def launched(scenario: Scenario, mr_config_id: bytes) -> TdBody:

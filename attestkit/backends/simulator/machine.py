@@ -120,10 +120,11 @@ class Machine:
         self.tree = Tree()
         self._faults = faults
         scenario, snp = setup.scenario, setup.provider == "sev_guest"
-        self._pki, enclave, self._root = issued(seed, scenario)
+        # A process emulates one machine, often of a random seed: nothing is kept for another.
+        self._pki, enclave, self._root = issued(seed, scenario, keep=False)
         self._chip = None
         if snp:
-            self._chip, self._root = issued_chip(seed, scenario)
+            self._chip, self._root = issued_chip(seed, scenario, keep=False)
         self._now = now
         self._release = EmulatedKernel.parse(setup.kernel)
         self._td = EmulatedTd(

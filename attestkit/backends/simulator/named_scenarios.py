@@ -1,7 +1,8 @@
 """Scenarios by name: what can be wrong, or odd, with a simulated platform and its endorsements.
 
-Each gives a quote and collateral that a strict verifier judges as named, at whatever time the
-simulator's clock shows. Most names are those of the simulated PKI's published test vectors.
+Each gives a quote and collateral that a strict verifier judges as named whenever the simulator's
+clock shows a time from 2020 to 2049 (UTC), in which its certificates are valid; `snp-vcek-expired`
+from February 2020. Most names are those of the simulated PKI's published test vectors.
 """
 
 from dataclasses import replace
@@ -128,15 +129,17 @@ _ALTERED: Final = {
     ),
     "vendor-id-wrong": Named(
         _quote(QuoteConfig(vendor_id=bytes(16))),
-        "quote_format",
+        "qe_vendor_id",
         "the quote is of an unknown vendor's quoting enclave",
     ),
     "truncated": Named(
-        _quote(QuoteConfig(cut=100)), "quote_format", "the last 100 bytes of the quote are missing"
+        _quote(QuoteConfig(cut=100)),
+        "sig_data_truncated",
+        "the last 100 bytes of the quote are missing",
     ),
     "attestation-key-unbound": Named(
         _quote(QuoteConfig(attestation_key=_STRANGER, bound_key="platform/0/attestation")),
-        "attestation_key_unbound",
+        "qe_binding",
         "the quoting enclave vouches for another key than the one that signed",
     ),
     "qe-report-wrong-pck-key": Named(

@@ -40,6 +40,7 @@ __all__ = ["SimulatedPki", "SimulatedPlatform", "collateral_window", "derive", "
 _SALT: Final = b"attestkit/sim-pki/v1"
 _DAY: Final = 86400  # seconds
 _LAST_DAY: Final = 2_932_896  # 9999-12-31, the last that datetime knows
+_EARLIEST: Final = -631_152_000  # 1950-01-01, the first second that X.509 knows
 
 _ROOT: Final = "root-ca"
 _PCK_CA: Final = "pck-platform-ca"
@@ -144,7 +145,8 @@ class SimulatedPki:
             config: what to say otherwise than by default.
 
         Raises:
-            UsageError: `now` is not a time from 1970-01-02 to 9999-12-02.
+            UsageError: `now` is not a time from 1970-01-02 to 9999-12-02, or a `next_update` of
+                `config` leads out of 1950 to 9999.
         """
         config = config or CollateralConfig()
         issue, next_update = collateral_window(now - config.age.total_seconds())
@@ -249,9 +251,12 @@ def collateral_window(now: float) -> tuple[int, int]:
 
 def _end(end: int | timedelta | None, issue: int, default: int) -> int:
     """Return when a part ends that was issued at `issue`."""
-    if isinstance(end, timedelta):
-        return issue + int(end.total_seconds())
-    return given(end, default)
+    if not isinstance(end, timedelta):
+        return given(end, default)
+    moment = issue + int(end.total_seconds())
+    if not _EARLIEST <= moment < (_LAST_DAY + 1) * _DAY:
+        raise UsageError("next_update: the end must be in 1950 to 9999")
+    return moment
 
 
 def _altered(config: CollateralConfig, part: str, text: str) -> str:

@@ -30,6 +30,13 @@ __all__ = [
 _T = TypeVar("_T")
 _INTEL_QE_VENDOR_ID: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 
+# The times of certificates and CRLs (RFC 5280), as datetime has them and in Unix seconds.
+_FIRST: Final = datetime(1950, 1, 1, tzinfo=timezone.utc)
+_LAST: Final = datetime.max.replace(tzinfo=timezone.utc)
+_LAST_UTC_TIME: Final = _LAST.replace(year=2049)
+_FIRST_SECOND, _LAST_SECOND = -631_152_000, 253_402_300_799
+_LONGEST_SERIAL: Final = (1 << 159) - 1  # 20 octets, of serial and CRL numbers
+
 _BYTES: Final = {
     "fmspc": 6,
     "pceid": 2,
@@ -66,21 +73,44 @@ def given(value: _T | None, default: _T) -> _T:
 
 
 def _check_sizes(config: "PkiConfig | QuoteConfig | SnpConfig") -> None:
-    """Check each field that has a fixed number of bytes or bits; None is left alone."""
+    """Check each field that has a fixed number of bytes or bits, or the None that it began as."""
     for field in fields(config):
         value = getattr(config, field.name)
-        if value is None:
+        if value is None and field.default is None:
             continue
         size, bits = _BYTES.get(field.name), _BITS.get(field.name)
-        if size is not None and len(value) != size:
-            raise UsageError(f"{field.name} is {size} bytes, not {len(value)}")
+        if size is not None and (not isinstance(value, bytes) or len(value) != size):
+            found = len(value) if isinstance(value, bytes) else type(value).__name__
+            raise UsageError(f"{field.name} is {size} bytes, not {found}")
         if bits is not None:
             _check_range(field.name, value, (1 << bits) - 1)
 
 
-def _check_range(name: str, value: int, highest: int) -> None:
-    if not 0 <= value <= highest:
-        raise UsageError(f"{name} must be in 0 to {highest}, not {value}")
+def _check_range(name: str, value: object, highest: int, lowest: int = 0) -> None:
+    if not isinstance(value, int):
+        raise UsageError(f"{name} must be an integer, not a {type(value).__name__}")
+    if not lowest <= value <= highest:
+        raise UsageError(f"{name} must be in {lowest} to {highest}, not {value}")
+
+
+def _check_validity(config: "PkiConfig | SnpConfig", own_end: str, last: datetime) -> None:
+    """Check the times of certificates, of which one kind may have an end of its own."""
+    for name in ("not_before", "not_after", own_end):
+        moment = getattr(config, name)
+        if moment is None and name == own_end:
+            continue
+        # Aware is what has an offset, not only a tzinfo.
+        aware = isinstance(moment, datetime) and moment.utcoffset() is not None
+        if not aware or not _FIRST <= moment <= last:
+            raise UsageError(f"{name} must be an aware datetime in 1950 to {last.year}")
+        if moment < config.not_before:
+            raise UsageError(f"{name} is before not_before")
+
+
+def _check_update(name: str, moment: object) -> None:
+    """Check when a part of the collateral is issued or renewed, if that is said in seconds."""
+    if moment is not None and not (name == "next_update" and isinstance(moment, timedelta)):
+        _check_range(name, moment, _LAST_SECOND, _FIRST_SECOND)
 
 
 class _Values:
@@ -135,10 +165,10 @@ class PkiConfig(_Values):
     def __post_init__(self) -> None:
         _check_sizes(self)
         _check_range("sgx_type", self.sgx_type, 2)
-        for name in ("not_before", "not_after", "pck_not_after"):
-            moment = getattr(self, name)
-            if moment is not None and (moment.tzinfo is None or not 1950 <= moment.year < 2050):
-                raise UsageError(f"{name} must be aware and in 1950 to 2049")
+        _check_validity(self, "pck_not_after", _LAST_UTC_TIME)
+        url: object = self.crl_base_url
+        if not isinstance(url, str) or not url.isascii() or not url.isprintable():
+            raise UsageError("crl_base_url must be printable ASCII")
 
 
 class TcbLevel(NamedTuple):
@@ -152,7 +182,11 @@ class TcbLevel(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class TcbInfoConfig(_Values):
-    """The TCB info's body; None stands for what the PKI's configuration or the clock says."""
+    """The TCB info's body; None stands for what the PKI's configuration or the clock says.
+
+    Raises:
+        UsageError: a time is none, or outside 1950 to 9999; the text names it.
+    """
 
     id: str = "TDX"
     version: int = 3
@@ -175,10 +209,18 @@ class TcbInfoConfig(_Values):
         TcbLevel(4, "2024-03-13T00:00:00Z", "OutOfDate", ("INTEL-SA-99998",)),
     )
 
+    def __post_init__(self) -> None:
+        _check_update("issue", self.issue)
+        _check_update("next_update", self.next_update)
+
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class QeIdentityConfig(_Values):
-    """The QE identity's body; None stands for what the PKI's configuration or the clock says."""
+    """The QE identity's body; None stands for what the PKI's configuration or the clock says.
+
+    Raises:
+        UsageError: a time is none, or outside 1950 to 9999; the text names it.
+    """
 
     id: str = "TD_QE"
     version: int = 2
@@ -193,16 +235,36 @@ class QeIdentityConfig(_Values):
     # None: the platform's own ISVSVN is UpToDate, 2 is OutOfDate.
     levels: tuple[TcbLevel, ...] | None = None
 
+    def __post_init__(self) -> None:
+        _check_update("issue", self.issue)
+        _check_update("next_update", self.next_update)
+
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class CrlConfig(_Values):
-    """One CRL; None stands for what the clock says."""
+    """One CRL; None stands for what the clock says.
 
-    revoked: tuple[int | str, ...] = ()  # serial numbers, or labels of the PKI's certificates
+    Raises:
+        UsageError: a number is none of X.509's, or a time outside 1950 to 9999; the text names it.
+    """
+
+    # Serial numbers, positive and of at most 20 octets, or labels of the PKI's certificates.
+    revoked: tuple[int | str, ...] = ()
     this_update: int | None = None  # Unix seconds
     next_update: int | timedelta | None = None  # Unix seconds, or how long after the issue
     number: int | None = None  # None: thisUpdate in days
     key: P256Key | str | None = None  # who signs, or its label; None: the CRL's issuer
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.revoked, tuple):  # a label alone would be taken letter by letter
+            raise UsageError("revoked must be a tuple of serial numbers and labels")
+        for one in self.revoked:
+            if not isinstance(one, str):
+                _check_range("revoked", one, _LONGEST_SERIAL, 1)
+        if self.number is not None:
+            _check_range("number", self.number, _LONGEST_SERIAL)
+        _check_update("this_update", self.this_update)
+        _check_update("next_update", self.next_update)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -264,6 +326,8 @@ class QuoteConfig(_Values):
 
     def __post_init__(self) -> None:
         _check_sizes(self)
+        if not isinstance(self.qe_auth_data, bytes):
+            raise UsageError("qe_auth_data must be bytes")
         _check_range("the size of qe_auth_data", len(self.qe_auth_data), 0xFFFF)
         _check_range("padding", self.padding, 1 << 20)
         _check_range("cut", self.cut, 1 << 12)
@@ -289,6 +353,7 @@ class SnpConfig(_Values):
 
     def __post_init__(self) -> None:
         _check_sizes(self)
+        _check_validity(self, "vcek_not_after", _LAST)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -296,7 +361,8 @@ class Scenario(_Values):
     """One simulated platform with its evidence's and its endorsements' peculiarities.
 
     Raises:
-        UsageError: the platform or the version of the quotes is an unknown one.
+        UsageError: the platform or the version of the quotes is an unknown one, or the trust
+            anchor is neither DER nor a label.
     """
 
     platform: Literal["tdx", "snp"] = "tdx"
@@ -319,6 +385,9 @@ class Scenario(_Values):
             raise UsageError(f"platform is tdx or snp, not {self.platform!r}")
         if self.quote_version not in (None, 4, 5):
             raise UsageError(f"quote_version is 4 or 5, not {self.quote_version!r}")
+        anchor: object = self.trust_anchor
+        if anchor is not None and not isinstance(anchor, (bytes, str)):
+            raise UsageError("trust_anchor is DER or a label")
 
 
 def chosen_scenario(chosen: object, platform: object = None) -> Scenario:

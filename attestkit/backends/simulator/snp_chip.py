@@ -7,7 +7,6 @@ authorities sign with RSA-PSS (see `_crypto.amd_certificates`).
 
 import struct
 from collections.abc import Callable
-from functools import lru_cache, partial
 from typing import Final
 from uuid import UUID
 
@@ -19,6 +18,7 @@ from attestkit._crypto.amd_certificates import (
 from attestkit._crypto.p384 import P384_ORDER, P384Key
 from attestkit._crypto.x509 import Window
 from attestkit.backends.simulator.image import simulated_snp_image
+from attestkit.backends.simulator.issue_cache import IssueCache
 from attestkit.backends.simulator.pki import derive, serial_number
 from attestkit.backends.simulator.scenarios import Scenario, SnpConfig, given
 
@@ -139,15 +139,17 @@ class SimulatedChip:
         return entries + bytes(_TABLE_ENTRY.size) + contents
 
 
-@lru_cache(maxsize=4)
-def issued_chip(seed: bytes, scenario: Scenario) -> tuple[SimulatedChip, bytes]:
-    """Return the chip and the trust anchor; a few are kept, as in `issued`."""
-
+def _issue(seed: bytes, scenario: Scenario) -> tuple[SimulatedChip, bytes]:
     def chip(label: str | None) -> SimulatedChip:
         of = seed if label is None else derive(seed, f"seed/{label}", 32)
-        return SimulatedChip(partial(derive, of), scenario.snp)
+        # No partial: its repr would show the seed.
+        return SimulatedChip(lambda name, length: derive(of, name, length), scenario.snp)
 
     made, anchor = chip(scenario.maker), scenario.trust_anchor
     if anchor is None and scenario.maker is None:
         return made, made.ark_der
     return made, anchor if isinstance(anchor, bytes) else chip(anchor).ark_der
+
+
+issued_chip: Final = IssueCache(_issue)
+"""The chip and the trust anchor."""

@@ -56,9 +56,7 @@ class SnpSimulator(Simulator):
         self.mr_config = _document_in(vm_config) or self._own_document(seed, app_id)
         self.vm_config = snp_vm_config(self.mr_config) if vm_config is None else vm_config
         self._host_data = host_data(self.mr_config)
-        # A random seed never comes again, so what follows from it is not kept.
-        make = issued_chip if self._seeded else issued_chip.__wrapped__
-        self._chip, self.trust_anchor = make(seed, self._scenario)
+        self._chip, self.trust_anchor = issued_chip(seed, self._scenario, keep=self._seeded)
 
     def _own_document(self, seed: bytes, app_id: bytes) -> str:
         compose, keys = self.app_compose, self.app_keys

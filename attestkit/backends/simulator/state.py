@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from attestkit._json import decode_strictly
 from attestkit.errors import BackendBusyError, BackendError, UsageError
 from attestkit.event_log import Rtmrs
 
@@ -88,14 +89,14 @@ class StateFolder:
         """
         path = self.path / REGISTERS
         try:
-            fields = json.loads(path.read_bytes())
+            fields = decode_strictly(path.read_bytes())
             zero, one, two, three = (bytes.fromhex(value) for value in fields["rtmrs"])
             state = State(str(fields["boot_id"]), str(fields["launch"]), (zero, one, two, three))
         except FileNotFoundError:
             return None
         except OSError as error:
             raise _unusable(path, error) from error
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise BackendError(
                 f"{path} is damaged; remove it to boot the simulated TD again"
             ) from error
