@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -20,6 +20,7 @@ GONE: Final = 499
 
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 Message: TypeAlias = MutableMapping[str, Any]
+App: TypeAlias = Callable[..., Awaitable[None]]
 
 
 class Cycle(RequestResponseCycle):
@@ -38,6 +39,15 @@ class Cycle(RequestResponseCycle):
     size = 0  # bytes of the body
     request_id = b""
     on_end: Callable[["Cycle"], None] | None = None
+
+    async def answer(self, app: App, scope: Message, receive: object, send: object) -> None:
+        """Call the application; that we cut it off, see drain, is no failure of it."""
+        try:
+            await app(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self.transport.is_closing():
+                raise  # not by us, who end the connection first
+            self.leave()
 
     async def send(self, message: Message) -> None:  # type: ignore[override]  # any mapping will do
         """Take a piece of the response."""

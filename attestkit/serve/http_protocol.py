@@ -350,7 +350,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - as inherited
         self._working = cast("Cycle", cycle)
-        super()._start_asgi_task(cycle, app)
+        # By its class: it is made one only when this returns, see above.
+        super()._start_asgi_task(cycle, partial(Cycle.answer, self._working, app))
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""

@@ -79,11 +79,16 @@ class LoopThread:
             return self._loop
 
     def close(self) -> None:
-        """End the thread, and whatever is still at work there; a second call does nothing."""
+        """End the thread, and whatever is still at work there.
+
+        A second call does nothing, nor does one in a fork, which has no such thread.
+        """
+        if self._process != os.getpid():
+            return
         with self._lock:
             self._closed = True
             thread, self._thread = self._thread, None
-        if thread is None or self._process != os.getpid():
+        if thread is None:
             return
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -140,6 +145,7 @@ class Served:
         self._places = places
         self._options = options or Options(limits=_AT_ONCE)
         self._thread = thread
+        self._process = os.getpid()
         self._stack = ExitStack()
 
     def __enter__(self) -> Ready:
@@ -155,7 +161,7 @@ class Served:
             wired = wire(self._attester, self._places, self._options, stack)
             task = thread.run(lambda: _begin(wired))
             stack.callback(thread.run, lambda: _end(task))
-            self._stack = stack.pop_all()
+            self._process, self._stack = os.getpid(), stack.pop_all()
         return wired.ready
 
     def __exit__(
@@ -164,7 +170,8 @@ class Served:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stack.close()
+        if self._process == os.getpid():  # else it is a fork, and the server its parent's
+            self._stack.close()
 
 
 async def _begin(wired: Wired) -> "asyncio.Task[int]":

@@ -135,6 +135,7 @@ class UnixListener:
         group_id = -1 if group is None else _group_id(group)
         self.path = path
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._process = os.getpid()
         self._file: _FileId | None = None
         try:
             _remove_stale(path)
@@ -157,7 +158,12 @@ class UnixListener:
         self.unlink()
 
     def unlink(self) -> None:
-        """Remove the path while it still leads to this socket; who is connected stays so."""
+        """Remove the path while it still leads to this socket; who is connected stays so.
+
+        A fork removes none: the socket is its parent's.
+        """
+        if self._process != os.getpid():
+            return
         with contextlib.suppress(OSError):  # gone already, or no longer ours to remove
             if self._file is not None and _file_id(self.path) == self._file:
                 self.path.unlink()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["tee", "tee_factory", "tee_session"]
 
 _CONTRACT = "attestkit.testing.contract"
+_REWRITER = "_pytest.assertion.rewrite"
 
 
 def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -37,6 +38,21 @@ def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
         known.clear()
     if _CONTRACT not in sys.modules:
         pytest.register_assert_rewrite(_CONTRACT)
+
+
+_TEST = pytest.StashKey[pytest.Item | None]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Note whose turn it is, for what a TEE of the run sets on its behalf."""
+    item.config.stash[_TEST] = item
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """From here on nothing would be put back any more."""
+    item.config.stash[_TEST] = None
 
 
 class _Run(NamedTuple):
@@ -57,26 +73,34 @@ def _attestkit_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Run]:
 
 
 def _made(
-    run: _Run, patch: pytest.MonkeyPatch, stack: ExitStack, options: dict[str, Any]
+    run: _Run, setenv: Callable[[str, str], object], stack: ExitStack, options: dict[str, Any]
 ) -> "SimulatedTee":
-    with _no_collection():
+    with _bare_imports():
         from attestkit.testing.tee import SimulatedTee, Surroundings  # late: for runs with TEEs
 
-    around = Surroundings(run.make_folder, patch.setenv, run.loop)
+    around = Surroundings(run.make_folder, setenv, run.loop)
     return stack.enter_context(SimulatedTee(surroundings=around, **options))
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """Let the garbage collector rest: imports leave none, and it would look through all tests."""
-    if not gc.isenabled():
-        yield
-        return
+def _bare_imports() -> Iterator[None]:
+    """Import without what a test run does besides, and has nothing of here.
+
+    The garbage collector would look through all tests, though imports leave no garbage; and pytest
+    would ask of each module whether it is a test, whose asserts it is to rewrite.
+    """
+    kinds = [type(finder).__module__ for finder in sys.meta_path]
+    at = kinds.index(_REWRITER) if _REWRITER in kinds else None
+    hook = None if at is None else sys.meta_path.pop(at)
+    collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if at is not None and hook is not None:
+            sys.meta_path.insert(at, hook)
+        if collects:
+            gc.enable()
 
 
 @pytest.fixture
@@ -91,7 +115,7 @@ def tee_factory(
     with ExitStack() as stack:
 
         def make(**options: Any) -> "SimulatedTee":  # noqa: ANN401 - handed on
-            return _made(_attestkit_run, monkeypatch, stack, options)
+            return _made(_attestkit_run, monkeypatch.setenv, stack, options)
 
         yield make
 
@@ -106,7 +130,20 @@ def tee(tee_factory: "Callable[[], SimulatedTee]") -> "SimulatedTee":
 
 
 @pytest.fixture(scope="session")
-def tee_session(_attestkit_run: _Run) -> "Iterator[SimulatedTee]":
-    """A simulated TEE for all tests of the run; what one test emits the next one finds."""
-    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
-        yield _made(_attestkit_run, patch, stack, {})
+def tee_session(_attestkit_run: _Run, pytestconfig: pytest.Config) -> "Iterator[SimulatedTee]":
+    """A simulated TEE for all tests of the run; what one test emits the next one finds.
+
+    The variables of its `.client` are set until the end of the test that asks for them.
+    """
+    with ExitStack() as stack:
+        yield _made(_attestkit_run, partial(_setenv_for_test, pytestconfig), stack, {})
+
+
+def _setenv_for_test(config: pytest.Config, name: str, value: str) -> None:
+    """Set a variable until the test ends that runs now; between tests there is none to set it for.
+
+    By the test's own `monkeypatch`, for two of them would have to be undone in the right order.
+    """
+    request: Any = getattr(config.stash.get(_TEST, None), "_request", None)
+    if request is not None:
+        request.getfixturevalue("monkeypatch").setenv(name, value)

@@ -1,7 +1,10 @@
 """A simulated TEE for a test: real evidence, real failure, and a server when one is asked for."""
 
 import os
+import shutil
 import tempfile
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
@@ -13,11 +16,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, final
 from attestkit.attester import Attester, open
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.faults import Faults, FaultsLike
-from attestkit.errors import UnsupportedError
+from attestkit.errors import UnsupportedError, UsageError
 from attestkit.report_data import ReportData
+from attestkit.testing import environment
 from attestkit.testing.server import ServerLoop, TeeServer
 
 if TYPE_CHECKING:
+    from attestkit.aio import AsyncAttester
     from attestkit.attestation import AppInfo, Attestation
     from attestkit.backends.simulator.scenarios import Scenario
     from attestkit.collateral import Collateral
@@ -56,7 +61,8 @@ class SimulatedTee:
             seed that everybody knows.
         state_dir: A folder in which the TEE outlives this object; None: it ends with it.
         options: What else the simulator takes: `app_compose`, `app_keys`, `vm_config`, `app_id`,
-            `now`.
+            `now`; and `wait`, which sleeps where the host is slow. Without one such a wait ends
+            with the TEE.
         surroundings: Where folders, environment variables and the server's thread come from. None:
             from this object, which puts everything back when it is closed.
 
@@ -90,6 +96,9 @@ class SimulatedTee:
             "state_dir": state_dir,
         }
         options |= {name: value for name, value in given.items() if value is not None}
+        self._process, self._ended = os.getpid(), threading.Event()
+        options.setdefault("wait", self._ended.wait)  # nobody waits for a host that is slow
+        _refuse_what_cannot_be_called(options)
         self._now: Callable[[], float] | None = options.get("now")
         try:
             if state_dir is None and _names_one_on_disk(faults):
@@ -119,6 +128,23 @@ class SimulatedTee:
         """The backend, for what only it can do."""
         return cast("Simulator", self._attester.backend)
 
+    def _open_simulator(self) -> Simulator:
+        if self._ended.is_set():
+            raise UsageError("this SimulatedTee is closed")
+        return self.simulator
+
+    def aopen(self) -> "AsyncAttester":
+        """Open the TEE for asyncio, as `attestkit.aopen` does: awaited or by `async with`.
+
+        To close it does not end this TEE.
+
+        Raises:
+            UsageError: The TEE is closed.
+        """
+        from attestkit.aio import AsyncAttester  # late: loads asyncio
+
+        return AsyncAttester(_unclosable(self._open_simulator()), {})
+
     def quote(self, report_data: bytes = b"") -> "Quote":
         """Return a TDX quote over `report_data`, 0 to 64 bytes, filled up with zeros.
 
@@ -133,10 +159,10 @@ class SimulatedTee:
         """Return what the platform gives, be it malformed: a quote, from SEV-SNP a report.
 
         Raises:
-            UsageError: There are more than 64 bytes.
+            UsageError: There are more than 64 bytes, or the TEE is closed.
             BackendError: A fault struck.
         """
-        return self.simulator.get_quote(ReportData.pad(report_data))
+        return self._open_simulator().get_quote(ReportData.pad(report_data))
 
     def attest(self, report_data: bytes = b"") -> "Attestation":
         """Return evidence over `report_data`, 0 to 64 bytes, filled up with zeros.
@@ -173,14 +199,19 @@ class SimulatedTee:
 
         Raises:
             UsageError: There is no such fault, or not on this TEE; the text says what there is, and
-                none is armed.
+                none is armed. Or the TEE is closed.
         """
-        self.simulator.faults.arm(faults)
+        self._open_simulator().faults.arm(faults)
 
     def reset(self) -> None:
-        """Boot again: what was emitted is gone, and what was armed goes wrong no more."""
-        self.simulator.faults.clear()
-        self.simulator.reset()
+        """Boot again: what was emitted is gone, and what was armed goes wrong no more.
+
+        Raises:
+            UsageError: The TEE is closed.
+        """
+        simulator = self._open_simulator()
+        simulator.faults.clear()
+        simulator.reset()
 
     # -- its verifier --------------------------------------------------------------------------
 
@@ -192,7 +223,7 @@ class SimulatedTee:
     @property
     def collateral(self) -> "Collateral":
         """What the stand-in for Intel says now; UnsupportedError on SEV-SNP."""
-        return self.simulator.collateral()
+        return self._open_simulator().collateral()
 
     def verifier(self, **options: Any) -> "Verifier":  # noqa: ANN401 - handed on
         """Return a verifier that believes this TEE as far as its scenario lets it.
@@ -259,6 +290,7 @@ class SimulatedTee:
     def client(self) -> dict[str, str]:
         """The environment variables that official clients read, set until the test ends.
 
+        That is the test that asks, also of a TEE that outlives it; the last to be asked counts.
         Without `PCCS_URL` on SEV-SNP.
         """
         variables = {
@@ -280,14 +312,18 @@ class SimulatedTee:
             folder = self._around.make_folder()
             self._outer.callback(_remove_if_empty, folder)
             if len(os.fsencode(folder)) > _LONGEST:
-                short = tempfile.TemporaryDirectory(prefix="ak-")  # mode 0700
-                self._outer.callback(short.cleanup)
-                folder = Path(short.name)
+                folder = _temporary_folder(self._outer)
             self._folder = folder
         return self._folder
 
     def close(self) -> None:
-        """Stop the server if there is one, and end the TEE. A second call does nothing."""
+        """Stop the server if there is one, and end the TEE.
+
+        A second call does nothing, nor does one in a fork: all of it is its parent's.
+        """
+        if self._process != os.getpid():
+            return
+        self._ended.set()
         with self._outer:
             self._inner.close()
 
@@ -303,7 +339,22 @@ class SimulatedTee:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<SimulatedTee, {self._attester!r}>"
+        state = "closed" if self._ended.is_set() else repr(self._attester)
+        return f"<SimulatedTee, {state}>"
+
+
+def _refuse_what_cannot_be_called(options: dict[str, Any]) -> None:
+    for name in ("now", "random", "wait"):
+        if name in options and not callable(options[name]):
+            raise UsageError(f"{name} is a function, not {options[name]!r}")
+
+
+def _unclosable(simulator: Simulator) -> Simulator:
+    """Return the same simulator, state and all, as an object whose `close` does nothing."""
+    kind = type(simulator)
+    same: Any = object.__new__(type(kind.__name__, (kind,), {"close": lambda _: None}))
+    same.__dict__ = simulator.__dict__  # what is armed later is to be seen there too
+    return cast("Simulator", same)
 
 
 def _moment(now: Callable[[], float]) -> datetime:
@@ -319,26 +370,29 @@ def _names_one_on_disk(faults: FaultsLike) -> bool:
 
 def _own_surroundings(stack: ExitStack) -> Surroundings:
     """Return surroundings that are as they were when `stack` ends."""
-    loop = ServerLoop()
+    loop, owner = ServerLoop(), object()
     stack.callback(loop.close)
+    stack.callback(environment.restore, owner)
 
     def make_folder() -> Path:
-        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ak-")))
+        return _temporary_folder(stack)
 
-    def setenv(name: str, value: str) -> None:
-        stack.callback(_restore, name, os.environ.get(name))
-        os.environ[name] = value
+    return Surroundings(make_folder, partial(environment.setenv, owner), loop)
 
-    return Surroundings(make_folder, setenv, loop)
+
+def _temporary_folder(stack: ExitStack) -> Path:
+    """Return a new folder, mode 0700, that is removed with `stack`, or when nobody closes that."""
+    folder = tempfile.mkdtemp(prefix="ak-")
+    # A TemporaryDirectory would be removed by every fork that ends.
+    stack.callback(weakref.finalize(stack, _remove, folder, os.getpid()))
+    return Path(folder)
+
+
+def _remove(folder: str, process: int) -> None:
+    if process == os.getpid():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_if_empty(folder: Path) -> None:
     with suppress(OSError):  # what a test has put there is left to it
         folder.rmdir()
-
-
-def _restore(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value

@@ -184,6 +184,16 @@ def test_the_registers_live_in_every_scenario() -> None:
         assert log.runtime[-1].name == "mine"
 
 
+def test_scenarios_compare_by_what_they_are() -> None:
+    """The same values are the same key of the PKIs that are kept; their text has every field."""
+    one, same = (Scenario(quote=QuoteConfig(altered=("mr_config_id",))) for _ in range(2))
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one not in {Scenario(), QuoteConfig(altered=("mr_config_id",))}
+    assert repr(one).startswith("Scenario(platform='tdx', snp=SnpConfig(")
+    assert "altered=('mr_config_id',)" in repr(one)
+
+
 def test_a_seed_makes_a_scenario_again() -> None:
     """Same seed, scenario and time, same bytes; the stranger's root is another with each seed."""
     one, two = (Simulator(seed=SEED, scenario="wrong-root", now=lambda: NOW) for _ in range(2))

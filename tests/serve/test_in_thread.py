@@ -20,6 +20,7 @@ from attestkit.errors import BackendBusyError, UsageError
 from attestkit.serve import Places
 from attestkit.serve.in_thread import LoopThread, Served
 from attestkit.serve.limits import Limits
+from attestkit.serve.listeners import Listener, run_in_loop
 from attestkit.serve.wiring import Options
 from tests.serve.client import Connection, call
 from tests.serve.engine import Engine, say
@@ -124,6 +125,61 @@ def test_who_is_connected_at_the_end_is_cut_off(
         half.sendall(b"POST /Info HTTP/1.1\r\nContent-Length: 9\r\n\r\n{")
     assert not caplog.records
     gc.collect()  # a connection that nobody closed would complain
+
+
+def test_who_waits_for_the_host_at_the_end_is_cut_off_quietly(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A request that is being answered when the block ends is no failure, and is not logged."""
+    begun, gone = threading.Event(), threading.Event()
+
+    def wait(_: float) -> None:
+        begun.set()
+        gone.wait(PATIENCE)
+
+    def read(client: socket.socket) -> None:
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(1) == b""
+        gone.set()
+
+    path = str(tmp_path / "dstack.sock")
+    simulator = Simulator(seed=SEED, faults="slow:30s", wait=wait)
+    with socket.socket(socket.AF_UNIX) as client, Attester(simulator) as slow:
+        with Served(slow, Places(Path(path))):
+            client.connect(path)
+            client.sendall(b"GET /GetQuote?report_data=ab HTTP/1.1\r\nHost: x\r\n\r\n")
+            reader = threading.Thread(target=read, args=(client,))
+            reader.start()
+            assert begun.wait(PATIENCE)
+        reader.join()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, RuntimeError])
+def test_what_fails_while_a_client_waits_is_logged(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Be it that the application was cancelled: nobody has cut the client off."""
+
+    async def fail(*_: object) -> None:
+        raise error
+
+    async def main() -> None:
+        ready, sock = asyncio.Event(), socket.create_server(FREE)
+        task = asyncio.create_task(run_in_loop([Listener(fail, sock)], ready.set))
+        await asyncio.wait_for(ready.wait(), PATIENCE)
+        reader, writer = await asyncio.open_connection(*sock.getsockname())
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 500 " in await reader.readline()
+        writer.close()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert [(record.name, record.levelname) for record in caplog.records] == [
+        ("uvicorn.error", "ERROR")
+    ]
 
 
 def test_a_log_that_is_followed_is_cut_off(tee: Attester, tmp_path: Path) -> None:

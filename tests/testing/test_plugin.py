@@ -126,63 +126,118 @@ def test_the_same_bytes_everywhere(runs: Runs) -> None:
     )
 
 
+# What tests of the variables share: what they are now, and what they were at first.
+ENVIRONMENT = """
+import os
+import pytest
+
+NAMES = ("DSTACK_SIMULATOR_ENDPOINT", "TAPPD_SIMULATOR_ENDPOINT", "PCCS_URL")
+
+def now():
+    return {name: os.environ.get(name) for name in NAMES}
+
+BEFORE = now()
+
+@pytest.fixture(autouse=True)
+def _put_back():
+    assert now() == BEFORE
+    yield
+
+def teardown_module():
+    assert now() == BEFORE
+"""
+
+
 def test_clients_find_it_by_their_environment(runs: Runs) -> None:
     """The variables are set until the end of the test, and what was there before comes back."""
     runs.setenv("PCCS_URL", "https://before.invalid")
-    result = runs(
-        """
-        import os
+    tests = """
+def test_not_yet(tee):
+    tee.url
+    assert now() == BEFORE
 
-        NAMES = ("DSTACK_SIMULATOR_ENDPOINT", "TAPPD_SIMULATOR_ENDPOINT", "PCCS_URL")
+def test_set(tee):
+    client = tee.client
+    assert client == now()
+    assert client == {
+        NAMES[0]: str(tee.socket), NAMES[1]: str(tee.tappd_socket), NAMES[2]: tee.pccs_url,
+    }
 
-        def now():
-            return {name: os.environ.get(name) for name in NAMES}
+def test_the_last_one_counts(tee_factory):
+    first, second = tee_factory(), tee_factory()
+    assert first.client != second.client
+    assert now() == second.client
+    assert first.client == now()
 
-        BEFORE = now()
+def test_of_a_fixture_and_by_hand(tee):
+    from attestkit.testing import SimulatedTee
+    tee.client
+    with SimulatedTee() as other:
+        assert other.client == now()
+    assert tee.client == now()
 
-        def test_not_yet(tee):
-            tee.url
-            assert now() == BEFORE
+def test_gone():
+    pass
+"""
+    runs(ENVIRONMENT + tests).assert_outcomes(passed=5)
 
-        def test_set(tee):
-            client = tee.client
-            assert client == now()
-            assert client == {
-                NAMES[0]: str(tee.socket), NAMES[1]: str(tee.tappd_socket), NAMES[2]: tee.pccs_url,
-            }
 
-        def test_set_by_the_test_too(tee, monkeypatch):
-            tee.client
-            monkeypatch.setenv("PCCS_URL", "https://other.invalid")
+def test_the_variables_of_the_run_s_tee_are_a_test_s(runs: Runs) -> None:
+    """In whatever order it, the test's own TEE and the test itself set them, nothing is left."""
+    runs.setenv("PCCS_URL", "https://before.invalid")
+    tests = """
+from itertools import permutations
 
-        def test_the_last_one_counts(tee_factory):
-            first, second = tee_factory(), tee_factory()
-            assert first.client != second.client
-            assert now() == second.client
-            assert first.client == now()
+def test_of_the_run(tee_session):
+    assert tee_session.client == now()
 
-        def test_gone():
-            assert now() == BEFORE
+def test_gone():
+    pass
 
-        def test_of_the_run(tee_session):
-            assert tee_session.client == now()
+def test_not_asked(tee_session):
+    assert tee_session.url
 
-        def test_stays(tee_session):
-            assert tee_session.client == now()
+@pytest.mark.parametrize("order", list(permutations(("tee", "tee_session", "monkeypatch"))))
+@pytest.mark.parametrize("asked", list(permutations(range(3))))
+def test_in_every_order(request, order, asked):
+    there = [request.getfixturevalue(name) for name in order]
+    for number in asked:
+        if order[number] == "monkeypatch":
+            there[number].setenv("PCCS_URL", "https://other.invalid")
+        else:
+            assert there[number].client == now()
+"""
+    runs(ENVIRONMENT + tests).assert_outcomes(passed=39)
 
-        def test_comes_back_behind_another(tee, tee_session):
-            assert tee.client == now()
-            assert tee_session.client == now()
-        """
+
+def test_the_variables_of_a_longer_fixture_are_the_first_test_s(runs: Runs) -> None:
+    """One of more than a test gets them set for the test that it is set up for, and no other."""
+    tests = """
+@pytest.fixture(scope="module")
+def longer(tee_session):
+    assert tee_session.client == now()
+    yield
+    assert tee_session.client != now() == BEFORE  # no test is there to set them for
+
+def test_of_a_longer_fixture(longer):
+    assert now() != BEFORE
+
+def test_its_next_test(longer):
+    pass
+"""
+    # The fixture that looks comes first, but for one of a longer scope: that is set up before it.
+    text = ENVIRONMENT.replace("def _put_back():", "def _put_back(request):").replace(
+        "    assert now() == BEFORE\n    yield",
+        "    assert now() == BEFORE or request.node.name == 'test_of_a_longer_fixture'\n    yield",
     )
-    result.assert_outcomes(passed=8)
+    runs(text + tests).assert_outcomes(passed=2)
 
 
 def test_nothing_is_loaded_before_it_is_asked_for(runs: Runs) -> None:
     """Other test runs load the plugin alone, a TEE no server, and no thread begins before it."""
     result = runs(
         """
-        import sys, threading
+        import gc, sys, threading
 
         def loaded(*names):
             return [name for name in names if name in sys.modules]
@@ -198,6 +253,9 @@ def test_nothing_is_loaded_before_it_is_asked_for(runs: Runs) -> None:
             assert not loaded("attestkit.serve", "uvicorn", "uvloop", "dcap_qvl", "asyncio")
             assert not loaded("attestkit.verifier", "cryptography.x509", "nacl")
             assert threading.active_count() == 1
+            assert (sys.meta_path, gc.isenabled()) == (FINDERS, True)
+
+        FINDERS = [*sys.meta_path]
 
         def test_server(tee):
             assert tee.url.startswith("http://127.0.0.1:")
@@ -326,7 +384,6 @@ def test_a_long_folder_is_no_obstacle(runs: Runs, tmp_path: Path) -> None:
 
 CLIENTS = """
     import asyncio
-    import attestkit
     import httpx
     import pytest
     from attestkit import Collateral, Quote
@@ -360,10 +417,13 @@ CLIENTS = """
 
     MARK
     async def test_async_attester(tee):
-        async with attestkit.aopen(tee.simulator) as attester:
+        async with tee.aopen() as attester:
             await attester.emit_event("model", b"1")
             evidence = await attester.attest(b"x")
             assert evidence.quote == tee.quote(b"x")
+        tee.event_log().check(tee.quote())
+        assert tee.event_log().events[-1].name == "model"
+        assert tee.keys.derive("path")
 
     MARK
     async def test_async_http(tee_session):

@@ -1,8 +1,14 @@
 """A SimulatedTee without pytest: what it gives, and that it puts everything back."""
 
+import asyncio
 import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +21,11 @@ from attestkit.errors import PolicyError, SignatureError, UnsupportedError, Usag
 from attestkit.testing import SimulatedTee
 from attestkit.testing.server import ServerLoop
 from attestkit.testing.tee import SEED, Surroundings
-from tests.serve.client import call
+from tests.serve.client import Connection, call
 
 NAMES = ("DSTACK_SIMULATOR_ENDPOINT", "TAPPD_SIMULATOR_ENDPOINT", "PCCS_URL")
+ASKED = {"report_data": "ab"}
+LONG = 15.0  # seconds; half of what a host is slow for here
 
 
 @pytest.fixture(autouse=True)
@@ -43,12 +51,45 @@ def test_it_puts_back_what_it_changed() -> None:
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("asked", list(permutations(range(3))))
+@pytest.mark.parametrize("closed", list(permutations(range(3))))
+def test_several_put_back_what_they_changed(
+    asked: tuple[int, ...], closed: tuple[int, ...]
+) -> None:
+    """In whatever order they end, the last that was asked of those still there counts."""
+    around = os.environ["PCCS_URL"]
+    tees = [SimulatedTee(seed=bytes([number] * 32)) for number in range(3)]
+    left = [tees[number] for number in asked]
+    urls = {tee: tee.client["PCCS_URL"] for tee in left}
+    for number in closed:
+        assert os.environ["PCCS_URL"] == urls[left[-1]]
+        tees[number].close()
+        left.remove(tees[number])
+    assert os.environ["PCCS_URL"] == around
+
+
+def test_a_variable_that_another_changed_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not put back over what was set meanwhile."""
+    with SimulatedTee() as tee, pytest.MonkeyPatch.context() as patch:
+        assert tee.client
+        patch.setenv("PCCS_URL", "https://theirs.invalid")
+        tee.close()
+        assert os.environ["PCCS_URL"] == "https://theirs.invalid"
+    monkeypatch.setenv("PCCS_URL", "before")
+
+
 def test_a_second_close_does_nothing() -> None:
     """Nor is a closed one opened again by its server."""
     tee = SimulatedTee()
     tee.close()
     tee.close()
-    for asked in (tee.quote, lambda: tee.url, lambda: tee.pccs_url, lambda: tee.client):
+    assert repr(tee) == "<SimulatedTee, closed>"
+    for asked in (
+        *(tee.quote, tee.raw_quote, tee.attest, tee.event_log, tee.info, tee.reset, tee.aopen),
+        *(tee.verifier, lambda: tee.arm("eio"), lambda: tee.emit("a"), lambda: tee.collateral),
+        *(lambda: tee.url, lambda: tee.pccs_url, lambda: tee.client),
+        *(lambda: tee.keys.derive("a"), lambda: tee.verify(b"", report_data=None)),
+    ):
         with pytest.raises(UsageError, match="closed"):
             asked()
 
@@ -70,7 +111,10 @@ def test_the_seed_decides() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"quote_version": 3}, {"platform": "sgx"}, {"scenario": "x"}, {"faults": "x"}, {"faults": 1}],
+    [
+        *({"quote_version": 3}, {"platform": "sgx"}, {"scenario": "x"}, {"faults": "x"}),
+        *({"faults": 1}, {"now": 5}, {"now": None}, {"wait": 5}, {"random": b"x"}),
+    ],
 )
 def test_what_cannot_be_is_refused(options: dict[str, Any]) -> None:
     """The error comes from the simulator, and leaves nothing behind."""
@@ -146,6 +190,30 @@ def test_faults_strike_and_end() -> None:
             assert tee.quote() == before
 
 
+def test_a_slow_host_keeps_no_test(caplog: pytest.LogCaptureFixture) -> None:
+    """A client's own timeout can be tested: the end waits for no host, and nothing is logged."""
+    for at_first in (True, False):
+        with SimulatedTee(faults="slow:30s" if at_first else None) as tee:
+            if not at_first:
+                assert call(tee.url, "GetQuote", ASKED).status == 200
+                tee.arm("slow:30s, slow:30s")
+            with closing(Connection(tee.url)) as client:
+                client.timeout = 0.2
+                with pytest.raises(TimeoutError):
+                    client.call("GetQuote", ASKED)
+            begin = time.monotonic()
+        assert time.monotonic() - begin < LONG
+    assert not caplog.records
+
+
+def test_a_wait_of_the_caller_s_own_stays() -> None:
+    """Whoever says how the host is waited for is asked."""
+    waits: list[float] = []
+    with SimulatedTee(faults="slow:5s", wait=waits.append) as tee:
+        tee.quote()
+    assert waits == [5.0]
+
+
 def test_a_torn_journal_has_a_file_to_tear(tmp_path: Path) -> None:
     """The log is in a folder of the TEE's own, unless the caller has one."""
     with SimulatedTee(faults=iter(["torn_journal"])) as tee:
@@ -156,6 +224,52 @@ def test_a_torn_journal_has_a_file_to_tear(tmp_path: Path) -> None:
     with tee, pytest.raises(attestkit.errors.JournalError):
         tee.emit("event")
     assert (tmp_path / "mine").is_dir()
+
+
+FORK = """
+import os, sys, urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+from attestkit.attester import Attester
+from attestkit.backends.simulator import Simulator
+from attestkit.serve import Places
+from attestkit.serve.in_thread import Served
+from attestkit.testing import SimulatedTee
+
+def there():
+    return [path.is_socket() for path in paths] + [folder.is_dir(), os.environ["PCCS_URL"] != ""]
+
+with ExitStack() as stack:
+    tee = stack.enter_context(SimulatedTee(faults="torn_journal"))
+    folder = tee.socket.parent
+    served = Served(stack.enter_context(Attester(Simulator())), Places(folder / "other"))
+    stack.enter_context(served)
+    paths = [tee.socket, tee.tappd_socket, folder / "other"]
+    tee.client
+    if (child := os.fork()) == 0:
+        END  # the stack unwinds, and what is to be done at the end is done
+    status = os.waitpid(child, 0)[1]
+    assert there() == [True] * 5, there()
+    with urllib.request.urlopen(f"{tee.url}/Version") as answer:
+        assert answer.status == 200
+if status:
+    sys.exit("the child failed")
+assert not folder.exists()
+"""
+
+
+@pytest.mark.parametrize("end", ["sys.exit()", "tee.close(); sys.exit()"])
+def test_a_fork_ends_nothing_of_its_parent_s(end: str, tmp_path: Path) -> None:
+    """A child that unwinds its stack and exits leaves the sockets, the folder and the server."""
+    result = subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK.replace("END", end)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_one_loop_for_many(tmp_path: Path) -> None:
@@ -177,6 +291,39 @@ def test_one_loop_for_many(tmp_path: Path) -> None:
         assert two.client == set_here
     assert [path.name for path in tmp_path.iterdir()] == ["0"]  # where something was left
     loop.close()
+
+
+@pytest.mark.parametrize("platform", ["tdx", "snp"])
+def test_async_code_does_not_end_it(platform: str) -> None:
+    """An AsyncAttester has the same TEE, and leaves it as it is when its block ends."""
+
+    async def main(tee: SimulatedTee) -> None:
+        for _ in range(2):
+            async with tee.aopen() as attester:
+                evidence = await attester.attest(b"x")
+                assert attester.simulated
+                assert evidence.to_bytes() == tee.attest(b"x").to_bytes()
+            with pytest.raises(UsageError, match="closed"):
+                await attester.attest(b"x")
+        attester = await tee.aopen()
+        tee.arm("slow:5s")
+        waiting = asyncio.create_task(attester.attest(b"x"))
+        assert await asyncio.to_thread(begun.wait, LONG)
+        assert not waiting.done()  # the event loop is not what waits for the host
+        go_on.set()
+        assert (await waiting).report_data[:1] == b"x"
+        await attester.close()
+
+    def wait(_: float) -> None:
+        begun.set()
+        assert go_on.wait(LONG)
+
+    begun, go_on = threading.Event(), threading.Event()
+    with SimulatedTee(platform=platform, wait=wait) as tee:
+        asyncio.run(main(tee))
+        assert tee.attest(b"x").report_data[:1] == b"x"
+        assert tee.keys.derive("path")
+        assert call(tee.url, "Info").status == 200
 
 
 def test_threads_start_one_server() -> None:
