@@ -15,7 +15,7 @@ ARGS ?=
 
 help:
 	@echo "make serve   start the server (options in ARGS='...')"
-	@echo "make test    run the tests; ARGS='-m slow' those that take over ten seconds each"
+	@echo "make test    run the tests; ARGS='-m slow' those that take long"
 	@echo "make lint    run every check that is not a test"
 	@echo "make bench   run the benchmarks, each beside a named peer; the tables are in docs/benchmarks/"
 	@echo "make growth  time and memory against the size of the input; docs/benchmarks/growth.md"

@@ -35,6 +35,7 @@ def bench(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_json_has_every_row_beside_its_peers(capsys: pytest.CaptureFixture[str]) -> None:
     """Times are positive, ratios are those of the times, and the host is described."""
     found = bench(capsys)
@@ -49,6 +50,7 @@ def test_json_has_every_row_beside_its_peers(capsys: pytest.CaptureFixture[str])
     assert "json, hashlib" in rows[f"json-{SHORT}"]["seconds"]
 
 
+@pytest.mark.slow
 def test_installed_peers_agree_with_us(capsys: pytest.CaptureFixture[str]) -> None:
     """Nobody who is installed is left out: a peer that had another result would be."""
     left_out = [row["left_out"] for row in bench(capsys)["rows"]]
@@ -56,6 +58,7 @@ def test_installed_peers_agree_with_us(capsys: pytest.CaptureFixture[str]) -> No
     assert all(reason.startswith("not installed") for reason in reasons), reasons
 
 
+@pytest.mark.slow
 def test_people_get_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     """A line per peer, and what the machine is."""
     assert main(["bench", "--seconds", "0.2"]) == 0

@@ -19,6 +19,8 @@ from tests.cli import evidence_files, schemas
 from tests.cli.evidence_files import Files
 from tests.serve.server import environment
 
+pytestmark = pytest.mark.slow  # hundreds of programs
+
 SIMULATED: Final = ["--backend", "simulator", "--option", f"seed={'11' * 32}"]
 PATIENCE: Final = 120  # seconds
 Capture = pytest.CaptureFixture[str]

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from attestkit.event_log.journal import BOOT_ID, LOG, PENDING, VERSION
 from tests.serve.server import environment
 
@@ -30,6 +32,7 @@ MORE = {
 }
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_is_survived(tmp_path: Path) -> None:
     """The next program's log replays to the register, has what was acknowledged, and goes on."""
     folder = tmp_path / "machine"

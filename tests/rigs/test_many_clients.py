@@ -18,7 +18,7 @@ import pytest
 import attestkit
 from tests.rigs.emulator import ROOT, Emulator, emulator, environment, requires_fuse
 
-pytestmark = [pytest.mark.rig, requires_fuse]
+pytestmark = [pytest.mark.rig, pytest.mark.slow, requires_fuse]
 
 THREADS: Final = 8
 PROCESSES: Final = 4

@@ -19,7 +19,7 @@ from tests.rigs.attestkit_run import SHELL, requires_run, run, verify_files
 from tests.rigs.emulator import Emulator, emulator, environment, requires_fuse
 from tests.rigs.file_calls import NONCE, get, new_entry
 
-pytestmark = [pytest.mark.rig, requires_fuse]
+pytestmark = [pytest.mark.rig, pytest.mark.slow, requires_fuse]
 
 SNP = [name for name, named in NAMED.items() if named.scenario.platform == "snp"]
 
