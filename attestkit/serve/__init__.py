@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from attestkit.keys import AppKeys
     from attestkit.serve.access_log import AccessLog
     from attestkit.serve.limits import Limits
+    from attestkit.serve.wiring import Wired
     from attestkit.verifier.pipeline import Verifier
 
 __all__ = ["Places", "Ready", "serve"]
@@ -131,19 +132,26 @@ def serve(  # noqa: PLR0913 - everything by name
     )
     with ExitStack() as stack:
         wired = wire(attester, places, options, stack)
-        from attestkit.serve import listeners  # uvicorn: for those who serve, not all who import
-
-        def stop() -> None:
-            wired.unlink()
-            on_stop()
-
-        cut_off = listeners.run(
-            wired.listeners,
-            lambda: on_ready(wired.ready),
-            stop,
-            [partial(work, wired.ready) for work in background],
-        )
+        cut_off = _run(wired, on_ready, on_stop, background)
         if cut_off:
             wired.flush()
             stack.pop_all()  # what their requests wait for may take for ever
         return cut_off
+
+
+def _run(
+    wired: "Wired",
+    on_ready: Callable[[Ready], None],
+    on_stop: Callable[[], None],
+    background: "Sequence[Callable[[Ready], Coroutine[Any, Any, None]]]",
+) -> int:
+    """Serve until a signal; return how many connections were cut off."""
+    from attestkit.serve import listeners  # uvicorn: for those who serve, not for all who import
+
+    def stop() -> None:
+        wired.unlink()
+        on_stop()
+
+    ready = wired.ready
+    works = [partial(work, ready) for work in background]
+    return listeners.run(wired.listeners, lambda: on_ready(ready), stop, works)
