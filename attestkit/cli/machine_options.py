@@ -19,7 +19,7 @@ class Serve(Protocol):
     """`kernel_fs.serve` for the machine that was asked for."""
 
     def __call__(
-        self, folder: str, *, ready: Callable[[], None], runtime_log: str | None = None
+        self, folder: str, *, ready: Callable[[], bool | None], runtime_log: str | None = None
     ) -> None:
         """Mount its files on a folder, until it is told to stop."""
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import sys
 from typing import Final
 
@@ -40,13 +39,13 @@ def mount(*, folder: str | None, as_json: bool, serve: Serve) -> None:
     place = folder
     failures: list[OSError] = []
 
-    def ready() -> None:  # libfuse is the caller, and drops what is raised
+    def ready() -> bool:  # libfuse is the caller, and drops what is raised
         try:
             sys.stdout.write(_ready_json(place) if as_json else _ready(place))
             sys.stdout.flush()
         except OSError as error:
             failures.append(error)
-            os.kill(os.getpid(), signal.SIGTERM)
+        return not failures
 
     serve(place, ready=ready)
     if failures:  # also a closed pipe: whoever started this waits for the line

@@ -111,6 +111,24 @@ serve(sys.argv[1], seed=bytes(32), random=random)
 """
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can take a mount away")
+def test_signal_where_the_mount_is_gone() -> None:
+    """A mount that no path leads to any more, and that somebody still uses, ends all the same."""
+    with emulator() as machine, (machine.root / "attestkit/trust-anchor.der").open("rb"):
+        subprocess.run(["umount", "-l", str(machine.root)], check=True)  # noqa: S603 - our own mount
+        machine.process.terminate()
+        assert machine.process.wait(PATIENCE) == 0
+
+
+def test_ready_line_that_cannot_be_told_where_signals_are_ignored(tmp_path: Path) -> None:
+    """It ends by itself then, not by a signal."""
+    words = ["/bin/sh", "-c", 'trap "" TERM; exec "$@" >/dev/full', "sh", *command(tmp_path)]
+    done = subprocess.run(  # noqa: S603 - our own program
+        words, env=environment(), timeout=PATIENCE, check=False, stderr=subprocess.PIPE, text=True
+    )
+    assert (done.returncode, "stdout cannot be written" in done.stderr) == (1, True)
+
+
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGINT", "SIGTERM"])
 def test_early_signal(tmp_path: Path, name: str) -> None:
     """A signal that comes before the mount answers leaves neither a mount nor a temporary file."""

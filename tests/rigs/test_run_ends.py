@@ -51,6 +51,13 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in text.split()]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount in there")
+def test_a_program_that_covers_the_files() -> None:
+    """It ends as any other does, though no path leads to the machine any more."""
+    done = run("sh", "-c", "mount -t tmpfs x /run; echo covered")
+    assert (done.returncode, done.stdout) == (0, "covered\n")
+
+
 def test_nothing_outside(tmp_path: Path) -> None:
     """Neither meanwhile nor afterwards is there a mount, a file or a temporary folder outside."""
     before = mounts()

@@ -13,6 +13,7 @@ Where FUSE cannot do as the kernel does:
 """
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -46,6 +47,8 @@ _PASSING: Final = (
     "attestkit run has put a folder of its own there; make a folder in it first, or take another"
 )
 _ENDING: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+_WAKING: Final = signal.SIGUSR1  # only interrupts what the main thread waits for
+_AGAIN: Final = 0.02  # seconds between two of them
 _INSTALL: Final = "install fuse3 (Debian: apt install fuse3)"
 
 
@@ -62,7 +65,7 @@ def serve(  # noqa: PLR0913 - everything that is handed in, by name
     state_dir: str | os.PathLike[str] | None = None,
     qgs: str | None = None,
     runtime_log: str | os.PathLike[str] | None = None,
-    ready: Callable[[], None] = lambda: None,
+    ready: Callable[[], bool | None] = lambda: None,
     now: Callable[[], float] = _clock,
     random: Callable[[int], bytes] = os.urandom,
 ) -> None:
@@ -82,7 +85,7 @@ def serve(  # noqa: PLR0913 - everything that is handed in, by name
             None: there is none.
         runtime_log: A folder that stands for `/run/log/dstack` where there is no `state_dir`.
             None: a temporary one.
-        ready: Called once the files are there.
+        ready: Called once the files are there; where it returns False, it ends at once.
         now: Seconds since 1970, for the collateral.
         random: Returns that many random bytes.
 
@@ -135,10 +138,12 @@ def _signals_held() -> Iterator[frozenset[int]]:
     So nothing is left behind by one that comes early, or by a second one that comes late.
     """
     held = frozenset(one for one in _ENDING if signal.getsignal(one) != signal.SIG_IGN)
+    waking = signal.signal(_WAKING, lambda *_: None)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
     try:
         yield held
     finally:
+        signal.signal(_WAKING, waking)
         while held and signal.sigtimedwait(held, 0):  # we end anyway
             pass
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -202,53 +207,82 @@ def _state(
     return (state.seed(random) if seed is None else seed), str(log)
 
 
+class _End:
+    """Ends the mount when one of some signals comes, which all threads block.
+
+    Left to libfuse, one that comes between its look for signals and its read would be missed.
+    """
+
+    def __init__(self, fuse: ModuleType, signals: Collection[int]) -> None:
+        self._library: Any = fuse._libfuse  # noqa: SLF001 - mfusepy ends nothing from another thread
+        self._signals = signals
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._mount = ctypes.c_void_p()
+
+    def begin(self, stack: contextlib.ExitStack) -> None:
+        """Wait for them in a thread, until `stack` ends; to be called by an operation."""
+        self._mount = ctypes.c_void_p(self._library.fuse_get_context().contents.fuse)
+        if self._signals:
+            watcher = threading.Thread(target=self._watch)
+            watcher.start()
+            stack.callback(watcher.join)
+            stack.callback(os.kill, os.getpid(), min(self._signals))  # for the watcher, or nobody
+            stack.callback(self.done)
+
+    def _watch(self) -> None:
+        signal.sigwait(self._signals)
+        self.now()
+        main = threading.main_thread().ident
+        assert main is not None
+        while not self._over.wait(_AGAIN):
+            signal.pthread_kill(main, _WAKING)  # its read is interrupted, but for one not begun yet
+
+    def now(self) -> None:
+        """Have no more requests read."""
+        with self._lock:
+            if not self._over.is_set():
+                self._library.fuse_exit(self._mount)
+
+    def done(self) -> None:
+        """Know that libfuse is about to forget the mount."""
+        with self._lock:
+            self._over.set()
+
+
 class _Operations(FuseOperations):
-    """Those of a machine that end when it is said so, at the next request."""
+    """Those of a machine, which tell when the mount is over."""
 
     def __init__(
-        self, machine: Machine, fuse: ModuleType, place: Path, ready: Callable[[], None]
+        self, machine: Machine, fuse: ModuleType, ready: Callable[[], None], end: _End
     ) -> None:
         super().__init__(machine, fuse.fuse_get_context, ready)
-        self._place, self._exit = place, fuse.fuse_exit
-        self._ending = False
+        self._end = end
 
-    def getattr(self, path: str | None, info: Any = None) -> dict[str, int]:  # noqa: ANN401 - a C structure
-        """Say what a name is."""
-        if self._ending:
-            self._exit()
-        return super().getattr(path, info)
-
-    def end_at(self, signals: Collection[int]) -> None:
-        """Wait for one of these signals, which all threads block; then end.
-
-        Left to libfuse, one that comes between its look for signals and its read would be missed.
-        """
-        signal.sigwait(signals)
-        self._ending = True
-        with contextlib.suppress(OSError):
-            self._place.stat()
+    def destroy(self, path: str) -> None:
+        """Say that it is over."""
+        del path
+        self._end.done()
 
 
 def _mount(
     fuse: ModuleType,
     place: Path,
     machine: Machine,
-    ready: Callable[[], None],
+    ready: Callable[[], bool | None],
     ending: Collection[int],
 ) -> None:
     """Answer until one of the signals `ending`, or an unmount."""
     with _stderr_aside() as said, contextlib.ExitStack() as stack:
+        end = _End(fuse, ending)
 
         def mounted() -> None:
             said.give_back()
-            if ending:
-                watcher = threading.Thread(target=operations.end_at, args=(ending,))
-                watcher.start()
-                stack.callback(watcher.join)
-                stack.callback(os.kill, os.getpid(), min(ending))  # for the watcher, or for nobody
-            ready()
+            end.begin(stack)
+            if ready() is False:
+                end.now()
 
-        operations = _Operations(machine, fuse, place, mounted)
+        operations = _Operations(machine, fuse, mounted, end)
         try:
             fuse.FUSE(
                 operations,

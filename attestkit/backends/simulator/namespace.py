@@ -125,11 +125,11 @@ def is_passing(path: Path) -> bool:
         while not where.exists() and where != where.parent:
             where = where.parent
         device = where.stat().st_dev
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
     except (OSError, RuntimeError):  # a loop of links, or not ours: whoever opens it says so
         return False
     mounted = f" {os.major(device)}:{os.minor(device)} "
-    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    return any(mounted in line and f" - tmpfs {_OURS} " in line for line in lines)
+    return any(mounted in line and f" - tmpfs {_OURS} " in line for line in mounts.splitlines())
 
 
 class Places:

@@ -50,7 +50,7 @@ _LOOK: Final = 0.01  # seconds between two looks at what is left
 
 
 class _Serve(Protocol):
-    def __call__(self, folder: str, *, ready: Callable[[], None], runtime_log: str) -> None:
+    def __call__(self, folder: str, *, ready: Callable[[], bool | None], runtime_log: str) -> None:
         """Mount a machine's files on a folder, until SIGTERM."""
 
 
