@@ -163,9 +163,9 @@ def _ended_in_order() -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():  # which alone may take them
         deadly = (signal.SIGTERM, signal.SIGHUP)
         taken = [one for one in deadly if signal.getsignal(one) is signal.SIG_DFL]
-    for number in taken:
-        signal.signal(number, leave)
     try:
+        for number in taken:
+            signal.signal(number, leave)
         yield
     finally:
         for number in taken:

@@ -1,5 +1,6 @@
 """What commands write: a file holds the old or the new content, never a part of it."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterable
@@ -36,7 +37,7 @@ def check_output(option: str, path: Path | None, inputs: Iterable[Path]) -> None
     Raises:
         UsageError: It is the file of one of `inputs`; the text names `option`.
     """
-    if path is None or is_stdout(path) or not path.is_file():
+    if path is None or is_stdout(path) or not _is_file(path):
         return
     for read in inputs:
         if _is_stdin(path) if str(read) == "-" else _is_same(path, read):
@@ -53,13 +54,23 @@ def check_outputs(outputs: Iterable[tuple[str, Path | None]], inputs: Iterable[P
     before: list[tuple[str, Path]] = []
     for option, path in outputs:
         check_output(option, path, inputs)
-        if path is None or is_stdout(path) or (path.exists() and not path.is_file()):
+        if path is None or is_stdout(path) or _is_device(path):
             continue
         for other_option, other in before:
             if _is_same(path, other) or _resolved(path) == _resolved(other):
                 text = f"{option} {path} is {other_option} {other}, too: write to another file"
                 raise UsageError(text)
         before.append((option, path))
+
+
+def _is_file(path: Path) -> bool:
+    """Tell whether it is a file; False where nobody can tell, and whoever writes it says why."""
+    return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises, of folders closed to us
+
+
+def _is_device(path: Path) -> bool:
+    """Tell whether something is there that is no file; False where nobody can tell."""
+    return os.path.exists(path) and not _is_file(path)  # noqa: PTH110 - as above
 
 
 def _resolved(path: Path) -> Path:
@@ -111,12 +122,14 @@ def write_output(option: str, path: Path, content: str | bytes, *, mode: int = 0
         return False
     data = content.encode() if isinstance(content, str) else content
     try:
-        if path.exists() and not path.is_file():  # a device is to be written, not replaced
+        if _is_device(path):  # a device is to be written, not replaced
             with path.open("wb") as file:
                 file.write(data)
         else:
             from attestkit.collateral.atomic_file import replace_file  # late: few write files
 
+            with contextlib.suppress(FileNotFoundError):
+                path.stat()  # for a loop of symlinks resolve() has an error of its own, or none
             replace_file(path.resolve(), data, mode=mode)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or "not a path"

@@ -17,6 +17,7 @@ from attestkit.__main__ import main
 from attestkit.cli import COMMANDS, commands
 from tests.cli import evidence_files, schemas
 from tests.cli.evidence_files import Files
+from tests.cli.pipes import being_read
 from tests.serve.server import environment
 
 pytestmark = pytest.mark.slow  # hundreds of programs
@@ -269,7 +270,7 @@ def test_an_interrupt_is_no_wrong_use(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     words = [sys.executable, "-m", "attestkit", "show", str(pipe)]
     with subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own program
-        with pipe.open("wb"):  # opens once the program has opened it, too
+        with being_read(pipe, process):
             process.send_signal(signal.SIGINT)
             _, told = process.communicate(timeout=PATIENCE)
         assert (process.returncode, told) == (130, "attestkit: interrupted\n")

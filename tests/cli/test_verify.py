@@ -22,6 +22,7 @@ from attestkit.verifier import Verifier
 from attestkit.verifier.bundle import EvidenceBundle
 from tests.cli import evidence_files
 from tests.cli.evidence_files import AT, HOSTILE, NONCE_HEX, Files
+from tests.cli.pipes import being_read
 from tests.ra_tls import tds
 from tests.serve.server import environment
 from tests.vectors import SHARED, data, needs_shared
@@ -380,13 +381,12 @@ def test_a_signal_leaves_the_terminal_with_its_cursor(number: int, files: Files)
         stderr=theirs,
     ) as process:
         os.close(theirs)
-        with pipe.open("wb"):  # opens once the program reads it, with the bar shown
+        with being_read(pipe, process):  # which is with the bar shown
             process.send_signal(number)
             assert process.stdout is not None
             _, bar = _both(process.stdout.fileno(), ours)
-        code = process.wait(120)
     os.close(ours)
-    assert code == (130 if number == signal.SIGINT else -number)
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
     assert bar.rindex("\x1b[?25h") > bar.rindex("\x1b[?25l")
 
 

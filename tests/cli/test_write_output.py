@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,51 @@ def test_a_key_and_a_recording_are_two_files(tmp_path: Path, capsys: Capture) ->
     assert ", too: write to another file" in capsys.readouterr().err
     null = ["-o", "/dev/null", "--save-trust-anchor", "/dev/null"]
     assert main(["quote", "--backend", "simulator", *null]) == 0
+
+
+@pytest.mark.parametrize("option", OUTPUTS)
+@pytest.mark.parametrize("where", ["name", "folder", "loop", "under a loop"])
+def test_a_path_that_cannot_be_looked_up_is_wrong_use(
+    option: str, where: str, tmp_path: Path, capsys: Capture
+) -> None:
+    """One line says what is wrong with it: too long a name, or links that lead nowhere."""
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    path = {
+        "name": tmp_path / ("n" * 300),
+        "folder": tmp_path / ("n" * 300) / "quote",
+        "loop": loop,
+        "under a loop": loop / "quote",
+    }[where]
+    assert main(["quote", "--backend", "simulator", option, str(path)]) == 1
+    told = [line for line in capsys.readouterr().err.splitlines() if "SIMULATED" not in line]
+    assert len(told) == 1
+    assert str(path) in told[0]
+    assert loop.is_symlink()
+
+
+@pytest.mark.parametrize("option", OUTPUTS)
+def test_a_folder_that_may_not_be_searched_is_wrong_use(option: str, tmp_path: Path) -> None:
+    """One line says that it is closed to us."""
+    if not os.geteuid() and shutil.which("setpriv") is None:
+        pytest.skip("root may search every folder, and setpriv is not here (util-linux)")
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    lesser = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    path = str(closed / "quote")
+    words = [sys.executable, "-m", "attestkit", "quote", "--backend", "simulator", option, path]
+    done = subprocess.run(  # noqa: S603 - our own program
+        [*([] if os.geteuid() else lesser), *words],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    told = [line for line in done.stderr.splitlines() if "SIMULATED" not in line]
+    assert (done.returncode, len(told)) == (1, 1), done.stderr
+    assert path in told[0]
+    assert told[0].endswith("Permission denied")
 
 
 @pytest.mark.parametrize("path", ["-", "/dev/stdout"])

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import termios
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -104,11 +105,14 @@ def test_interactive_shell() -> None:
 
 def _foreground(screen: Terminal, name: str) -> None:
     """Wait until the terminal's foreground is a program of that name."""
+    end = time.monotonic() + PATIENCE
     while True:
         group = os.tcgetpgrp(screen.fd)
         with contextlib.suppress(OSError):
             if Path(f"/proc/{group}/comm").read_text().strip() == name:
                 return
+        assert time.monotonic() < end, f"{name} is not in the foreground"
+        time.sleep(0.01)
 
 
 def test_one_interrupt() -> None:
@@ -134,8 +138,10 @@ def test_interrupted_program() -> None:
 
 def _stopped(pid: int) -> None:
     """Wait until a process is stopped: until then its `read` may still take what is typed."""
+    end = time.monotonic() + PATIENCE
     while not Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("T"):
-        pass
+        assert time.monotonic() < end, f"process {pid} is not stopped"
+        time.sleep(0.01)
 
 
 def test_suspended_and_continued() -> None:
