@@ -30,7 +30,7 @@ def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
     result: for all of this package that is ten times what its modules take otherwise.
     """
     # No public call takes such a mark back; a pytest without these names is slower, no more.
-    hook = pluginmanager.rewrite_hook
+    hook = getattr(pluginmanager, "rewrite_hook", None)
     marked: Any = getattr(hook, "_must_rewrite", None)
     known: Any = getattr(hook, "_marked_for_rewrite_cache", None)
     if isinstance(marked, set) and isinstance(known, dict):
