@@ -30,7 +30,7 @@ def pytest_addoption(pluginmanager: pytest.PytestPluginManager) -> None:
     result: for all of this package that is ten times what its modules take otherwise.
     """
     # No public call takes such a mark back; a pytest without these names is slower, no more.
-    hook = pluginmanager.rewrite_hook
+    hook = getattr(pluginmanager, "rewrite_hook", None)
     marked: Any = getattr(hook, "_must_rewrite", None)
     known: Any = getattr(hook, "_marked_for_rewrite_cache", None)
     if isinstance(marked, set) and isinstance(known, dict):
@@ -144,6 +144,15 @@ def _setenv_for_test(config: pytest.Config, name: str, value: str) -> None:
 
     By the test's own `monkeypatch`, for two of them would have to be undone in the right order.
     """
-    request: Any = getattr(config.stash.get(_TEST, None), "_request", None)
+    item = config.stash.get(_TEST, None)
+    if item is None:
+        return
+    request: Any = getattr(item, "_request", None)
     if request is not None:
         request.getfixturevalue("monkeypatch").setenv(name, value)
+        return
+    # No public call gives a test's fixtures; kinds of tests that have none are not without this.
+    from attestkit.testing import environment  # late: not every run has TEEs
+
+    item.addfinalizer(partial(environment.restore, item))
+    environment.setenv(item, name, value)

@@ -37,6 +37,7 @@ SEED: Final = b"attestkit.testing: everyone's!!!"
 """The seed where none is given: no secret, so that a test has the same bytes wherever it runs."""
 
 _ON_DISK: Final = "torn_journal"  # the fault that needs a log in a file
+_CLOSED: Final = "this SimulatedTee is closed"
 _LONGEST: Final = 107 - len("/dstack.sock")  # bytes of a folder whose sockets can have paths
 
 
@@ -130,20 +131,20 @@ class SimulatedTee:
 
     def _open_simulator(self) -> Simulator:
         if self._ended.is_set():
-            raise UsageError("this SimulatedTee is closed")
+            raise UsageError(_CLOSED)
         return self.simulator
 
     def aopen(self) -> "AsyncAttester":
         """Open the TEE for asyncio, as `attestkit.aopen` does: awaited or by `async with`.
 
-        To close it does not end this TEE.
+        To close it does not end this TEE; once that is closed, its calls raise UsageError.
 
         Raises:
             UsageError: The TEE is closed.
         """
         from attestkit.aio import AsyncAttester  # late: loads asyncio
 
-        return AsyncAttester(_unclosable(self._open_simulator()), {})
+        return AsyncAttester(_unclosable(self._open_simulator(), self._ended), {})
 
     def quote(self, report_data: bytes = b"") -> "Quote":
         """Return a TDX quote over `report_data`, 0 to 64 bytes, filled up with zeros.
@@ -349,10 +350,21 @@ def _refuse_what_cannot_be_called(options: dict[str, Any]) -> None:
             raise UsageError(f"{name} is a function, not {options[name]!r}")
 
 
-def _unclosable(simulator: Simulator) -> Simulator:
-    """Return the same simulator, state and all, as an object whose `close` does nothing."""
+def _unclosable(simulator: Simulator, ended: threading.Event) -> Simulator:
+    """Return the same simulator, state and all, as an object whose `close` does nothing.
+
+    Once it has ended there is nothing to ask it but what a repr shows. Calls on their way finish:
+    what they use has names of its own.
+    """
     kind = type(simulator)
-    same: Any = object.__new__(type(kind.__name__, (kind,), {"close": lambda _: None}))
+
+    def ask(self: Simulator, name: str) -> object:
+        if ended.is_set() and name[0] != "_" and name not in ("name", "simulated", "close"):
+            raise UsageError(_CLOSED)
+        return kind.__getattribute__(self, name)
+
+    members = {"close": lambda _: None, "__getattribute__": ask}
+    same: Any = object.__new__(type(kind.__name__, (kind,), members))
     same.__dict__ = simulator.__dict__  # what is armed later is to be seen there too
     return cast("Simulator", same)
 

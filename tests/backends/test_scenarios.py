@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -300,3 +301,20 @@ def test_the_guides_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     exec(compile(example, str(GUIDE), "exec"), {})  # noqa: S102 - our own documentation
     assert capsys.readouterr().out.startswith("cert_revoked - ")
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class _Special(TcbInfoConfig):
+    note: str = ""
+
+
+def test_values_of_a_subclass_are_all_of_its_fields() -> None:
+    """Equality, hash and repr are of the inherited ones as well."""
+    one, same, other = _Special(note="a"), _Special(note="a"), _Special(version=2, note="a")
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other
+    assert hash(one) != hash(other)
+    assert one != TcbInfoConfig()
+    assert "version=2" in repr(other)
+    assert repr(other).endswith("note='a')")

@@ -2,9 +2,11 @@
 
 import os
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from attestkit.testing import plugin
 from tests.testing.runs import Runs, runs
 
 __all__ = ["runs"]  # a fixture
@@ -286,6 +288,11 @@ def test_installed_it_has_its_asserts_rewritten_and_nothing_else(
     os.environ.pop("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
     result = runs.pytester.runpytest_subprocess(*options, timeout=120)
     result.assert_outcomes(passed=1)
+
+
+def test_a_pytest_that_marks_otherwise_is_only_slower() -> None:
+    """What pytest promises nobody may be missing."""
+    plugin.pytest_addoption(cast("pytest.PytestPluginManager", object()))
 
 
 def test_fixtures_are_told_of(runs: Runs) -> None:

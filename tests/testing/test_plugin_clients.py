@@ -115,6 +115,20 @@ def test_its_next_test(longer):
     runs(text + tests).assert_outcomes(passed=2)
 
 
+def test_the_variables_are_set_without_the_test_s_fixtures(runs: Runs) -> None:
+    """Where a test gives no `monkeypatch` away they are set, and put back, all the same."""
+    runs.setenv("PCCS_URL", "https://before.invalid")
+    tests = """
+def test_of_the_run(request, tee_session):
+    del request.node._request
+    assert tee_session.client == now()
+
+def test_gone():
+    pass
+"""
+    runs(ENVIRONMENT + tests).assert_outcomes(passed=2)
+
+
 CLIENTS = """
     import asyncio
     import httpx

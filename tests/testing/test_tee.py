@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from itertools import permutations
 from pathlib import Path
@@ -324,6 +324,31 @@ def test_async_code_does_not_end_it(platform: str) -> None:
         assert tee.attest(b"x").report_data[:1] == b"x"
         assert tee.keys.derive("path")
         assert call(tee.url, "Info").status == 200
+
+
+@pytest.mark.parametrize("platform", ["tdx", "snp"])
+def test_async_code_ends_with_it(platform: str) -> None:
+    """An AsyncAttester of a TEE that is closed has no evidence any more, nor takes events."""
+
+    async def main() -> None:
+        with SimulatedTee(platform=platform) as tee:
+            attester, late = await tee.aopen(), tee.aopen()
+            assert (await attester.attest(b"x")).report_data[:1] == b"x"
+            assert attester.keys.derive("path") == tee.keys.derive("path")
+        calls: tuple[Callable[[attestkit.AsyncAttester], Awaitable[object]], ...] = (
+            *(lambda a: a.attest(b"x"), lambda a: a.get_quote(b"x"), lambda a: a.event_log()),
+            *(lambda a: a.registers(), lambda a: a.emit_event("a", b""), lambda a: a.info()),
+            lambda a: a.quote_and_log(bytes(64)),
+        )
+        for one in (attester, late):
+            for ask in calls:
+                with pytest.raises(UsageError, match="this SimulatedTee is closed"):
+                    await ask(one)
+        assert "simulator" in repr(attester)
+        await attester.close()
+        await late.close()
+
+    asyncio.run(main())
 
 
 def test_threads_start_one_server() -> None:

@@ -7,7 +7,7 @@ or a revoked certificate is wanted, a label of the PKI's own derivation does (`"
 
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
-from typing import Final, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeVar
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.hashes import sha256
@@ -116,10 +116,12 @@ def _check_update(name: str, moment: object) -> None:
 class _Values:
     """Compares, hashes and shows as its fields do; written out, for to generate it takes 2 ms."""
 
-    __slots__: tuple[str, ...] = ()
+    __slots__ = ()
+    # Of a subclass of a subclass `__slots__` would be the new ones only.
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def _values(self) -> tuple[object, ...]:
-        return tuple([getattr(self, name) for name in self.__slots__])
+        return tuple([getattr(self, name) for name in self.__dataclass_fields__])
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self._values() == other._values()
@@ -128,7 +130,7 @@ class _Values:
         return hash(self._values())
 
     def __repr__(self) -> str:
-        fields = zip(self.__slots__, self._values(), strict=True)
+        fields = zip(self.__dataclass_fields__, self._values(), strict=True)
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in fields)})"
 
 
