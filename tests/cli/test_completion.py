@@ -16,6 +16,8 @@ from attestkit.cli import COMMANDS
 from attestkit.serve.options import option_names
 from tests.serve.server import environment
 
+pytestmark = pytest.mark.slow  # hundreds of starts
+
 PATIENCE = 120  # seconds; each word is a start of attestkit
 
 

@@ -16,7 +16,7 @@ from tests.rigs.dashboard_server import HOSTILE
 from tests.serve.client import call
 from tests.serve.server import PATIENCE, ROOT, Server, environment, running_server
 
-pytestmark = MARKS
+pytestmark = [*MARKS, pytest.mark.slow]
 WINDOWS: Final = [(1440, 900), (360, 780)]
 SCHEMES: Final = ["light", "dark"]
 ROUND: Final = 5100  # milliseconds, a little more than between two fetches

@@ -9,7 +9,7 @@ from tests.rigs.browser import MARKS, open_browser
 from tests.serve.bridge import bridge
 from tests.serve.server import running_server
 
-pytestmark = MARKS
+pytestmark = [*MARKS, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

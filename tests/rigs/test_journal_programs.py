@@ -25,7 +25,7 @@ from tests.rigs.journal_machine import (
     replay_names,
 )
 
-pytestmark = [pytest.mark.rig, requires_fuse]
+pytestmark = [pytest.mark.rig, pytest.mark.slow, requires_fuse]
 
 
 @pytest.fixture(name="running", scope="module", params=KINDS)

@@ -24,7 +24,7 @@ from tests.serve.client import Answer, Connection
 from tests.serve.server import Server, environment, running_server
 from tests.vectors import SHARED
 
-pytestmark = pytest.mark.rig
+pytestmark = [pytest.mark.rig, pytest.mark.slow]
 
 GATEWAY = "dstack-gateway-1"  # as the API document calls its container
 TALK = r"""

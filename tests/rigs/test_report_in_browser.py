@@ -11,7 +11,7 @@ from tests.cli import evidence_files
 from tests.cli.evidence_files import Files
 from tests.rigs.browser import MARKS, open_browser
 
-pytestmark = MARKS
+pytestmark = [*MARKS, pytest.mark.slow]
 WINDOWS: Final = [(1280, 900), (390, 844)]
 
 

@@ -32,7 +32,7 @@ from tests.rigs.system import AppFiles
 from tests.serve.client import call
 from tests.serve.server import Server, _wait, command
 
-pytestmark = [pytest.mark.rig, requires_run]
+pytestmark = [pytest.mark.rig, pytest.mark.slow, requires_run]
 
 FORTY = "attestkit needs forty bytes, or others."
 
@@ -450,7 +450,6 @@ def test_state_in_a_covered_folder() -> None:
 
 
 @requires_nobody
-@pytest.mark.slow
 def test_ordinary_user() -> None:
     """All of this, and how it ends, holds for an ordinary user, without root's rights."""
     words = (

@@ -13,7 +13,7 @@ import pytest
 from tests.rigs.attestkit_run import requires_run, run, said, start
 from tests.rigs.emulator import PATIENCE, environment
 
-pytestmark = [pytest.mark.rig, requires_run]
+pytestmark = [pytest.mark.rig, pytest.mark.slow, requires_run]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])

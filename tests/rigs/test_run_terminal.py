@@ -19,7 +19,7 @@ from tests.rigs.attestkit_run import RUN, requires_run
 from tests.rigs.emulator import PATIENCE, environment
 from tests.rigs.ordinary_user import requires_nobody, run_python_as_nobody
 
-pytestmark = [pytest.mark.rig, requires_run]
+pytestmark = [pytest.mark.rig, pytest.mark.slow, requires_run]
 
 INTERRUPT, SUSPEND = b"\x03", b"\x1a"
 

@@ -15,7 +15,7 @@ from tests.rigs.system import AppFiles, System, system
 from tests.serve.client import Answer, Connection, call
 from tests.serve.server import Server
 
-pytestmark = [pytest.mark.rig, requires_fuse, requires_namespace]
+pytestmark = [pytest.mark.rig, pytest.mark.slow, requires_fuse, requires_namespace]
 
 EVIDENCE = ("GetQuote", "Attest")
 SLOW = 3.0  # seconds

@@ -24,7 +24,7 @@ from tests.rigs.system import NAME, AppFiles, System, system
 from tests.serve.client import Answer, call
 from tests.serve.server import Server
 
-pytestmark = [pytest.mark.rig, requires_fuse, requires_namespace]
+pytestmark = [pytest.mark.rig, pytest.mark.slow, requires_fuse, requires_namespace]
 
 LOG = "/run/log"
 CONFIGFS = ("--backend", "configfs_tsm")
