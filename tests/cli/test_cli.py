@@ -15,6 +15,19 @@ from tests.cli import evidence_files
 from tests.vectors import SHARED, needs_shared
 from tests.verifier import parcels
 
+# One real file of each kind that `show` knows.
+REAL = (
+    "quotes/dcap-qvl/tdx_quote",
+    "quotes/dcap-qvl/sgx_quote",
+    "quotes/tdreport/intel-dcap-tdreport_for_test.dat",
+    "snp/virtee-sev/report_milan.hex",
+    "ccel/go-eventlog/cos-113-intel-tdx.bin",
+    "ccel/tpm/go-eventlog/debian-10.bin",
+    "dstack/simulator/attestation.bin",
+    "dstack/dstack-attest/nitro_attestation.bin",
+    "dstack/verifier/quote-report.json",
+)
+
 
 def test_doctor_says_which_core_runs_and_why(capsys: pytest.CaptureFixture[str]) -> None:
     """The doctor's JSON names core, reason, backends and extras."""
@@ -41,20 +54,7 @@ def test_doctor_tells_people_about_the_plain_core() -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize(
-    "name",
-    [
-        "quotes/dcap-qvl/tdx_quote",
-        "quotes/dcap-qvl/sgx_quote",
-        "quotes/tdreport/intel-dcap-tdreport_for_test.dat",
-        "snp/virtee-sev/report_milan.hex",
-        "ccel/go-eventlog/cos-113-intel-tdx.bin",
-        "ccel/tpm/go-eventlog/debian-10.bin",
-        "dstack/simulator/attestation.bin",
-        "dstack/dstack-attest/nitro_attestation.bin",
-        "dstack/verifier/quote-report.json",
-    ],
-)
+@pytest.mark.parametrize("name", REAL)
 def test_show_prints_any_of_them(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Each real file is shown, for people and as JSON."""
     path = str(SHARED / "data" / name)

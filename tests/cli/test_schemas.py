@@ -12,7 +12,7 @@ from attestkit.__main__ import main
 from attestkit.cli import COMMANDS
 from tests.cli import evidence_files, schemas
 from tests.cli.evidence_files import NONCE_HEX, Files
-from tests.cli.test_cli import tpm_log
+from tests.cli.test_cli import REAL, tpm_log
 from tests.vectors import SHARED, needs_shared
 from tests.verifier import parcels
 
@@ -68,20 +68,7 @@ def test_show_of_what_is_made_here(files: Files, capsys: Capture) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize(
-    "name",
-    [
-        "quotes/dcap-qvl/tdx_quote",
-        "quotes/dcap-qvl/sgx_quote",
-        "quotes/tdreport/intel-dcap-tdreport_for_test.dat",
-        "snp/virtee-sev/report_milan.hex",
-        "ccel/go-eventlog/cos-113-intel-tdx.bin",
-        "ccel/tpm/go-eventlog/debian-10.bin",
-        "dstack/simulator/attestation.bin",
-        "dstack/dstack-attest/nitro_attestation.bin",
-        "dstack/verifier/quote-report.json",
-    ],
-)
+@pytest.mark.parametrize("name", REAL)
 def test_show_of_real_files(name: str, capsys: Capture) -> None:
     """A real file of every kind."""
     _run(capsys, "show", str(SHARED / "data" / name))
