@@ -1,0 +1,46 @@
+"""docs/threat-model.md: every promise names tests, and those exist."""
+
+import ast
+import re
+
+import pytest
+
+from tests.promises import PAGE, ROOT, promises
+
+pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="docs/threat-model.md is not here")
+
+
+def _functions(file: str) -> set[str]:
+    tree = ast.parse((ROOT / file).read_text())
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
+
+
+def test_every_promise_has_tests_that_exist() -> None:
+    """A test that was renamed or moved away leaves a promise that nothing holds."""
+    for promise in promises():
+        assert promise.tests, promise.number
+        for file, name in promise.tests:
+            assert (ROOT / file).is_file(), f"{promise.number}: {file}"
+            assert name.startswith("test_"), promise.number
+            assert name in _functions(file), f"{promise.number}: {file}::{name}"
+
+
+def test_every_row_is_a_promise() -> None:
+    """A row that cannot be read as one would be left out by `make promises` without a word."""
+    text = PAGE.read_text()
+    numbers = re.findall(r"^\| ([A-Z]\d+) \|", text, re.MULTILINE)
+    assert numbers == [promise.number for promise in promises()]
+    assert len(set(numbers)) == len(numbers) > 30
+    assert text.count("`tests/") == sum(len(promise.tests) for promise in promises())
+
+
+def test_every_actor_has_promises() -> None:
+    """Each actor of the first table is the subject of a section with promises."""
+    text = PAGE.read_text()
+    actors = re.findall(r"^\| \*\*(.+?)\*\* \|", text, re.MULTILINE)
+    assert len(actors) == 7
+    sections = re.findall(r"^### Against (.+)$", text, re.MULTILINE)
+    for actor in actors:
+        words = actor.replace("malicious ", "").split()[0]
+        assert any(words in section for section in sections), actor
