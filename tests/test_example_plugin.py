@@ -19,7 +19,9 @@ PATIENCE = 120  # seconds that a loaded machine may take
 def run(*command: str, path: Path | None = None, cwd: Path = ROOT) -> str:
     """Run a Python with `path` to import from, and return what it printed."""
     found = ":".join(str(one) for one in (path, ROOT) if one is not None)
-    environ = {name: value for name, value in os.environ.items() if name != "ATTESTKIT_BACKEND"}
+    # The warnings of pip are not ours to make errors of.
+    ours = {"ATTESTKIT_BACKEND"} | ({"PYTHONWARNINGS"} if "pip" in command else set())
+    environ = {name: value for name, value in os.environ.items() if name not in ours}
     done = subprocess.run(  # noqa: S603 - our own programs
         [sys.executable, *command],
         env={**environ, "PYTHONPATH": found, "PYTHONDONTWRITEBYTECODE": "1"},
