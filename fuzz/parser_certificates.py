@@ -5,6 +5,7 @@ reads its extensions. Where that is the subject the input is the extension's con
 certificate around it is made here; its signature is none.
 """
 
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -21,10 +22,11 @@ from attestkit._crypto.pem import armour, split_pem
 from attestkit._crypto.sgx_extension import read_sgx_extension
 from attestkit._crypto.x509 import Authority, Window, chain_window, crl_window, issue_crl
 from attestkit._crypto.x509_path import PathCertificate, read_path_certificate
-from attestkit.attestation import Attestation
+from attestkit.attestation import Attestation, json_text
 from attestkit.cli.certificate_text import CertificateText, read_certificate_text
-from attestkit.errors import FormatError, VerificationError
+from attestkit.errors import CollateralError, FormatError, SignatureError, VerificationError
 from attestkit.report_data import ReportData
+from attestkit.verifier.pck_chain import PckChain, read_pck_chain
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from fuzz.parser_evidence import evidence_samples
 from fuzz.parser_reports import PKI, chip
@@ -244,6 +246,29 @@ def ra_tls_samples() -> list[bytes]:
     return [*(b"e" + sample for sample in (good, *evidence_samples())), *logs, whole, PKI.root_der]
 
 
+def _pck_chain(raw: bytes) -> PckChain:
+    return read_pck_chain("quote_format", raw)
+
+
+def pck_chain_samples() -> list[bytes]:
+    """Return chains of PCK certificates, short ones with a made leaf."""
+    platform = PKI.platform()
+    made = certificate_with({_SGX: platform.sgx_extension})
+    return [made + PKI.pck_ca_der, platform.pck_der + PKI.pck_ca_der + PKI.root_der, made]
+
+
+def _tls_answer(raw: bytes) -> ra_tls.Issued:
+    return ra_tls.Issued.from_agent_response(json_text.read_object(raw, "the answer"))
+
+
+def tls_answers() -> list[bytes]:
+    """Return answers to GetTlsKey, with the key of nobody."""
+    key = armour("PRIVATE KEY", b"\x30\0")
+    chain = [armour("CERTIFICATE", PKI.root_der)]
+    answers = ({"key": key, "certificate_chain": chain}, {"key": key, "certificate_chain": ["x"]})
+    return [json.dumps(answer).encode() for answer in answers]
+
+
 def targets() -> list[ParserTarget]:
     """Return the targets of this file."""
     certificate = obeys(read_certificate, FormatError, accepted=_certificate)
@@ -278,7 +303,20 @@ def targets() -> list[ParserTarget]:
         ),
         ParserTarget("amd_extension", obeys(_amd, FormatError), amd_samples, "der.dict", 512),
         ParserTarget(
-            "der", obeys(_der, FormatError), lambda: [PKI.root_der, *_LEAF], "der.dict", 1024
+            "der",
+            obeys(_der, FormatError),
+            short(lambda: [PKI.root_der, *_LEAF], 1024),
+            "der.dict",
+            1024,
+        ),
+        ParserTarget(
+            "pck_chain",
+            obeys(_pck_chain, FormatError, CollateralError, SignatureError),
+            short(pck_chain_samples),
+            "der.dict",
+        ),
+        ParserTarget(
+            "tls_key", obeys(_tls_answer, FormatError), short(tls_answers, 2048), "pem.dict", 2048
         ),
         ParserTarget("ra_tls", evidence, short(ra_tls_samples), "evidence.dict"),
     ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from attestkit._crypto.aes_gcm import aes_gcm_encrypt
 from attestkit._crypto.ed25519 import x25519, x25519_public_key
+from attestkit.backends.kernel_release import KernelRelease
 from attestkit.backends.recording.host import host_from_json
 from attestkit.backends.recording.recording_file import RecordingFile, parse_recording
 from attestkit.backends.simulator.emulated_kernel import EmulatedKernel
@@ -107,6 +108,7 @@ _TEXTS: Final[tuple[Callable[[str], object], ...]] = (
     parse_limit,
     Fault.parse,
     EmulatedKernel.parse,
+    KernelRelease.parse,
     ReportData.from_hex,
     ReportData.from_text,
     lambda text: seed_from_hex(text, "--seed"),
@@ -121,7 +123,16 @@ def _option(raw: bytes) -> object:
 
 def option_samples() -> list[bytes]:
     """Return a good value of each."""
-    texts = ("127.0.0.1:80", "body=1MiB", "ebusy:2@1", "6.12", "00ff", "text", "ab" * 32)
+    texts = (
+        "127.0.0.1:80",
+        "body=1MiB",
+        "ebusy:2@1",
+        "6.12",
+        "6.12.94+deb13-amd64",
+        "00ff",
+        "text",
+        "ab" * 32,
+    )
     return [bytes([at]) + text.encode() for at, text in enumerate(texts)] + [b"\0[::1]:8090"]
 
 
