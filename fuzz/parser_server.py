@@ -37,6 +37,18 @@ def _message(decode: Decode, raw: bytes) -> tuple[Any, ...] | None:
     return decode(_MESSAGES[raw[0] % len(_MESSAGES)], raw[1:]) if raw else None
 
 
+_LARGE: Final = b" " * (64 * 1024)  # from so many bytes on a body is read in another way
+
+
+def _large_message(raw: bytes) -> tuple[Any, ...] | None:
+    """Read a message in the body of an upload."""
+    return json_codec.decode(_MESSAGES[raw[0] % len(_MESSAGES)], raw[1:] + _LARGE) if raw else None
+
+
+def _as_small(raw: bytes, found: tuple[Any, ...] | None) -> None:
+    check_same("the same without blanks", _message(json_codec.decode, raw), found)
+
+
 def _again(_raw: bytes, found: tuple[Any, ...] | None) -> None:
     """What was read is written and read in both encodings, where the text is Unicode."""
     if found is None:
@@ -197,12 +209,14 @@ def targets() -> list[ParserTarget]:
     frames = obeys(partial(_frames, Frames), *engine, accepted=_shown)
     lines = obeys(partial(_frames, Lines), *engine, accepted=_shown)
     verify = obeys(VerifyRequest.from_json, FormatError, accepted=_evidence)
+    large = obeys(_large_message, FormatError, accepted=_as_small, grows=True)
     log_parameters = obeys(_parameters, FormatError, accepted=_used_parameters)
     log_text = obeys(_log_text, FormatError, accepted=_written, said=lambda log: log.events)
     return [
         ParserTarget(
             "json_codec", _codec(json_codec.decode), short(json_samples, 1024), "rpc.dict", 1024
         ),
+        ParserTarget("large_json", large, short(json_samples, 1024), "rpc.dict", 1024),
         ParserTarget(
             "protobuf",
             _codec(protobuf_codec.decode),
