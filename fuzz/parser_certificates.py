@@ -70,10 +70,10 @@ _LEAF: Final = _parts(PKI.platform().pck_der)
 _FIELDS: Final = _parts(_LEAF[0])[:-1]  # without its extensions
 
 
-def certificate_with(extensions: Mapping[str, bytes]) -> bytes:
+def certificate_with(extensions: Mapping[str, bytes], serial: bytes = _FIELDS[1]) -> bytes:
     """Return a certificate with these extensions, by dotted OID, and no valid signature."""
     entries = [_tlv(0x30, _oid(oid), _tlv(0x04, value)) for oid, value in extensions.items()]
-    fields = _tlv(0x30, *_FIELDS, _tlv(0xA3, _tlv(0x30, *entries)))
+    fields = _tlv(0x30, _FIELDS[0], serial, *_FIELDS[2:], _tlv(0xA3, _tlv(0x30, *entries)))
     return _tlv(0x30, fields, *_LEAF[1:])
 
 
@@ -158,7 +158,8 @@ def pem_samples() -> list[bytes]:
     """Return chains in PEM and DER, with what may stand around them."""
     one = armour("CERTIFICATE", PKI.root_der).encode()
     tiny = b"-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"
-    return [one, tiny, tiny + b" \n" + tiny + b"\0", b"\x30\0\x30\2\5\0", b"text\n" + tiny]
+    zero = armour("CERTIFICATE", certificate_with({}, serial=b"\2\1\0")).encode()
+    return [one, zero, tiny, tiny + b" \n" + tiny + b"\0", b"\x30\0\x30\2\5\0", b"text\n" + tiny]
 
 
 # -- extensions ------------------------------------------------------------------------------------

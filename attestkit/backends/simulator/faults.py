@@ -166,9 +166,9 @@ def named_faults(names: Collection[str] = tuple(NAMED)) -> tuple[str, ...]:
 
 def _unknown(text: str) -> UsageError:
     return UsageError(
-        f"no fault is called {shown(text.strip())}; there are {', '.join(NAMED)}, each with [:COUNT]"
-        f"[@SKIP] and slow with its seconds (slow:2s); or OPERATION=ERRNO[:COUNT][@SKIP] with an "
-        f"operation of {', '.join(OPERATIONS)} and an errno of {', '.join(_ERRNOS)}"
+        f"no fault is called {shown(text.strip())}; there are {', '.join(NAMED)}, each with "
+        "[:COUNT][@SKIP] and slow with its seconds (slow:2s); or OPERATION=ERRNO[:COUNT][@SKIP] "
+        f"with an operation of {', '.join(OPERATIONS)} and an errno of {', '.join(_ERRNOS)}"
     )
 
 
