@@ -3,6 +3,7 @@
 from typing import Final
 
 from fuzz import (
+    parser_agents,
     parser_certificates,
     parser_collateral,
     parser_documents,
@@ -25,6 +26,7 @@ _FILES: Final = (
     parser_collateral,
     parser_settings,
     parser_server,
+    parser_agents,
 )
 
 TARGETS: Final[dict[str, ParserTarget]] = {
@@ -59,6 +61,8 @@ READERS: Final[dict[str, str]] = {
     "attestation.v1_msgpack": "v1_msgpack",
     "attestation.v1_tdx": "v1_msgpack",
     "attestation.vm_config": "vm_config",
+    "backends.agent_client": "agent",
+    "backends.dstack_agent": "agent",
     "backends.qgs": "qgs",
     "backends.recording.calls": "recording",
     "backends.recording.host": "recording",
@@ -78,6 +82,7 @@ READERS: Final[dict[str, str]] = {
     "event_log.agent_json": "agent_json",
     "event_log.runtime": "runtime_lines",
     "event_log.tcg": "tpm_log",
+    "keys.agent_keys": "agent",
     "keys.app_keys": "app_keys",
     "keys.app_keys_file": "app_keys",
     "quote": "quote",
