@@ -256,6 +256,29 @@ def test_seeds_go_into_an_empty_folder_alone(tmp_path: Path) -> None:
     assert len(list(folder.iterdir())) == 2
 
 
+DEEP = """
+import sys
+from fuzz.parsers import TARGETS
+sys.setrecursionlimit(10**6)  # as libraries do, after which only bounds of ours hold
+for target in TARGETS.values():
+    for mark in {seed[:1] for seed in target.seeds()} | {b"", b'{"x":'}:
+        for level in (b"[", b'{"x":', b"\\x81", b"\\x91", b"\\xa1", b"\\x30\\x80"):
+            try:
+                target.run.read(mark + 100_000 * level)
+            except target.run.refusals:
+                pass
+print(len(TARGETS))
+"""
+
+
+@pytest.mark.slow
+def test_nothing_deep_overflows_the_stack() -> None:
+    """A hundred thousand brackets, arrays or elements: in a process of its own, which lives."""
+    command = [sys.executable, "-c", DEEP]
+    ended = run(command, capture_output=True, text=True, check=False, cwd=PACKAGE.parent)  # noqa: S603 - ours
+    assert (ended.returncode, ended.stdout.strip()) == (0, str(len(TARGETS))), ended.stderr
+
+
 def fuzzer(*arguments: str) -> CompletedProcess[str]:
     """Run the program."""
     command = [sys.executable, "-m", "fuzz.parser_target", *arguments]
