@@ -34,6 +34,12 @@ SENT = re.compile(r"\b(bytes|str|Mapping|object)\b")
 TAKES_ALL = {"docker_lines"}
 BROKEN = 12  # inputs made of each target's seeds
 
+# Targets that know from the bytes what the value must be.
+TIED = (
+    *("quote", "quote_columns", "td_report", "snp_report", "v0_scale", "scale", "mr_config"),
+    *("app_compose", "path_certificate", "signed_body", "large_json"),
+)
+
 every_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 
 
@@ -109,6 +115,25 @@ def test_another_answer_to_the_same_is_noticed(target: ParserTarget) -> None:
 
     with pytest.raises(BrokenContractError, match="a second call"):
         replace(contract(target), read=read)(good)
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_the_value_of_other_bytes_is_noticed(name: str) -> None:
+    """A parser that gives what it read of another input."""
+    held = contract(TARGETS[name])
+    good = [seed for seed in TARGETS[name].seeds() if held.answer(seed)[0]]
+    first = good[0]
+    others = [seed for seed in good if held.said(held.read(seed)) != held.said(held.read(first))]
+    assert others
+    for other in others[:8]:
+        value = held.read(other)
+        with pytest.raises((BrokenContractError, AttestKitError, AttributeError)):
+            replace(held, read=answers(value))(first)
+
+
+def answers(value: object) -> Callable[[bytes], object]:
+    """Return a parser that has one answer."""
+    return lambda _data: value
 
 
 @pytest.mark.parametrize(
