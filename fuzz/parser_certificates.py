@@ -270,12 +270,11 @@ def tls_answers() -> list[bytes]:
     return [json.dumps(answer).encode() for answer in answers]
 
 
-def targets() -> list[ParserTarget]:
-    """Return the targets of this file."""
+def _whole_targets() -> list[ParserTarget]:
+    """Return the targets that read certificates, lists, and armour as they come."""
     certificate = obeys(read_certificate, FormatError, accepted=_certificate)
     path = obeys(read_path_certificate, FormatError, accepted=_path_certificate)
     text = obeys(read_certificate_text, FormatError, accepted=_text)
-    evidence = obeys(_ra_tls, FormatError, VerificationError, grows=True)
     return [
         ParserTarget(
             "certificate", certificate, short(certificate_samples, 2048), "der.dict", 2048
@@ -295,6 +294,14 @@ def targets() -> list[ParserTarget]:
             "pem.dict",
             2048,
         ),
+    ]
+
+
+def targets() -> list[ParserTarget]:
+    """Return the targets of this file."""
+    evidence = obeys(_ra_tls, FormatError, VerificationError, grows=True)
+    return [
+        *_whole_targets(),
         ParserTarget(
             "sgx_extension",
             obeys(_sgx, FormatError, grows=True),

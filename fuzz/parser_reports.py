@@ -148,8 +148,8 @@ def _qgs(raw: bytes) -> bytes:
     return parse_quote_response(raw, "the QGS")
 
 
-def targets() -> list[ParserTarget]:
-    """Return the targets of this file."""
+def _quote_targets() -> list[ParserTarget]:
+    """Return the targets that read quotes."""
     return [
         ParserTarget(
             "quote",
@@ -169,6 +169,13 @@ def targets() -> list[ParserTarget]:
             ),
             "quote.dict",
         ),
+    ]
+
+
+def targets() -> list[ParserTarget]:
+    """Return the targets of this file."""
+    return [
+        *_quote_targets(),
         ParserTarget(
             "td_report",
             obeys(_td_report, FormatError, accepted=_accepted_td_report),

@@ -270,29 +270,17 @@ def targets() -> list[ParserTarget]:
     """Return the targets of this file."""
     policy = obeys(AppraisalPolicy.from_toml, ConfigError, accepted=_policy)
     keys = obeys(_key_text, ConfigError, accepted=_keys, said=repr, secret=secrets)
-    environment = obeys(_environment, FormatError, secret=secrets)
+    config = obeys(_config, ConfigError)
+    option = obeys(_option, ConfigError, UsageError, longest=2000)
+    variables = obeys(_environment, FormatError, secret=secrets)
     sealed = obeys(_sealed, FormatError, VerificationError)
     recording = obeys(_recorded_host, FormatError, said=_recorded)
     return [
         ParserTarget("policy", policy, short(policy_samples, 2048), "policy.dict", 2048),
-        ParserTarget(
-            "server_config",
-            obeys(_config, ConfigError),
-            short(config_samples, 2048),
-            "config.dict",
-            2048,
-        ),
-        ParserTarget(
-            "options",
-            obeys(_option, ConfigError, UsageError, longest=2000),
-            option_samples,
-            "config.dict",
-            256,
-        ),
+        ParserTarget("server_config", config, short(config_samples, 2048), "config.dict", 2048),
+        ParserTarget("options", option, option_samples, "config.dict", 256),
         ParserTarget("app_keys", keys, short(key_samples), "config.dict"),
-        ParserTarget(
-            "environment", environment, short(environment_samples, 1024), "config.dict", 1024
-        ),
+        ParserTarget("environment", variables, environment_samples, "config.dict", 1024),
         ParserTarget(
             "sealed_environment",
             sealed,
