@@ -4,6 +4,7 @@ import re
 import sys
 from typing import Any, Final
 
+from attestkit._shown import one_line
 from attestkit.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -16,6 +17,7 @@ __all__ = ["LARGEST", "decode"]
 LARGEST: Final = 1 << 20
 """Bytes of a file that is read: 1 MiB."""
 
+_LONGEST: Final = 200  # characters of what the parser says
 _DEEPEST: Final = 16  # brackets in brackets; our files have three
 _MOST_DOTS: Final = 64  # in a line, outside of text; our keys have three
 # Text and comments, which may hold anything, and the marks that count.
@@ -45,7 +47,9 @@ def decode(text: str | bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError("not UTF-8 text") from error
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, and numbers of many digits
-        raise ConfigError(f"not TOML: {error}") from error
+        # Keys, of any length, may be in the first part; the second is their place.
+        told, at, place = str(error).rpartition(" (at ")
+        raise ConfigError(f"not TOML: {one_line(told, _LONGEST)}{at}{place}") from error
 
 
 def _check_nesting(text: str) -> None:

@@ -5,6 +5,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from attestkit import _shown
 from attestkit._json import check_depth, decode_strictly
 from attestkit.errors import ConfigError, FormatError
 
@@ -12,7 +13,8 @@ __all__ = ["decode_typed"]
 
 _T = TypeVar("_T")
 _WHERE: Final = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
-_FIELD: Final = re.compile(r"Object (missing required|contains unknown) field `(.*)`")
+_FIELD: Final = re.compile(r"Object (missing required|contains unknown) field `(.*)`", re.DOTALL)
+_LONGEST: Final = 200  # characters of a path, or of a reason, in which a value may be
 
 
 def decode_typed(data: bytes | str, shape: type[_T], where: str = "") -> _T:
@@ -49,8 +51,9 @@ def _invalid(message: str, where: str) -> ConfigError:
     """Return the error of msgspec with the key in front."""
     found = _WHERE.fullmatch(message)
     reason, path = (found[1], found[2] or "") if found else (message, "")
-    keys = [where, path]
+    keys = [where, _shown.key(path, _LONGEST)]
     if field_name := _FIELD.fullmatch(reason):
-        keys.append(field_name[2])
+        keys.append(_shown.key(field_name[2]))
         reason = "missing" if field_name[1] == "missing required" else "unknown"
-    return ConfigError(": ".join(part for part in (".".join(filter(None, keys)), reason) if part))
+    told = (".".join(filter(None, keys)), _shown.one_line(reason, _LONGEST))
+    return ConfigError(": ".join(filter(None, told)))

@@ -15,6 +15,7 @@ from typing import Final, Literal
 import msgspec
 
 from attestkit._crypto.hashes import sha256
+from attestkit._shown import shown
 from attestkit._typed_json import decode_typed
 from attestkit.errors import ConfigError, UsageError
 
@@ -184,7 +185,7 @@ class AppCompose:
         if not _HEX.fullmatch(found.key_provider_id):
             raise ConfigError("key_provider_id: not hex")
         if found.event_log_version not in {1, 2}:
-            raise ConfigError(f"event_log_version: {found.event_log_version}, want 1 or 2")
+            raise ConfigError(f"event_log_version: {shown(found.event_log_version)}, want 1 or 2")
         return cls._build(data, found)
 
     @classmethod
@@ -337,7 +338,7 @@ def _check_requirements(requirements: Requirements | None) -> None:
 def _check_lists(found: _File) -> None:
     for index, rule in enumerate(found.port_policy.ports):
         if not 0 <= rule.port <= 0xFFFF:
-            raise ConfigError(f"port_policy.ports[{index}].port: {rule.port} is no port")
+            raise ConfigError(f"port_policy.ports[{index}].port: {shown(rule.port)} is no port")
     targets: set[PurePosixPath] = set()
     for index, volume in enumerate(found.verity_volumes):
         where = f"verity_volumes[{index}]"
@@ -354,7 +355,9 @@ def _check_lists(found: _File) -> None:
 def _manifest_version(value: int | str) -> int:
     if isinstance(value, int):
         if value not in {1, 2}:
-            raise ConfigError(f"manifest_version: {value}; a version from 3 up is written as text")
+            raise ConfigError(
+                f"manifest_version: {shown(value)}; a version from 3 up is written as text"
+            )
         return value
     if not _MANIFEST.fullmatch(value.strip()):
         raise ConfigError("manifest_version: not a decimal integer over 0")
@@ -383,12 +386,8 @@ def _key_provider(found: _File) -> KeyProvider:
 def _swap_size(value: int | str) -> int:
     found = _SIZE.fullmatch(str(value).strip())
     if not found:
-        raise ConfigError(f"swap_size: {_shown(value)} is no size in bytes")
+        raise ConfigError(f"swap_size: {shown(value)} is no size in bytes")
     size = int(found[1]) << 10 * _SIZE_UNITS.index((found[2] or " ").upper())
     if size >= 1 << 64:
-        raise ConfigError(f"swap_size: {_shown(value)} does not fit into 64 bits")
+        raise ConfigError(f"swap_size: {shown(value)} does not fit into 64 bits")
     return size
-
-
-def _shown(value: int | str) -> str:
-    return ascii(value if isinstance(value, int) else value[:64])

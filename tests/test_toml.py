@@ -36,6 +36,14 @@ def test_what_is_refused(text: str | bytes, told: str) -> None:
         decode(text)
 
 
+@pytest.mark.parametrize("text", ["a = {KEY = 1, KEY = 2}", "[KEY]\n[KEY]"])
+def test_a_long_key_does_not_fill_the_line(text: str) -> None:
+    """It is cut, and the place is told all the same."""
+    with pytest.raises(ConfigError, match=r"not TOML: .*\.\.\. \(at line \d") as caught:
+        decode(text.replace("KEY", "k" * 3000))
+    assert len(str(caught.value)) < 300
+
+
 def test_no_value_is_told() -> None:
     """What stands in a file may be secret: places are told, values are not."""
     for text in ("seed = s3cret", "seed = 's3cret", 'seed = "s3cret\n"', "seed = [ s3cret"):

@@ -180,7 +180,7 @@ def chain_window(pem: str) -> Window:
         chain = [x509.load_der_x509_certificate(der) for der in split_pem(pem)]
         starts = [certificate.not_valid_before_utc for certificate in chain]
         ends = [certificate.not_valid_after_utc for certificate in chain]
-    except (ValueError, x509.InvalidVersion) as error:
+    except (ValueError, x509.InvalidVersion, Warning) as error:  # Warning: where they are errors
         raise FormatError(f"malformed certificate chain: {error}") from error
     return Window(max(starts), min(ends))
 
@@ -196,7 +196,7 @@ def crl_window(der: bytes) -> Window:
     try:
         crl = x509.load_der_x509_crl(der)
         start, end = crl.last_update_utc, crl.next_update_utc
-    except (ValueError, x509.InvalidVersion) as error:
+    except (ValueError, x509.InvalidVersion, Warning) as error:  # as above
         raise FormatError(f"malformed CRL: {error}") from error
     if end is None:
         raise FormatError("malformed CRL: nextUpdate is missing")

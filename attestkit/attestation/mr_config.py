@@ -8,6 +8,7 @@ JSON document exactly as it was supplied.
 from typing import Any, NamedTuple
 
 from attestkit._crypto.hashes import keccak256, sha256, sha384
+from attestkit._shown import shown
 from attestkit.attestation import json_text
 from attestkit.errors import FormatError, UsageError
 
@@ -66,7 +67,7 @@ class MrConfig(NamedTuple):
         raw = _document_bytes(document)
         fields = json_text.read_object(raw, "mr_config")
         if unknown := fields.keys() - _KEYS:
-            raise FormatError(f"mr_config has an unknown key {min(unknown)!r}")
+            raise FormatError(f"mr_config has an unknown key {shown(min(unknown))}")
         provider = json_text.string(fields, "key_provider")
         if provider not in KEY_PROVIDERS:
             raise FormatError("mr_config has an unknown key_provider")

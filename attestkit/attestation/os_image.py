@@ -9,6 +9,7 @@ import string
 from functools import lru_cache
 
 from attestkit._crypto.hashes import sha256
+from attestkit._shown import shown
 from attestkit.attestation import cose, json_text, snp_launch, tdx_launch
 from attestkit.attestation.cbor import Value, read_value
 from attestkit.attestation.mr_config import MrConfig, host_data
@@ -123,7 +124,7 @@ def _snp(config: VmConfig) -> tuple[SnpImage, SnpLaunch]:
         raise FormatError("vm_config has no sev_snp_measurement")
     fields = json_text.read_object(text, "sev_snp_measurement")
     if unknown := fields.keys() - _SNP_KEYS:
-        raise FormatError(f"sev_snp_measurement has an unknown key {min(unknown)!r}")
+        raise FormatError(f"sev_snp_measurement has an unknown key {shown(min(unknown))}")
     launch = SnpLaunch(
         vcpus=json_text.number_field(fields, "vcpus", 32),
         vcpu_type=json_text.string(fields, "vcpu_type"),

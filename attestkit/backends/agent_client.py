@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, cast
 
 from attestkit._json import check_depth
+from attestkit._shown import one_line
 from attestkit.attestation import json_text
 from attestkit.errors import (
     BackendBusyError,
@@ -222,13 +223,15 @@ class AgentClient:
         """Return what to raise where no connection could be made."""
         text = getattr(error, "strerror", None) or str(error)
         if isinstance(error, UnicodeError) or text == "AF_UNIX path too long":
-            return UsageError(f"{self._name} cannot be: {_one_line(text)}")
+            return UsageError(f"{self._name} cannot be: {one_line(text, _LONGEST_TEXT)}")
         if isinstance(error, BlockingIOError):  # what Linux says of a unix socket's full queue
             return BackendBusyError(f"{self._name} has too many callers waiting")
         for kind, saying in _UNREACHABLE:
             if isinstance(error, kind):
                 return BackendUnavailableError(f"{self._name} {saying}")
-        return BackendUnavailableError(f"{self._name} cannot be reached: {_one_line(text)}")
+        return BackendUnavailableError(
+            f"{self._name} cannot be reached: {one_line(text, _LONGEST_TEXT)}"
+        )
 
     # -- errors --------------------------------------------------------------------------------
 
@@ -376,17 +379,10 @@ def _words(data: bytes) -> str:
         if isinstance(found, dict):  # from the HTTP framework of the agent's releases
             found = found["description"]
         if isinstance(found, str):
-            return _one_line(found)
+            return one_line(found, _LONGEST_TEXT)
     except (FormatError, ValueError, RecursionError, LookupError, TypeError):
         pass
-    return _one_line(head.decode(errors="replace"))
-
-
-def _one_line(text: str) -> str:
-    """Return text that is safe to show: printable, on one line, not long."""
-    text = "".join(letter if letter.isprintable() else " " for letter in text[:4096])
-    text = " ".join(text.split())
-    return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 3]}..."
+    return one_line(head.decode(errors="replace"), _LONGEST_TEXT)
 
 
 def _printable(endpoint: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from attestkit import _native
+from attestkit._shown import shown
 from attestkit.errors import FormatError, ReplayError, UsageError, VerificationError
 from attestkit.event_log import agent_json
 from attestkit.event_log.agent_json import AgentJsonSource
@@ -190,7 +191,9 @@ class EventLog:
             if event.version == 2 and fault is None:
                 fault = _fault_of(wire, index)
             elif wire.digest and wire.digest != event.digest:
-                warnings.append(f"event {index}, {event.name!r}, came with a digest not its own")
+                warnings.append(
+                    f"event {index}, {shown(event.name)}, came with a digest not its own"
+                )
         return cls._of(tuple(events), fault=fault, warnings=tuple(warnings))
 
     @property
@@ -391,7 +394,7 @@ def _check_event(event: Event, index: int) -> None:
     if event.version != 1 and not event.is_runtime:
         raise UsageError(f"event {index}: only runtime events have a version")
     if event.digest not in (own, b""):
-        raise UsageError(f"event {index}, {event.name!r}, has a digest that is not its own")
+        raise UsageError(f"event {index}, {shown(event.name)}, has a digest that is not its own")
 
 
 def _fault_of(wire: WireEvent, index: int) -> str | None:

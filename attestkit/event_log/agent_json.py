@@ -11,6 +11,7 @@ from typing import NamedTuple, NoReturn
 
 from attestkit._json import check_depth
 from attestkit._native import AGENT_ROW, unhex
+from attestkit._shown import shown
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event import Event, WireEvent, json_string, runtime_preimage
 from attestkit.event_log.event_types import NO_ACTION, RUNTIME_EVENT_TYPE
@@ -110,7 +111,7 @@ def parse(text: str | bytes) -> list[WireEvent]:
 
 def _event(item: object, index: int) -> WireEvent:
     if isinstance(item, _Doubled):
-        _refuse(index, f"{item.name!r} comes twice")
+        _refuse(index, f"{shown(item.name)} comes twice")
     if not isinstance(item, dict):
         _refuse(index, "not a JSON object")
     if not _CEL_KEYS.isdisjoint(item):

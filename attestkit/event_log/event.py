@@ -4,6 +4,7 @@ from json import JSONEncoder
 from typing import NamedTuple, Protocol
 
 from attestkit._native import sha384
+from attestkit._shown import shown
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event_types import ACPI_CONFIG, RUNTIME_EVENT_TYPE, type_name
 
@@ -145,11 +146,13 @@ def received(wire: WireEvent, index: int) -> Event:
     """
     imr, event_type, digest, name, payload, version, _ = wire
     if not 0 <= imr <= 3:
-        raise FormatError(f"event {index}: there is no RTMR{imr}", reason="imr")
+        raise FormatError(f"event {index}: there is no RTMR{shown(imr)}", reason="imr")
     if not 0 <= event_type <= 0xFFFFFFFF:
         raise FormatError(f"event {index}: an event type has 32 bits", reason="event_type")
     if version not in (1, 2):
-        raise FormatError(f"event {index}: version is {version}, not 1 or 2", reason="version")
+        raise FormatError(
+            f"event {index}: version is {shown(version)}, not 1 or 2", reason="version"
+        )
     runtime = event_type == RUNTIME_EVENT_TYPE
     if len(digest) != DIGEST_SIZE and (digest or not runtime):
         raise FormatError(f"event {index}: the digest has {len(digest)} bytes", reason="digest")

@@ -13,6 +13,7 @@ from typing import Final
 
 from attestkit._json import check_depth
 from attestkit._native import unhex
+from attestkit._shown import shown
 from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.event_log.event import (
     RUNTIME_REGISTER,
@@ -74,8 +75,8 @@ def runtime_event(name: str, payload: bytes, version: int = 1) -> Event:
         raise UsageError("the payload of a runtime event is bytes")
     if version == 1 and ":" in name:
         raise UsageError(
-            f"event name {name!r} has a colon, which digests of version 1 cannot tell from the "
-            "payload's border; version 2 can"
+            f"event name {shown(name)} has a colon, which digests of version 1 cannot tell from "
+            "the payload's border; version 2 can"
         )
     digest = runtime_digest(name, payload, version)
     return Event(RUNTIME_REGISTER, RUNTIME_EVENT_TYPE, digest, name, payload, version)
@@ -103,12 +104,12 @@ def check_runtime_events(events: Sequence[Event]) -> None:
             continue
         if event.register != RUNTIME_REGISTER:
             raise VerificationError(
-                f"event {index}, {event.name!r}, is a runtime event of RTMR{event.register}; "
+                f"event {index}, {shown(event.name)}, is a runtime event of RTMR{event.register}; "
                 "runtime events are in RTMR3"
             )
         if event.version == 1 and ":" in event.name:
             raise VerificationError(
-                f"event {index}, {event.name!r}, has a colon in a version 1 name: "
+                f"event {index}, {shown(event.name)}, has a colon in a version 1 name: "
                 "its digest does not tell the name from the payload"
             )
 

@@ -16,7 +16,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from attestkit import _toml
+from attestkit import _shown, _toml
 from attestkit._json import decode_strictly
 from attestkit.errors import ConfigError, FormatError, UsageError
 from attestkit.serve.address import HTTP_PORT, Address
@@ -145,7 +145,7 @@ class _Reader:
         """Return all that is said, what is ours last."""
         for profile, table in self._profiles.items():
             if profile not in _PROFILES:
-                self._unknown.append(_shown(profile))
+                self._unknown.append(_shown.key(profile))
             elif not isinstance(table, dict):
                 raise self._error(profile, "want a table")
         self._general()
@@ -173,7 +173,7 @@ class _Reader:
                 if not isinstance(table, dict):
                     raise self._error(where, "want a table")
             for key, value in table.items():
-                members[key] = _Found(f"{where}.{_shown(key)}", value)
+                members[key] = _Found(f"{where}.{_shown.key(key)}", value)
         return members
 
     def _general(self) -> None:
@@ -363,11 +363,6 @@ class _Reader:
             self._text(_Found(f"{found.where}[{index}]", value))
             for index, value in enumerate(found.value)
         )
-
-
-def _shown(key: str) -> str:
-    """Return a key without what a terminal would take for more than text."""
-    return ascii(key[:64])[1:-1] + ("..." if len(key) > 64 else "")
 
 
 def _kind(value: object) -> str:

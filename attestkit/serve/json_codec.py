@@ -116,6 +116,8 @@ def _large_members(message: type[M], body: bytes) -> dict[str, object]:
     """
     if body.lstrip(b" \t\r\n")[:1] != b"{":
         raise FormatError("the body is not a JSON object")
+    if not body.isascii():
+        body.decode()  # the parser does not look into texts that it skips
     raw = {name: bytes(value) for name, value in _parse_members(body).items()}
     inside = sum(value.count(b":") for value in raw.values())
     if body.count(b":") != len(raw) + inside + sum(name.count(":") for name in raw):

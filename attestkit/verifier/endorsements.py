@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from attestkit._crypto.certificates import Certificate, read_certificate
 from attestkit._crypto.x509 import Window, crl_window
+from attestkit._shown import shown
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, FormatError
 from attestkit.verifier.dcap_refusals import moment, refuse
@@ -143,7 +144,8 @@ def _issuers(name: str, text: str, read: Reader) -> tuple[Certificate, ...]:
         if frozenset(chain[0].subject.split(",")) != _SIGNER:
             raise refuse(
                 "unexpected_subject",
-                f"{name} is signed by Intel SGX TCB Signing, not by {chain[0].subject[:_SHOWN]}",
+                f"{name} is signed by Intel SGX TCB Signing, not by "
+                f"{shown(chain[0].subject, _SHOWN)}",
             )
     except FormatError as error:
         message = f"the issuer chain of {name} is malformed: {_FRESH}"

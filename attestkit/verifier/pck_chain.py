@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 from attestkit._crypto.certificates import Certificate, read_certificate
 from attestkit._crypto.chain import split_chain
 from attestkit._crypto.sgx_extension import PckExtension, read_sgx_extension
+from attestkit._shown import shown
 from attestkit.collateral import Collateral
 from attestkit.errors import FormatError
 from attestkit.quote import Quote
@@ -84,7 +85,8 @@ def read_pck_chain(reason: str, data: bytes, read: Reader = read_certificate) ->
             raise refuse(
                 "unexpected_subject",
                 "the first certificates of a PCK certificate chain are Intel SGX PCK Certificate "
-                f"and its CA, not {leaf.subject[:_SHOWN]} and {authority.subject[:_SHOWN]}",
+                f"and its CA, not {shown(leaf.subject, _SHOWN)} and "
+                f"{shown(authority.subject, _SHOWN)}",
             )
         root = chain[2] if len(chain) == 3 else None
         return PckChain(leaf, authority, root, read_sgx_extension(leaf.der))

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
+from attestkit import _shown
 from attestkit._toml import LARGEST, decode
 from attestkit.errors import ConfigError, UsageError
 from attestkit.verifier.policy_rules import (
@@ -108,12 +109,7 @@ def _check_keys(where: str, table: Mapping[str, Any], known: Iterable[str]) -> N
         if key not in names:
             near = get_close_matches(key[:64], names, 1)
             hint = f'did you mean "{near[0]}"?' if near else f"want one of {', '.join(names)}"
-            raise ConfigError(f"{where}{_key(key)}: unknown key; {hint}")
-
-
-def _key(key: str) -> str:
-    """Return a key without what a terminal would take for more than text."""
-    return ascii(key[:64])[1:-1] + ("..." if len(key) > 64 else "")
+            raise ConfigError(f"{where}{_shown.key(key)}: unknown key; {hint}")
 
 
 def _either(names: Iterable[str]) -> str:
@@ -213,7 +209,7 @@ def _table(key: str, value: object, known: Iterable[str] | None) -> dict[str, An
 
 def _svns(key: str, value: object) -> tuple[tuple[str, int], ...]:
     table = _table(key, value, None)
-    return tuple((name, _integer(f"{key}.{_key(name)}", svn)) for name, svn in table.items())
+    return tuple((name, _integer(f"{key}.{_shown.key(name)}", svn)) for name, svn in table.items())
 
 
 def _reference_values(key: str, value: object) -> ReferenceValues:

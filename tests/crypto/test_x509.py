@@ -1,5 +1,6 @@
 """Intel-shaped certificates and CRLs come out byte for byte, and their dates are read back."""
 
+import warnings
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 
@@ -198,6 +199,21 @@ def test_every_cut_is_refused() -> None:
     for size in range(len(leaf)):
         with pytest.raises(FormatError):
             chain_window(armour("CERTIFICATE", leaf[:size]))
+
+
+def test_a_warning_of_the_library_is_our_error_where_warnings_are_errors() -> None:
+    """It warns of a serial number that is not positive; elsewhere such a chain has its dates."""
+    original = certificate()
+    at = original.index(b"\x02\x01\x02") + 3  # behind the version; then the serial number
+    changed = original[: at + 2] + bytes([0x80 | original[at + 2]]) + original[at + 3 :]
+    assert original[at : at + 4] == b"\x02\x02\x12\x34"
+    chain = armour("CERTIFICATE", changed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(FormatError, match="malformed certificate chain"):
+            chain_window(chain)
+        warnings.simplefilter("ignore")
+        assert chain_window(chain) == WINDOW
 
 
 @settings(deadline=None)  # machines are busy

@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 
 from attestkit._crypto.hashes import sha256
 from attestkit._json import decode_strictly
+from attestkit._shown import shown
 from attestkit.backends.recording.calls import (
     CALLS,
     Answer,
@@ -247,8 +248,12 @@ class _Reader:
         if self.complete:
             raise FormatError("something comes after the end")
         if line.keys() == {"end"}:
+            if type(line["end"]) is not int:
+                raise FormatError("end: no number of calls")
             if line["end"] != len(self.entries):
-                raise FormatError(f"the end counts {line['end']!r} calls, not {len(self.entries)}")
+                raise FormatError(
+                    f"the end counts {shown(line['end'])} calls, not {len(self.entries)}"
+                )
             self.complete = True
             return
         if len(self.entries) >= MOST:

@@ -3,6 +3,7 @@
 import re
 from typing import Final, NamedTuple
 
+from attestkit._shown import shown
 from attestkit.errors import UsageError
 
 __all__ = ["EmulatedKernel"]
@@ -23,7 +24,7 @@ class EmulatedKernel(NamedTuple):
         """Read `6.12` or `6.12.80`; UsageError for anything else."""
         match = _TEXT.fullmatch(text)
         if match is None:
-            raise UsageError(f"a kernel release is like 6.12 or 6.12.80, not {text!r}")
+            raise UsageError(f"a kernel release is like 6.12 or 6.12.80, not {shown(text)}")
         return cls(int(match[1]), int(match[2]), int(match[3] or _LAST))
 
     @property

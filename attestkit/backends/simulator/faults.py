@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, NamedTuple, TypeAlias
 from weakref import WeakMethod
 
+from attestkit._shown import shown
 from attestkit.errors import UsageError
 
 __all__ = ["NAMED", "OPERATIONS", "Fault", "Faults", "FaultsLike", "named_faults"]
@@ -145,7 +146,7 @@ class Fault(NamedTuple):
             raise _unknown(text)
         seconds = float(match["seconds"] or 0) / (1000 if match["unit"] == "ms" else 1)
         if seconds > _LONGEST:
-            raise UsageError(f"fault {text.strip()!r}: at most {_LONGEST:g}s")
+            raise UsageError(f"fault {shown(text.strip())}: at most {_LONGEST:g}s")
         return cls(match["name"], named.operation, named.number, seconds, times, skip)
 
     def __str__(self) -> str:
@@ -157,17 +158,17 @@ class Fault(NamedTuple):
 
 def named_faults(names: Collection[str] = tuple(NAMED)) -> tuple[str, ...]:
     """Return one line of help for each named fault of `names`, and one for the general form."""
-    shown = {name: f"{name}:2s" if NAMED[name].argument else name for name in names}
-    width = max(len("OPERATION=ERRNO"), *map(len, shown.values()))
-    lines = [f"{shown[name]:<{width}}  {NAMED[name].text}" for name in names]
+    forms = {name: f"{name}:2s" if NAMED[name].argument else name for name in names}
+    width = max(len("OPERATION=ERRNO"), *map(len, forms.values()))
+    lines = [f"{forms[name]:<{width}}  {NAMED[name].text}" for name in names]
     return (*lines, f"{'OPERATION=ERRNO':<{width}}  a system call fails, as write:rtmr3=EIO")
 
 
 def _unknown(text: str) -> UsageError:
     return UsageError(
-        f"no fault is called {text.strip()!r}; there are {', '.join(NAMED)}, each with [:COUNT]"
-        f"[@SKIP] and slow with its seconds (slow:2s); or OPERATION=ERRNO[:COUNT][@SKIP] with an "
-        f"operation of {', '.join(OPERATIONS)} and an errno of {', '.join(_ERRNOS)}"
+        f"no fault is called {shown(text.strip())}; there are {', '.join(NAMED)}, each with "
+        "[:COUNT][@SKIP] and slow with its seconds (slow:2s); or OPERATION=ERRNO[:COUNT][@SKIP] "
+        f"with an operation of {', '.join(OPERATIONS)} and an errno of {', '.join(_ERRNOS)}"
     )
 
 

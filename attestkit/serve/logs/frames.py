@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from struct import Struct
 from typing import Final, NamedTuple, Protocol
 
+from attestkit._shown import one_line
 from attestkit.errors import BackendError
 
 __all__ = ["CHANNELS", "CONSOLE", "LONGEST", "Frame", "Frames", "Lines", "Splitter"]
@@ -21,6 +22,7 @@ LONGEST: Final = 1024 * 1024
 
 _LONGEST_LINE: Final = 64 * 1024  # of a terminal, before it is shown in parts
 _ENGINE: Final = 3  # the channel on which the engine tells that it failed
+_SHOWN: Final = 200  # characters of what the engine says
 _HEADER: Final = Struct(">B3sI")
 
 
@@ -68,7 +70,7 @@ class Frames:
                 break
             at = end
             if kind == _ENGINE:
-                text = whole[begin:end].decode("utf-8", "replace").strip()
+                text = one_line(whole[begin:end].decode("utf-8", "replace"), _SHOWN)
                 raise BackendError(f"the container engine failed: {text}")
             if length:
                 yield Frame(CHANNELS[kind], whole[begin:end])

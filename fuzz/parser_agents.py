@@ -1,0 +1,71 @@
+"""Target: what a guest agent answers, from its HTTP body to keys and quotes."""
+
+import json
+from collections.abc import Callable
+from typing import Final
+
+from attestkit.backends.agent_client import AgentClient
+from attestkit.backends.dstack_agent import DstackAgent
+from attestkit.errors import BackendError, UnsupportedError, UsageError
+from attestkit.keys.agent_keys import AgentKeys
+from fuzz.parser_contract import ParserTarget, obeys, short
+from fuzz.parser_evidence import response_samples
+
+_STATUSES: Final = (200, 400, 404, 408, 500, 502, 503)
+
+
+class _Answering(AgentClient):
+    """A client whose agent answers everything alike, without a socket."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__("/agent.sock")
+        self._answer = status, "dstack", body
+
+    def _exchange(self, method: str, body: bytes) -> tuple[int, str, bytes]:  # noqa: ARG002 - as it is called
+        return self._answer
+
+
+def _backend(client: AgentClient) -> DstackAgent:
+    """Return the backend without its first look at the agent."""
+    backend = object.__new__(DstackAgent)
+    backend._client = client
+    return backend
+
+
+_CALLS: Final[tuple[Callable[[AgentClient], object], ...]] = (
+    lambda client: AgentKeys(client).derive("path", "purpose", "ed25519"),
+    lambda client: AgentKeys(client).derive_separated("path", "p256"),
+    lambda client: AgentKeys(client).sign(b"data", "secp256k1"),
+    lambda client: _backend(client).get_quote(bytes(64)),
+    lambda client: _backend(client).get_quote_response(bytes(64)),
+    lambda client: _backend(client).read_event_log(),
+    lambda client: _backend(client).read_app_compose(),
+    lambda client: _backend(client).emit_event("name", b""),
+)
+
+
+def _called(raw: bytes) -> object:
+    """Call an agent: the first byte says what, the second with which status it answers."""
+    call, status, body = raw[:1], raw[1:2], raw[2:]
+    client = _Answering(_STATUSES[ord(status or b"\0") % len(_STATUSES)], body)
+    return _CALLS[ord(call or b"\0") % len(_CALLS)](client)
+
+
+def agent_answers() -> list[bytes]:
+    """Return a good answer to each call, and refusals."""
+    key = {"key": "01" * 32, "signature_chain": ["00" * 65, "00" * 65]}
+    signature = {"signature": "00" * 64, "public_key": "02" * 33}
+    signed = {**signature, "signature_chain": ["00" * 64, "00" * 65, ""]}
+    info = {"tcb_info": json.dumps({"app_compose": "{}"})}
+    found = [json.dumps(one).encode() for one in (key, key, signed)]
+    answers = [bytes([at, 0]) + one for at, one in enumerate(found)]
+    answers += [bytes([at, 0]) + response_samples()[0] for at in (3, 4, 5)]
+    answers += [b"\6\0" + json.dumps(info).encode(), b"\7\0null"]
+    errors = (b'{"error":"Failed to sign"}', b'{"error":{"description":"x"}}', b"\xffno\n")
+    return [*answers, *(bytes([at, at + 1]) + error for at, error in enumerate(errors))]
+
+
+def targets() -> list[ParserTarget]:
+    """Return the target of this file."""
+    called = obeys(_called, BackendError, UnsupportedError, UsageError)
+    return [ParserTarget("agent", called, short(agent_answers), "evidence.dict")]

@@ -1,0 +1,245 @@
+"""Targets: evidence in every encoding, and what stands in it."""
+
+import json
+from collections.abc import Callable
+from typing import Any, Final
+
+from attestkit.attestation import AppInfo, Attestation, cbor, scale, v0_scale, v1_msgpack
+from attestkit.attestation.cbor import Value, read_value
+from attestkit.attestation.cert_request import CertRequest, QuoteCertRequest
+from attestkit.attestation.cose import NitroDocument, read_nitro_document
+from attestkit.attestation.platforms import Evidence, Tdx
+from attestkit.attestation.scale import ScaleReader
+from attestkit.errors import (
+    FormatError,
+    ReplayError,
+    UnsupportedError,
+    VerificationError,
+)
+from attestkit.event_log import EventLog
+from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
+from tests.attestation.samples import EVENTS, KINDS, POD, STACK, V2
+from tests.quotes import made_quote
+from tests.vectors import data
+from tests.verifier import aws
+
+_ENCODE: Final[dict[str, Callable[[Evidence], bytes]]] = {
+    "v0": v0_scale.encode,
+    "v1": v1_msgpack.encode,
+    "cbor": cbor.encode,
+}
+
+
+def _encoded(encoding: str) -> list[bytes]:
+    """Return one of every kind of evidence, short."""
+    kinds = [*KINDS[:-1], Evidence(Tdx(made_quote(auth=b""), EVENTS), STACK)]
+    kinds += [V2, POD] if encoding != "v0" else []
+    return [_ENCODE[encoding](kind) for kind in kinds]
+
+
+def evidence_samples() -> list[bytes]:
+    """Return evidence in all encodings."""
+    return [sample for encoding in _ENCODE for sample in _encoded(encoding)]
+
+
+def _same_evidence(encoding: str, decode: Callable[[bytes], Evidence]) -> Callable[..., None]:
+    def check(raw: bytes, found: Evidence) -> None:
+        written = _ENCODE[encoding](found)
+        check_same("evidence written and read again", decode(written), found)
+        if encoding == "v0":  # in which nothing has two forms
+            check_same("the bytes of it", written, raw)
+
+    return check
+
+
+def _whole(raw: bytes, found: Attestation) -> None:
+    """Use all of the evidence, as a verifier would."""
+    size = len(raw)
+    refusals = (FormatError, ReplayError, VerificationError, UnsupportedError)
+    tried(lambda: found.quote, size, FormatError)
+    tried(lambda: found.snp_report, size, FormatError)
+    tried(lambda: found.nitro_document, size, FormatError)
+    tried(lambda: found.event_log, size, FormatError)
+    tried(lambda: found.runtime_events, size, FormatError)
+    tried(found.app_info, size, FormatError, ReplayError)
+    tried(lambda: found.app_info(boottime=True), size, *refusals)
+    repr(found)
+    again = Attestation.from_bytes(found.to_bytes())
+    check_same("evidence written and read again", again, found)
+    check_same("and its hash", hash(again), hash(found))
+    shorter = found.stripped()
+    check_same("stripped twice", shorter.stripped(), shorter)
+    for encoding in ("v1", "cbor"):
+        other = Attestation.from_bytes(found.to_bytes(encoding))
+        check_same(f"the same in {encoding}", other, found)
+
+
+def _response(raw: bytes) -> Attestation:
+    return Attestation.from_agent_response(raw)
+
+
+def response_samples() -> list[bytes]:
+    """Return answers of agents: a quote with its log, and complete evidence."""
+    answers: list[dict[str, Any]] = [
+        {
+            "quote": made_quote(auth=b"").hex(),
+            "event_log": EventLog.from_wire(EVENTS).to_json(),
+            "report_data": "00",
+            "vm_config": "{}",
+        },
+        *({"attestation": sample.hex()} for sample in _encoded("v0")),
+        {"attestation": "", "quote": "00", "event_log": "[]", "hash_algorithm": "raw"},
+    ]
+    return [json.dumps(answer).encode() for answer in answers]
+
+
+# -- pieces of evidence ----------------------------------------------------------------------------
+
+
+def _scale(raw: bytes) -> list[object]:
+    """Read what the first byte asks for, until nothing is left."""
+    reader = ScaleReader(raw)
+    readers: tuple[Callable[[], object], ...] = (
+        reader.u32,
+        reader.u64,
+        reader.boolean,
+        reader.compact,
+        reader.blob,
+        reader.text,
+        lambda: reader.vector(reader.text),
+        lambda: reader.option(reader.u64),
+    )
+    found: list[object] = []
+    while reader.remaining:
+        at = reader.at
+        found.append(readers[reader.u8() % len(readers)]())
+        if not at < reader.at <= len(raw):
+            raise AssertionError("a reader did not move on")
+    return found
+
+
+_WRITERS: Final[tuple[Callable[[Any], bytes], ...]] = (
+    scale.u32,
+    scale.u64,
+    scale.boolean,
+    scale.compact,
+    scale.blob,
+    scale.text,
+    lambda items: scale.vector(map(scale.text, items)),
+    lambda value: scale.option(None if value is None else scale.u64(value)),
+)
+
+
+def _scale_again(raw: bytes, found: list[object]) -> None:
+    """What was read is written in the same bytes."""
+    at = 0
+    for value in found:
+        written = _WRITERS[raw[at] % len(_WRITERS)](value)
+        at += 1
+        check_same("a value of SCALE", raw[at : at + len(written)], written)
+        at += len(written)
+    check_same("the end", at, len(raw))
+
+
+def scale_samples() -> list[bytes]:
+    """Return values of every kind."""
+    return [
+        b"\0\1\2\3\4\1\1\2\3\4\5\6\7\x08\2\1\3\xfc",
+        b"\4\x0cabc\5\x0cabc\6\x08\4a\x08bc\7\0\7\1" + bytes(8),
+        b"\3\1\1\3\2\0\1\0\3\3\0\0\0\x40",
+    ]
+
+
+def _request(_raw: bytes, found: CertRequest) -> None:
+    check_same("a request again", CertRequest.from_bytes(found.to_bytes()), found)
+
+
+def _old_request(raw: bytes, found: QuoteCertRequest) -> None:
+    check_same("the bytes of a request", found.to_bytes(), raw)
+
+
+def request_samples() -> list[bytes]:
+    """Return requests of both versions."""
+    attestation = Attestation(KINDS[0])
+    new = CertRequest(b"key", "subject", attestation, "organisation", ("a", "b"), not_before=1)
+    old = QuoteCertRequest(b"key", "subject", b"quote", b"[]", None, ("name",))
+    return [new.to_bytes(), old.to_bytes()]
+
+
+def _app_info(_raw: bytes, found: AppInfo) -> None:
+    check_same("app info again", AppInfo.from_msgpack(found.to_msgpack()), found)
+    check_same("through its JSON", AppInfo.from_dict(found.to_dict()), found)
+
+
+def app_info_samples() -> list[bytes]:
+    """Return app info with and without hashes of scripts, and in the form of old agents."""
+    fields = [bytes([number]) * 20 for number in range(7)] + [b'{"name":"kms","id":"00"}']
+    found = [AppInfo._make([*fields, hashes]) for hashes in (None, (), (bytes(32),))]
+    old = b"\x98" + b"\xc4\x01a" * 8
+    ints = b"\x98" + b"\x92\x01\xcc\xff" * 8
+    return [*(info.to_msgpack() for info in found), old, ints]
+
+
+def _cbor(_raw: bytes, found: Value) -> None:
+    import cbor2  # late: an oracle of this target alone
+
+    check_same("CBOR written and read again", read_value(cbor2.dumps(found)), found)
+
+
+def cbor_samples() -> list[bytes]:
+    """Return values of every kind, with indefinite lengths among them."""
+    texts = ("a26161010203", "9f0102ff", "5f4101420203ff", "bf6161f6ff", "83f4f5f6", "3903e7")
+    return [*map(bytes.fromhex, texts), b"\xd2\x80", b"\x81" * 15 + b"\0"]
+
+
+def nitro_samples() -> list[bytes]:
+    """Return documents of AWS: made, and captured where they are here."""
+    return [aws.document(), data("dstack/dstack-attest/nitro_attestation.bin")]
+
+
+def _nitro(raw: bytes, found: NitroDocument) -> None:
+    check("pieces", found.payload in raw or len(raw) < 2 * len(found.payload))
+    tried(lambda: found.pcr(0), len(raw), FormatError)
+    len(found.signed_region)
+
+
+def _encoding(
+    name: str, marks: frozenset[int], decode: Callable[[bytes], Evidence]
+) -> ParserTarget:
+    """Return the target of one encoding, which the first byte of evidence tells."""
+
+    def read(raw: bytes) -> Evidence:
+        if not raw or raw[0] not in marks:
+            raise FormatError("another encoding", offset=0)
+        return decode(raw)
+
+    encoding = {"v0_scale": "v0", "v1_msgpack": "v1", "cbor_evidence": "cbor"}[name]
+    run = obeys(read, FormatError, accepted=_same_evidence(encoding, decode))
+    return ParserTarget(name, run, short(lambda: _encoded(encoding)), "evidence.dict")
+
+
+def targets() -> list[ParserTarget]:
+    """Return the targets of this file."""
+    whole = obeys(Attestation.from_bytes, FormatError, accepted=_whole)
+    response = obeys(_response, FormatError, accepted=_whole)
+    request = obeys(CertRequest.from_bytes, FormatError, accepted=_request)
+    old_request = obeys(QuoteCertRequest.from_bytes, FormatError, accepted=_old_request)
+    app_info = obeys(AppInfo.from_msgpack, FormatError, accepted=_app_info)
+    nitro = obeys(read_nitro_document, FormatError, accepted=_nitro)
+    return [
+        _encoding("v0_scale", v0_scale.FIRST_BYTES, v0_scale.decode),
+        _encoding("v1_msgpack", v1_msgpack.FIRST_BYTES, v1_msgpack.decode),
+        _encoding("cbor_evidence", cbor.FIRST_BYTES, cbor.decode),
+        ParserTarget("attestation", whole, short(evidence_samples), "evidence.dict"),
+        ParserTarget("agent_response", response, short(response_samples), "evidence.dict"),
+        ParserTarget(
+            "scale", obeys(_scale, FormatError, accepted=_scale_again), scale_samples, max_len=512
+        ),
+        ParserTarget("cert_request", request, short(request_samples), "evidence.dict"),
+        ParserTarget("old_cert_request", old_request, short(request_samples), "evidence.dict"),
+        ParserTarget("app_info", app_info, app_info_samples, max_len=512),
+        ParserTarget(
+            "cbor", obeys(read_value, FormatError, accepted=_cbor), cbor_samples, "cbor.dict", 512
+        ),
+        ParserTarget("nitro", nitro, short(nitro_samples, 8192), "cbor.dict", 8192),
+    ]

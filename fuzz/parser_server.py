@@ -1,0 +1,235 @@
+"""Targets: what the server reads of strangers: bodies, queries, container logs."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from attestkit.attestation import Attestation
+from attestkit.errors import AttestKitError, BackendError, FormatError
+from attestkit.event_log import EventLog
+from attestkit.serve import json_codec, messages, protobuf_codec, query
+from attestkit.serve.log_text import COMPACT, INDENTED, LogText, tcb_info
+from attestkit.serve.logs import parameters
+from attestkit.serve.logs.form import Form
+from attestkit.serve.logs.frames import Frame, Frames, Lines, Splitter
+from attestkit.serve.verification import VerifyRequest
+from fuzz import seeds
+from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
+from fuzz.parser_evidence import response_samples
+
+_MESSAGES: Final[tuple[type[tuple[Any, ...]], ...]] = (
+    messages.GetTlsKeyArgs,
+    messages.DeriveKeyArgs,
+    messages.GetKeyArgs,
+    messages.RawQuoteArgs,
+    messages.TdxQuoteArgs,
+    messages.EmitEventArgs,
+    messages.SignRequest,
+    messages.VerifyRequest,
+    messages.GetAttestationForAppKeyRequest,
+)
+Decode = Callable[[type[tuple[Any, ...]], bytes], tuple[Any, ...]]
+
+
+def _message(decode: Decode, raw: bytes) -> tuple[Any, ...] | None:
+    """Read a message, of the kind that the first byte says."""
+    return decode(_MESSAGES[raw[0] % len(_MESSAGES)], raw[1:]) if raw else None
+
+
+_LARGE: Final = b" " * (64 * 1024)  # from so many bytes on a body is read in another way
+
+
+def _large_message(raw: bytes) -> tuple[Any, ...] | None:
+    """Read a message in the body of an upload."""
+    return json_codec.decode(_MESSAGES[raw[0] % len(_MESSAGES)], raw[1:] + _LARGE) if raw else None
+
+
+def _as_small(raw: bytes, found: tuple[Any, ...] | None) -> None:
+    check_same("the same without blanks", _message(json_codec.decode, raw), found)
+
+
+def _again(_raw: bytes, found: tuple[Any, ...] | None) -> None:
+    """What was read is written and read in both encodings, where the text is Unicode."""
+    if found is None:
+        return
+    kind = type(found)
+    in_json = b"".join(json_codec.encode(found))
+    check_same("a message through JSON", json_codec.decode(kind, in_json), found)
+    if b"\\ud" not in in_json:  # half a surrogate pair, which protobuf has no form for
+        in_protobuf = b"".join(protobuf_codec.encode(found))
+        check_same("and through protobuf", protobuf_codec.decode(kind, in_protobuf), found)
+
+
+def _codec(decode: Decode) -> Callable[[bytes], None]:
+    return obeys(partial(_message, decode), FormatError, accepted=_again)
+
+
+def _filled() -> list[tuple[int, tuple[Any, ...]]]:
+    """Return each message with something in every field."""
+    values: dict[type, Any] = {str: "é:", bool: True, int: 1 << 40, bytes: b"\0\xff"}
+    filled = []
+    for at, message in enumerate(_MESSAGES):
+        found = [
+            (values[field.kind],) * 2 if field.repeated else values[field.kind]
+            for field in messages.fields_of(message)
+        ]
+        filled.append((at, message(*found)))
+    return filled
+
+
+def json_samples() -> list[bytes]:
+    """Return bodies in JSON."""
+    bodies = [bytes([at]) + b"".join(json_codec.encode(found)) for at, found in _filled()]
+    return [*bodies, b"\0", b'\0{"unknown":[[{}]],"subject":null}']
+
+
+def protobuf_samples() -> list[bytes]:
+    """Return bodies in protobuf."""
+    return [bytes([at]) + b"".join(protobuf_codec.encode(found)) for at, found in _filled()]
+
+
+def query_samples() -> list[bytes]:
+    """Return queries of every message."""
+    texts: dict[type, str] = {str: "%C3%A9+", bool: "true", int: "17", bytes: "00ff"}
+    found = []
+    for at, message in enumerate(_MESSAGES):
+        pairs = [
+            f"{field.name}{'[0]' if field.repeated else ''}={texts[field.kind]}"
+            for field in messages.fields_of(message)
+        ]
+        found.append(bytes([at]) + "&".join([*pairs, "json"]).encode())
+    return [*found, b"\0alt_names[]=a&alt_names[]=b&alt_names[3]=c"]
+
+
+_NOW: Final = 1_790_000_000.5
+
+
+def _parameters(raw: bytes) -> parameters.Parameters:
+    query.asks_for_json(raw)
+    return parameters.parse(raw, _NOW)
+
+
+def _used_parameters(_raw: bytes, found: parameters.Parameters) -> None:
+    asked = found.for_engine()
+    check_same("texts", {type(one) for one in asked.values()}, {str})
+    check("times", 0 <= found.since < 1 << 63 and 0 <= found.until < 1 << 63)
+
+
+def parameter_samples() -> list[bytes]:
+    """Return queries of the page of logs."""
+    return [b"since=5m&until=1790000000&follow=on&text&bare=yes&tail=all&ansi=no", b"json=1", b""]
+
+
+# -- container logs --------------------------------------------------------------------------------
+
+
+def _frames(make: Callable[[], Splitter], raw: bytes) -> list[Frame]:
+    """Split a log that comes in pieces, of the size that its first byte says."""
+    splitter, size = make(), (raw[0] if raw else 0) % 64 + 1
+    found: list[Frame] = []
+    for at in range(1, len(raw), size):
+        found += splitter.feed(raw[at : at + size])
+    return [*found, *splitter.end()]
+
+
+def _shown(raw: bytes, frames: list[Frame]) -> None:
+    """Write the frames in every form; each is UTF-8, and none is longer than it may be."""
+    whole = b"".join(frame.data for frame in frames)
+    check("no more than came", len(whole) <= len(raw))
+    for choice in range(8):
+        text, bare, ansi = bool(choice & 1), bool(choice & 2), bool(choice & 4)
+        form = Form(text=text, bare=bare, ansi=ansi)
+        written = b"".join([*map(form.write, frames), form.end(), form.error("é\n")])
+        lines = written.decode()  # an error here is a finding
+        if text and bare and not ansi:
+            check("no escape character", "\x1b" not in lines)
+        if not bare:
+            for line in lines.split("\n")[:-1]:
+                check_same("a line", type(json.loads(line)), dict)
+
+
+def frame_samples() -> list[bytes]:
+    """Return logs of containers without a terminal."""
+    lines = (b"plain\n", b"\x1b[31mred\x1b[0m\n", "é\n".encode()[:1], "é\n".encode()[1:], b"")
+    frames = [bytes([1, 0, 0, 0]) + len(line).to_bytes(4, "big") + line for line in lines]
+    failed = bytes([3, 0, 0, 0, 0, 0, 0, 4]) + b"gone"
+    return [b"\x07" + b"".join(frames), b"\x3f" + frames[0], b"\x01" + frames[0] + failed]
+
+
+def line_samples() -> list[bytes]:
+    """Return logs of containers with a terminal."""
+    return [
+        b"\x07plain\r\n\x1b]0;title\x07text\x1b[1;31m\n",
+        b"\x03\x1b[\x1b\x1b]x\x1b\\\xff",
+        b"\x3f\x1bP1\n",
+    ]
+
+
+def _log_text(raw: bytes) -> EventLog:
+    return EventLog.from_json(raw)
+
+
+def _written(_raw: bytes, log: EventLog) -> None:
+    """What answers have of a log is JSON, and has the log's events."""
+    for style in (COMPACT, INDENTED):
+        text = LogText(style).of(log)
+        whole = "[" + "".join(text.pieces) + "]"
+        check_same("its events", len(json.loads(whole)), len(log.events))
+    told = tcb_info({"mrtd": bytes(48), "none": None}, LogText(INDENTED).of(log), "{}")
+    json.loads("".join(told.pieces))
+
+
+# -- the verifier ----------------------------------------------------------------------------------
+
+
+def _evidence(raw: bytes, found: VerifyRequest) -> None:
+    """Make evidence of the request, as the verifier does."""
+    if found.attestation is not None:
+        tried(lambda: Attestation.from_bytes(found.attestation or b""), len(raw), FormatError)
+    if found.quote is not None and found.event_log is not None:
+        tried(
+            lambda: Attestation.from_quote_and_log(
+                found.quote or b"", found.event_log or "", found.vm_config or ""
+            ),
+            len(raw),
+            FormatError,
+        )
+
+
+def verify_samples() -> list[bytes]:
+    """Return bodies of requests to the verifier."""
+    more = b'{"quote":"00","event_log":"[]","vm_config":"{}","debug":true,"attestation":null}'
+    return [*response_samples(), more]
+
+
+def targets() -> list[ParserTarget]:
+    """Return the targets of this file."""
+    engine: tuple[type[AttestKitError], ...] = (BackendError,)
+    frames = obeys(partial(_frames, Frames), *engine, accepted=_shown)
+    lines = obeys(partial(_frames, Lines), *engine, accepted=_shown)
+    verify = obeys(VerifyRequest.from_json, FormatError, accepted=_evidence)
+    large = obeys(_large_message, FormatError, accepted=_as_small, grows=True)
+    log_parameters = obeys(_parameters, FormatError, accepted=_used_parameters)
+    log_text = obeys(_log_text, FormatError, accepted=_written, said=lambda log: log.events)
+    return [
+        ParserTarget(
+            "json_codec", _codec(json_codec.decode), short(json_samples, 1024), "rpc.dict", 1024
+        ),
+        ParserTarget("large_json", large, short(json_samples, 1024), "rpc.dict", 1024),
+        ParserTarget(
+            "protobuf",
+            _codec(protobuf_codec.decode),
+            short(protobuf_samples, 1024),
+            "rpc.dict",
+            1024,
+        ),
+        ParserTarget("query", _codec(query.decode), short(query_samples, 1024), "query.dict", 1024),
+        ParserTarget("log_parameters", log_parameters, parameter_samples, "query.dict", 512),
+        ParserTarget("docker_frames", frames, frame_samples, "frames.dict", 512),
+        ParserTarget("docker_lines", lines, line_samples, "frames.dict", 512),
+        ParserTarget(
+            "log_text", log_text, short(seeds.short_agent_texts, 2048), "events.dict", 2048
+        ),
+        ParserTarget("verify_request", verify, short(verify_samples), "evidence.dict"),
+    ]

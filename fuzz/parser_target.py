@@ -1,0 +1,74 @@
+"""A fuzzer of one parser: `python -m fuzz.parser_target NAME [OPTION...] [FOLDER]`.
+
+Atheris, which is libFuzzer for Python, is to be installed. Options and exit status are libFuzzer's;
+FOLDER is the corpus, into which the target's seeds go if it is empty, and without which they are
+put into a new folder below that of temporary files. Only attestkit's own modules are instrumented,
+over the plain core: a walker in C hides no branch there.
+"""
+
+import os
+import sys
+import tempfile
+import warnings
+from hashlib import sha256
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from fuzz.parser_contract import ParserTarget
+
+DICTIONARIES = Path(__file__).parent / "dictionaries"
+_USAGE = "usage: python -m fuzz.parser_target NAME [libFuzzer's options] [corpus folder]"
+
+
+def main(arguments: list[str]) -> NoReturn:
+    """Run libFuzzer, which ends the process."""
+    if not arguments:
+        sys.exit(f"{_USAGE}; `all` in place of NAME lists the targets")
+    try:
+        atheris: Any = import_module("atheris")  # an extra, which not everyone has
+    except ImportError:
+        sys.exit("fuzz.parser_target: atheris is not installed: pip install atheris")
+    name, options = arguments[0], arguments[1:]
+    os.environ["ATTESTKIT_PURE_PYTHON"] = "1"
+    with atheris.instrument_imports(include=["attestkit"], enable_loader_override=False):
+        from fuzz.parsers import TARGETS
+
+        if name not in TARGETS:
+            sys.exit(f"{_USAGE}; the targets are {', '.join(TARGETS)}")
+        target = TARGETS[name]
+        seeds = target.seeds()
+        for seed in seeds:  # so that what is imported late is instrumented too
+            target.run(seed)
+    warnings.simplefilter("error")  # nor may a parser raise one where a user has them as errors
+    atheris.Setup([sys.argv[0], *_options(target, options, seeds)], target.run)
+    atheris.Fuzz()
+    raise AssertionError("libFuzzer ends the process")
+
+
+def _options(target: "ParserTarget", options: list[str], seeds: list[bytes]) -> list[str]:
+    """Return libFuzzer's arguments: what is not given is filled in, the folder with its seeds."""
+    folders = [option for option in options if not option.startswith("-")]
+    if not folders:
+        folders = [tempfile.mkdtemp(prefix=f"corpus-{target.name}-")]
+        options = [*options, *folders]
+    write_seeds(Path(folders[0]), seeds)
+    given = {option.partition("=")[0] for option in options}
+    if "-max_len" not in given:
+        options = [f"-max_len={target.max_len}", *options]
+    if "-dict" not in given and target.dictionary is not None:
+        options = [f"-dict={DICTIONARIES / target.dictionary}", *options]
+    return options
+
+
+def write_seeds(folder: Path, seeds: list[bytes]) -> None:
+    """Write seeds into a folder if nothing is there, by the names that libFuzzer gives."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if next(folder.iterdir(), None) is None:
+        for seed in seeds:
+            (folder / sha256(seed).hexdigest()[:40]).write_bytes(seed)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
