@@ -170,9 +170,14 @@ class P256Key(Secret):
     Make one with `from_scalar` or `from_pem`. Equal scalars make equal keys.
     """
 
-    __slots__ = ("private", "public_point")
+    __slots__ = ("_scalar", "private", "public_point")
 
-    def __init__(self, private: ec.EllipticCurvePrivateKey) -> None:
+    def __init__(self, private: ec.EllipticCurvePrivateKey, scalar: bytes = b"") -> None:
+        """Take the key, and its scalar where that is known.
+
+        To ask OpenSSL for it leaves copies behind that nobody can wipe.
+        """
+        self._scalar = own_copy(scalar)
         self.private = private  # for attestkit._crypto alone
         point = private.public_key().public_numbers()
         self.public_point = point.x.to_bytes(32, "big") + point.y.to_bytes(32, "big")  # x and y
@@ -184,7 +189,7 @@ class P256Key(Secret):
         number = int.from_bytes(scalar, "big")
         if not 0 < number < P256_ORDER:
             raise UsageError("a P-256 scalar must be in 1..n-1")
-        return cls(ec.derive_private_key(number, _CURVE))
+        return cls(ec.derive_private_key(number, _CURVE), scalar)
 
     @classmethod
     def from_pem(cls, text: str) -> "P256Key":
@@ -212,7 +217,10 @@ class P256Key(Secret):
     @property
     def scalar(self) -> bytes:
         """The secret, 32 bytes big-endian."""
-        return self.private.private_numbers().private_value.to_bytes(32, "big")
+        if not self._scalar:
+            number = self.private.private_numbers().private_value
+            self._scalar = number.to_bytes(32, "big")
+        return own_copy(self._scalar)
 
     @property
     def spki_der(self) -> bytes:
@@ -246,10 +254,19 @@ class P256Key(Secret):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, P256Key):
             return NotImplemented
-        return hmac.compare_digest(self.scalar, other.scalar)
+        ours, theirs = self.scalar, other.scalar
+        try:
+            return hmac.compare_digest(ours, theirs)
+        finally:
+            wipe(ours)
+            wipe(theirs)
 
     def __hash__(self) -> int:
         return hash(self.public_point)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # it never was a key
+            wipe(self._scalar)
 
     def __repr__(self) -> str:
         return f"P256Key(public_point={self.public_point.hex()})"
