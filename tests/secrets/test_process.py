@@ -73,7 +73,13 @@ def crash(folder: Path, program: str, number: int) -> list[Path]:
 
 @to_a_file
 @requires_root
-@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT], ids=["SEGV", "ABRT"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGSEGV, id="SEGV"),
+        pytest.param(signal.SIGABRT, id="ABRT", marks=pytest.mark.slow),
+    ],
+)
 def test_no_core_file(tmp_path: Path, number: int) -> None:
     """A server that crashes leaves none, where another program does."""
     (tmp_path / "other").mkdir()
@@ -180,7 +186,11 @@ def test_hardware_is_not_served_in_the_open(caplog: pytest.LogCaptureFixture) ->
 
 
 @pytest.mark.parametrize(
-    "options", [("--seed", SEED), (f"--seed={SEED}",)], ids=["word", "with equals"]
+    "options",
+    [
+        pytest.param(("--seed", SEED), id="word"),
+        pytest.param((f"--seed={SEED}",), id="with equals", marks=pytest.mark.slow),
+    ],
 )
 def test_no_seed_in_the_command_line(options: tuple[str, ...]) -> None:
     """Once the server is ready its command line, which everybody may read, has no seed."""
