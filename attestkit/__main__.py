@@ -2,6 +2,7 @@
 
 import sys
 
+from attestkit._process import hide_memory, hide_seed
 from attestkit.errors import UsageError
 
 __all__ = ["main"]
@@ -13,10 +14,19 @@ def main(arguments: list[str] | None = None) -> int:
     0 good, 1 usage, 2 evidence rejected, 3 network or device, 4 policy, 5 unreadable input.
     """
     words = sys.argv[1:] if arguments is None else arguments
+    own_process = arguments is None  # else it is the caller's, and stays as it is
     if words[:1] == ["serve"]:  # needs no terminal library, and must start fast
         from attestkit.serve.__main__ import main as serve
 
-        return serve(words[1:])
+        return serve(words[1:], own_process=own_process)
+    if own_process:
+        hide_seed()
+    if own_process and words[:1] == ["key"]:
+        try:
+            hide_memory()
+        except OSError as error:
+            sys.stderr.write(f"attestkit: the memory of this process cannot be hidden: {error}\n")
+            return 1
     try:
         from attestkit.cli import run_words
 

@@ -14,6 +14,7 @@ from attestkit._crypto.aes_gcm import IV_SIZE, aes_gcm_decrypt, aes_gcm_encrypt
 from attestkit._crypto.ecdsa import k256_recover
 from attestkit._crypto.ed25519 import x25519, x25519_public_key
 from attestkit._crypto.hashes import keccak256
+from attestkit._crypto.secret import wipe
 from attestkit._json import check_depth
 from attestkit.errors import FormatError, SignatureError, UsageError
 
@@ -116,7 +117,10 @@ def seal(plaintext: bytes, public_key: bytes, ephemeral_secret: bytes, iv: bytes
         UsageError: a size is wrong, or the public key is one of the few that share nothing.
     """
     key = x25519(ephemeral_secret, public_key)
-    return x25519_public_key(ephemeral_secret) + iv + aes_gcm_encrypt(key, iv, plaintext)
+    try:
+        return x25519_public_key(ephemeral_secret) + iv + aes_gcm_encrypt(key, iv, plaintext)
+    finally:
+        wipe(key)
 
 
 def open_sealed(secret: bytes, sealed: bytes) -> bytes:
@@ -135,7 +139,10 @@ def open_sealed(secret: bytes, sealed: bytes) -> bytes:
         key = x25519(secret, sealed[:_PUBLIC_KEY_SIZE])
     except UsageError as error:
         raise FormatError(str(error), offset=0) from error
-    return aes_gcm_decrypt(key, sealed[_PUBLIC_KEY_SIZE:_HEAD_SIZE], sealed[_HEAD_SIZE:])
+    try:
+        return aes_gcm_decrypt(key, sealed[_PUBLIC_KEY_SIZE:_HEAD_SIZE], sealed[_HEAD_SIZE:])
+    finally:
+        wipe(key)
 
 
 def verify_env_encrypt_public_key(  # noqa: PLR0913 - the arguments of the SDKs, and the time

@@ -1,13 +1,15 @@
 """ECDSA on secp256k1 and P-256. Every nonce is RFC 6979's, so every signature can be repeated.
 
-Secrets are handed on to coincurve and OpenSSL as bytes and numbers; those copies cannot be wiped
-from Python.
+Secrets are handed on to coincurve as bytes, which are wiped when their key goes, and to OpenSSL as
+numbers: it wipes its own, Python does not. docs/secrets.md tells what stays.
 """
 
+import contextlib
 import hmac
 from typing import Final
 
 from coincurve import PrivateKey, PublicKey
+from coincurve.context import GLOBAL_CONTEXT
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import (
@@ -16,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from attestkit._crypto.pem import armour
-from attestkit._crypto.secret import Secret
+from attestkit._crypto.secret import Secret, own_copy, wipe
 from attestkit.errors import FormatError, SignatureError, UsageError
 
 __all__ = [
@@ -47,16 +49,29 @@ _PKCS8_POINT: Final = bytes.fromhex("a14403420004")
 P256_SPKI_HEAD: Final = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
 
 
-class K256Key(Secret):
-    """A secp256k1 key, prepared once for many signatures."""
+class _Signer(PrivateKey):
+    """coincurve's key on our own bytes, without its second half for Schnorr signatures.
 
-    __slots__ = ("_key", "public_key")
+    The making of that leaves a copy of the secret in memory, and takes as long as a signature.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        self.secret = secret
+        self.context = GLOBAL_CONTEXT
+        self.public_key = PublicKey.from_valid_secret(secret)
+
+
+class K256Key(Secret):
+    """A secp256k1 key, prepared once for many signatures; its secret is wiped when it goes."""
+
+    __slots__ = ("_key", "_secret", "public_key")
 
     def __init__(self, secret: bytes) -> None:
         """Take the 32-byte big-endian scalar; UsageError if it is not 32 bytes or not in 1..n-1."""
         _check_size("a secp256k1 secret", secret, 32)
+        self._secret = own_copy(secret)
         try:
-            self._key = PrivateKey(secret)
+            self._key = _Signer(self._secret)
         except ValueError as error:
             raise UsageError("a secp256k1 secret must be in 1..n-1") from error
         self.public_key: bytes = self._key.public_key.format()  # 33 bytes, compressed SEC1
@@ -70,6 +85,10 @@ class K256Key(Secret):
     def sign(self, digest: bytes) -> bytes:
         """Return r and s (64 bytes, s low) over a 32-byte digest."""
         return self.sign_recoverable(digest)[:64]
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # there was no secret of 32 bytes
+            wipe(self._secret)
 
     def __repr__(self) -> str:
         return f"K256Key(public_key={self.public_key.hex()})"
@@ -151,9 +170,14 @@ class P256Key(Secret):
     Make one with `from_scalar` or `from_pem`. Equal scalars make equal keys.
     """
 
-    __slots__ = ("private", "public_point")
+    __slots__ = ("_scalar", "private", "public_point")
 
-    def __init__(self, private: ec.EllipticCurvePrivateKey) -> None:
+    def __init__(self, private: ec.EllipticCurvePrivateKey, scalar: bytes = b"") -> None:
+        """Take the key, and its scalar where that is known.
+
+        To ask OpenSSL for it leaves copies behind that nobody can wipe.
+        """
+        self._scalar = own_copy(scalar)
         self.private = private  # for attestkit._crypto alone
         point = private.public_key().public_numbers()
         self.public_point = point.x.to_bytes(32, "big") + point.y.to_bytes(32, "big")  # x and y
@@ -165,7 +189,7 @@ class P256Key(Secret):
         number = int.from_bytes(scalar, "big")
         if not 0 < number < P256_ORDER:
             raise UsageError("a P-256 scalar must be in 1..n-1")
-        return cls(ec.derive_private_key(number, _CURVE))
+        return cls(ec.derive_private_key(number, _CURVE), scalar)
 
     @classmethod
     def from_pem(cls, text: str) -> "P256Key":
@@ -180,7 +204,10 @@ class P256Key(Secret):
         try:
             # Replaced, because the error of an encoder would carry the secret.
             data = text.encode("ascii", "replace")
-            key = load_pem_private_key(data, password=None)
+            try:
+                key = load_pem_private_key(data, password=None)
+            finally:
+                wipe(data)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise FormatError("not the PEM of an unencrypted private key") from error
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != _CURVE.name:
@@ -190,7 +217,10 @@ class P256Key(Secret):
     @property
     def scalar(self) -> bytes:
         """The secret, 32 bytes big-endian."""
-        return self.private.private_numbers().private_value.to_bytes(32, "big")
+        if not self._scalar:
+            number = self.private.private_numbers().private_value
+            self._scalar = number.to_bytes(32, "big")
+        return own_copy(self._scalar)
 
     @property
     def spki_der(self) -> bytes:
@@ -200,12 +230,18 @@ class P256Key(Secret):
     @property
     def pkcs8_der(self) -> bytes:
         """The private key in DER with its public key, 138 bytes (RFC 5958)."""
-        return _PKCS8_HEAD + self.scalar + _PKCS8_POINT + self.public_point
+        scalar = self.scalar
+        der = b"".join((_PKCS8_HEAD, scalar, _PKCS8_POINT, self.public_point))
+        wipe(scalar)
+        return der
 
     @property
     def pkcs8_pem(self) -> str:
         """The private key in PEM: 64 characters a line, LF, one at the end too."""
-        return armour("PRIVATE KEY", self.pkcs8_der)
+        der = self.pkcs8_der
+        text = armour("PRIVATE KEY", der)
+        wipe(der)
+        return text
 
     def sign(self, data: bytes) -> bytes:
         """Return r and s (64 bytes) over the SHA-256 of `data`; s is not made low."""
@@ -218,10 +254,19 @@ class P256Key(Secret):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, P256Key):
             return NotImplemented
-        return hmac.compare_digest(self.scalar, other.scalar)
+        ours, theirs = self.scalar, other.scalar
+        try:
+            return hmac.compare_digest(ours, theirs)
+        finally:
+            wipe(ours)
+            wipe(theirs)
 
     def __hash__(self) -> int:
         return hash(self.public_point)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # it never was a key
+            wipe(self._scalar)
 
     def __repr__(self) -> str:
         return f"P256Key(public_point={self.public_point.hex()})"

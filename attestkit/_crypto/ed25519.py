@@ -1,5 +1,6 @@
 """Ed25519 signatures (RFC 8032) and X25519 key agreement (RFC 7748)."""
 
+import contextlib
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -13,7 +14,7 @@ from nacl.bindings import (
 )
 from nacl.exceptions import BadSignatureError, CryptoError
 
-from attestkit._crypto.secret import Secret
+from attestkit._crypto.secret import Secret, wipe
 from attestkit.errors import UsageError
 
 __all__ = [
@@ -30,7 +31,7 @@ _D: Final = -121665 * pow(121666, -1, _FIELD) % _FIELD  # the curve's constant (
 
 
 class Ed25519Key(Secret):
-    """An Ed25519 key, prepared once for many signatures."""
+    """An Ed25519 key, prepared once for many signatures; its secret is wiped when it goes."""
 
     __slots__ = ("_secret", "public_key")
 
@@ -43,6 +44,10 @@ class Ed25519Key(Secret):
     def sign(self, data: bytes) -> bytes:
         """Return the 64-byte signature over `data`."""
         return bytes(crypto_sign(data, self._secret)[:64])
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # there was no seed of 32 bytes
+            wipe(self._secret)
 
     def __repr__(self) -> str:
         return f"Ed25519Key(public_key={self.public_key.hex()})"

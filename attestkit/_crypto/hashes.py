@@ -76,7 +76,7 @@ def digest(name: str, data: bytes) -> bytes:
     return algorithm(data)
 
 
-def hkdf_sha256(ikm: bytes, info: bytes, length: int, salt: bytes) -> bytes:
+def hkdf_sha256(ikm: bytes | bytearray, info: bytes, length: int, salt: bytes) -> bytes:
     """Return `length` bytes of HKDF with SHA-256 (RFC 5869).
 
     Raises:
@@ -84,11 +84,12 @@ def hkdf_sha256(ikm: bytes, info: bytes, length: int, salt: bytes) -> bytes:
     """
     if not 0 <= length <= _HKDF_LIMIT:
         raise UsageError(f"HKDF gives 0 to {_HKDF_LIMIT} bytes, not {length}")
+    from attestkit._crypto.secret import wipe  # late, as Keccak is
+
     key = hmac.digest(salt, ikm, "sha256")
     block = hmac.digest(key, info + b"\x01", "sha256")
-    if length <= 32:
-        return block[:length]
     blocks = [block]
     for number in range(2, (length + 31) // 32 + 1):
         blocks.append(hmac.digest(key, blocks[-1] + info + bytes([number]), "sha256"))
-    return b"".join(blocks)[:length]
+    wipe(key)  # from which all that the root derives follows, too
+    return block[:length] if length <= 32 else b"".join(blocks)[:length]

@@ -1,10 +1,11 @@
-"""What all objects with a secret in them have in common."""
+"""What all objects with a secret in them have in common, and how a secret's bytes are wiped."""
 
+import ctypes
 from typing import NoReturn
 
 from attestkit.errors import UsageError
 
-__all__ = ["Secret"]
+__all__ = ["Secret", "own_copy", "wipe"]
 
 
 class Secret:
@@ -15,3 +16,21 @@ class Secret:
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         """Refuse, so that a secret does not get into a file or a queue by accident."""
         raise UsageError(f"a {type(self).__name__} holds a secret and does not pickle")
+
+
+def own_copy(secret: bytes | bytearray) -> bytes:
+    """Return bytes that nobody else has, so that they may be wiped."""
+    return bytes(memoryview(secret))  # bytes() of bytes would be the same object
+
+
+def wipe(secret: bytes | bytearray) -> None:
+    """Write zeros over a secret, where it is.
+
+    Bytes are not meant to change: only those may be wiped that were made here, whose last user is
+    done, and that no other name leads to. CPython has one object for each single byte and for none,
+    which stay. Elsewhere than in CPython bytes may be out of reach.
+    """
+    if isinstance(secret, bytearray):
+        secret[:] = bytes(len(secret))
+    elif len(secret) > 1:
+        ctypes.memset(ctypes.c_char_p(secret), 0, len(secret))

@@ -4,6 +4,7 @@ An answer has either `attestation`, complete evidence in hex, or `quote` in hex 
 a JSON array as text. Unknown keys are ignored.
 """
 
+import hmac
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,7 +48,7 @@ def quote_and_log(fields: dict[str, Any]) -> Evidence:
     evidence = from_quote_and_log(quote, log, json_text.string(fields, "vm_config", ""))
     if stated := fields.get("report_data"):
         given = json_text.from_hex(stated, "report_data")
-        if given.ljust(64, b"\0") != evidence.stack.report_data:
+        if not hmac.compare_digest(given.ljust(64, b"\0"), evidence.stack.report_data):
             raise FormatError("report_data is not the quote's")
     return evidence
 

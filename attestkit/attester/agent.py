@@ -1,5 +1,6 @@
 """Evidence of somebody else's guest agent, held against what was asked and against itself."""
 
+import hmac
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TypeVar
@@ -66,7 +67,8 @@ class AgentSource:
         answer = self._agent.get_quote_response(report_data)
         evidence = _read(lambda: Attestation.from_agent_response(answer))
         sealed = _read(lambda: _sealed(evidence))
-        if not sealed == evidence.report_data == report_data:
+        both = (sealed, evidence.report_data)
+        if not all(hmac.compare_digest(signed, report_data) for signed in both):
             raise BackendError("the agent gave evidence over other report data than asked")
         if (quote := evidence.quote) is not None:
             _read(lambda: evidence.event_log).check(quote)

@@ -4,6 +4,7 @@ There are no run-time registers, so no log and no events. Who the app is stands 
 host, whose hash is in the report as HOST_DATA.
 """
 
+import hmac
 from contextlib import AbstractContextManager
 from typing import Final
 
@@ -59,7 +60,7 @@ class SnpSource:
             self._check_usable()
             raw, table = self._reporter.get_snp_report(report_data)
         report = parse_report(raw)
-        if report.report_data != report_data:
+        if not hmac.compare_digest(report.report_data, report_data):
             raise BackendError(
                 "the platform gave a report over other report data than asked; where a service of "
                 "an SVSM was named it is over the service's: use the backend's get_service_report"

@@ -1,5 +1,6 @@
 """Where an Attester's evidence comes from: one class per kind of backend behind one protocol."""
 
+import hmac
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Final, NamedTuple, Protocol
@@ -148,7 +149,7 @@ def parse_quote(raw: bytes, report_data: bytes) -> Quote:
         quote = Quote.parse(raw)
     except (FormatError, UsageError) as error:
         raise BackendError(f"the platform gave a malformed quote: {error}") from error
-    if quote.report_data != report_data:
+    if not hmac.compare_digest(quote.report_data, report_data):
         raise BackendError("the platform gave a quote over other report data than asked")
     return quote
 

@@ -6,6 +6,7 @@ vouches for. So it also is if it has no TDX quote at all: the evidence of other 
 show by itself who made it. Whoever names an agent gets it in any case.
 """
 
+import hmac
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -270,7 +271,7 @@ def _check_origin(answer: Answer, asked: bytes) -> None:
     if not raw:
         raise UnsupportedError("it has no TDX quote, and other evidence does not tell")
     quote = Quote.parse(raw)
-    if quote.tee_type != TEE_TDX or quote.report_data != asked:
+    if quote.tee_type != TEE_TDX or not hmac.compare_digest(quote.report_data, asked):
         raise SignatureError("its quote is not one of a TD over what was asked")
     p256_verify(quote.attestation_key, quote.signature, quote.signed_region)
     p256_verify(pck_key(quote.pck_chain), quote.qe_report_signature, quote.qe_report.raw)

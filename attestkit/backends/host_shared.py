@@ -11,6 +11,7 @@ from threading import Lock
 from typing import Final, TypeVar
 
 from attestkit._crypto.hashes import sha256
+from attestkit._files import read_regular
 from attestkit.app_compose import AppCompose
 from attestkit.attestation import json_text
 from attestkit.backends.boot_sequence import Launch, boot_events
@@ -73,12 +74,20 @@ class HostShared:
             return named
         path = self._folder / name
         try:
-            path.stat()
+            path.lstat()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror or error}") from error
         return path
+
+    def _may_be_link(self, name: str) -> bool:
+        """Tell whether a file may be a link: not in a folder that the host fills.
+
+        A link there would lead to one of the guest's own files, and what is in an app-compose or a
+        sys-config is told to others.
+        """
+        return self._named.get(name) is not None
 
     def _needed(self, name: str, option: str, what: str) -> Path:
         if (path := self._path(name)) is None:
@@ -99,7 +108,7 @@ class HostShared:
         with self._mutex:
             if self._app_compose is None:
                 path = self._needed(APP_COMPOSE, "--app-compose", "which says what the app is")
-                self._app_compose = read_app_compose(path)
+                self._app_compose = read_app_compose(path, follow=self._may_be_link(APP_COMPOSE))
             return self._app_compose
 
     @property
@@ -113,7 +122,7 @@ class HostShared:
         with self._mutex:
             if self._app_keys is None:
                 path = self._needed(APP_KEYS, "--app-keys", "which holds the app's keys")
-                self._app_keys = AppKeys.load(path)
+                self._app_keys = AppKeys.load(path, follow=self._may_be_link(APP_KEYS))
             return self._app_keys
 
     @property
@@ -137,7 +146,7 @@ class HostShared:
     def _read_sys_config(self) -> SysConfig | None:
         with self._mutex:
             if self._sys_config is None and (path := self._path(SYS_CONFIG)) is not None:
-                self._sys_config = read_sys_config(path)
+                self._sys_config = read_sys_config(path, follow=self._may_be_link(SYS_CONFIG))
             return self._sys_config
 
     def instance_id(self, app_id: bytes) -> bytes:
@@ -152,7 +161,7 @@ class HostShared:
         """
         if self.app_compose.no_instance_id or (path := self._path(INSTANCE_INFO)) is None:
             return b""
-        seed = _parsed(path, _instance_seed)
+        seed = _parsed(path, _instance_seed, follow=False)
         return sha256(seed + app_id)[:20] if seed else b""
 
     def boot_events(self, app_id: bytes | None = None) -> tuple[Event, ...]:
@@ -187,15 +196,18 @@ class HostShared:
             self._app_keys.close()
 
 
-def read_file(path: Path) -> bytes:
-    """Return what is in the file `path`, at most 16 MiB.
+def read_file(path: Path, *, follow: bool = True) -> bytes:
+    """Return what is in the regular file `path`, at most 16 MiB.
+
+    Args:
+        path: Where.
+        follow: Whether it may be a link, as a file that the user has named.
 
     Raises:
-        ConfigError: It cannot be read, or is longer.
+        ConfigError: It cannot be read, is something else, or is longer.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST + 1)
+        data = read_regular(path, LARGEST + 1, follow=follow)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     if len(data) > LARGEST:
@@ -203,31 +215,31 @@ def read_file(path: Path) -> bytes:
     return data
 
 
-def _parsed(path: Path, parse: Callable[[bytes], T]) -> T:
+def _parsed(path: Path, parse: Callable[[bytes], T], *, follow: bool = True) -> T:
     """Return what `parse` reads in a file; what is wrong with it is told with the file's name."""
-    data = read_file(path)
+    data = read_file(path, follow=follow)
     try:
         return parse(data)
     except AttestKitError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def read_app_compose(path: Path) -> AppCompose:
+def read_app_compose(path: Path, *, follow: bool = True) -> AppCompose:
     """Return the app-compose in the file `path`; its bytes are kept, for they are measured.
 
     Raises:
         ConfigError: It cannot be read, or a key has a value it may not have.
     """
-    return _parsed(path, AppCompose.parse)
+    return _parsed(path, AppCompose.parse, follow=follow)
 
 
-def read_sys_config(path: Path) -> SysConfig:
+def read_sys_config(path: Path, *, follow: bool = True) -> SysConfig:
     """Return the sys-config in the file `path`.
 
     Raises:
         ConfigError: It cannot be read, is not JSON, or a key has a value it may not have.
     """
-    return _parsed(path, SysConfig.parse)
+    return _parsed(path, SysConfig.parse, follow=follow)
 
 
 def _instance_seed(data: bytes) -> bytes:

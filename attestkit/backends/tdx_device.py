@@ -6,6 +6,7 @@ named and not used.
 """
 
 import errno
+import hmac
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -156,7 +157,8 @@ class TdxDevice:
         report = bytes(request[REPORT_DATA_SIZE:])
         if report[0] != _TDX_REPORT:
             raise BackendError(f"{self.path} gave a report of type {report[0]:#04x}, not 0x81")
-        if report[_REPORT_DATA_AT : _REPORT_DATA_AT + REPORT_DATA_SIZE] != report_data:
+        told = report[_REPORT_DATA_AT : _REPORT_DATA_AT + REPORT_DATA_SIZE]
+        if not hmac.compare_digest(told, report_data):
             raise BackendError(f"{self.path} gave a report over other report data than asked")
         return report
 

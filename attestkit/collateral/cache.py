@@ -15,13 +15,13 @@ import json
 import logging
 import os
 import re
-import stat
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from attestkit._files import close_folder, make_folder, read_regular
 from attestkit.collateral import Collateral
 from attestkit.collateral.atomic_file import replace_file
 from attestkit.collateral.parts import json_object
@@ -37,8 +37,6 @@ _FILE_LIMIT: Final = 16 << 20  # bytes; real ones are about 40 kB
 _STRAYS: Final = 16  # files of writers that were killed, or are at work
 _ENTRY: Final = re.compile(r"[0-9a-f]{64}\.json")
 _STRAY: Final = re.compile(r"\.[0-9a-f]{64}\.json\..+")
-# Neither what a link leads to, nor waiting for the other end of a pipe.
-_READ_PLAINLY: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _logger = logging.getLogger("attestkit.collateral")
 
 
@@ -150,11 +148,7 @@ class CollateralCache:
         if self._folder is None:
             return None
         try:
-            handle = os.open(self._path(self._folder, key), _READ_PLAINLY)
-            with os.fdopen(handle, "rb") as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    return None
-                return _decode(key, file.read(_FILE_LIMIT + 1))
+            return _decode(key, read_regular(self._path(self._folder, key), _FILE_LIMIT + 1))
         except (OSError, CollateralError, ValueError, KeyError, TypeError):
             return None  # not there, or not ours: what is fetched next takes its place
 
@@ -192,12 +186,8 @@ def _check_age(max_age: timedelta | None) -> None:
 
 def _make_private(folder: Path) -> None:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
-        if found.st_uid != os.geteuid():
-            raise ConfigError(f"{folder}: belongs to user {found.st_uid}, not to us")
-        if stat.S_IMODE(found.st_mode) & 0o077:
-            folder.chmod(0o700)
+        make_folder(folder)
+        close_folder(folder)
     except OSError as error:
         raise ConfigError(f"{folder}: {error.strerror or error}") from error
 

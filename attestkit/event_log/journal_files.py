@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
+from attestkit._files import make_folder, open_regular, read_regular
 from attestkit.event_log.journal_queue import FileQueue
 
 __all__ = ["QUEUE", "Folder", "OsFolder", "Stamp", "WatchedFolder"]
 
 QUEUE: Final = "runtime_event.queue"
+_LARGEST: Final = 1 << 31  # bytes; what a read(2) gives at most, and no limit of ours
 
 
 class Stamp(NamedTuple):
@@ -102,9 +104,8 @@ class OsFolder:
         path = self._name(self._lock_name)
         while True:
             if self._lock_fd is None:
-                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
                 try:
-                    self._lock_fd = os.open(path, flags, 0o600)
+                    self._lock_fd = open_regular(path, os.O_RDWR | os.O_CREAT)
                 except FileNotFoundError:
                     return False
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
@@ -116,7 +117,7 @@ class OsFolder:
     def _lock_has_its_name(self, path: str) -> bool:
         assert self._lock_fd is not None
         try:
-            named = os.stat(path)  # noqa: PTH116 - as below
+            named = os.lstat(path)
         except FileNotFoundError:
             return False
         mine = os.fstat(self._lock_fd)
@@ -129,12 +130,12 @@ class OsFolder:
 
     def make(self) -> None:
         """Create the folder, mode 0700, where it is missing."""
-        Path(self._path).mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self._path)
 
     def stamp(self, name: str) -> Stamp | None:
         """Return identity and size of a file, None where there is none."""
         try:
-            found = os.stat(self._name(name))  # noqa: PTH116 - on the way of every quote, a Path costs more than the call
+            found = os.lstat(self._name(name))
         except FileNotFoundError:
             return None
         return Stamp(found.st_ino, found.st_size, found.st_mtime_ns)
@@ -142,7 +143,7 @@ class OsFolder:
     def read(self, name: str) -> bytes | None:
         """Return a whole file, None where there is none."""
         try:
-            return Path(self._name(name)).read_bytes()
+            return read_regular(self._name(name), _LARGEST)
         except FileNotFoundError:
             return None
 
@@ -155,7 +156,7 @@ class OsFolder:
         self._put(name, data, os.O_APPEND)
 
     def _put(self, name: str, data: bytes, how: int) -> None:
-        fd = os.open(self._name(name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, 0o600)
+        fd = open_regular(self._name(name), os.O_WRONLY | os.O_CREAT | how)
         try:
             while data:  # a write may stop early
                 data = data[os.write(fd, data) :]
@@ -164,22 +165,19 @@ class OsFolder:
 
     def cut(self, name: str, size: int) -> None:
         """Shorten a file to `size` bytes."""
-        os.truncate(self._name(name), size)
+        fd = open_regular(self._name(name), os.O_WRONLY)
+        try:
+            os.ftruncate(fd, size)
+        finally:
+            os.close(fd)
 
     def sync(self, name: str) -> None:
         """Wait until a file's content is on the disk."""
-        self._sync(self._name(name), os.O_RDWR)
+        _sync_and_close(open_regular(self._name(name), os.O_RDWR))
 
     def sync_folder(self) -> None:
         """Wait until the names in the folder are on the disk."""
-        self._sync(self._path, os.O_RDONLY | os.O_DIRECTORY)
-
-    def _sync(self, path: str, flags: int) -> None:
-        fd = os.open(path, flags | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        _sync_and_close(os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
     def rename(self, old: str, new: str) -> None:
         """Give a file another name at once, replacing a file of that name."""
@@ -198,6 +196,13 @@ class OsFolder:
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
+
+
+def _sync_and_close(fd: int) -> None:
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 class WatchedFolder:

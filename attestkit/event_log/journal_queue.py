@@ -19,6 +19,8 @@ from struct import Struct
 from threading import get_ident
 from typing import Final
 
+from attestkit._files import open_regular
+
 __all__ = ["FileQueue"]
 
 _FLOCK: Final = Struct("hhqqi0q")  # struct flock: type, whence, start, length, pid
@@ -53,7 +55,7 @@ class FileQueue:
         try:
             return self._spare.pop()
         except IndexError:
-            return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            return open_regular(self._path, os.O_RDWR | os.O_CREAT)
 
     def _draw(self, place: int) -> int:
         """Take the next number, and lock its byte before anybody can know of it."""

@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from attestkit._crypto.ecdsa import K256Key, P256Key
-from attestkit._crypto.hashes import keccak256, sha256
-from attestkit._crypto.secret import Secret
+from attestkit._crypto.hashes import keccak256
+from attestkit._crypto.secret import Secret, wipe
+from attestkit._files import read_regular
 from attestkit.errors import ConfigError, UsageError
-from attestkit.keys.derivation import derive_bytes, derive_p256, utf8
+from attestkit.keys.derivation import derive_bytes, derive_p256, derive_x25519, utf8
 
 if TYPE_CHECKING:
     from attestkit._crypto.ed25519 import Ed25519Key
@@ -69,20 +69,26 @@ class AppKeys(Secret):
         }
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "AppKeys":
+    def load(cls, path: str | os.PathLike[str], *, follow: bool = True) -> "AppKeys":
         """Read the agent's key file.
+
+        Args:
+            path: where; a regular file, or a pipe that was handed over, as `/dev/stdin`.
+            follow: whether it may be a link, which in a folder of somebody else's it should not.
 
         Raises:
             ConfigError: the file cannot be read or is wrong; the text names file, key and reason.
         """
         try:
-            with Path(path).open("rb") as file:
-                data = file.read(_LARGEST + 1)
+            data = read_regular(path, _LARGEST + 1, follow=follow)
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror or error}") from error
-        if len(data) > _LARGEST:
-            raise ConfigError(f"{path}: longer than {_LARGEST} bytes")
-        return cls.from_json(data, name=str(path))
+        try:
+            if len(data) > _LARGEST:
+                raise ConfigError(f"{path}: longer than {_LARGEST} bytes")
+            return cls.from_json(data, name=str(path))
+        finally:
+            wipe(data)
 
     @classmethod
     def from_json(cls, text: str | bytes, *, name: str = "") -> "AppKeys":
@@ -107,12 +113,13 @@ class AppKeys(Secret):
         """
         if len(seed) != 32:
             raise UsageError(f"a seed is 32 bytes, not {len(seed)}")
-        return cls(
-            k256_key=derive_bytes(seed, b"app-k256-key"),
-            ca_cert=None,
-            ca_key=derive_p256(seed, b"app-key"),
-            disk_crypt_key=sha256(derive_p256(seed, b"app-disk-key").pkcs8_der),
-        )
+        root, disk = derive_bytes(seed, b"app-k256-key"), derive_x25519(seed, b"app-disk-key")
+        try:
+            ca_key = derive_p256(seed, b"app-key")
+            return cls(k256_key=root, ca_cert=None, ca_key=ca_key, disk_crypt_key=disk)
+        finally:
+            wipe(root)
+            wipe(disk)
 
     @classmethod
     def generate(cls, random: Callable[[int], bytes] = os.urandom) -> "AppKeys":
@@ -167,6 +174,11 @@ class AppKeys(Secret):
         """The public half of `k256_key`, 33 bytes of compressed SEC1."""
         return self._root_key().public_key
 
+    def derive(self, path: bytes) -> bytes:
+        """Return 32 bytes derived from the root key, of which no copy is made."""
+        self._root_key()
+        return derive_bytes(self._secrets["k256_key"], path)
+
     def endorse(self, public_key: bytes, purpose: str) -> tuple[bytes, bytes]:
         """Return the signature chain of a derived key.
 
@@ -182,14 +194,15 @@ class AppKeys(Secret):
         It is prepared once and kept until `close()`: it protects nothing that the root key, which
         is kept too, does not.
         """
-        root = self.k256_key
+        self._root_key()
         found = self._signers.get(algorithm)
         if found is None:
             from attestkit._crypto.ed25519 import Ed25519Key  # late: not every app signs
 
-            secret = derive_bytes(root, _SIGNING_PATH)
+            secret = self.derive(_SIGNING_PATH)
             key: K256Key | Ed25519Key
             key = Ed25519Key(secret) if algorithm == "ed25519" else K256Key(secret)
+            wipe(secret)
             found = key, self.endorse(key.public_key, _SIGNING_PURPOSE)
             self._signers[algorithm] = found
         return found
@@ -197,7 +210,7 @@ class AppKeys(Secret):
     def close(self) -> None:
         """Wipe what can be wiped and let go of the rest. A second call does nothing."""
         for secret in self._secrets.values():
-            secret[:] = bytes(len(secret))
+            wipe(secret)
         self._root = self._ca_key = None
         self._signers.clear()
 

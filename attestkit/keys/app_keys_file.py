@@ -7,12 +7,14 @@ from typing import Final
 
 from attestkit._crypto.certificates import read_certificate
 from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.secret import wipe
 from attestkit._json import decode_strictly
 from attestkit.errors import ConfigError, FormatError, UsageError
 from attestkit.keys.app_keys import AppKeys, ProviderName
 
 __all__ = ["read_app_keys"]
 
+_DISK_KEY: Final = "disk_crypt_key"
 _HEX: Final = re.compile(r"(?:[0-9a-fA-F]{2})*")
 # Form in the file: name, and the field that says which provider it was.
 _PROVIDERS: Final[Mapping[str, tuple[ProviderName, str]]] = {
@@ -56,12 +58,16 @@ class _Reader:
         else:
             ca_key = self._ca_key(f"{where}.key", self._text("key", details, where), ca_cert)
         provider_id = self._hex(id_field, details, where).hex() if id_field else ""
+        signature = self._hex("k256_signature", self._fields, sizes=(0, 65))
+        secrets: list[bytes] = []
         try:
+            for key, sizes in (("k256_key", (32,)), ("env_crypt_key", (0, 32)), (_DISK_KEY, ())):
+                secrets.append(self._hex(key, self._fields, sizes=sizes))
             return AppKeys(
-                k256_key=self._hex("k256_key", self._fields, sizes=(32,)),
-                k256_signature=self._hex("k256_signature", self._fields, sizes=(0, 65)),
-                env_crypt_key=self._hex("env_crypt_key", self._fields, sizes=(0, 32)),
-                disk_crypt_key=self._hex("disk_crypt_key", self._fields),
+                k256_key=secrets[0],
+                k256_signature=signature,
+                env_crypt_key=secrets[1],
+                disk_crypt_key=secrets[2],
                 gateway_app_id=self._text("gateway_app_id", self._fields, default=""),
                 ca_cert=ca_cert,
                 ca_key=ca_key,
@@ -70,6 +76,9 @@ class _Reader:
             )
         except UsageError as error:
             raise self._error("k256_key", str(error)) from error
+        finally:
+            for secret in secrets:
+                wipe(secret)  # AppKeys has its own
 
     def _provider(self) -> tuple[str, Mapping[str, object]]:
         found = self._object("key_provider", self._fields.get("key_provider"))

@@ -4,6 +4,7 @@ from typing import Final
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.hashes import hkdf_sha256, sha256
+from attestkit._crypto.secret import wipe
 from attestkit.errors import UsageError
 
 __all__ = ["derive_bytes", "derive_p256", "derive_x25519", "separated_path", "utf8"]
@@ -18,7 +19,7 @@ _SEPARATED: Final = {
 }
 
 
-def derive_bytes(root: bytes, *parts: bytes, length: int = 32) -> bytes:
+def derive_bytes(root: bytes | bytearray, *parts: bytes, length: int = 32) -> bytes:
     """Return `length` bytes (0 to 8160) of HKDF-SHA256 over `root` with the salt `RATLS`.
 
     The parts are joined without a border, so `b"ab", b"c"` and `b"a", b"bc"` are the same.
@@ -32,7 +33,11 @@ def derive_p256(root: bytes, *parts: bytes) -> P256Key:
     Raises:
         UsageError: the scalar is 0 or not under the order, which chance does not bring about.
     """
-    return P256Key.from_scalar(derive_bytes(root, *parts))
+    scalar = derive_bytes(root, *parts)
+    try:
+        return P256Key.from_scalar(scalar)
+    finally:
+        wipe(scalar)
 
 
 def derive_x25519(root: bytes, *parts: bytes) -> bytes:
@@ -40,7 +45,10 @@ def derive_x25519(root: bytes, *parts: bytes) -> bytes:
 
     It is the SHA-256 of the whole PKCS#8 DER of `derive_p256(root, *parts)`.
     """
-    return sha256(derive_p256(root, *parts).pkcs8_der)
+    der = derive_p256(root, *parts).pkcs8_der
+    secret = sha256(der)
+    wipe(der)
+    return secret
 
 
 def separated_path(path: str, algorithm: str) -> str:

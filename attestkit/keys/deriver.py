@@ -3,9 +3,10 @@
 from typing import Final, NamedTuple, NoReturn, Protocol
 
 from attestkit._crypto.ecdsa import P256Key, k256_public_key
+from attestkit._crypto.secret import wipe
 from attestkit.errors import UsageError
 from attestkit.keys.app_keys import AppKeys
-from attestkit.keys.derivation import derive_bytes, derive_p256, separated_path, utf8
+from attestkit.keys.derivation import separated_path, utf8
 from attestkit.keys.signatures import PREHASHED, signed_message
 
 __all__ = ["DerivedKey", "KeyDeriver", "LocalKeys", "Signature", "public_half"]
@@ -82,7 +83,7 @@ class LocalKeys:
         kind = _ALGORITHMS.get(algorithm)
         if kind is None:
             raise UsageError("Unsupported algorithm")
-        key = derive_bytes(self._app_keys.k256_key, utf8("path", path))
+        key = self._app_keys.derive(utf8("path", path))
         public = public_half(kind, key)
         return DerivedKey(key, public, self._app_keys.endorse(public, purpose))
 
@@ -103,12 +104,15 @@ class LocalKeys:
         if algorithm == "p256":
             pair = self.derive_p256(separated)
             return DerivedKey(pair.scalar, b"\x04" + pair.public_point, ())
-        key = derive_bytes(self._app_keys.k256_key, utf8("path", separated))
+        key = self._app_keys.derive(utf8("path", separated))
         return DerivedKey(key, public_half("x25519", key), ())
 
     def derive_p256(self, path: str) -> P256Key:
         """Return the P-256 key of `path`, as the older DeriveKey does; UsageError when closed."""
-        return derive_p256(self._app_keys.k256_key, utf8("path", path))
+        scalar = self._app_keys.derive(utf8("path", path))
+        key = P256Key.from_scalar(scalar)
+        wipe(scalar)
+        return key
 
     def sign(self, data: bytes, algorithm: str) -> Signature:
         """Sign with the application's signing key, the key of path `vms` and purpose `signing`.

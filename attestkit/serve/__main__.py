@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from attestkit._process import hide_memory, hide_seed
 from attestkit.errors import AttestKitError, ConfigError, FormatError, UsageError
 from attestkit.serve.limits import Limits
 from attestkit.serve.log import Log, in_one_line
@@ -45,15 +46,20 @@ class _Shared(NamedTuple):
     as_json: bool = False  # what listens is told on stdout as an object, not as a line
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, *, own_process: bool = False) -> int:
     """Serve until told to stop; return the exit code.
 
-    Whatever goes wrong is one line on stderr; --help says what each code means.
+    Whatever goes wrong is one line on stderr; --help says what each code means. Where the process
+    is the server's own, as it is without `arguments`, nobody else may look into its memory.
     """
+    own_process = own_process or arguments is None
+    if own_process:
+        hide_seed()
     _hold_standard_streams()
     log = Log()
     try:
-        _serve(_options(sys.argv[1:] if arguments is None else arguments, log), log)
+        options = _options(sys.argv[1:] if arguments is None else arguments, log)
+        _serve(options, log, own_process=own_process)
     except KeyboardInterrupt:  # before the loop took the signal over
         return 130
     except AttestKitError as error:
@@ -115,7 +121,7 @@ def _listed(keys: Sequence[str]) -> str:
     return ", ".join(keys[:_MOST_TOLD]) + more
 
 
-def _serve(options: "Options", log: Log) -> None:
+def _serve(options: "Options", log: Log, *, own_process: bool) -> None:
     from attestkit.backends import signs_of_hardware
     from attestkit.serve.settings import decide
     from attestkit.serve.sockets import Lock, make_folder
@@ -135,6 +141,8 @@ def _serve(options: "Options", log: Log) -> None:
         _serve_verifier(judging, shared, supervisor)
         return
     settings = decide(options, os.environ, signs_of_hardware)
+    if own_process:
+        _hide_memory(simulated=settings.simulated)
     on = {name for name in _AGENT_LISTENERS if getattr(settings, name) is not None}
     on |= set() if judging is None else {"verifier"}
     supervisor = Supervisor.from_environ(os.environ, on, watchdog=options.watchdog)
@@ -146,6 +154,17 @@ def _serve(options: "Options", log: Log) -> None:
         if settings.measure_app and not settings.simulated:
             attester.measure_app(settings.app_id)
         _listen(settings, attester, judging, shared, supervisor)
+
+
+def _hide_memory(*, simulated: bool) -> None:
+    """Hide our memory before there is a key in it; a simulator's keys protect nothing without."""
+    try:
+        hide_memory()
+    except OSError as error:
+        text = f"the memory of this process cannot be kept from others: {error}"
+        if not simulated:
+            raise ConfigError(text) from error
+        _logger.warning("%s", text)
 
 
 def _serve_verifier(

@@ -9,10 +9,15 @@ As text that is the common log format, the listener in the place of ident, with 
 
 As JSON it is an object with the members of any record, and each of these by name.
 
+The client is an address, or on a unix socket the process that connected and its user, as the kernel
+knows them: `pid=PID,uid=UID,gid=GID`. A process that is not in our namespace is number 0.
+
 A path is told without its query, which may hold what is secret.
 """
 
 import asyncio
+import socket
+import struct
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
@@ -21,10 +26,11 @@ from typing import Final, TypeAlias
 
 from attestkit.serve.log_sink import Sink
 
-__all__ = ["AccessLog"]
+__all__ = ["AccessLog", "client_name"]
 
 _Entry: TypeAlias = tuple[float, str, str, str, bytes, int, int, float, bytes]
 
+_CREDENTIALS: Final = struct.Struct("3i")  # struct ucred of unix(7)
 _INTERVAL: Final = 0.2  # seconds
 _BATCH: Final = 1000  # requests
 _LONGEST_PATH: Final = 256  # bytes
@@ -69,7 +75,7 @@ class AccessLog:
 
         Args:
             listener: The name of the listener.
-            client: The address of who asked; nothing on a unix socket.
+            client: Who asked: `client_name`.
             verb: Nothing, where the request was refused before its verb was known.
             path: As it came.
             status: What was answered.
@@ -109,6 +115,22 @@ class AccessLog:
             pass
         if lines:
             self._sink.write(lines, patience)
+
+
+def client_name(address: tuple[str, int] | None, transport: asyncio.BaseTransport) -> str:
+    """Return who is at the other end: the address, or on a unix socket the process and its user.
+
+    Nothing, where the kernel does not tell.
+    """
+    if address:
+        return address[0]
+    try:
+        connection = transport.get_extra_info("socket")
+        found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid, uid, gid = _CREDENTIALS.unpack(found)
+    except (OSError, AttributeError, struct.error):
+        return ""
+    return f"pid={pid},uid={uid},gid={gid}"
 
 
 def _text_line(entry: _Entry) -> bytes:

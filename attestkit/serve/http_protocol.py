@@ -31,6 +31,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from attestkit.serve.access_log import client_name
 from attestkit.serve.http_cycle import COPIED, Cycle, Response, without_upgrade
 from attestkit.serve.http_shared import LINGER_SECONDS, Shared
 from attestkit.serve.json_codec import encode_error
@@ -109,7 +110,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Take a connection, unless there are far too many."""
         super().connection_made(transport)
         self._response = Response(self)
-        self._peer = self.client[0] if self.client else ""
+        self._peer = "" if self._access_log is None else client_name(self.client, transport)
         self._traffic.connections += 1
         self._since = self.loop.time()
         if len(self.connections) > 2 * self.limits.connections:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from attestkit._crypto.pem import armour
+from attestkit._files import change_mode, close_folder, open_regular
+from attestkit._files import make_folder as make_folder_at
 from attestkit.collateral.atomic_file import replace_file
 from attestkit.errors import BackendBusyError, ConfigError, UsageError
 from attestkit.serve.address import Address
@@ -42,18 +44,12 @@ def make_folder(folder: Path, *, private: bool, ignored: bool = False) -> None:
         ConfigError: It cannot be made, or is somebody else's.
     """
     try:
-        new = not folder.is_dir()
-        if new:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        elif private:
-            found = folder.stat()
-            if found.st_uid != os.geteuid():
-                raise ConfigError(f"{folder}: belongs to user {found.st_uid}, not to us")
-            if stat.S_IMODE(found.st_mode) & 0o077:
-                folder.chmod(0o700)
+        new = make_folder_at(folder)
+        if private:
+            close_folder(folder)
         ignore = folder / ".gitignore"
         if (new or ignored) and not ignore.exists():
-            ignore.write_text("*\n")
+            replace_file(ignore, b"*\n", mode=0o600)
     except OSError as error:
         raise ConfigError(f"{folder}: {_reason(error)}") from error
 
@@ -92,9 +88,7 @@ class Lock:
         if path.is_dir():  # /var/run has a folder of that name on many distributions
             path = folder / "attestkit.lock"
         try:
-            self._handle = os.open(
-                path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-            )
+            self._handle = open_regular(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise ConfigError(f"{path}: {_reason(error)}") from error
         try:
@@ -139,11 +133,9 @@ class UnixListener:
         self._file: _FileId | None = None
         try:
             _remove_stale(path)
+            os.fchmod(self.socket.fileno(), 0o600)  # with which bind makes the file
             self.socket.bind(os.fspath(path))
-            self._file = _file_id(path)
-            if group_id != -1:
-                os.chown(path, -1, group_id)
-            path.chmod(mode)
+            self._file = _admit(path, mode, group_id)
             self.socket.listen(BACKLOG)
         except OSError as error:
             self.close()
@@ -168,6 +160,24 @@ class UnixListener:
             if self._file is not None and _file_id(self.path) == self._file:
                 self.path.unlink()
         self._file = None
+
+
+def _admit(path: Path, mode: int, group_id: int) -> _FileId:
+    """Give a socket that we have just made its group and mode; return which file it is.
+
+    By one descriptor: whoever else may write the folder may have put a link in its place.
+    """
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
+            raise ConfigError(f"{path}: somebody has put something else in its place")
+        if group_id != -1:
+            os.chown(f"/proc/self/fd/{fd}", -1, group_id)
+        change_mode(fd, mode)
+    finally:
+        os.close(fd)
+    return found.st_dev, found.st_ino
 
 
 def _file_id(path: Path) -> _FileId:

@@ -117,15 +117,19 @@ def test_wrong_files_are_told_by_name(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_no_missing_file(tmp_path: Path) -> None:
-    """A folder in its place, a loop of links, and a file that does not end, are errors."""
+    """A folder in its place, a loop of links, a device and a file of any size are errors."""
     (tmp_path / "app-compose.json").mkdir()
     with pytest.raises(ConfigError, match="Is a directory"):
         _ = HostShared(tmp_path).app_compose
     (tmp_path / ".sys-config.json").symlink_to(".sys-config.json")
-    with pytest.raises(ConfigError, match="symbolic links"):
+    with pytest.raises(ConfigError, match="a link, which is not followed"):
         _ = HostShared(tmp_path).vm_config
-    with pytest.raises(ConfigError, match="/dev/zero: longer than"):
+    with pytest.raises(ConfigError, match="/dev/zero: not a regular file"):
         host_shared.read_file(Path("/dev/zero"))
+    with (tmp_path / "long").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ConfigError, match="/long: longer than"):
+        host_shared.read_file(tmp_path / "long")
 
 
 def test_the_launch_document(tmp_path: Path) -> None:

@@ -194,10 +194,14 @@ def test_a_key_that_occurs_twice(app_keys: AppKeys) -> None:
     assert not leaks(caught.value, "22" * 32)
 
 
-def test_a_file_without_end() -> None:
-    """A device in place of a file does not fill the memory."""
-    with pytest.raises(ConfigError, match=r"^/dev/zero: longer than 1048576 bytes$"):
+def test_a_file_without_end(tmp_path: Path) -> None:
+    """Neither a device in place of a file nor a file of any size fills the memory."""
+    with pytest.raises(ConfigError, match=r"^/dev/zero: not a regular file$"):
         AppKeys.load("/dev/zero")
+    with (tmp_path / "long").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ConfigError, match=r"/long: longer than 1048576 bytes$"):
+        AppKeys.load(tmp_path / "long")
 
 
 @pytest.mark.parametrize(("change", "text"), WRONG)

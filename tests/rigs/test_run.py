@@ -66,9 +66,15 @@ def test_device(tmp_path: Path) -> None:
     assert boot_id != Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def test_old_device_follows_pointers(tmp_path: Path) -> None:
-    """The emulator may look into the program's memory, as a driver of generation D' does."""
-    program = """if True:
+@pytest.mark.parametrize("hidden", [False, True], ids=["plain", "hidden"])
+def test_old_device_follows_pointers(tmp_path: Path, hidden: bool) -> None:  # noqa: FBT001 - a case
+    """The emulator may look into the program's memory, as a driver of generation D' does.
+
+    Also into one that has hidden it from other processes of its user, as the server does.
+    """
+    program = f"""if True:
+        from attestkit._process import hide_memory
+        {"hide_memory()" if hidden else ""}
         import ctypes, fcntl, os, struct
         fd = os.open("/dev/tdx_guest", os.O_RDWR)
         request = bytearray(b"r" * 64 + bytes(1024))

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import socket
 from typing import Any
@@ -53,9 +54,31 @@ def test_each_answer_is_a_line() -> None:
         assert line["size"] == len(answer.body)
         assert 0 < line["seconds"] < 60
     assert refused.status == 431
-    assert {line["client"] for line in found} == {"", "127.0.0.1"}
+    us = f"pid={os.getpid()},uid={os.geteuid()},gid={os.getegid()}"
+    assert {line["client"] for line in found} == {us, "127.0.0.1"}
+    assert {line["client"] for line in found if line["listener"] == "dstack"} == {us}
     assert secret not in log
     assert answers[0].json()["key"] not in log
+
+
+def test_who_was_refused_is_told() -> None:
+    """On a unix socket each refusal has the process and its user, of whatever form the log is."""
+    me = f"pid={os.getpid()},uid={os.geteuid()},gid={os.getegid()}"
+    heads = {
+        431: b"GET / HTTP/1.1\r\nHost: x\r\n" + b"x: y\r\n" * 30 + b"\r\n",
+        400: b"\x16\x03\x01 what is no HTTP\r\n\r\n",
+        404: b"GET /none/such HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    }
+    with running_server(*OPTIONS, "--log-format", "text") as server:
+        for status, head in heads.items():
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(60)
+                client.connect(server.dstack)
+                client.sendall(head)
+                assert client.recv(65536).split()[1] == str(status).encode()
+        server.stop()
+        told = [line.split() for line in server.log().splitlines() if " dstack - [" in line]
+    assert [(words[0], words[-4]) for words in told] == [(me, str(status)) for status in heads]
 
 
 def test_a_client_that_leaves_is_a_line() -> None:

@@ -393,8 +393,12 @@ def test_files(tmp_path: Path) -> None:
         read_config(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="Is a directory"):
         read_config(tmp_path)
-    with pytest.raises(ConfigError, match="longer than"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         read_config(Path("/dev/zero"))
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ConfigError, match="longer than"):
+        read_config(path)
 
 
 KEYS = st.sampled_from(

@@ -32,7 +32,9 @@ def test_the_examples() -> None:
     assert not found.unused
     assert found.values["socket"] == "/var/run/dstack.sock"
     assert found.limits == {"idle_seconds": 10, "body": 4 << 20, "stream_seconds": 300}
-    assert COMMON.fullmatch(block("text").strip())
+    lines = block("text").splitlines()
+    assert len(lines) == 2
+    assert all(map(COMMON.fullmatch, lines))
 
 
 def test_the_table_of_limits() -> None:

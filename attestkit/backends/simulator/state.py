@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from attestkit._files import make_folder, open_regular, read_regular
 from attestkit._json import decode_strictly
 from attestkit.errors import BackendBusyError, BackendError, UsageError
 from attestkit.event_log import Rtmrs
@@ -22,6 +23,7 @@ __all__ = ["State", "StateFolder", "read_seed"]
 LOCK = "simulator.lock"
 SEED = "simulator.seed"
 REGISTERS = "simulator.registers"
+_LARGEST = 4096  # bytes; a file of ours has some hundred
 
 
 class State(NamedTuple):
@@ -46,8 +48,8 @@ class StateFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            make_folder(self.path)
+            self._lock = open_regular(self.path / LOCK, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise _unusable(self.path, error) from error
         try:
@@ -69,7 +71,7 @@ class StateFolder:
             BackendError: The file cannot be used, or holds something else.
         """
         try:
-            text = (self.path / SEED).read_bytes()
+            text = read_regular(self.path / SEED, _LARGEST)
         except FileNotFoundError:
             seed = random(32)
             self._put(SEED, seed.hex().encode() + b"\n")
@@ -89,7 +91,7 @@ class StateFolder:
         """
         path = self.path / REGISTERS
         try:
-            fields = decode_strictly(path.read_bytes())
+            fields = decode_strictly(read_regular(path, _LARGEST))
             zero, one, two, three = (bytes.fromhex(value) for value in fields["rtmrs"])
             state = State(str(fields["boot_id"]), str(fields["launch"]), (zero, one, two, three))
         except FileNotFoundError:
@@ -121,7 +123,7 @@ class StateFolder:
         """Replace a file so that it is old or new, whatever happens, and on the disk."""
         new = self.path / f"{name}.new"
         try:
-            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            fd = open_regular(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             try:
                 if os.write(fd, data) != len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

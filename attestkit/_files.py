@@ -1,0 +1,149 @@
+"""Files in folders that others may write, too: what is there need not be what it should be.
+
+Somebody else may have put a link to a file of ours or of root's there, a pipe whose other end
+never comes, or a device. What is opened here is a regular file, found out from the open file and
+not from its name, and nothing has happened to it before that is known. What is made is its owner's
+alone, whatever the umask.
+"""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Final, TypeAlias
+
+__all__ = ["change_mode", "close_folder", "make_folder", "open_regular", "read_regular"]
+
+AnyPath: TypeAlias = str | os.PathLike[str]
+
+_OURS: Final = 0o600
+# A pipe is not waited for, a terminal not taken on.
+_CAUTIOUSLY: Final = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+# Descriptors that whoever started us handed over, as a shell does with `<(...)`: no stranger's.
+_HANDED_OVER: Final = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
+
+
+def open_regular(path: AnyPath, flags: int, *, follow: bool = False) -> int:
+    """Open a regular file and return its descriptor; a file that is made has mode 0600.
+
+    Args:
+        path: Where.
+        flags: Those of open(2). O_TRUNC is done when the file is known to be one.
+        follow: Whether the last part of the path may be a link, as in what a user has named.
+
+    Raises:
+        OSError: It cannot be opened, is a link or no regular file; or it is to be written, and
+            belongs to somebody who is neither we nor root nor the folder's owner, or has a second
+            name (a hard link).
+    """
+    emptied, flags = flags & os.O_TRUNC, flags & ~os.O_TRUNC
+    try:
+        fd = os.open(path, flags | _CAUTIOUSLY | (0 if follow else os.O_NOFOLLOW), _OURS)
+    except OSError as error:
+        if error.errno == errno.ELOOP and not follow:
+            raise _refusal(errno.ELOOP, "a link, which is not followed here", path) from error
+        raise
+    try:
+        found = os.fstat(fd)
+        _check(found, path, written=bool(flags & (os.O_WRONLY | os.O_RDWR)))
+        if flags & os.O_CREAT and not found.st_size and found.st_mode & _OURS != _OURS:
+            os.fchmod(fd, _OURS)  # the umask took our own rights away
+        if emptied:
+            os.ftruncate(fd, 0)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check(found: os.stat_result, path: AnyPath, *, written: bool) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise _refusal(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(found.st_mode):
+        raise _refusal(errno.EINVAL, "not a regular file", path)
+    if not written:
+        return
+    if found.st_uid not in {os.geteuid(), 0, Path(path).parent.stat().st_uid}:
+        raise _refusal(errno.EPERM, f"belongs to user {found.st_uid}, not to us", path)
+    if found.st_nlink > 1:
+        raise _refusal(errno.EMLINK, "has a second name (a hard link)", path)
+
+
+def read_regular(path: AnyPath, most: int, *, follow: bool = False) -> bytes:
+    """Return what a regular file holds, at most so many bytes; the object is the caller's alone.
+
+    A descriptor that was handed over, as `/dev/fd/3` or `/dev/stdin`, may also be a pipe.
+
+    Raises:
+        OSError: As `open_regular`.
+    """
+    if follow and os.fspath(path).startswith(_HANDED_OVER):
+        with Path(path).open("rb") as file:
+            return file.read(most)
+    with os.fdopen(open_regular(path, os.O_RDONLY, follow=follow), "rb", buffering=0) as file:
+        buffer = bytearray(min(most, os.fstat(file.fileno()).st_size + 1))
+        size = 0
+        while got := file.readinto(memoryview(buffer)[size:]):
+            size += got
+            if size == len(buffer) < most:  # it has grown, or does not tell its size
+                buffer.extend(bytes(min(most - size, max(size, 4096))))
+        data = bytes(memoryview(buffer)[:size])
+        buffer[:] = bytes(len(buffer))
+        return data
+
+
+def make_folder(path: AnyPath) -> bool:
+    """Make a folder, and those above it, mode 0700 whatever the umask; tell whether it is new.
+
+    Raises:
+        OSError: One of them cannot be made, or what is there is no folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return False
+    if path.parent != path:
+        make_folder(path.parent)
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        if path.is_dir():  # somebody was quicker
+            return False
+        raise
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if stat.S_IMODE(os.fstat(fd).st_mode) != 0o700:  # the umask took our own rights away
+            change_mode(fd, 0o700)
+    finally:
+        os.close(fd)
+    return True
+
+
+def change_mode(fd: int, mode: int) -> None:
+    """Change the mode of what a descriptor of O_PATH stands for, which fchmod does not take."""
+    Path(f"/proc/self/fd/{fd}").chmod(mode)
+
+
+def close_folder(path: AnyPath) -> None:
+    """Close a folder of ours to others.
+
+    A link to it is followed where we or root have made that.
+
+    Raises:
+        OSError: It is somebody else's, or a link that is.
+    """
+    link = os.lstat(path)
+    if stat.S_ISLNK(link.st_mode) and link.st_uid not in {os.geteuid(), 0}:
+        raise _refusal(errno.ELOOP, f"a link of user {link.st_uid}'s, which is not followed", path)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if found.st_uid != os.geteuid():
+            raise _refusal(errno.EPERM, f"belongs to user {found.st_uid}, not to us", path)
+        if stat.S_IMODE(found.st_mode) & 0o077:
+            os.fchmod(fd, 0o700)
+    finally:
+        os.close(fd)
+
+
+def _refusal(number: int, reason: str, path: AnyPath) -> OSError:
+    return OSError(number, reason, os.fspath(path))
