@@ -269,7 +269,7 @@ def _key_provider(key: str, value: object) -> tuple[KeyProvider, ...]:
 
 
 def _events(key: str, value: object) -> tuple[RequiredEvent, ...]:
-    found = []
+    found: dict[RequiredEvent, None] = {}  # a set would lose the order of the file
     for one in _each(value):
         table = _table(key, one, ("name", "payload", "digest", "during"))
         if "name" not in table:
@@ -283,7 +283,7 @@ def _events(key: str, value: object) -> tuple[RequiredEvent, ...]:
         event = _made(key, RequiredEvent, fields)
         if event in found:
             raise ConfigError(f"{key}: event {_short(event.name)} comes twice")
-        found.append(event)
+        found[event] = None
     return tuple(found)
 
 
