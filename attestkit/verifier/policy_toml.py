@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
+from attestkit._native import unhex
 from attestkit._toml import LARGEST, decode
 from attestkit.errors import ConfigError, UsageError
 from attestkit.verifier.policy_rules import (
@@ -40,7 +41,6 @@ _T = TypeVar("_T")
 
 _ENDLESS: Final = 10**11  # seconds; a policy takes a century at most
 _PERIOD: Final = re.compile(r"([0-9]{1,10})([wdhs])")
-_HEX: Final = re.compile(r"(?:[0-9a-fA-F]{2})*")
 
 
 class Parsed(NamedTuple):
@@ -143,9 +143,9 @@ def _each(value: object) -> list[Any]:
 def _hex(key: str, value: object, want: str) -> bytes:
     if not isinstance(value, str):
         raise _wrong(key, value, want)
-    if not _HEX.fullmatch(value):
+    if (found := unhex(value)) is None:
         raise ConfigError(f"{key}: {_short(value)} is not hex, two digits a byte; want {want}")
-    return bytes.fromhex(value)
+    return found
 
 
 def _values(size: int, key: str, value: object) -> frozenset[bytes] | None:
