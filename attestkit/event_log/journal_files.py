@@ -4,6 +4,7 @@ They are a protocol so that a test can stop the world after any of them.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -12,9 +13,11 @@ from typing import Final, NamedTuple, Protocol
 
 from attestkit.event_log.journal_queue import FileQueue
 
-__all__ = ["QUEUE", "Folder", "OsFolder", "Stamp", "WatchedFolder"]
+__all__ = ["LONGEST", "QUEUE", "Folder", "OsFolder", "Stamp", "WatchedFolder"]
 
 QUEUE: Final = "runtime_event.queue"
+LONGEST: Final = 16 << 20
+"""Bytes of a file that is read: as many as a log of events may have."""
 
 
 class Stamp(NamedTuple):
@@ -140,11 +143,16 @@ class OsFolder:
         return Stamp(found.st_ino, found.st_size, found.st_mtime_ns)
 
     def read(self, name: str) -> bytes | None:
-        """Return a whole file, None where there is none."""
+        """Return a whole file of at most 16 MiB, None where there is none."""
         try:
-            return Path(self._name(name)).read_bytes()
+            with Path(self._name(name)).open("rb") as file:
+                # What is asked for is allocated, so no more than there is, and one to see it grow.
+                data = file.read(min(os.fstat(file.fileno()).st_size, LONGEST) + 1)
         except FileNotFoundError:
             return None
+        if len(data) > LONGEST:
+            raise OSError(errno.EFBIG, f"{name} is longer than {LONGEST} bytes")
+        return data
 
     def write(self, name: str, data: bytes) -> None:
         """Create or empty a file, mode 0600, and write `data`."""

@@ -14,11 +14,12 @@ from attestkit.keys.derivation import derive_bytes, derive_p256, utf8
 if TYPE_CHECKING:
     from attestkit._crypto.ed25519 import Ed25519Key
 
-__all__ = ["AppKeys", "ProviderName"]
+__all__ = ["LARGEST", "AppKeys", "ProviderName"]
 
 ProviderName = Literal["none", "local", "tpm", "kms"]
 
-_LARGEST: Final = 1 << 20  # bytes of a key file; a real one has three thousand
+LARGEST: Final = 1 << 20
+"""Bytes of a key file: 1 MiB; a real one has three thousand."""
 _SIGNING_PATH: Final = b"vms"
 _SIGNING_PURPOSE: Final = "signing"
 # A local authority has no natural lifetime; from one seed its certificate must always be the same.
@@ -77,11 +78,9 @@ class AppKeys(Secret):
         """
         try:
             with Path(path).open("rb") as file:
-                data = file.read(_LARGEST + 1)
+                data = file.read(LARGEST + 1)  # one more is refused
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror or error}") from error
-        if len(data) > _LARGEST:
-            raise ConfigError(f"{path}: longer than {_LARGEST} bytes")
         return cls.from_json(data, name=str(path))
 
     @classmethod

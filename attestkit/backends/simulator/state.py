@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from attestkit._json import decode_strictly
 from attestkit.errors import BackendBusyError, BackendError, UsageError
@@ -22,6 +22,7 @@ __all__ = ["State", "StateFolder", "read_seed"]
 LOCK = "simulator.lock"
 SEED = "simulator.seed"
 REGISTERS = "simulator.registers"
+_LARGEST: Final = 4096  # bytes of a file that is read; a real one has about 600
 
 
 class State(NamedTuple):
@@ -69,7 +70,7 @@ class StateFolder:
             BackendError: The file cannot be used, or holds something else.
         """
         try:
-            text = (self.path / SEED).read_bytes()
+            text = _read(self.path / SEED)
         except FileNotFoundError:
             seed = random(32)
             self._put(SEED, seed.hex().encode() + b"\n")
@@ -89,7 +90,7 @@ class StateFolder:
         """
         path = self.path / REGISTERS
         try:
-            fields = decode_strictly(path.read_bytes())
+            fields = decode_strictly(_read(path))
             zero, one, two, three = (bytes.fromhex(value) for value in fields["rtmrs"])
             state = State(str(fields["boot_id"]), str(fields["launch"]), (zero, one, two, three))
         except FileNotFoundError:
@@ -163,6 +164,15 @@ def read_seed(data: bytes) -> bytes:
     if len(seed) != 32:
         raise UsageError("a seed is 32 bytes or 64 hex digits")
     return seed
+
+
+def _read(path: Path) -> bytes:
+    """Return what a file holds; BackendError where that is more than was ever written to one."""
+    with path.open("rb") as file:
+        data = file.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise BackendError(f"{path}: longer than {_LARGEST} bytes")
+    return data
 
 
 def _unusable(path: Path, error: OSError) -> BackendError:
