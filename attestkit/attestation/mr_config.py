@@ -29,9 +29,7 @@ KEY_PROVIDERS = {
     "tpm": (3, "tpm"),
 }
 MAX_INIT_SCRIPTS = 5
-_LARGEST = (
-    1 << 20
-)  # bytes, as many as a VM's configuration may have; a real one has under a thousand
+_LARGEST = 1 << 20  # bytes; a real one has under a thousand
 _V3_TAG = b"dstack-mr-config-v3:\0"
 _KEYS = {
     "version",
