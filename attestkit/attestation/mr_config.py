@@ -69,7 +69,7 @@ class MrConfig(NamedTuple):
             raise FormatError(f"mr_config has {len(raw)} bytes, over {_LARGEST}")
         fields = json_text.read_object(raw, "mr_config")
         if unknown := fields.keys() - _KEYS:
-            raise FormatError(f"mr_config has an unknown key {min(unknown)!r}")
+            raise FormatError(f"mr_config has an unknown key {min(unknown)[:64]!r}")
         provider = json_text.string(fields, "key_provider")
         if provider not in KEY_PROVIDERS:
             raise FormatError("mr_config has an unknown key_provider")

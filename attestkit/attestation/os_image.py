@@ -123,7 +123,7 @@ def _snp(config: VmConfig) -> tuple[SnpImage, SnpLaunch]:
         raise FormatError("vm_config has no sev_snp_measurement")
     fields = json_text.read_object(text, "sev_snp_measurement")
     if unknown := fields.keys() - _SNP_KEYS:
-        raise FormatError(f"sev_snp_measurement has an unknown key {min(unknown)!r}")
+        raise FormatError(f"sev_snp_measurement has an unknown key {min(unknown)[:64]!r}")
     launch = SnpLaunch(
         vcpus=json_text.number_field(fields, "vcpus", 32),
         vcpu_type=json_text.string(fields, "vcpu_type"),

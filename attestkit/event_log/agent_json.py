@@ -110,7 +110,7 @@ def parse(text: str | bytes) -> list[WireEvent]:
 
 def _event(item: object, index: int) -> WireEvent:
     if isinstance(item, _Doubled):
-        _refuse(index, f"{item.name!r} comes twice")
+        _refuse(index, f"{item.name[:64]!r} comes twice")
     if not isinstance(item, dict):
         _refuse(index, "not a JSON object")
     if not _CEL_KEYS.isdisjoint(item):

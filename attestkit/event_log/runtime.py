@@ -103,12 +103,12 @@ def check_runtime_events(events: Sequence[Event]) -> None:
             continue
         if event.register != RUNTIME_REGISTER:
             raise VerificationError(
-                f"event {index}, {event.name!r}, is a runtime event of RTMR{event.register}; "
+                f"event {index}, {event.name[:64]!r}, is a runtime event of RTMR{event.register}; "
                 "runtime events are in RTMR3"
             )
         if event.version == 1 and ":" in event.name:
             raise VerificationError(
-                f"event {index}, {event.name!r}, has a colon in a version 1 name: "
+                f"event {index}, {event.name[:64]!r}, has a colon in a version 1 name: "
                 "its digest does not tell the name from the payload"
             )
 
