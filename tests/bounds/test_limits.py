@@ -1,7 +1,9 @@
 """docs/bounds.md says what the code does: each limit, and what each reader may cost."""
 
+import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ from attestkit.keys import AppKeys, app_keys
 from attestkit.quote import Quote
 from attestkit.sys_config import SysConfig
 from attestkit.verifier.bundle import EvidenceBundle
+from attestkit.verifier.policy_toml import parse as parse_policy
 from benchmarks import growth_hostile
+from tests.bounds.counting import peak
 from tests.bounds.parsers import PARSERS, certificate, extension, tlv
 from tests.records import ROOT
 
@@ -187,3 +191,33 @@ def test_errors_are_short(read: Callable[[Any], object], data: object) -> None:
     with pytest.raises(AttestKitError) as info:
         read(data)
     assert len(str(info.value)) < 500
+
+
+DIGITS = "ab" * 50_000
+COMPOSE = {"manifest_version": 1, "name": "", "runner": "bash", "key_provider_id": DIGITS}
+
+
+@pytest.mark.parametrize(
+    ("read", "data"),
+    [
+        (AppCompose.parse, json.dumps(COMPOSE).encode()),
+        (SysConfig.parse, json.dumps({"vm_config": f'{{"os_image_hash":"{DIGITS}"}}'}).encode()),
+        (
+            AppKeys.from_json,
+            json.dumps({"ca_cert": "", "key_provider": {"Kms": {"pubkey": DIGITS}}}).encode(),
+        ),
+        (
+            lambda data: parse_policy(data, "policy"),
+            f'preset="strict"\napp_id="{DIGITS}"'.encode(),
+        ),
+    ],
+)
+def test_hex_takes_little_memory(read: Callable[[bytes], object], data: bytes) -> None:
+    """It is not checked by a pattern that remembers each pair of digits, which takes 75 a byte."""
+
+    def call() -> None:
+        with suppress(AttestKitError):
+            read(data)
+
+    call()
+    assert peak(call) < 40 * len(data)
