@@ -273,7 +273,7 @@ PARSERS: Final[Mapping[str, Parser]] = {
     "evidence in SCALE": Parser(Attestation.from_bytes, shapes.EVIDENCE_SCALE, 64, 16, 131_072),
     "evidence in msgpack": Parser(Attestation.from_bytes, shapes.EVIDENCE_MSGPACK, 60, 24),
     "evidence in CBOR": Parser(Attestation.from_bytes, shapes.EVIDENCE_CBOR, 8, 32),
-    "CBOR": Parser(read_value, shapes.CBOR, 100, 40),
+    "CBOR": Parser(read_value, shapes.CBOR, 100, 40, 65_536),
     "app info": Parser(
         AppInfo.from_msgpack,
         {
@@ -304,7 +304,7 @@ PARSERS: Final[Mapping[str, Parser]] = {
     "environment": Parser(env_encryption._items, inside(b'{"env":[],"x":'), 45, 4),
     "certificate": Parser(look, CERTIFICATES, 80, 16),
     "certificate of AMD or AWS": Parser(
-        x509_path.read_path_certificate, CERTIFICATES, 40, 16, 16_384
+        x509_path.read_path_certificate, CERTIFICATES, 40, 16, 16_000
     ),
     "SGX extension": Parser(read_sgx_extension, CERTIFICATES, 80, 16),
     "certificates in PEM": Parser(text(split_pem), PEM, 10, 4),
