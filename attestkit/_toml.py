@@ -22,9 +22,12 @@ _DEEPEST: Final = 16  # brackets in brackets; our files have three
 _MOST_DOTS: Final = 64  # in a line, outside of text; our keys have three
 # Text and comments, which may hold anything, and the marks that count.
 _MARKS: Final = re.compile(
-    r'"""(?:[^\\"]|\\.|"(?!""))*(?:"{3,5}|\Z)'  # the last two quotes may be text
-    r"|'''(?:[^']|'(?!''))*(?:'{3,5}|\Z)"
-    r'|"(?:[^"\\\n]|\\.)*"?'
+    # The last two quotes may be text. A backslash may be the file's last character: where a text
+    # could fail at its end, each of many that begin would be read to there. As none can, runs of
+    # plain characters are no risk, and a repetition that remembers each of them takes much memory.
+    r'"""(?:[^\\"]+|\\(?:.|\Z)|"(?!""))*(?:"{3,5}|\Z)'
+    r"|'''(?:[^']+|'(?!''))*(?:'{3,5}|\Z)"
+    r'|"(?:[^"\\\n]+|\\.)*"?'
     r"|'[^'\n]*'?"
     r"|\#[^\n]*"
     r"|[\[{\]}.\n]",

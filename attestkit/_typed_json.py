@@ -12,6 +12,7 @@ from attestkit.errors import ConfigError, FormatError
 __all__ = ["decode_typed"]
 
 _T = TypeVar("_T")
+_LARGEST: Final = 16 << 20  # bytes or characters, as many as are read of a file of the agent's
 _WHERE: Final = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
 _FIELD: Final = re.compile(r"Object (missing required|contains unknown) field `(.*)`", re.DOTALL)
 _LONGEST: Final = 200  # characters of a path, or of a reason, in which a value may be
@@ -28,9 +29,11 @@ def decode_typed(data: bytes | str, shape: type[_T], where: str = "") -> _T:
         where: The key that holds this text, where it stands inside another file.
 
     Raises:
-        ConfigError: It is no JSON, or of another shape.
+        ConfigError: It is no JSON, over 16 MiB, or of another shape.
     """
     prefix = f"{where}: " if where else ""
+    if len(data) > _LARGEST:
+        raise ConfigError(f"{prefix}longer than {_LARGEST} bytes")
     try:
         data = data.decode() if isinstance(data, bytes) else data
         check_depth(data)

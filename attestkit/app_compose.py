@@ -15,6 +15,7 @@ from typing import Final, Literal
 import msgspec
 
 from attestkit._crypto.hashes import sha256
+from attestkit._native import unhex
 from attestkit._shown import shown
 from attestkit._typed_json import decode_typed
 from attestkit.errors import ConfigError, UsageError
@@ -33,7 +34,6 @@ KeyProvider = Literal["none", "kms", "local", "tpm"]
 
 _LAUNCH_TOKEN_TAG: Final = b"dstack-launch-token/v1:"
 _MANIFEST: Final = re.compile(r"[1-9][0-9]{0,9}")
-_HEX: Final = re.compile(r"(?:[0-9a-fA-F]{2})*")
 _HEX32: Final = re.compile(r"[0-9a-fA-F]{64}")
 _SIZE: Final = re.compile(r"([0-9]{1,18})\s*(?:([KMGTkmgt])(?:i?[Bb])?|[Bb])?")
 _SIZE_UNITS: Final = " KMGT"
@@ -182,7 +182,7 @@ class AppCompose:
         decode_typed(bytes(policy), _GpuPolicy, "requirements.gpu_policy")
         _check_requirements(found.requirements)
         _check_lists(found)
-        if not _HEX.fullmatch(found.key_provider_id):
+        if unhex(found.key_provider_id) is None:
             raise ConfigError("key_provider_id: not hex")
         if found.event_log_version not in {1, 2}:
             raise ConfigError(f"event_log_version: {shown(found.event_log_version)}, want 1 or 2")
@@ -331,7 +331,8 @@ def _check_requirements(requirements: Requirements | None) -> None:
         parts = version.split(",")
         if not all(_COMPARATOR.fullmatch(part.strip()) for part in parts):
             raise ConfigError("requirements.os_version: not a semver requirement")
-    if (token := requirements.launch_token_hash) is not None and not _HEX.fullmatch(token):
+    token = requirements.launch_token_hash
+    if token is not None and unhex(token) is None:
         raise ConfigError("requirements.launch_token_hash: not hex")
 
 

@@ -29,6 +29,9 @@ __all__ = [
 
 _PUBLIC_KEY_SIZE: Final = 32
 _HEAD_SIZE: Final = _PUBLIC_KEY_SIZE + IV_SIZE
+# Bytes of the whole: a file of the host's. Values have 1 MiB in all, but JSON may write six bytes
+# for one, and what is not allowed is left out and not counted.
+_LARGEST: Final = 16 << 20
 _MAX_ITEMS: Final = 1024
 _MAX_NAME: Final = 255
 _MAX_VALUE: Final = 131_072
@@ -127,7 +130,7 @@ def open_sealed(secret: bytes, sealed: bytes) -> bytes:
     """Return the plaintext of what `seal` made.
 
     Raises:
-        FormatError: under 44 bytes, or the public key in it shares nothing.
+        FormatError: under 44 bytes, over 16 MiB, or the public key in it shares nothing.
         VerificationError: it was altered, or is for another key.
         UsageError: the secret is not 32 bytes.
     """
@@ -135,6 +138,8 @@ def open_sealed(secret: bytes, sealed: bytes) -> bytes:
         raise UsageError(f"an X25519 secret is 32 bytes, not {len(secret)}")
     if len(sealed) < _HEAD_SIZE:
         raise FormatError("the encrypted environment is too short", offset=len(sealed))
+    if len(sealed) > _LARGEST:
+        raise FormatError(f"the encrypted environment has {len(sealed)} bytes, over {_LARGEST}")
     try:
         key = x25519(secret, sealed[:_PUBLIC_KEY_SIZE])
     except UsageError as error:

@@ -17,7 +17,8 @@ __all__ = ["CollateralUrls", "SysConfig", "VmConfig"]
 
 _U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 _U64 = Annotated[int, msgspec.Meta(ge=0)]
-_Hex = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-fA-F]{2})*\Z")]
+# A hash; the number of digits is bounded, because the pattern takes memory for each pair.
+_Hex = Annotated[str, msgspec.Meta(pattern=r"^(?:[0-9a-fA-F]{2}){0,64}\Z")]
 
 
 class CollateralUrls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit._toml import LARGEST, decode
+from attestkit._toml import _MARKS, LARGEST, decode
 from attestkit.errors import ConfigError
 
 
@@ -57,3 +57,9 @@ def test_anything(text: str | bytes) -> None:
     """Whatever it is, it is read or refused."""
     with suppress(ConfigError):
         assert isinstance(decode(text), dict)
+
+
+@pytest.mark.parametrize("text", ['"""', '"""a\\', '"""\\"""\n\\"""\n\\', "'''a''", '"""a""'])
+def test_a_text_without_an_end_is_looked_at_once(text: str) -> None:
+    """It is one mark, to the end of the file: else each beginning in it is read to there again."""
+    assert [mark[0] for mark in _MARKS.finditer(text)] == [text]

@@ -33,6 +33,7 @@ from attestkit.errors import FormatError, UsageError
 
 __all__ = ["Certificate", "certificate_pem", "issue_ca", "issue_leaf", "read_certificate"]
 
+_LARGEST: Final = 16 << 20  # bytes or characters; one may carry evidence, which has up to 10 MiB
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _SEQUENCE, _OCTET_STRING, _VERSION = 0x30, 0x04, 0xA0
 _NO_USAGE: Final = dict.fromkeys(
@@ -146,8 +147,11 @@ def read_certificate(data: bytes | str) -> Certificate:
     """Read a certificate: DER as bytes, PEM as bytes or text. Of several in PEM the first is read.
 
     Raises:
-        FormatError: this is no X.509 certificate, or an extension is malformed or there twice.
+        FormatError: this is no X.509 certificate, it is over 16 MiB, or an extension is malformed
+            or there twice.
     """
+    if len(data) > _LARGEST:
+        raise FormatError(f"a certificate has at most {_LARGEST} bytes, not {len(data)}")
     if isinstance(data, str) or data.lstrip().startswith(b"-----BEGIN"):
         try:
             text = data if isinstance(data, str) else data.decode("ascii")

@@ -29,6 +29,7 @@ from attestkit.errors import CollateralExpiredError, FormatError, SignatureError
 __all__ = ["PathCertificate", "check_path", "read_path_certificate"]
 
 _MAX_SIZE: Final = 16_384  # bytes; AMD's have under 2,000, AWS's under 1,024
+_MAX_USAGE: Final = 2  # bytes: RFC 5280, 4.2.1.3 has nine bits
 _BASIC_CONSTRAINTS, _KEY_USAGE = "2.5.29.19", "2.5.29.15"
 _DIGITAL_SIGNATURE, _KEY_CERT_SIGN = 0, 5  # bits of the key usage, RFC 5280, 4.2.1.3
 
@@ -278,4 +279,6 @@ def _key_usage(value: bytes | None) -> frozenset[int] | None:
     reader = DerReader(value)
     _, data = reader.bits()
     reader.finish()
+    if len(data) > _MAX_USAGE:  # as many objects as bits would be made of it
+        raise FormatError(f"its key usage has over {_MAX_USAGE} bytes of bits")
     return frozenset([bit for bit in range(8 * len(data)) if data[bit // 8] >> (7 - bit % 8) & 1])

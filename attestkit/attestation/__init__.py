@@ -89,7 +89,7 @@ class Attestation:
                 configuration.
 
         Raises:
-            FormatError: It is no such answer, or its evidence is malformed.
+            FormatError: It is no such answer, over 32 MiB, or its evidence is malformed.
         """
         fields = agent_response.parse(response)
         if (data := agent_response.complete_evidence(fields)) is not None:

@@ -6,7 +6,7 @@ a JSON array as text. Unknown keys are ignored.
 
 import hmac
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from attestkit.attestation import json_text
 from attestkit.attestation.platforms import Evidence, RuntimeEvent, Stack, Tdx, td_body
@@ -16,14 +16,18 @@ from attestkit.event_log.event_types import RUNTIME_EVENT_TYPE
 
 __all__ = ["complete_evidence", "from_quote_and_log", "parse", "quote_and_log"]
 
+_LARGEST: Final = 1 << 25  # bytes or characters, as many as a client takes of an agent
+
 
 def parse(response: str | bytes | Mapping[str, object]) -> dict[str, Any]:
     """Return the answer's fields.
 
     Raises:
-        FormatError: It is no JSON object.
+        FormatError: It is no JSON object, or over 32 MiB.
     """
     if isinstance(response, (str, bytes)):
+        if len(response) > _LARGEST:
+            raise FormatError(f"response has {len(response)} bytes, over {_LARGEST}")
         return json_text.read_object(response, "response")
     return dict(response)
 

@@ -29,6 +29,9 @@ _CONSTANTS = {20: False, 21: True, 22: None}
 # First bytes that are a value by themselves: small numbers, constants, and whatever is empty.
 _WHOLE = frozenset([*range(0x18), *range(0x20, 0x38), 0x40, 0x60, 0x80, 0xA0, *range(0xE0, 0xF8)])
 _MAX_DEPTH = 16
+# Entries of a map; the largest of a real document has 32. Python's hash of a number is the number,
+# so keys can be chosen that collide, and many of them would take the square of their number.
+_MAX_ENTRIES = 4096
 _LEAST = {2: 24, 3: 1 << 8, 5: 1 << 16, 9: 1 << 32}  # by bytes of a head, the least it may say
 
 Value: TypeAlias = bool | int | bytes | str | list["Value"] | dict["Value", "Value"] | None
@@ -58,7 +61,8 @@ def encode(evidence: Evidence) -> bytes:
 def read_value(data: bytes, *, tag: int | None = None) -> Value:
     """Return the one value that `data` holds; `tag` may stand in front of it.
 
-    At most 65,536 values and pieces of strings, 16 levels deep; no floats and no other tags.
+    At most 65,536 values and pieces of strings, 4,096 entries in a map, 16 levels deep; no floats
+    and no other tags.
 
     Raises:
         FormatError: `data` breaks CBOR, uses what is excluded above, or goes on behind the value.
@@ -207,6 +211,8 @@ class CborReader:
         while not self._ended(count, len(found)):
             at = self.at
             key = self.value(depth + 1)
+            if len(found) == _MAX_ENTRIES:
+                raise FormatError(f"a map has more than {_MAX_ENTRIES} entries", offset=at)
             if isinstance(key, (list, dict)) or key in found:
                 raise FormatError("map key is a container or occurs twice", offset=at)
             found[key] = self.value(depth + 1)

@@ -30,6 +30,7 @@ KEY_PROVIDERS = {
     "tpm": (3, "tpm"),
 }
 MAX_INIT_SCRIPTS = 5
+_LARGEST = 1 << 20  # bytes; a real one has under a thousand
 _V3_TAG = b"dstack-mr-config-v3:\0"
 _KEYS = {
     "version",
@@ -61,10 +62,12 @@ class MrConfig(NamedTuple):
         """Read a document. Lengths of ids are left to `check_lengths`.
 
         Raises:
-            FormatError: It is no JSON object, has an unknown key or lacks a needed one, or a value
-                is of the wrong kind.
+            FormatError: It is no JSON object, over 1 MiB, has an unknown key or lacks a needed one,
+                or a value is of the wrong kind.
         """
         raw = _document_bytes(document)
+        if len(raw) > _LARGEST:
+            raise FormatError(f"mr_config has {len(raw)} bytes, over {_LARGEST}")
         fields = json_text.read_object(raw, "mr_config")
         if unknown := fields.keys() - _KEYS:
             raise FormatError(f"mr_config has an unknown key {shown(min(unknown))}")

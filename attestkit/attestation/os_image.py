@@ -177,10 +177,11 @@ def _document(
 def _listed(checksums: bytes, name: str) -> bytes:
     """Return the checksum of the only line that names the file."""
     try:
-        lines = [line.split() for line in checksums.decode().split("\n")]
+        lines = checksums.decode().split("\n")
     except UnicodeDecodeError as error:
         raise FormatError("checksum_file is not UTF-8", offset=error.start) from error
-    found = [line[0] for line in lines if len(line) >= 2 and line[1] == name]
+    words = map(str.split, lines)  # one line at a time: a list of each takes much memory
+    found = [line[0] for line in words if len(line) >= 2 and line[1] == name]
     if len(found) != 1:
         raise FormatError(f"checksum_file names {name} {len(found)} times, not once")
     if len(found[0]) != 64 or set(found[0]) - set(string.hexdigits):

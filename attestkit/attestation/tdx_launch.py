@@ -4,6 +4,7 @@ RTMR 0 needs the list of memory ranges that the firmware is handed (the TD HOB),
 the size of the memory, and the digests of the ACPI tables, which come from the event log.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -154,12 +155,12 @@ def td_hob_digest(witness: bytes, memory_size: int) -> bytes:
         FormatError: The witness is cut, goes on, or has more than 1024 ranges.
     """
     hob_at, accepted = _witness(witness)
-    ranges = [(0, memory_size, _UNACCEPTED)]
+    left = [(0, memory_size)]
     for start, end in accepted:
-        ranges = [piece for one in ranges for piece in _cut(one, start, end)]
-        if start < end:
-            ranges.append((start, end, _ACCEPTED))
-        ranges.sort()
+        _cut(left, start, end)
+    ranges = [(start, end, _UNACCEPTED) for start, end in left]
+    ranges += [(start, end, _ACCEPTED) for start, end in accepted if start < end]
+    ranges.sort()
     blocks: list[bytes] = [_resource(kind, start, end) for start, end, kind in ranges[:-1]]
     start, end, _ = ranges[-1]
     if memory_size >= _SPLIT_MEMORY:
@@ -210,13 +211,21 @@ def _leb128(data: bytes) -> list[int]:
     return numbers
 
 
-def _cut(one: tuple[int, int, int], start: int, end: int) -> list[tuple[int, int, int]]:
-    """Take [start, end) out of a range that is not accepted yet."""
-    low, high, kind = one
-    if kind == _ACCEPTED or end <= low or high <= start or start >= end:
-        return [one]
-    pieces = [(low, start, kind), (end, high, kind)]
-    return [piece for piece in pieces if piece[0] < piece[1]]
+def _cut(left: list[tuple[int, int]], start: int, end: int) -> None:
+    """Take [start, end) out of what is not accepted yet: ranges in order, none on another.
+
+    Only those that it touches are looked at, so many ranges do not take the square of their number.
+    """
+    if start >= end:
+        return
+    first = bisect_right(left, (start, start))
+    if first and left[first - 1][1] > start:
+        first -= 1
+    last = bisect_left(left, (end, end), first)
+    cut = left[first:last]
+    if cut:
+        pieces = ((cut[0][0], start), (end, cut[-1][1]))
+        left[first:last] = [piece for piece in pieces if piece[0] < piece[1]]
 
 
 def _resource(kind: int, start: int, end: int) -> bytes:

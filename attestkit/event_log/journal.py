@@ -27,7 +27,7 @@ from typing import Final
 from attestkit._turns import SteppedTurns
 from attestkit.errors import AttestKitError, BackendError, FormatError, JournalError
 from attestkit.event_log.event import Event
-from attestkit.event_log.journal_files import Folder, Stamp, WatchedFolder
+from attestkit.event_log.journal_files import LONGEST, Folder, Stamp, WatchedFolder
 from attestkit.event_log.runtime import parse_runtime_lines, runtime_line
 from attestkit.event_log.runtime_log import (
     ZERO,
@@ -58,7 +58,6 @@ PENDING: Final = "runtime_event.pending"
 VERSION: Final = "runtime_event_version"
 LOCK: Final = "runtime_event.lock"
 BOOT_ID: Final = "runtime_event.boot_id"
-LONGEST: Final = 16 << 20  # bytes of a log that is read
 
 
 class _SharedTurns:

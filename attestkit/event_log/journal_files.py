@@ -4,6 +4,7 @@ They are a protocol so that a test can stop the world after any of them.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -13,10 +14,11 @@ from typing import Final, NamedTuple, Protocol
 from attestkit._files import make_folder, open_regular, read_regular
 from attestkit.event_log.journal_queue import FileQueue
 
-__all__ = ["QUEUE", "Folder", "OsFolder", "Stamp", "WatchedFolder"]
+__all__ = ["LONGEST", "QUEUE", "Folder", "OsFolder", "Stamp", "WatchedFolder"]
 
 QUEUE: Final = "runtime_event.queue"
-_LARGEST: Final = 1 << 31  # bytes; what a read(2) gives at most, and no limit of ours
+LONGEST: Final = 16 << 20
+"""Bytes of a file that is read: as many as a log of events may have."""
 
 
 class Stamp(NamedTuple):
@@ -141,11 +143,14 @@ class OsFolder:
         return Stamp(found.st_ino, found.st_size, found.st_mtime_ns)
 
     def read(self, name: str) -> bytes | None:
-        """Return a whole file, None where there is none."""
+        """Return a whole file of at most 16 MiB, None where there is none."""
         try:
-            return read_regular(self._name(name), _LARGEST)
+            data = read_regular(self._name(name), LONGEST + 1)
         except FileNotFoundError:
             return None
+        if len(data) > LONGEST:
+            raise OSError(errno.EFBIG, f"{name} is longer than {LONGEST} bytes")
+        return data
 
     def write(self, name: str, data: bytes) -> None:
         """Create or empty a file, mode 0600, and write `data`."""

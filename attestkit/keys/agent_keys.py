@@ -1,10 +1,10 @@
 """An application's keys that stay with a guest agent: it is asked for each of them."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from attestkit._crypto.ecdsa import P256Key
+from attestkit._native import unhex
 from attestkit.errors import BackendError, UnsupportedError, UsageError
 from attestkit.keys.derivation import separated_path, utf8
 from attestkit.keys.deriver import DerivedKey, Signature, public_half
@@ -12,7 +12,6 @@ from attestkit.keys.signatures import signed_message, verify_signature
 
 __all__ = ["AgentCaller", "AgentKeys"]
 
-_HEX: Final = re.compile(r"(?:[0-9a-fA-F]{2})*")
 # How GetKey is asked for an algorithm: in the names that every agent knows.
 _ASKED_AS: Final = {
     "": "secp256k1",
@@ -154,12 +153,12 @@ def _chain(answer: Mapping[str, object], method: str, size: int) -> tuple[bytes,
 def _unhex(value: object, method: str, name: str, sizes: tuple[int, ...]) -> bytes:
     if not isinstance(value, str):
         raise _malformed(method, name, "missing" if value is None else "not text")
-    if not _HEX.fullmatch(value):
+    if (found := unhex(value)) is None:
         raise _malformed(method, name, "not hex")
-    if len(value) // 2 not in sizes:
+    if len(found) not in sizes:
         wanted = " or ".join(map(str, sizes))
-        raise _malformed(method, name, f"{len(value) // 2} bytes, want {wanted}")
-    return bytes.fromhex(value)
+        raise _malformed(method, name, f"{len(found)} bytes, want {wanted}")
+    return found
 
 
 def _malformed(method: str, name: str, reason: str) -> BackendError:

@@ -14,11 +14,12 @@ from attestkit.keys.derivation import derive_bytes, derive_p256, derive_x25519, 
 if TYPE_CHECKING:
     from attestkit._crypto.ed25519 import Ed25519Key
 
-__all__ = ["AppKeys", "ProviderName"]
+__all__ = ["LARGEST", "AppKeys", "ProviderName"]
 
 ProviderName = Literal["none", "local", "tpm", "kms"]
 
-_LARGEST: Final = 1 << 20  # bytes of a key file; a real one has three thousand
+LARGEST: Final = 1 << 20
+"""Bytes of a key file: 1 MiB; a real one has three thousand."""
 _SIGNING_PATH: Final = b"vms"
 _SIGNING_PURPOSE: Final = "signing"
 # A local authority has no natural lifetime; from one seed its certificate must always be the same.
@@ -80,12 +81,10 @@ class AppKeys(Secret):
             ConfigError: the file cannot be read or is wrong; the text names file, key and reason.
         """
         try:
-            data = read_regular(path, _LARGEST + 1, follow=follow)
+            data = read_regular(path, LARGEST + 1, follow=follow)  # one more is refused
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror or error}") from error
         try:
-            if len(data) > _LARGEST:
-                raise ConfigError(f"{path}: longer than {_LARGEST} bytes")
             return cls.from_json(data, name=str(path))
         finally:
             wipe(data)

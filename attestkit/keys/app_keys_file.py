@@ -1,7 +1,6 @@
 """The agent's key file, `.appkeys.json`. Unknown keys are ignored; hex has no 0x."""
 
 import hmac
-import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -9,13 +8,13 @@ from attestkit._crypto.certificates import read_certificate
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.secret import wipe
 from attestkit._json import decode_strictly
+from attestkit._native import unhex
 from attestkit.errors import ConfigError, FormatError, UsageError
-from attestkit.keys.app_keys import AppKeys, ProviderName
+from attestkit.keys.app_keys import LARGEST, AppKeys, ProviderName
 
 __all__ = ["read_app_keys"]
 
 _DISK_KEY: Final = "disk_crypt_key"
-_HEX: Final = re.compile(r"(?:[0-9a-fA-F]{2})*")
 # Form in the file: name, and the field that says which provider it was.
 _PROVIDERS: Final[Mapping[str, tuple[ProviderName, str]]] = {
     "None": ("none", ""),
@@ -29,7 +28,8 @@ def read_app_keys(text: str | bytes, name: str = "") -> AppKeys:
     """Return the keys in the text of a key file; `name` is the file's name, for errors.
 
     Raises:
-        ConfigError: the text is wrong; the error names file, key and reason, never a value.
+        ConfigError: the text is wrong, or over 1 MiB; the error names file, key and reason, never a
+            value.
     """
     return _Reader(text, name).read()
 
@@ -39,6 +39,8 @@ class _Reader:
 
     def __init__(self, text: str | bytes, name: str) -> None:
         self._name = name
+        if len(text) > LARGEST:
+            raise self._error("", f"longer than {LARGEST} bytes")
         try:
             value = decode_strictly(text)
         except FormatError as error:  # which has no part of the text in it
@@ -109,9 +111,8 @@ class _Reader:
     ) -> bytes:
         text = self._text(key, fields, where, default="" if not sizes or 0 in sizes else None)
         where = f"{where}.{key}" if where else key
-        if not _HEX.fullmatch(text):
+        if (data := unhex(text)) is None:
             raise self._error(where, "not hex")
-        data = bytes.fromhex(text)
         if sizes and len(data) not in sizes:
             wanted = " or ".join(map(str, sizes))
             raise self._error(where, f"{len(data)} bytes, want {wanted}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from attestkit import _shown
+from attestkit._native import unhex
 from attestkit._toml import LARGEST, decode
 from attestkit.errors import ConfigError, UsageError
 from attestkit.verifier.policy_rules import (
@@ -41,7 +42,6 @@ _T = TypeVar("_T")
 
 _ENDLESS: Final = 10**11  # seconds; a policy takes a century at most
 _PERIOD: Final = re.compile(r"([0-9]{1,10})([wdhs])")
-_HEX: Final = re.compile(r"(?:[0-9a-fA-F]{2})*")
 
 
 class Parsed(NamedTuple):
@@ -139,9 +139,9 @@ def _each(value: object) -> list[Any]:
 def _hex(key: str, value: object, want: str) -> bytes:
     if not isinstance(value, str):
         raise _wrong(key, value, want)
-    if not _HEX.fullmatch(value):
+    if (found := unhex(value)) is None:
         raise ConfigError(f"{key}: {_short(value)} is not hex, two digits a byte; want {want}")
-    return bytes.fromhex(value)
+    return found
 
 
 def _values(size: int, key: str, value: object) -> frozenset[bytes] | None:
@@ -265,7 +265,7 @@ def _key_provider(key: str, value: object) -> tuple[KeyProvider, ...]:
 
 
 def _events(key: str, value: object) -> tuple[RequiredEvent, ...]:
-    found = []
+    found: dict[RequiredEvent, None] = {}  # a set would lose the order of the file
     for one in _each(value):
         table = _table(key, one, ("name", "payload", "digest", "during"))
         if "name" not in table:
@@ -279,7 +279,7 @@ def _events(key: str, value: object) -> tuple[RequiredEvent, ...]:
         event = _made(key, RequiredEvent, fields)
         if event in found:
             raise ConfigError(f"{key}: event {_short(event.name)} comes twice")
-        found.append(event)
+        found[event] = None
     return tuple(found)
 
 

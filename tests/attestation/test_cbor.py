@@ -243,3 +243,11 @@ def test_the_reader_agrees_with_cbor2(value: object) -> None:
     """Whatever cbor2 writes of the allowed types is read as the same."""
     if not refused(read_value, cbor2.dumps(value)):  # refused: nested deeper than 16
         assert read_value(cbor2.dumps(value)) == value
+
+
+def test_a_map_has_few_entries() -> None:
+    """Numbers can be chosen that collide as keys, so their number is bounded."""
+    most = dict.fromkeys(range(4096))
+    assert read_value(cbor2.dumps(most)) == most
+    with pytest.raises(FormatError, match="more than 4096 entries"):
+        read_value(cbor2.dumps(dict.fromkeys(range(4097))))

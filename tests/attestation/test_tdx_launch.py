@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestkit.attestation.cbor import Value
-from attestkit.attestation.tdx_launch import TdxImage, registers, td_hob_digest
+from attestkit.attestation.tdx_launch import TdxImage, _cut, registers, td_hob_digest
 from attestkit.errors import FormatError
 from attestkit.event_log import WireEvent
 from tests.attestation.samples import refused
@@ -176,3 +176,15 @@ def test_other_documents_are_refused(path: tuple[str, ...], value: Value) -> Non
 def test_any_witness_is_read_or_refused(witness: bytes, memory_size: int) -> None:
     """Whatever comes, only FormatError comes out."""
     refused(lambda data: td_hob_digest(data, memory_size), witness)
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40))))
+def test_what_is_left_of_the_memory(accepted: list[tuple[int, int]]) -> None:
+    """It is what no range has, in order and without overlaps, whatever order they come in."""
+    left = [(0, 32)]
+    for start, end in accepted:
+        _cut(left, start, end)
+    pages = [page for start, end in left for page in range(start, end)]
+    taken = {page for start, end in accepted for page in range(start, end)}
+    assert pages == [page for page in range(32) if page not in taken]
+    assert all(start < end for start, end in left)

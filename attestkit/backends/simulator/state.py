@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from attestkit._files import make_folder, open_regular, read_regular
 from attestkit._json import decode_strictly
@@ -23,7 +23,7 @@ __all__ = ["State", "StateFolder", "read_seed"]
 LOCK = "simulator.lock"
 SEED = "simulator.seed"
 REGISTERS = "simulator.registers"
-_LARGEST = 4096  # bytes; a file of ours has some hundred
+_LARGEST: Final = 4096  # bytes of a file that is read; a real one has about 600
 
 
 class State(NamedTuple):
@@ -71,7 +71,7 @@ class StateFolder:
             BackendError: The file cannot be used, or holds something else.
         """
         try:
-            text = read_regular(self.path / SEED, _LARGEST)
+            text = _read(self.path / SEED)
         except FileNotFoundError:
             seed = random(32)
             self._put(SEED, seed.hex().encode() + b"\n")
@@ -91,7 +91,7 @@ class StateFolder:
         """
         path = self.path / REGISTERS
         try:
-            fields = decode_strictly(read_regular(path, _LARGEST))
+            fields = decode_strictly(_read(path))
             zero, one, two, three = (bytes.fromhex(value) for value in fields["rtmrs"])
             state = State(str(fields["boot_id"]), str(fields["launch"]), (zero, one, two, three))
         except FileNotFoundError:
@@ -165,6 +165,14 @@ def read_seed(data: bytes) -> bytes:
     if len(seed) != 32:
         raise UsageError("a seed is 32 bytes or 64 hex digits")
     return seed
+
+
+def _read(path: Path) -> bytes:
+    """Return what a file holds; BackendError where that is more than was ever written to one."""
+    data = read_regular(path, _LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise BackendError(f"{path}: longer than {_LARGEST} bytes")
+    return data
 
 
 def _unusable(path: Path, error: OSError) -> BackendError:

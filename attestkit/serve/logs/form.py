@@ -16,6 +16,10 @@ _LONGEST_BEGUN: Final = 64 * 1024  # characters of an escape sequence that are k
 _ESCAPE: Final = "\x1b"
 # The beginning of an escape sequence (ECMA-48) at the end of a frame, but not of a line.
 _BEGUN: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b\n]*\x1b?|[ -/]+\x1b?)?\Z")
+_STRING: Final = re.compile(r"[^\x07\x1b\n]*")
+_PARAMETERS: Final = re.compile(r"[0-?]*")
+_INTERMEDIATES: Final = re.compile(r"[ -/]*")
+
 _json = msgspec.json.Encoder().encode
 
 
@@ -88,13 +92,29 @@ class _Text:
         if self._strip is None:
             return text
         if self._begun:
-            text, self._begun = self._begun + text, ""
+            whole = self._begun + text
+            if not final and len(whole) <= _LONGEST_BEGUN and _goes_on(self._begun, text):
+                self._begun = whole
+                return ""
+            text, self._begun = whole, ""
         if _ESCAPE not in text:
             return text
         begun = None if final else _BEGUN.search(text)
         if begun is not None and len(text) - begun.start() <= _LONGEST_BEGUN:
             text, self._begun = text[: begun.start()], begun[0]
         return self._strip(text)
+
+
+def _goes_on(begun: str, text: str) -> bool:
+    """Tell whether `text` neither ends a sequence that has begun nor makes another of it.
+
+    It may come a byte at a time: to search a long beginning anew for each takes quadratic time.
+    """
+    last = begun[-1]
+    if last == _ESCAPE:
+        return False
+    rest = _INTERMEDIATES if " " <= last <= "/" else _PARAMETERS
+    return (_STRING if begun[1] in "]PX^_" else rest).fullmatch(text) is not None
 
 
 def _stripper() -> Callable[[str], str]:

@@ -2,13 +2,18 @@
 
 import base64
 import json
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from attestkit.serve.logs import form as form_module
 from attestkit.serve.logs.form import Form
 from attestkit.serve.logs.frames import Frame
+
+if TYPE_CHECKING:
+    import re
 
 RED = b"\x1b[31mred\x1b[0m\n"
 ODD = "naïve €\n".encode() + b"\xff\x00\x80\n"
@@ -142,6 +147,27 @@ def test_a_sequence_without_an_end() -> None:
     pieces = [form.write(Frame("stdout", b"\x1b]0;" + bytes([65]) * 16384)) for _ in range(8)]
     assert sum(map(len, pieces)) > 0
     assert all(len(channel._begun) <= 65536 for channel in form._channels.values())
+
+
+@pytest.mark.parametrize("begun", ["\x1b]0;", "\x1b[1;", "\x1b[ ", "\x1b( "])
+def test_a_long_sequence_is_not_searched_for_each_piece(
+    begun: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container may write a byte at a time: only the first ones are looked at more than once."""
+    begins, searched = form_module._BEGUN, list[int]()
+
+    class Counting:
+        def search(self, text: str) -> "re.Match[str] | None":
+            searched.append(len(text))
+            return begins.search(text)
+
+    monkeypatch.setattr(form_module, "_BEGUN", Counting())
+    form = Form(text=True, bare=True, ansi=False)
+    rest = "1" if "1" in begun or "0" in begun else "/"
+    for piece in [begun.encode(), *[rest.encode()] * 1000]:
+        assert form.write(Frame("stdout", piece)) == b""
+    assert sum(searched) < 20
+    assert form.end() == bare(begun.encode() + rest.encode() * 1000).encode()
 
 
 def test_an_error_is_a_line() -> None:

@@ -1,0 +1,353 @@
+"""Every reader of outside bytes, what is fed to it, and what it may cost."""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import datetime, timezone
+from functools import partial
+from typing import Final, NamedTuple
+
+from attestkit import _toml, env_encryption
+from attestkit._crypto import x509_path
+from attestkit._crypto.certificates import read_certificate
+from attestkit._crypto.chain import split_chain
+from attestkit._crypto.pem import armour, split_pem
+from attestkit._crypto.sgx_extension import read_sgx_extension
+from attestkit._crypto.x509 import Authority, Window, chain_window, crl_window, issue_crl
+from attestkit._json import check_depth
+from attestkit._native import _python, _python_json_depth, _python_log
+from attestkit.app_compose import AppCompose
+from attestkit.attestation import Attestation, os_image, tdx_launch, vm_config
+from attestkit.attestation.app_info import AppInfo
+from attestkit.attestation.cbor import read_value
+from attestkit.attestation.cert_request import QuoteCertRequest
+from attestkit.attestation.mr_config import MrConfig
+from attestkit.attestation.vm_config import VmConfig
+from attestkit.backends.recording.recording_file import parse_recording
+from attestkit.cli.bench_quotes import eight_columns
+from attestkit.collateral import Collateral
+from attestkit.collateral.signed_body import split_signed
+from attestkit.errors import AttestKitError
+from attestkit.event_log import EventLog, TpmEventLog, agent_json
+from attestkit.event_log.runtime import parse_runtime_lines
+from attestkit.keys import AppKeys
+from attestkit.keys.derivation import derive_p256
+from attestkit.quote import Quote
+from attestkit.serve import json_codec, protobuf_codec, query
+from attestkit.serve.config import parse_config
+from attestkit.serve.logs.form import Form
+from attestkit.serve.logs.frames import Frame, Frames, Lines
+from attestkit.serve.messages import GetTlsKeyArgs
+from attestkit.serve.verification import VerifyRequest
+from attestkit.snp_certificates import SnpCertificates
+from attestkit.sys_config import SysConfig
+from attestkit.verifier.bundle import EvidenceBundle
+from attestkit.verifier.policy_toml import parse as parse_policy
+from attestkit.verifier.tcb_info import read_qe_identity, read_tcb_info
+from tests.bounds import shapes
+from tests.bounds.shapes import Shape, Shapes, json_event, repeated
+from tests.quotes import made_quote
+
+__all__ = ["CASES", "PARSERS", "Case", "Parser", "run"]
+
+
+class Parser(NamedTuple):
+    """A reader, and what it may cost for each byte of its input."""
+
+    read: Callable[[bytes], object]
+    shapes: Shapes
+    memory: int  # bytes, on top of what every reader may have
+    steps: int  # lines of Python
+    most: int = 1 << 20  # bytes that are measured: the reader's own bound, or enough to see
+    least: int = 1  # times the least size, where a reader does not even begin below
+
+
+class Case(NamedTuple):
+    """One shape for one parser."""
+
+    parser: str
+    shape: str
+    make: Shape
+
+
+def run(parser: Parser, data: bytes) -> None:
+    """Have `data` read, whatever comes of it; only our own errors may."""
+    with suppress(AttestKitError):
+        parser.read(data)
+
+
+def inside(before: bytes, after: bytes = b"}") -> dict[str, Shape]:
+    """Return the JSON shapes as they are, and as the value of a member behind `before`."""
+
+    def wrapped(shape: Shape) -> Shape:
+        return lambda size: before + shape(size) + after
+
+    names: dict[str, Shape] = dict(shapes.JSON)
+    return names | {f"{name}, inside": wrapped(shape) for name, shape in shapes.JSON.items()}
+
+
+def fed(pieces: Callable[[bytes], list[bytes]], data: bytes) -> None:
+    """Write a container's output as bare text, in pieces."""
+    form = Form(text=True, bare=True, ansi=False)
+    for piece in pieces(data):
+        form.write(Frame("stdout", piece))
+    form.end()
+
+
+def frames(splitter: Callable[[], Frames | Lines], size: int, data: bytes) -> None:
+    """Feed a log in pieces."""
+    found = splitter()
+    for at in range(0, len(data), size):
+        for _ in found.feed(data[at : at + size]):
+            pass
+    found.end()
+
+
+def bytewise(data: bytes) -> list[bytes]:
+    """Return the bytes one by one."""
+    return [data[at : at + 1] for at in range(len(data))]
+
+
+def text(read: Callable[[str], object]) -> Callable[[bytes], object]:
+    """Return a reader of bytes, of one that reads text."""
+    return lambda data: read(data.decode())
+
+
+def remembered(data: bytes) -> VmConfig:
+    """Read a VM's configuration as if it had not been seen."""
+    vm_config._parse_again.cache_clear()
+    return VmConfig.parse(data.decode())
+
+
+# -- X.509 -------------------------------------------------------------------------------------
+
+
+def tlv(tag: int, content: bytes) -> bytes:
+    """Return a DER element."""
+    size = len(content)
+    if size < 0x80:
+        return bytes([tag, size]) + content
+    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    return bytes([tag, 0x80 | len(length)]) + length + content
+
+
+def certificate(extensions: bytes, subject: bytes = b"\x30\0") -> bytes:
+    """Return a certificate that nobody signed, with the extensions, each whole."""
+    algorithm = bytes.fromhex("300a06082a8648ce3d040302")
+    validity = tlv(0x30, tlv(0x17, b"250101000000Z") + tlv(0x17, b"350101000000Z"))
+    head = b"\xa0\3\2\1\2\2\1\1" + algorithm + b"\x30\0" + validity + subject + KEY.spki_der
+    body = tlv(0x30, head + tlv(0xA3, tlv(0x30, extensions)))
+    return tlv(0x30, body + algorithm + tlv(3, b"\0" + bytes(64)))
+
+
+def extension(oid: bytes, value: bytes) -> bytes:
+    """Return an extension that is not critical."""
+    return tlv(0x30, tlv(6, oid) + tlv(4, value))
+
+
+def of_items(oid: str, item: bytes) -> Shape:
+    """Return certificates with one extension, a sequence of so many items."""
+    return lambda size: certificate(
+        extension(bytes.fromhex(oid), tlv(0x30, item * (size // len(item) + 1)))
+    )
+
+
+def many_extensions(size: int) -> bytes:
+    """Return a certificate with empty extensions, each with an OID of its own."""
+    ends = [bytes([n >> 7 & 0x7F, n & 0x7F]) for n in range(min(size // 10 + 1, 1 << 14))]
+    return certificate(b"".join([extension(b"\x2a\x03" + end, b"") for end in ends]))
+
+
+def long_name(size: int) -> bytes:
+    """Return a certificate whose subject has many empty common names."""
+    part = tlv(0x31, tlv(0x30, tlv(6, b"\x55\4\3") + tlv(12, b"")))
+    return certificate(b"", tlv(0x30, part * (size // len(part) + 1)))
+
+
+def crl(size: int) -> bytes:
+    """Return a CRL of many entries."""
+    return issue_crl(Authority("a", KEY), window=WINDOW, number=1, revoked=range(1, size // 30 + 2))
+
+
+def look(data: bytes) -> None:
+    """Read a certificate, and all that is in it."""
+    found = read_certificate(data)
+    _ = found.subject, found.alt_names, found.valid_from, found.content("1.2.3")
+
+
+KEY: Final = derive_p256(b"\1" * 32)
+WINDOW: Final = Window(
+    datetime(2025, 1, 1, tzinfo=timezone.utc), datetime(2035, 1, 1, tzinfo=timezone.utc)
+)
+CERTIFICATES: Final[Shapes] = {
+    "names": of_items("551d11", b"\x82\0"),
+    "name forms": of_items("551d11", b"\xa4\2\x30\0"),
+    "purposes": of_items("551d25", b"\6\1\x2a"),
+    "policies": of_items("551d20", b"\x30\3\6\1\x2a"),
+    "extensions": many_extensions,
+    "a long name": long_name,
+    "key usage": lambda size: certificate(
+        extension(b"\x55\x1d\x0f", tlv(3, b"\0" + b"\xff" * size))
+    ),
+    "ones": repeated(b"\xff", b"\x30\x83"),
+    "sequences": repeated(b"\x30\x80"),
+}
+PEM: Final[Shapes] = {
+    "certificates": lambda size: (
+        armour("CERTIFICATE", certificate(b"")).encode() * (size // 400 + 1)
+    ),
+    "empty certificates": repeated(b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n"),
+    "begun certificates": repeated(b"-----BEGIN CERTIFICATE-----\n"),
+    "one without an end": repeated(b"A", b"-----BEGIN CERTIFICATE-----\n"),
+    "blanks": repeated(b" ", b"-----BEGIN CERTIFICATE-----\n", b"-"),
+    "dashes": repeated(b"-"),
+}
+
+# -- the rest ------------------------------------------------------------------------------------
+
+
+def leb(value: int) -> bytes:
+    """Return a number in LEB128."""
+    return leb_more(value) if value > 0x7F else bytes([value])
+
+
+def leb_more(value: int) -> bytes:
+    """Return one of several bytes."""
+    return bytes([value & 0x7F | 0x80]) + leb(value >> 7)
+
+
+def witness(size: int) -> bytes:
+    """Return a TD HOB's witness of at most 1,024 ranges apart from each other."""
+    count = min(1024, size // 3 + 1)
+    ranges = b"".join([leb(2 * number + 1) + b"\1" for number in range(count)])
+    return b"\0\1" + leb(count) + ranges
+
+
+def sealed_hob(data: bytes) -> bytes:
+    """Compute a TD HOB's digest as if it had not been seen."""
+    return tdx_launch.td_hob_digest.__wrapped__(data, 1 << 40)
+
+
+def table(size: int) -> bytes:
+    """Return a table of certificates with many small ones."""
+    count = size // 26 + 1
+    start = 24 * (count + 1)
+    entries = [
+        number.to_bytes(16, "big") + (start + number).to_bytes(4, "little") + b"\1\0\0\0"
+        for number in range(1, count)
+    ]
+    return b"".join(entries) + bytes(start - 24 * len(entries)) + b"\x30" * (count + 1)
+
+
+COMPOSE: Final = b'{"manifest_version":1,"name":"","runner":"bash","x":'
+SIGNED: Final = b'{"signature":"' + b"00" * 64 + b'","tcbInfo":{"x":'
+HEADER: Final = b'{"format":"attestkit recording","version":1}\n'
+
+PARSERS: Final[Mapping[str, Parser]] = {
+    "quote": Parser(Quote.parse, shapes.QUOTE, 4, 1, 131_072),
+    "quote, plain Python": Parser(_python.quote_layout, shapes.QUOTE, 4, 1, 131_072),
+    "certificates of a quote": Parser(lambda data: split_chain(data, 0), PEM, 4, 1, 131_072),
+    "quotes in columns": Parser(eight_columns, {"quotes": repeated(made_quote())}, 4, 1),
+    "CCEL": Parser(lambda data: EventLog.from_ccel(data).events, shapes.CCEL, 40, 2),
+    "CCEL, plain Python": Parser(_python_log.ccel_walk, shapes.CCEL, 10, 4),
+    "TPM log": Parser(TpmEventLog.parse, shapes.TPM, 40, 4),
+    "TPM log, plain Python": Parser(_python_log.tpm_walk, shapes.TPM, 16, 6),
+    "agent's log": Parser(
+        lambda data: EventLog.from_json(data).events,
+        inside(json_event(b"\0").partition(b"\0")[0], b"}]"),
+        45,
+        4,
+    ),
+    "agent's log, plain Python": Parser(
+        agent_json.parse, inside(json_event(b"\0").partition(b"\0")[0], b"}]"), 45, 8
+    ),
+    "JSON's depth": Parser(check_depth, shapes.JSON, 6, 2),
+    "JSON's depth, plain Python": Parser(
+        lambda data: _python_json_depth.json_depth(data, 200), shapes.JSON, 6, 8, least=4
+    ),
+    "runtime log": Parser(
+        parse_runtime_lines,
+        inside(b'{"event":"","payload":"","x":') | {"lines": repeated(b"\n")},
+        *(45, 4),
+    ),
+    "agent's answer": Parser(Attestation.from_agent_response, inside(b'{"x":'), 45, 4),
+    "evidence in SCALE": Parser(Attestation.from_bytes, shapes.EVIDENCE_SCALE, 64, 16, 131_072),
+    "evidence in msgpack": Parser(Attestation.from_bytes, shapes.EVIDENCE_MSGPACK, 60, 24),
+    "evidence in CBOR": Parser(Attestation.from_bytes, shapes.EVIDENCE_CBOR, 8, 32),
+    "CBOR": Parser(read_value, shapes.CBOR, 100, 40, 65_536),
+    "app info": Parser(
+        AppInfo.from_msgpack,
+        {
+            "numbers": lambda size: b"\x99\xdd" + size.to_bytes(4, "big") + b"\1" * size,
+            "hashes": lambda size: (
+                b"\x99%b\xdd%b%b"
+                % (b"\xc4\0" * 8, (size // 2).to_bytes(4, "big"), b"\xc4\0" * (size // 2))
+            ),
+        },
+        *(50, 16),
+    ),
+    "certificate request": Parser(
+        QuoteCertRequest.from_bytes,
+        {"names": lambda size: QuoteCertRequest(b"", "", b"", b"", None, ("",) * size).to_bytes()},
+        *(20, 16, 65_536),
+    ),
+    "vm_config": Parser(remembered, inside(b'{"x":'), 45, 4),
+    "mr_config": Parser(MrConfig.parse, inside(b'{"key_provider":"none","x":'), 45, 4),
+    "TD HOB": Parser(sealed_hob, {"ranges": witness, "ones": repeated(b"\1")}, 240, 40, 3000),
+    "checksums": Parser(
+        lambda data: os_image._listed(data, "measurement.tdx.cbor"),
+        {"lines": repeated(b"\n"), "words": repeated(b"a ")},
+        *(16, 4),
+    ),
+    "app-compose": Parser(AppCompose.parse, inside(COMPOSE), 45, 4),
+    "sys-config": Parser(SysConfig.parse, inside(b'{"vm_config":"{}","x":'), 45, 4),
+    "app keys": Parser(AppKeys.from_json, inside(b'{"x":'), 45, 4),
+    "environment": Parser(env_encryption._items, inside(b'{"env":[],"x":'), 45, 4),
+    "certificate": Parser(look, CERTIFICATES, 80, 16),
+    "certificate of AMD or AWS": Parser(
+        x509_path.read_path_certificate, CERTIFICATES, 40, 16, 16_000
+    ),
+    "SGX extension": Parser(read_sgx_extension, CERTIFICATES, 80, 16),
+    "certificates in PEM": Parser(text(split_pem), PEM, 10, 4),
+    "chain of certificates": Parser(text(chain_window), PEM, 10, 4),
+    "CRL": Parser(crl_window, {"entries": crl, "ones": repeated(b"\xff", b"\x30\x83")}, 4, 1),
+    "table of certificates": Parser(SnpCertificates.parse, {"entries": table}, 30, 4),
+    "collateral": Parser(Collateral.from_json, inside(b'{"x":'), 45, 4),
+    "bundle": Parser(EvidenceBundle.from_json, inside(b'{"x":'), 45, 4),
+    "signed body": Parser(lambda data: split_signed(data, "tcbInfo"), inside(SIGNED, b"}}"), 45, 4),
+    "TCB info": Parser(text(read_tcb_info), inside(b'{"id":"TDX","x":'), 45, 4),
+    "QE identity": Parser(text(read_qe_identity), inside(b'{"id":"QE","x":'), 45, 4),
+    "policy": Parser(lambda data: parse_policy(data, "policy"), shapes.TOML, 560, 240),
+    "TOML": Parser(_toml.decode, shapes.TOML, 560, 240),
+    "server's configuration": Parser(
+        lambda data: parse_config(data, "a.json"), inside(b'{"x":'), 45, 8
+    ),
+    "request in JSON": Parser(
+        partial(json_codec.decode, GetTlsKeyArgs),
+        inside(b'{"x":') | {"items": repeated(b'"",', b'{"alt_names":[', b'""]}')},
+        *(45, 4),
+    ),
+    "request in protobuf": Parser(
+        partial(protobuf_codec.decode, GetTlsKeyArgs), shapes.PROTOBUF, 20, 1
+    ),
+    "request in a query": Parser(
+        partial(query.decode, GetTlsKeyArgs), shapes.QUERY, 220, 24, 32_768
+    ),
+    "request to verify": Parser(VerifyRequest.from_json, inside(b'{"x":'), 45, 4),
+    "container's log": Parser(partial(frames, Frames, 65_536), shapes.FRAMES, 8, 4),
+    "container's log, byte by byte": Parser(partial(frames, Frames, 1), shapes.FRAMES, 4, 16),
+    "terminal's log": Parser(partial(frames, Lines, 1000), shapes.TERMINAL, 4, 8),
+    "container's text": Parser(partial(fed, lambda data: [data]), shapes.TERMINAL, 40, 8),
+    "container's text, byte by byte": Parser(partial(fed, bytewise), shapes.TERMINAL, 20, 48),
+    "recording": Parser(
+        lambda data: parse_recording(HEADER + data),
+        inside(b'{"ask":"close","answer":null,"x":') | {"lines": repeated(b"\n")},
+        *(45, 4),
+    ),
+}
+CASES: Final = tuple(
+    [
+        Case(name, shape, make)
+        for name, parser in PARSERS.items()
+        for shape, make in parser.shapes.items()
+    ]
+)

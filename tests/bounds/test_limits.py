@@ -1,0 +1,223 @@
+"""docs/bounds.md says what the code does: each limit, and what each reader may cost."""
+
+import json
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attestkit import _toml, env_encryption
+from attestkit._crypto import certificates
+from attestkit._crypto.x509_path import read_path_certificate
+from attestkit._typed_json import _LARGEST as LARGEST_FILE
+from attestkit.app_compose import AppCompose
+from attestkit.attestation import MAX_SIZE, Attestation, agent_response, mr_config, vm_config
+from attestkit.backends.recording import recording_file
+from attestkit.backends.simulator.state import StateFolder
+from attestkit.collateral import Collateral
+from attestkit.errors import AttestKitError, BackendError
+from attestkit.event_log import EventLog, TpmEventLog, WireEvent, agent_json
+from attestkit.event_log.event_types import RUNTIME_EVENT_TYPE
+from attestkit.event_log.journal_files import LONGEST, OsFolder
+from attestkit.event_log.runtime import check_runtime_events
+from attestkit.keys import AppKeys, app_keys
+from attestkit.quote import Quote
+from attestkit.sys_config import SysConfig
+from attestkit.verifier.bundle import EvidenceBundle
+from attestkit.verifier.policy_toml import parse as parse_policy
+from benchmarks import growth_hostile
+from tests.bounds.counting import peak
+from tests.bounds.parsers import PARSERS, certificate, extension, tlv
+from tests.records import ROOT
+
+DOCUMENT = (ROOT / "docs" / "bounds.md").read_text(encoding="utf-8")
+LIMITS = re.findall(r"^\| .* \| ([0-9,]+) \| `([\w.]+)` \|$", DOCUMENT, re.MULTILINE)
+ROW = re.compile(
+    r"^\| ([^|]+) \| ([^|]+) \|(?: -?[0-9.,]+ \|){4} ([0-9]+) \| ([0-9]+) \|\n", re.MULTILINE
+)
+COSTS = ROW.findall(DOCUMENT)
+
+
+def constant(path: str) -> Any:  # noqa: ANN401 - of any module
+    """Return what a dotted path names: in a module, or a default of the server's limits."""
+    module, _, name = path.rpartition(".")
+    if module.endswith(".Limits"):
+        return import_module(module.removesuffix(".Limits")).Limits._field_defaults[name]
+    return getattr(import_module(module), name)
+
+
+@pytest.mark.parametrize(("value", "path"), LIMITS, ids=[path for _, path in LIMITS])
+def test_limits_are_those_of_the_code(value: str, path: str) -> None:
+    """Each row names a constant, and its value."""
+    assert constant(path) == int(value.replace(",", ""))
+
+
+def test_all_limits_are_read() -> None:
+    """No row is passed over because it is written in another way."""
+    rows = DOCUMENT.partition("## Limits")[2].partition("\n## ")[0].count("\n| ")
+    assert len(LIMITS) == rows - 2 > 50  # a head and a line below it
+
+
+def test_costs_are_those_of_the_tests() -> None:
+    """Every reader has a row, with the numbers that it is held to, and one of its shapes."""
+    assert [name for name, *_ in COSTS] == list(PARSERS)
+    for name, shape, memory, steps in COSTS:
+        parser = PARSERS[name]
+        assert (int(memory), int(steps)) == (parser.memory, parser.steps)
+        assert shape in parser.shapes
+
+
+def test_costs_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One reader is measured, and its row stands in the document, in place of those before."""
+    name = "quotes in columns"
+    monkeypatch.setattr(growth_hostile, "PARSERS", {name: PARSERS[name]})
+    monkeypatch.setattr(growth_hostile, "LARGEST", 32_768)
+    (tmp_path / "bounds.md").write_text(DOCUMENT, encoding="utf-8")
+    growth_hostile.main(["--document", str(tmp_path / "bounds.md")])
+    written = (tmp_path / "bounds.md").read_text(encoding="utf-8")
+    assert [row[0] for row in ROW.findall(written)] == [name]
+    assert ROW.sub("", written) == ROW.sub("", DOCUMENT)
+
+
+RECORDING = b'{"format":"attestkit recording","version":1}'
+TOO_LONG: dict[str, tuple[Callable[[bytes], object], int]] = {
+    "quote": (Quote.parse, 131_072),
+    "CCEL": (EventLog.from_ccel, 1 << 24),
+    "TPM log": (TpmEventLog.parse, 1 << 24),
+    "agent's log": (EventLog.from_json, agent_json.MAX_TEXT),
+    "evidence": (Attestation.from_bytes, MAX_SIZE),
+    "agent's answer": (Attestation.from_agent_response, agent_response._LARGEST),
+    "vm_config": (lambda data: vm_config.VmConfig.parse(data.decode()), vm_config._LARGEST),
+    "mr_config": (mr_config.MrConfig.parse, mr_config._LARGEST),
+    "app-compose": (AppCompose.parse, LARGEST_FILE),
+    "sys-config": (SysConfig.parse, LARGEST_FILE),
+    "app keys": (AppKeys.from_json, app_keys.LARGEST),
+    "sealed environment": (
+        lambda data: env_encryption.open_sealed(bytes(32), data),
+        env_encryption._LARGEST,
+    ),
+    "certificate": (certificates.read_certificate, certificates._LARGEST),
+    "certificate of AMD or AWS": (read_path_certificate, 16_384),
+    "collateral": (Collateral.from_json, 1 << 24),
+    "bundle": (EvidenceBundle.from_json, 1 << 25),
+    "TOML": (_toml.decode, _toml.LARGEST),
+}
+
+
+@pytest.mark.parametrize("name", TOO_LONG)
+def test_what_is_too_long_is_refused(name: str) -> None:
+    """The error says how long it may be; one byte less is refused for what it is."""
+    read, limit = TOO_LONG[name]
+    told = rf"{limit}\b|{limit:,}|\b{limit >> 20} MiB|larger|too long|too large"
+    with pytest.raises(AttestKitError, match=told):
+        read(b" " * (limit + 1))
+    if limit < 1 << 21:
+        with pytest.raises(AttestKitError) as info:
+            read(b"?" * limit)
+        assert str(limit) not in str(info.value)
+
+
+def test_a_recording_of_many_lines_is_not_split() -> None:
+    """They are counted first: each would be an object."""
+    with pytest.raises(AttestKitError, match="more than 1000000 calls"):
+        recording_file.parse_recording(RECORDING + b"\n" * (recording_file.MOST + 4))
+
+
+def test_a_key_usage_has_few_bits() -> None:
+    """Nine have a meaning, and each of them would be an object."""
+    with pytest.raises(AttestKitError, match="over 2 bytes of bits"):
+        read_path_certificate(certificate(extension(b"\x55\x1d\x0f", tlv(3, b"\0" + b"\xff" * 3))))
+    found = read_path_certificate(certificate(extension(b"\x55\x1d\x0f", tlv(3, b"\7\xff\x80"))))
+    assert found.key_usage == frozenset(range(9))
+
+
+def test_state_files_are_small(tmp_path: Path) -> None:
+    """What nobody wrote there is not read to its end."""
+    folder = StateFolder(tmp_path)
+    try:
+        (tmp_path / "simulator.registers").write_bytes(b" " * 4097)
+        (tmp_path / "simulator.seed").write_bytes(b" " * 4097)
+        with pytest.raises(BackendError, match="longer than 4096 bytes"):
+            folder.load()
+        with pytest.raises(BackendError, match="longer than 4096 bytes"):
+            folder.seed(bytes)
+    finally:
+        folder.close()
+
+
+def test_journal_files_are_bounded(tmp_path: Path) -> None:
+    """One that is too long is an error of the system's, which the journal tells."""
+    with (tmp_path / "file").open("wb") as file:
+        file.truncate(LONGEST)
+    folder = OsFolder(tmp_path, "lock")
+    try:
+        assert len(folder.read("file") or b"") == LONGEST
+        with (tmp_path / "file").open("ab") as file:
+            file.write(b"\0")
+        with pytest.raises(OSError, match=f"file is longer than {LONGEST} bytes"):
+            folder.read("file")
+    finally:
+        folder.close()
+
+
+LONG = "k" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("read", "data"),
+    [
+        (mr_config.MrConfig.parse, f'{{"{LONG}":0}}'.encode()),
+        (EventLog.from_json, f'[{{"{LONG}":0,"{LONG}":0}}]'.encode()),
+        (
+            lambda events: check_runtime_events(EventLog.from_wire(events).events),
+            [WireEvent(3, RUNTIME_EVENT_TYPE, bytes(48), f"{LONG}:", b"")],
+        ),
+        (
+            lambda events: check_runtime_events(EventLog.from_wire(events).events),
+            [WireEvent(0, RUNTIME_EVENT_TYPE, bytes(48), LONG, b"")],
+        ),
+        (AppKeys.from_json, f'{{"{LONG}":0,"{LONG}":0}}'.encode()),
+        (AppCompose.parse, f'{{"{LONG}":0,"{LONG}":0}}'.encode()),
+        (EvidenceBundle.from_json, f'{{"version":1,"{LONG}":0}}'.encode()),
+        (_toml.decode, LONG.encode()),
+    ],
+)
+def test_errors_are_short(read: Callable[[Any], object], data: object) -> None:
+    """A name out of hostile input is cut before it gets into an error, and with it into a log."""
+    with pytest.raises(AttestKitError) as info:
+        read(data)
+    assert len(str(info.value)) < 500
+
+
+DIGITS = "ab" * 50_000
+COMPOSE = {"manifest_version": 1, "name": "", "runner": "bash", "key_provider_id": DIGITS}
+
+
+@pytest.mark.parametrize(
+    ("read", "data"),
+    [
+        (AppCompose.parse, json.dumps(COMPOSE).encode()),
+        (SysConfig.parse, json.dumps({"vm_config": f'{{"os_image_hash":"{DIGITS}"}}'}).encode()),
+        (
+            AppKeys.from_json,
+            json.dumps({"ca_cert": "", "key_provider": {"Kms": {"pubkey": DIGITS}}}).encode(),
+        ),
+        (
+            lambda data: parse_policy(data, "policy"),
+            f'preset="strict"\napp_id="{DIGITS}"'.encode(),
+        ),
+    ],
+)
+def test_hex_takes_little_memory(read: Callable[[bytes], object], data: bytes) -> None:
+    """It is not checked by a pattern that remembers each pair of digits, which takes 75 a byte."""
+
+    def call() -> None:
+        with suppress(AttestKitError):
+            read(data)
+
+    call()
+    assert peak(call) < 40 * len(data)
