@@ -157,7 +157,7 @@ _LENGTHS = {
     "sha384": (700, 8000),
     "kernels": (300, 2000),
     "replay": (500, 60_000),
-    "replays": (120, 400),
+    "replays": (120, 600),
     "cpuid": (12, 16),
     "objects-quote": (2000, 140_000),
     "objects-log": (700, 20_000),

@@ -54,7 +54,7 @@ def build(main: str, folder: Path, compiler: str, *flags: str) -> Path:
     return program
 
 
-def build_objects(folder: Path, compiler: str) -> Path:
+def build_objects(folder: Path, compiler: str, *flags: str) -> Path:
     """Compile all of the core, and what embeds Python to call it, for libFuzzer.
 
     Raises:
@@ -63,7 +63,7 @@ def build_objects(folder: Path, compiler: str) -> Path:
     program = folder / f"object_targets-{compiler}"
     library = sysconfig.get_config_var("LIBDIR")
     python = [f"-isystem{sysconfig.get_path('include')}", f'-DROOT="{build_cffi.ROOT}"']
-    command = [compiler, *build_cffi.FLAGS, "-Werror", "-g", "-I.", *python, *FUZZED]
+    command = [compiler, *build_cffi.FLAGS, "-Werror", "-g", "-I.", *python, *FUZZED, *flags]
     command += [*build_cffi.SOURCES, str(HERE / "object_targets.c"), "-o", str(program)]
     command += [f"-L{library}", f"-Wl,-rpath,{library}"]
     command.append(f"-lpython{sysconfig.get_config_var('LDVERSION')}")

@@ -159,12 +159,15 @@ def column_target(core: Any) -> Target:  # noqa: ANN401 - as above
     """
     check = core.quote_checker(Refused)
 
+    class Quotes:
+        _rows: tuple[bytes, ...]
+
     def read(rows: tuple[bytes, ...], column: Any) -> None:  # noqa: ANN401 - a Column
-        quotes: Any = type("Quotes", (), {"field": column})()
+        quotes = Quotes()
         quotes._rows = rows
         with suppress(ValueError):  # no rows of these data
-            found = quotes.field
-            assert quotes.field is found
+            found = column.__get__(quotes)
+            assert vars(quotes)["field"] is found
             for one in found if type(found) is tuple else (found,):
                 assert one.nbytes % max(1, len(rows[2])) == 0
 
@@ -177,6 +180,8 @@ def column_target(core: Any) -> Target:  # noqa: ANN401 - as above
         columns = [core.Column(328, 48, 4), core.Column(136, 48), core.Column(at, 48, 4)]
         with suppress(ValueError):
             columns.append(core.Column(at, width))
+        for column in columns:
+            column.__set_name__(Quotes, "field")
         unchecked = [(quotes, starts, bytes([4]) * count, bytes([2]) * count), (starts,) * 4]
         checked = []
         for given in (None, starts, pack("<Q", 0)):

@@ -70,7 +70,7 @@ def samples() -> dict[str, list[bytes]]:
     quotes, ccels, tpm_logs = seeds.quotes(), seeds.ccels(), seeds.tpm_logs()
     texts = seeds.agent_texts()
     any_bytes = [quote[:size] for quote in quotes[-2:] for size in (64, 96, 128, 200, 300, 700)]
-    many = [bytes([n, *[k] * n]) + bytes(range(60)) for n in (1, 4, 9, 79) for k in (0, 1, 7)]
+    logs = [bytes([n, *[k] * n]) + bytes(range(60)) for n in (1, 4, 9, 11) for k in (0, 1, 3)]
     return {
         "quote": [*quotes, *[quote + bytes(9) for quote in quotes]],
         "among": _among(),
@@ -86,7 +86,7 @@ def samples() -> dict[str, list[bytes]]:
         "sha384": [*quotes[-2:], *any_bytes, *[quote[:700] for quote in quotes]],
         "kernels": any_bytes,
         "replay": _folded(),
-        "replays": [*many, bytes([0xF8, *[7] * 80, *range(60)]), bytes([9, *[3] * 9, 255, 1])],
+        "replays": [*logs, *[bytes([79, *[k] * 79]) + bytes(450) for k in (3, 14, 29)]],
         "cpuid": [pack("<III", leaf, 0, 2**32 - 1) for leaf in (0, 7, 1 << 30, 1 << 31)],
     }
 

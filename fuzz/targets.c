@@ -179,15 +179,16 @@ static uint64_t replay(const uint8_t *data, size_t size)
     return fold(data, data + count, count);
 }
 
-/* How many events each of many logs has: seven at most, or where the first byte says so as many as
- * it takes to fill a window of the core, events and chains. */
-static size_t count_events(const uint8_t *data, size_t logs, uint32_t *counts)
+/* How many logs are replayed together, and how many events they have at most. It is few, for that
+ * is fast, but of many bytes as many as it takes to fill a window of the core. */
+enum { FEW = 12, FEW_EVENTS = 4, MANY = 80, MANY_EVENTS = 30, MANY_BYTES = 500 };
+
+static size_t count_events(const uint8_t *data, size_t logs, uint32_t *counts, uint32_t most)
 {
-    const bool large = data[0] >= 0xf8;
     size_t all = 0;
 
     for (size_t i = 0; i < logs; i++) {
-        counts[i] = large ? 5 * (data[1 + i] % 8U) : data[1 + i] % 8U;
+        counts[i] = data[1 + i] % most;
         all += counts[i];
     }
     return all;
@@ -197,14 +198,15 @@ static size_t count_events(const uint8_t *data, size_t logs, uint32_t *counts)
  * digests. Together logs are what each is alone. */
 static uint64_t replays(const uint8_t *data, size_t size)
 {
-    enum { MOST = 80 };
-    uint32_t counts[MOST];
+    uint32_t counts[MANY];
     uint8_t value[192];
-    const size_t logs = size == 0 ? 0 : data[0] >= 0xf8 ? MOST : data[0] % MOST;
+    const bool many = size > MANY_BYTES;
+    const size_t logs = size == 0 ? 0 : data[0] % (size_t)(many ? MANY : FEW);
 
     if (size < logs + 2)
         return FUZZ_START;
-    const size_t events = count_events(data, logs, counts), left = size - 1 - logs;
+    const size_t events = count_events(data, logs, counts, many ? MANY_EVENTS : FEW_EVENTS),
+                 left = size - 1 - logs;
     const uint8_t *any = data + 1 + logs;
     uint8_t *registers = fuzz_room(events), *digests = fuzz_room(48 * events);
     uint8_t *values = fuzz_room(192 * logs);
