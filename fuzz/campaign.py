@@ -119,7 +119,8 @@ class Campaign:
         name = entry.target.name
         large = entry.parts % LARGE_EVERY == 1
         entry.parts += 1
-        ask = Ask(seconds, runs, large, self.folder / name, self.failures)
+        folder = self.state / "work" if self.state and entry.target.counts else self.folder
+        ask = Ask(seconds, runs, large, folder / name, self.failures)
         try:
             part = entry.target.run(ask, self.processes)
         finally:

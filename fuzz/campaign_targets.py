@@ -1,6 +1,7 @@
 """What a campaign runs: each target with its engine, and how a part of its run is done."""
 
 import importlib
+import json
 import os
 import re
 import shutil
@@ -99,7 +100,8 @@ class Target:
     python: bool  # what runs is Python, and so has the goal of Python's targets
     run: Callable[[Ask, Processes], Part]
     covers: bool = True  # its engine says how many edges were reached
-    alone: bool = False  # there is one folder, so no two parts at a time
+    alone: bool = False  # no two parts at a time
+    counts: bool = False  # its engine counts in its folder, so each commit has one of its own
 
 
 def _finding(name: str, status: int, said: str, ask: Ask) -> str:
@@ -127,7 +129,7 @@ def _lib_fuzzer(
     options += ["-rss_limit_mb=2560", "-timeout=20", f"-artifact_prefix={ask.failures}/{name}-"]
     if ask.runs is not None:
         options.append(f"-runs={ask.runs}")
-    seeds = [CORPORA / name, ask.work / "seeds", *([ask.work / "large"] if ask.large else [])]
+    seeds = [CORPORA / name, *([ask.work / "large"] if ask.large else [])]
     folders = [str(folder) for folder in (corpus, *seeds) if folder.is_dir()]
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
@@ -266,16 +268,7 @@ def parser_targets() -> list[Target]:
         raise Missing(f"atheris: {error}; pip install atheris") from error
 
     def part(name: str, ask: Ask, processes: Processes) -> Part:
-        chosen = parsers[name]
-        seeds = ask.work / "seeds"
-        if not seeds.exists():
-            seeds.mkdir(parents=True)
-            for number, data in enumerate(chosen.seeds()):
-                (seeds / f"{number:04d}").write_bytes(data)
-        command = [sys.executable, "-m", "fuzz.parser_target", name]
-        command += [f"-max_len={chosen.max_len}"]
-        if chosen.dictionary is not None:
-            command.append(f"-dict={DICTIONARIES / chosen.dictionary}")
+        command = [sys.executable, "-m", "fuzz.parser_target", name]  # which knows its words
         return _lib_fuzzer(f"parser-{name}", command, ask, processes)
 
     def target(name: str) -> Target:
@@ -288,6 +281,17 @@ def parser_targets() -> list[Target]:
         )
 
     return [target(name) for name in parsers]
+
+
+def afl_part(found: dict[str, Any], before: dict[str, Any]) -> Part:
+    """Return what came to AFL++'s figures, which are of all its runs in a folder together."""
+    known, spent = before.get("executions", 0), before.get("seconds", 0.0)
+    executions, seconds = found["executions"] - known, found["seconds"] - spent
+    rate = executions / seconds if seconds > 0 else 0.0
+    old = [edges for at, edges in found["coverage"] if at <= spent]
+    new = [(round(rate * (at - spent)), edges) for at, edges in found["coverage"] if at > spent]
+    first = [(0, old[-1])] if old else []
+    return Part(executions, seconds, [*first, *new], found["corpus"])
 
 
 def _afl_findings(ask: Ask) -> list[str]:
@@ -315,15 +319,21 @@ def request_target() -> Target:
     if shutil.which("afl-fuzz") is None:
         raise Missing("AFL++: afl-fuzz is not here; apt-get install afl++")
 
-    def part(ask: Ask, _: Processes) -> Part:
+    def part(ask: Ask, processes: Processes) -> Part:
         ask.work.mkdir(parents=True, exist_ok=True)
-        found = request_path.campaign(ask.seconds, ask.work)
-        executions, seconds = found["executions"], found["seconds"]
-        edges = [(round(executions * at / seconds), edges) for at, edges in found["coverage"]]
-        findings = _afl_findings(ask) if found["crashes"] or found["hangs"] else []
-        return Part(executions, seconds, edges, found["corpus"], findings)
+        counted = ask.work / "counted.json"
+        before = json.loads(counted.read_text()) if counted.exists() else {}
+        try:
+            found = request_path.campaign(ask.seconds, ask.work)
+        except RuntimeError as error:  # it ran no more, or was interrupted
+            return Part(findings=[] if processes.stop.is_set() else [str(error)])
+        counted.write_text(json.dumps(found))
+        part = afl_part(found, before)
+        if any(found[what] > before.get(what, 0) for what in ("crashes", "hangs")):
+            part.findings += _afl_findings(ask)
+        return part
 
-    return Target("request-path", "AFL++", (), python=True, run=part, alone=True)
+    return Target("request-path", "AFL++", (), python=True, run=part, alone=True, counts=True)
 
 
 def differential_target() -> Target:

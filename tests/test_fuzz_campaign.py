@@ -25,6 +25,7 @@ from fuzz.campaign_targets import (
     Missing,
     Processes,
     Target,
+    afl_part,
     dictionary_of,
     folder_name,
 )
@@ -200,6 +201,15 @@ def test_parts_add_up(tmp_path: Path) -> None:
     save(tmp_path / "runs" / "x.json", done)
     assert load(tmp_path / "runs" / "x.json") == done
     assert load(tmp_path / "other.json") == Progress()
+
+
+def test_what_afl_counts() -> None:
+    """Its figures are of all its runs in a folder; what is counted is what came since."""
+    first = {"executions": 100, "seconds": 10.0, "coverage": [[0.0, 5], [10.0, 7]], "corpus": 3}
+    then = {"executions": 400, "seconds": 20.0, "coverage": [[0.0, 5], [10.0, 7], [15.0, 9]]}
+    then["corpus"] = 4
+    assert afl_part(first, {}) == Part(100, 10.0, [(0, 5), (100, 7)], 3)
+    assert afl_part(then, first) == Part(300, 10.0, [(0, 7), (150, 9)], 4)
 
 
 def test_a_record_is_short() -> None:
