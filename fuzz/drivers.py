@@ -1,7 +1,8 @@
 """Programs of the C core's functions alone, without Python: one that replays files, and libFuzzers.
 
 `python -m fuzz.drivers TARGET [OPTION...]` builds the libFuzzer of a function (clang, with
-ASan and UBSan) and runs it in a folder of its own, on all seeds; options are libFuzzer's.
+ASan and UBSan) and runs it in a folder of its own, on all seeds, or on files that are named;
+options are libFuzzer's.
 """
 
 import argparse
@@ -110,8 +111,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         program = program_for(asked.target, folder, compiler)
-        write_samples(folder / "corpus", seeds_of[asked.target])
-        command = [str(program), str(folder / "corpus"), *asked.options]
+        options = [str(Path(o).resolve()) if Path(o).exists() else o for o in asked.options]
+        if all(option.startswith("-") for option in options):
+            write_samples(folder / "corpus", seeds_of[asked.target])
+            options.append(str(folder / "corpus"))
+        command = [str(program), *options]
         return subprocess.run(  # noqa: S603 - just built
             command, cwd=folder, env=environment(asked.target), check=False
         ).returncode

@@ -70,6 +70,8 @@ def samples() -> dict[str, list[bytes]]:
     quotes, ccels, tpm_logs = seeds.quotes(), seeds.ccels(), seeds.tpm_logs()
     texts = seeds.agent_texts()
     any_bytes = [quote[:size] for quote in quotes[-2:] for size in (64, 96, 128, 200, 300, 700)]
+    registers = bytes(i % 251 for i in range(450))
+    many = [bytes([79, *[k] * 79]) + registers for k in (5, 14, 29)]
     logs = [bytes([n, *[k] * n]) + bytes(range(60)) for n in (1, 4, 9, 11) for k in (0, 1, 3)]
     return {
         "quote": [*quotes, *[quote + bytes(9) for quote in quotes]],
@@ -86,7 +88,7 @@ def samples() -> dict[str, list[bytes]]:
         "sha384": [*quotes[-2:], *any_bytes, *[quote[:700] for quote in quotes]],
         "kernels": any_bytes,
         "replay": _folded(),
-        "replays": [*logs, *[bytes([79, *[k] * 79]) + bytes(450) for k in (3, 14, 29)]],
+        "replays": [*logs, *many],
         "cpuid": [pack("<III", leaf, 0, 2**32 - 1) for leaf in (0, 7, 1 << 30, 1 << 31)],
     }
 
