@@ -11,7 +11,8 @@ CORE_TESTS := tests/native tests/test_quote.py tests/test_columns.py \
 	tests/event_log/test_runtime.py tests/event_log/test_tcg.py
 ARGS ?=
 
-.PHONY: serve test lint bench growth sanitize compilers aarch64 valgrind fuzz flake soak clean help
+.PHONY: serve test lint bench growth sanitize compilers aarch64 valgrind fuzz differential flake soak \
+	clean help
 
 help:
 	@echo "make serve   start the server (options in ARGS='...')"
@@ -23,7 +24,8 @@ help:
 	@echo "make compilers  compile the C core with every compiler that is here, without a warning"
 	@echo "make aarch64  run the tests of the C core on an emulated aarch64"
 	@echo "make valgrind  run the C core over all samples under memcheck and clang's sanitizers"
-	@echo "make fuzz    compare the C core with plain Python; the record is docs/records/differential.json"
+	@echo "make fuzz    run every fuzzer, for SECONDS=n or for hours; the record is docs/records/fuzz.json"
+	@echo "make differential  compare the C core with plain Python; docs/records/differential.json"
 	@echo "make soak    load the server for an hour; the record is docs/records/soak.json"
 	@echo "make flake   run the tests 20 times; the record is docs/records/flake.json"
 
@@ -89,8 +91,14 @@ aarch64: $(VENV)/.dev
 valgrind: $(VENV)/.dev
 	$(BIN)/python -m pytest -p no:benchmark tests/test_memcheck.py $(ARGS)
 
-# Ten minutes; `make fuzz ARGS='--seconds 60'` is the form that writes no record.
+# Hours, which may be done in parts: ARGS='--stop-after 3600'. SECONDS=60 is the form that writes no
+# record, and leaves out engines that are not here; GOAL=n is as long as it takes for n executions of
+# each C target.
 fuzz: $(VENV)/.dev
+	$(BIN)/python -m fuzz.campaign $(if $(SECONDS),--seconds $(SECONDS)) $(if $(GOAL),--goal $(GOAL)) $(ARGS)
+
+# Ten minutes; `make differential ARGS='--seconds 60'` is the form that writes no record.
+differential: $(VENV)/.dev
 	$(BIN)/python -m fuzz.differential $(ARGS)
 
 flake: $(VENV)/.dev $(JS)/node_modules/.made
@@ -102,4 +110,4 @@ soak: $(VENV)/.dev
 
 clean:
 	rm -rf $(VENV) build dist attestkit/_native/_lib.c attestkit/_native/_lib.*so attestkit/_native/*.o
-	rm -rf $(JS)/node_modules .attestkit .bench
+	rm -rf $(JS)/node_modules .attestkit .bench .fuzz

@@ -1,4 +1,4 @@
-"""Give changed quotes and logs to the compiled core and to plain Python: `make fuzz`.
+"""Give changed quotes and logs to the compiled core and to plain Python: `make differential`.
 
 Inputs grow from real logs: what reaches a new outcome is kept and changed further. A seed makes the
 same inputs again. An input of which the two say different things is made small, written to

@@ -1,24 +1,28 @@
 """Programs of the C core's functions alone, without Python: one that replays files, and libFuzzers.
 
 `python -m fuzz.drivers TARGET [OPTION...]` builds the libFuzzer of a function (clang, with
-ASan and UBSan) and runs it in a folder of its own, on all seeds; options are libFuzzer's.
+ASan and UBSan) and runs it in a folder of its own, on all seeds, or on files that are named;
+options are libFuzzer's.
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import build_cffi
-from fuzz import seeds
-from tests.quotes import made_quote
+from fuzz.samples import object_samples, samples
 
 HERE = Path(__file__).resolve().parent
 NATIVE = Path(build_cffi.ROOT, build_cffi.NATIVE)
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+FUZZED = ("-fsanitize=fuzzer", *SANITIZERS)
+OBJECTS = "objects-"  # such targets are those of object_targets.py
 CLANGS = ("clang-19", "clang-18", "clang-17", "clang")
 
 
@@ -35,7 +39,7 @@ def asks_python(source: str) -> bool:
 def sources() -> list[str]:
     """Return the C files of the core that know nothing of Python, and the targets."""
     core = [name for name in build_cffi.SOURCES if not asks_python(name)]
-    return [*core, str(HERE / "targets.c")]
+    return [*core, *(str(HERE / f"{name}targets.c") for name in ("", "quote_", "piece_"))]
 
 
 def build(main: str, folder: Path, compiler: str, *flags: str) -> Path:
@@ -51,28 +55,37 @@ def build(main: str, folder: Path, compiler: str, *flags: str) -> Path:
     return program
 
 
-def samples() -> dict[str, list[bytes]]:
-    """Return what each function starts from."""
-    quotes, ccels, tpm_logs, texts = (
-        seeds.quotes(),
-        seeds.ccels(),
-        seeds.tpm_logs(),
-        seeds.agent_texts(),
-    )
-    tds = [quote for quote in quotes if quote[4] == 0x81]
-    hexed = [quote.hex().encode() for quote in quotes]
-    folded = [bytes(i % 4 for i in range(n)) + bytes(range(48)) * n for n in (0, 1, 2, 9, 64, 500)]
-    return {
-        "quote": [*quotes, *[quote + bytes(9) for quote in quotes]],
-        "columns": [b"".join(tds), made_quote() + bytes(7) + made_quote(), *quotes],
-        "ccel": [*ccels, *seeds.short_tcg_logs(ccels)],
-        "tpm": [*tpm_logs, *seeds.short_tcg_logs(tpm_logs)],
-        "json": [*texts, *seeds.short_agent_texts()],
-        "depth": [*texts, b"[" * 300, b'[{"' * 40 + b'\\"' * 40, b'"' * 65],
-        "hex": [*hexed, *quotes[:2]],
-        "sha384": [*quotes[-2:], *[quote[:700] for quote in quotes]],
-        "replay": folded,
-    }
+def build_objects(folder: Path, compiler: str, *flags: str) -> Path:
+    """Compile all of the core, and what embeds Python to call it, for libFuzzer.
+
+    Raises:
+        subprocess.CalledProcessError: It does not compile, or Python has no headers or library.
+    """
+    program = folder / f"object_targets-{compiler}"
+    library = sysconfig.get_config_var("LIBDIR")
+    python = [f"-isystem{sysconfig.get_path('include')}", f'-DROOT="{build_cffi.ROOT}"']
+    command = [compiler, *build_cffi.FLAGS, "-Werror", "-g", "-I.", *python, *FUZZED, *flags]
+    command += [*build_cffi.SOURCES, str(HERE / "object_targets.c"), "-o", str(program)]
+    command += [f"-L{library}", f"-Wl,-rpath,{library}"]
+    command.append(f"-lpython{sysconfig.get_config_var('LDVERSION')}")
+    subprocess.run(command, cwd=NATIVE, check=True)  # noqa: S603 - as above
+    return program
+
+
+def program_for(target: str, folder: Path, compiler: str) -> Path:
+    """Return the libFuzzer program that a target is in, built if it is not there yet."""
+    main = "object_targets" if target.startswith(OBJECTS) else "libfuzzer"
+    program = folder / f"{main}-{compiler}"
+    if program.exists():
+        return program
+    if main == "libfuzzer":
+        return build("libfuzzer.c", folder, compiler, *FUZZED)
+    return build_objects(folder, compiler)
+
+
+def environment(target: str) -> dict[str, str]:
+    """Return what tells a libFuzzer program its target; Python's objects are then malloc's."""
+    return {**os.environ, "FUZZ_TARGET": target.removeprefix(OBJECTS), "PYTHONMALLOC": "malloc"}
 
 
 def write_samples(folder: Path, samples_of: Iterable[bytes]) -> list[Path]:
@@ -87,7 +100,7 @@ def write_samples(folder: Path, samples_of: Iterable[bytes]) -> list[Path]:
 
 def main() -> int:
     """Run libFuzzer; return its status."""
-    seeds_of = samples()
+    seeds_of = {**samples(), **object_samples()}
     parser = argparse.ArgumentParser(description="Run libFuzzer on a function of the C core.")
     parser.add_argument("target", choices=seeds_of, metavar="TARGET", help=", ".join(seeds_of))
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="OPTION", help="libFuzzer's")
@@ -97,11 +110,15 @@ def main() -> int:
         parser.error(f"libFuzzer is clang's, and none of {', '.join(CLANGS)} is here")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        sanitized = ("-fsanitize=fuzzer", *SANITIZERS)
-        program = build("libfuzzer.c", folder, compiler, *sanitized, f'-DTARGET="{asked.target}"')
-        write_samples(folder / "corpus", seeds_of[asked.target])
-        command = [str(program), str(folder / "corpus"), *asked.options]
-        return subprocess.run(command, cwd=folder, check=False).returncode  # noqa: S603 - just built
+        program = program_for(asked.target, folder, compiler)
+        options = [str(Path(o).resolve()) if Path(o).exists() else o for o in asked.options]
+        if all(option.startswith("-") for option in options):
+            write_samples(folder / "corpus", seeds_of[asked.target])
+            options.append(str(folder / "corpus"))
+        command = [str(program), *options]
+        return subprocess.run(  # noqa: S603 - just built
+            command, cwd=folder, env=environment(asked.target), check=False
+        ).returncode
 
 
 if __name__ == "__main__":

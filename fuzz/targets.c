@@ -3,98 +3,12 @@
  */
 #include "targets.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "ak.h"
-#include "ak_json.h"
+#include "ak_cursor.h"
+#include "ak_hex.h"
 #include "ak_log.h"
-#include "ak_quote.h"
-
-#define START 0xcbf29ce484222325 /* of FNV-1a */
-
-static uint64_t add(uint64_t sum, const void *data, size_t size)
-{
-    const uint8_t *p = data;
-    for (size_t i = 0; i < size; i++)
-        sum = (sum ^ p[i]) * 0x100000001b3;
-    return sum;
-}
-
-static uint64_t add_number(uint64_t sum, uint64_t number)
-{
-    return add(sum, &number, sizeof number);
-}
-
-static void *room(size_t size)
-{
-    void *found = malloc(size);
-    if (found == NULL && size != 0)
-        abort();
-    return found;
-}
-
-/* What cannot be, whatever the bytes are. */
-static void never(int wrong)
-{
-    if (wrong)
-        abort();
-}
-
-static uint64_t quote(const uint8_t *data, size_t size)
-{
-    ak_quote found;
-    const ak_status status = ak_quote_walk(data, size, &found);
-
-    if (status != AK_OK) {
-        never(found.at > size);
-        return add_number(add_number(START, status), found.at);
-    }
-    never(found.end > size);
-    found.at = 0;
-    return add(START, &found, sizeof found);
-}
-
-/* Gather a field of each width, and the four registers. */
-static uint64_t gathered(const uint8_t *data, size_t size, const ak_quote_rows *rows)
-{
-    static const size_t fields[][2] = {{0, 16},   {16, 48},  {112, 8},
-                                       {520, 64}, {584, 16}, {600, 48}};
-    uint8_t *column = room(192 * rows->count);
-    uint64_t sum = START;
-
-    for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
-        never(!ak_quote_column(data, size, rows, fields[i][0], fields[i][1], column));
-        sum = add(sum, column, fields[i][1] * rows->count);
-    }
-    never(!ak_quote_four_columns(data, size, rows, 328, column));
-    sum = add(sum, column, 192 * rows->count);
-    free(column);
-    return sum;
-}
-
-/* Quotes one behind the other, found and then told where they are. */
-static uint64_t columns(const uint8_t *data, size_t size)
-{
-    const size_t most = size / AK_QUOTE_TD_MIN_SIZE;
-    ak_quote_rows rows = {room(most * sizeof(uint64_t)), room(most), room(most), most};
-    ak_quote_place place;
-    ak_status status = ak_quote_rows_found(data, size, &rows, &place);
-    uint64_t sum = add_number(START, status);
-
-    if (status == AK_OK) {
-        const uint64_t found = gathered(data, size, &rows);
-        status = ak_quote_rows_given(data, size, &rows, &place);
-        never(status != AK_OK || gathered(data, size, &rows) != found);
-        sum = add_number(sum, found);
-    } else {
-        sum = add_number(add_number(sum, place.row), place.at);
-    }
-    free(rows.starts);
-    free(rows.versions);
-    free(rows.body_types);
-    return sum;
-}
 
 /* Fold what a log extends, as one log, and as two of many with an empty one between. */
 static uint64_t fold(const uint8_t *registers, const uint8_t *digests, size_t count)
@@ -103,37 +17,55 @@ static uint64_t fold(const uint8_t *registers, const uint8_t *digests, size_t co
     const uint32_t half = (uint32_t)count / 2, counts[] = {half, 0, (uint32_t)count - half};
     const ak_status status = ak_replay(registers, digests, count, values);
 
-    never(status != ak_replay_many(registers, digests, counts, 3, many));
+    fuzz_never(status != ak_replay_many(registers, digests, counts, 3, many));
     if (status != AK_OK)
-        return add_number(START, status);
-    return add(add(START, values, sizeof values), many, sizeof many);
+        return fuzz_add_number(FUZZ_START, status);
+    return fuzz_add(fuzz_add(FUZZ_START, values, sizeof values), many, sizeof many);
 }
 
 /* Bytes of the shortest record: one digest of one byte, no event data. */
 enum { SHORTEST = 12 + 2 + 1 + 4 };
 
+/* Parts of records follow each other inside the log, and there are no more than asked for. */
+static void see_records(const uint8_t *data, const ak_log *log, const ak_log_record *records)
+{
+    uint64_t end = 0;
+
+    for (const ak_log_record *r = records; r < records + log->record_count; r++) {
+        fuzz_never(r->offset < end || r->digests < r->offset || r->data < r->digests);
+        fuzz_never(r->digest_count < 1 || r->digest_count > (log->agile ? log->bank_count : 1));
+        end = (uint64_t)r->data + r->data_size;
+        fuzz_never(end > log->end || ak_le32(data + r->data - 4) != r->data_size);
+    }
+    fuzz_never(log->extending_count > log->record_count);
+}
+
 static uint64_t log_sum(const uint8_t *data, size_t size, int ccel)
 {
     ak_log log;
     const size_t most = size / SHORTEST + 1;
-    ak_log_record *records = room(most * sizeof *records);
+    ak_log_record *records = fuzz_room(most * sizeof *records);
     ak_status status = ak_log_walk(data, size, ccel, most, records, &log);
-    uint64_t sum = add_number(START, status);
+    uint64_t sum = fuzz_add_number(FUZZ_START, status);
     const size_t count = log.record_count, extending = log.extending_count;
 
     free(records);
     if (status != AK_OK) {
-        never(log.at > size || status == AK_E_LOG_TOO_MANY);
-        return add_number(sum, log.at);
+        fuzz_never(log.at > size || status == AK_E_LOG_TOO_MANY);
+        return fuzz_add_number(sum, log.at);
     }
-    records = room(count * sizeof *records);
-    never(ak_log_walk(data, size, ccel, count, records, &log) != AK_OK || log.end > size);
-    sum = add(add(sum, &log, sizeof log), records, count * sizeof *records);
+    records = fuzz_room(count * sizeof *records);
+    fuzz_never(ak_log_walk(data, size, ccel, count, records, &log) != AK_OK || log.end > size);
+    see_records(data, &log, records);
+    sum = fuzz_add(fuzz_add(sum, &log, sizeof log), records, count * sizeof *records);
+    if (count != 0)
+        fuzz_never(ak_log_walk(data, size, ccel, count - 1, records, &log) != AK_E_LOG_TOO_MANY);
     if (ccel) {
-        uint8_t *registers = room(extending), *digests = room(48 * extending);
+        (void)ak_log_walk(data, size, ccel, count, records, &log);
+        uint8_t *registers = fuzz_room(extending), *digests = fuzz_room(48 * extending);
         ak_log_columns(data, records, count, registers, digests);
-        sum = add(sum, digests, 48 * extending);
-        sum = add_number(sum, fold(registers, digests, extending));
+        sum = fuzz_add(sum, digests, 48 * extending);
+        sum = fuzz_add_number(sum, fold(registers, digests, extending));
         free(registers);
         free(digests);
     }
@@ -151,57 +83,74 @@ static uint64_t tpm(const uint8_t *data, size_t size)
     return log_sum(data, size, 0);
 }
 
+static void see_row(const ak_agent_row *row, size_t size)
+{
+    fuzz_never(row->imr > 3 || row->version < 1 || row->version > 2);
+    fuzz_never(row->digest_size != 0 && row->digest_size != 48);
+    fuzz_never(row->digest + 2ULL * row->digest_size > size && row->digest_size != 0);
+    fuzz_never((uint64_t)row->name + row->name_size > size);
+    fuzz_never((uint64_t)row->payload + row->payload_size > size || row->payload_size % 2 != 0);
+}
+
 /* The room of a text is what its documentation says is enough. */
 static uint64_t json(const uint8_t *data, size_t size)
 {
-    uint8_t *place = room(4 * size + 256);
+    uint8_t *place = fuzz_room(4 * size + 256);
     const ak_json_outcome outcome = ak_agent_json_walk(data, size, place, 4 * size + 256);
-    uint64_t sum = add_number(START, outcome);
+    uint64_t sum = fuzz_add_number(FUZZ_START, outcome);
 
     if (outcome == AK_JSON_ACCEPTED) {
         const ak_agent_log *log = (const ak_agent_log *)(const void *)place;
         const uint8_t *registers = place + log->registers, *digests = place + log->digests;
-        sum = add(sum, log, sizeof *log);
-        sum = add(sum, place + log->rows, log->count * sizeof(ak_agent_row));
-        sum = add_number(sum, fold(registers, digests, log->extending));
+        const ak_agent_row *rows = (const ak_agent_row *)(const void *)(place + log->rows);
+        for (size_t i = 0; i < log->count; i++)
+            see_row(&rows[i], size);
+        fuzz_never(log->extending > log->count);
+        sum = fuzz_add(sum, log, sizeof *log);
+        sum = fuzz_add(sum, place + log->rows, log->count * sizeof(ak_agent_row));
+        sum = fuzz_add_number(sum, fold(registers, digests, log->extending));
     }
     free(place);
     return sum;
 }
 
-static uint64_t depth(const uint8_t *data, size_t size)
+static bool is_digit(uint8_t c)
 {
-    uint64_t sum = START;
-    for (uint32_t most = 0; most < 256; most = 2 * most + 1)
-        sum = add_number(sum, (uint64_t)ak_json_depth(data, size, most));
-    return sum;
+    return (c >= '0' && c <= '9') || ((c | 0x20) >= 'a' && (c | 0x20) <= 'f');
 }
 
 static uint64_t hex(const uint8_t *data, size_t size)
 {
-    uint8_t *bytes = room(size / 2), *text = room(2 * size), *back = room(size);
-    uint64_t sum = START;
+    uint8_t *bytes = fuzz_room(size / 2), *text = fuzz_room(2 * size), *back = fuzz_room(size);
+    uint64_t sum = FUZZ_START;
+    size_t digits = 0;
 
-    if (ak_hex_decode(data, size, bytes))
-        sum = add(sum, bytes, size / 2);
+    while (digits < size && is_digit(data[digits]))
+        digits++;
+    fuzz_never(ak_hex()->span(data, size) != digits);
+    const bool decoded = ak_hex_decode(data, size, bytes);
+    fuzz_never(decoded != (digits == size && size % 2 == 0));
+    if (decoded)
+        sum = fuzz_add(sum, bytes, size / 2);
     ak_hex_encode(data, size, text);
-    sum = add(sum, text, 2 * size);
-    never(!ak_hex_decode(text, 2 * size, back));
-    never(size != 0 && memcmp(back, data, size) != 0);
+    sum = fuzz_add(sum, text, 2 * size);
+    fuzz_never(!ak_hex_decode(text, 2 * size, back));
+    fuzz_never(size != 0 && memcmp(back, data, size) != 0);
     free(bytes);
     free(text);
     free(back);
     return sum;
 }
 
-/* The first byte tells how many messages the others are; the last one is the longest. */
+/* The first byte tells how many messages the others are; the last one is the longest. All at once,
+ * by their offsets and without, they are what each is alone. */
 static uint64_t sha384(const uint8_t *data, size_t size)
 {
     enum { MOST = 20 };
     uint32_t offsets[MOST], sizes[MOST];
     uint8_t digest[48];
     const size_t count = size ? 1 + data[0] % MOST : 1;
-    uint8_t *digests = room(48 * count);
+    uint8_t *digests = fuzz_room(48 * count), *joined = fuzz_room(48 * count);
     size_t at = 0;
 
     for (size_t i = 0; i < count; i++) {
@@ -211,10 +160,15 @@ static uint64_t sha384(const uint8_t *data, size_t size)
         at += sizes[i];
     }
     ak_sha384_many(data, offsets, sizes, count, digests);
-    ak_sha384(data + offsets[count - 1], sizes[count - 1], digest);
-    never(memcmp(digest, digests + 48 * (count - 1), 48) != 0);
-    const uint64_t sum = add(START, digests, 48 * count);
+    ak_sha384_many(data, NULL, sizes, count, joined);
+    fuzz_never(memcmp(digests, joined, 48 * count) != 0);
+    for (size_t i = 0; i < count; i++) {
+        ak_sha384(data + offsets[i], sizes[i], digest);
+        fuzz_never(memcmp(digest, digests + 48 * i, 48) != 0);
+    }
+    const uint64_t sum = fuzz_add(FUZZ_START, digests, 48 * count);
     free(digests);
+    free(joined);
     return sum;
 }
 
@@ -223,6 +177,57 @@ static uint64_t replay(const uint8_t *data, size_t size)
 {
     const size_t count = size / 49;
     return fold(data, data + count, count);
+}
+
+/* How many logs are replayed together, and how many events they have at most. It is few, for that
+ * is fast, but of many bytes as many as it takes to fill a window of the core. */
+enum { FEW = 12, FEW_EVENTS = 4, MANY = 80, MANY_EVENTS = 30, MANY_BYTES = 500 };
+
+static size_t count_events(const uint8_t *data, size_t logs, uint32_t *counts, uint32_t most)
+{
+    size_t all = 0;
+
+    for (size_t i = 0; i < logs; i++) {
+        counts[i] = data[1 + i] % most;
+        all += counts[i];
+    }
+    return all;
+}
+
+/* One byte: how many logs; one each: how many events; then bytes that are repeated as registers and
+ * digests. Together logs are what each is alone. */
+static uint64_t replays(const uint8_t *data, size_t size)
+{
+    uint32_t counts[MANY];
+    uint8_t value[192];
+    const bool many = size > MANY_BYTES;
+    const size_t logs = size == 0 ? 0 : data[0] % (size_t)(many ? MANY : FEW);
+
+    if (size < logs + 2)
+        return FUZZ_START;
+    const size_t events = count_events(data, logs, counts, many ? MANY_EVENTS : FEW_EVENTS),
+                 left = size - 1 - logs;
+    const uint8_t *any = data + 1 + logs;
+    uint8_t *registers = fuzz_room(events), *digests = fuzz_room(48 * events);
+    uint8_t *values = fuzz_room(192 * logs);
+    ak_status expected = AK_OK;
+    for (size_t i = 0; i < events; i++)
+        registers[i] = any[i % left] == 0xff ? 4 : any[i % left] & 3;
+    for (size_t i = 0; i < 48 * events; i++)
+        digests[i] = any[i % left];
+    const ak_status status = ak_replay_many(registers, digests, counts, logs, values);
+    for (size_t i = 0, at = 0; i < logs && expected == AK_OK; at += counts[i++]) {
+        expected = ak_replay(registers + at, digests + 48 * at, counts[i], value);
+        fuzz_never(status == AK_OK && memcmp(value, values + 192 * i, 192) != 0);
+    }
+    fuzz_never(status != expected);
+    uint64_t sum = fuzz_add_number(FUZZ_START, status);
+    if (status == AK_OK)
+        sum = fuzz_add(sum, values, 192 * logs);
+    free(registers);
+    free(digests);
+    free(values);
+    return sum;
 }
 
 /* Three that are wrong, by which a rig shows that it sees such a thing. The pointers keep compilers
@@ -235,7 +240,7 @@ static uint64_t overread(const uint8_t *data, size_t size)
 
 static uint64_t unwritten(const uint8_t *data, size_t size)
 {
-    uint8_t *place = room(size + 1);
+    uint8_t *place = fuzz_room(size + 1);
     uint8_t *volatile p = place;
     (void)data;
     const uint64_t sum = p[size] == 7;
@@ -251,11 +256,26 @@ static uint64_t undefined(const uint8_t *data, size_t size)
 }
 
 const fuzz_target fuzz_targets[] = {
-    {"quote", quote},       {"columns", columns},     {"ccel", ccel},
-    {"tpm", tpm},           {"json", json},           {"depth", depth},
-    {"hex", hex},           {"sha384", sha384},       {"replay", replay},
-    {"overread", overread}, {"unwritten", unwritten}, {"undefined", undefined},
-    {NULL, NULL},
+    {"quote", fuzz_quote, true},
+    {"among", fuzz_among, true},
+    {"columns", fuzz_columns, true},
+    {"rows", fuzz_rows, true},
+    {"ccel", ccel, true},
+    {"tpm", tpm, false},
+    {"json", json, true},
+    {"pieces", fuzz_pieces, true},
+    {"depth", fuzz_depth, false},
+    {"hex", hex, true},
+    {"sha256", fuzz_sha256, true},
+    {"sha384", sha384, true},
+    {"kernels", fuzz_kernels, false},
+    {"replay", replay, true},
+    {"replays", replays, true},
+    {"cpuid", fuzz_cpuid, false},
+    {"overread", overread, false},
+    {"unwritten", unwritten, false},
+    {"undefined", undefined, false},
+    {NULL, NULL, false},
 };
 
 const fuzz_target *fuzz_target_of(const char *name)

@@ -15,7 +15,7 @@ from fuzz.walkers import Verdict, Walker, compare, walkers
 
 pytestmark = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
 
-# Some ten thousand in a few seconds; `make fuzz` gives them millions.
+# Some ten thousand in a few seconds; `make differential` gives them millions.
 INPUTS = {"json": 5000, "ccel": 3000, "tpm": 3000, "quote": 3000}
 
 

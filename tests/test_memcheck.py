@@ -23,6 +23,7 @@ import build_cffi
 from attestkit import _native
 from fuzz import drivers
 from fuzz.differential import fuzz
+from fuzz.samples import samples
 from fuzz.walkers import walkers
 
 pytestmark = pytest.mark.slow
@@ -99,10 +100,10 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     """All samples of each function, with what a short fuzzing made of them."""
     folder = tmp_path_factory.mktemp("samples")
-    samples = drivers.samples()
+    samples_of = samples()
     for name, walker in walkers().items():
-        samples[name] += fuzz(walker, "memcheck", 4000).grown
-    return {name: drivers.write_samples(folder / name, of) for name, of in samples.items()}
+        samples_of[name] += fuzz(walker, "memcheck", 4000).grown
+    return {name: drivers.write_samples(folder / name, of) for name, of in samples_of.items()}
 
 
 def step_for(file: Path) -> int:
@@ -111,7 +112,7 @@ def step_for(file: Path) -> int:
     return 1 if size <= WHOLE else size // 300
 
 
-@pytest.mark.parametrize("target", list(drivers.samples()))
+@pytest.mark.parametrize("target", list(samples()))
 def test_samples_whole_and_cut(
     target: str,
     files: dict[str, list[Path]],

@@ -1,0 +1,112 @@
+"""What a target has done so far: executions, coverage, findings; kept in a file, part by part."""
+
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+MOST_POINTS = 24  # of the coverage that a record shows
+_LINE = re.compile(r"^#(\d+)\s+(\w+)\s+cov: (\d+) ft: \d+(?: corp: (\d+))?", re.MULTILINE)
+_UNITS = re.compile(r"^stat::number_of_executed_units:\s+(\d+)", re.MULTILINE)
+
+
+@dataclass
+class Part:
+    """One run of a target."""
+
+    executions: int = 0
+    seconds: float = 0.0
+    edges: list[tuple[int, int]] = field(default_factory=list)
+    """Executions within the part, and how many edges had been reached then; the first of them
+    with what the corpus reaches."""
+    corpus: int = 0
+    findings: list[str] = field(default_factory=list)
+
+
+def part_of(said: str, seconds: float) -> Part:
+    """Return what a libFuzzer's output says of its run; findings are the caller's to tell."""
+    part = Part(seconds=seconds)
+    for line in _LINE.finditer(said):
+        count, what, edges, corpus = line.groups()
+        part.executions = int(count)
+        part.corpus = int(corpus or part.corpus)
+        if what in ("INITED", "NEW", "pulse", "DONE", "RELOAD", "REDUCE"):
+            part.edges.append((int(count), int(edges)))
+    if units := _UNITS.search(said):
+        part.executions = max(part.executions, int(units[1]))
+    return part
+
+
+@dataclass
+class Progress:
+    """All parts of a target, added up.
+
+    Of each size of input there are edges of their own: a run with short inputs cannot see those of
+    the long ones, and must not take them for new.
+    """
+
+    executions: int = 0
+    seconds: float = 0.0
+    best: dict[str, int] = field(default_factory=dict)  # edges, by size of input
+    last_new: int = 0  # how many executions there had been when the last new edge came
+    edges: list[tuple[int, int]] = field(default_factory=list)
+    corpus: int = 0
+    findings: list[str] = field(default_factory=list)
+
+    def add(self, part: Part, size: str) -> None:
+        """Count a part in. What its corpus reaches at the start is old."""
+        for number, (count, edges) in enumerate(part.edges):
+            best = self.best.get(size, 0)
+            if edges <= best:
+                continue
+            self.best[size] = edges
+            at = self.executions + count
+            if number > 0:
+                self.last_new = at
+            self.edges.append((at, max(self.best.values())))
+        self.executions += part.executions
+        self.seconds += part.seconds
+        self.corpus = part.corpus or self.corpus
+        self.findings += part.findings
+
+    @property
+    def rate(self) -> float:
+        """Executions a second of one core."""
+        return self.executions / self.seconds if self.seconds else 0.0
+
+    @property
+    def last_new_fraction(self) -> float:
+        """Where in all executions the last new edge came: 0 at the start, 1 at the end."""
+        return self.last_new / self.executions if self.executions else 0.0
+
+    def figures(self) -> dict[str, Any]:
+        """Return what a record says."""
+        step = max(1, -(-len(self.edges) // MOST_POINTS))
+        shown = [*self.edges[:-1:step], *self.edges[-1:]]
+        return {
+            "executions": self.executions,
+            "seconds": round(self.seconds),
+            "executions_per_second": round(self.rate),
+            "coverage": [list(point) for point in shown],
+            "last_new_edge": round(self.last_new_fraction, 3),
+            "corpus": self.corpus,
+            "findings": len(self.findings),
+        }
+
+
+def load(path: Path) -> Progress:
+    """Return what a file keeps, or the progress of a target that has not run."""
+    if not path.exists():
+        return Progress()
+    kept = json.loads(path.read_text())
+    kept["edges"] = [(count, edges) for count, edges in kept["edges"]]
+    return Progress(**kept)
+
+
+def save(path: Path, progress: Progress) -> None:
+    """Keep it: all or nothing, as a campaign may be interrupted at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps(asdict(progress)))
+    fresh.replace(path)

@@ -1,0 +1,79 @@
+"""Make the corpora of the repository: `python -m fuzz.corpora [TARGET...]`.
+
+What a target starts from, what is in its corpus already, and what campaigns added to theirs is
+merged: libFuzzer keeps the smallest files that together reach all that any of them does. What is
+larger than LARGEST is left out, for the corpora are to be small; campaigns make such inputs anew.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from fuzz import drivers
+from fuzz.campaign import FAILURES, STATE
+from fuzz.campaign_targets import CORPORA, folder_name
+from fuzz.samples import object_samples, samples
+
+LARGEST = 16_384  # bytes of a file
+BUDGET = 64_000  # bytes of a target's files; beyond, hits of an edge are not told by their number
+
+
+def merged(target: str, program: Path, sources: list[Path], place: Path, *options: str) -> int:
+    """Merge folders into a new one; return how many bytes it has.
+
+    Raises:
+        RuntimeError: The target fails on an input. libFuzzer would only leave it out.
+    """
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    FAILURES.mkdir(exist_ok=True)
+    command = [str(program), "-merge=1", f"-max_len={LARGEST}", "-detect_leaks=0", *options]
+    done = subprocess.run(  # noqa: S603 - built here
+        [*command, f"-artifact_prefix={FAILURES}/{target}-", str(place), *map(str, sources)],
+        env=drivers.environment(target),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode or "Test unit written to" in done.stderr:
+        raise RuntimeError(f"{target} fails on an input: see {FAILURES}\n{done.stderr[-4000:]}")
+    return sum(file.stat().st_size for file in place.iterdir())
+
+
+def remake(target: str, seeds: list[bytes], build: Path, compiler: str) -> str:
+    """Remake a target's corpus; return a line about it."""
+    name = folder_name(target)
+    program = drivers.program_for(target, build, compiler)
+    with tempfile.TemporaryDirectory() as scratch:
+        samples_in, new = Path(scratch, "samples"), Path(scratch, "new")
+        drivers.write_samples(samples_in, [seed for seed in seeds if len(seed) <= LARGEST])
+        sources = [samples_in, CORPORA / name, STATE / "corpora" / name / "corpus"]
+        there = [folder for folder in sources if folder.is_dir()]
+        size = merged(target, program, there, new)
+        if size > BUDGET:
+            size = merged(target, program, there, new, "-use_counters=0")
+        shutil.rmtree(CORPORA / name, ignore_errors=True)
+        shutil.copytree(new, CORPORA / name)
+        return f"{name}: {len(list(new.iterdir()))} files, {size} bytes"
+
+
+def main() -> int:
+    """Return 0."""
+    seeds_of = {**samples(), **object_samples()}
+    parser = argparse.ArgumentParser(description="Make the corpora of the C core.")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(seeds_of))
+    names = parser.parse_args().targets or list(seeds_of)
+    compiler = drivers.clang()
+    if compiler is None:
+        parser.error(f"libFuzzer is clang's, and none of {', '.join(drivers.CLANGS)} is here")
+    with tempfile.TemporaryDirectory() as build:
+        for name in names:
+            print(remake(name, seeds_of[name], Path(build), compiler), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

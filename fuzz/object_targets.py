@@ -1,0 +1,206 @@
+"""What object_targets.c does with bytes: calls of the core's own functions for Python.
+
+It hands the module in, built with sanitizers, so nothing of the package is imported here. An
+exception that leaves a target is a finding; `Refused` stands for those that the package makes.
+"""
+
+import binascii
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from hashlib import sha384
+from struct import pack
+from typing import Any
+
+Target = Callable[[bytes], None]
+_DIGEST = 48
+_MANY_EVENTS = 30  # from so many on another function is to replay
+
+
+class Refused(Exception):  # noqa: N818 - bytes are refused, which is no error here
+    """Stands for the package's errors: a status, and where."""
+
+
+def _refuse(*_: object) -> None:
+    raise Refused
+
+
+def quote_target(core: Any) -> Target:  # noqa: ANN401 - a module that nobody can import
+    """Return a target that parses quotes, alone and many, and reads all fields of them."""
+    td: Any = type("Td", (core.QuoteBase,), {})
+    enclave: Any = type("Enclave", (core.QuoteBase,), {"__slots__": ()})
+    parse, parse_many = core.quote_parsers(td, enclave)
+
+    def run(data: bytes) -> None:
+        one, shorter = parse(data), parse(data[:-1])
+        many = parse_many((data, data, data[:-1], None))
+        assert len(many) == (0 if one is None else 2 if shorter is None else 3)
+        assert parse(bytearray(data)) is None
+        for quote in many:
+            assert (quote.version, quote.tee_type) == (data[0], data[4])
+            assert quote.report_data in data
+            assert 0 <= quote.padding < len(data)
+            assert type(quote) is (td if quote.tee_type else enclave)
+            if quote.tee_type:
+                assert quote.mrtd in data
+                assert b"".join(quote.rtmrs) in data
+            else:
+                assert not hasattr(quote, "mrtd")
+                assert not hasattr(quote, "rtmrs")
+
+    return run
+
+
+def log_target(core: Any) -> Target:  # noqa: ANN401 - as above
+    """Return a target that walks the bytes as a CCEL, and as a log of a TPM."""
+    ccel_walk, tpm_walk = core.log_walkers(Refused)
+
+    def run(data: bytes) -> None:
+        with suppress(Refused):
+            records, registers, digests, end = ccel_walk(data)
+            assert len(records) % 28 == 0
+            assert len(digests) == _DIGEST * len(registers)
+            assert end <= len(data)
+            assert max(registers, default=0) <= 3
+        with suppress(Refused):
+            banks, records = tpm_walk(data)
+            assert len(banks) <= 16
+            assert len(records) % 28 == 0
+
+    return run
+
+
+def agent_target(core: Any) -> Target:  # noqa: ANN401 - as above
+    """Return a target that reads bytes, and texts of them, as the agent's log and as hex."""
+
+    def walk(text: bytes | str) -> None:
+        found = core.agent_json_walk(text)
+        if found not in ("refused", "left"):
+            rows, registers, digests, regular = found
+            assert len(rows) % 28 == 0
+            assert len(digests) == _DIGEST * len(registers)
+            assert type(regular) is bool
+
+    def run(data: bytes) -> None:
+        wide = data.decode("latin-1")
+        for text in (data, wide, data.decode("utf-8", "surrogateescape")):
+            walk(text)
+            core.unhex(text)
+        try:
+            expected = binascii.unhexlify(data)
+        except ValueError:
+            expected = None
+        assert core.unhex(data) == expected
+        assert core.hexlify(data) == binascii.hexlify(data)
+        assert core.json_depth(data, len(data)) == -1
+        assert -1 <= core.json_depth(data, data[0] if data else 0) < max(1, len(data))
+
+    return run
+
+
+def _replayed(registers: bytes, digests: bytes) -> tuple[bytes, ...]:
+    values = [bytes(_DIGEST)] * 4
+    for at, register in enumerate(registers):
+        digest = digests[_DIGEST * at : _DIGEST * (at + 1)]
+        values[register] = sha384(values[register] + digest).digest()
+    return tuple(values)
+
+
+def replay_target(core: Any) -> Target:  # noqa: ANN401 - as above
+    """Return a target that replays the bytes as one log, and as two, some of which do not fit."""
+    replay = core.replayer(_MANY_EVENTS, _refuse)
+    replay_many = core.many_replayer(_MANY_EVENTS, _refuse)
+
+    def run(data: bytes) -> None:
+        count = len(data) // (_DIGEST + 1)
+        registers, digests = data[:count], data[count:]
+        whole = digests[: _DIGEST * count]
+        half = count // 2
+        fits = max(registers, default=0) <= 3 and count < _MANY_EVENTS
+        with suppress(Refused):
+            assert replay(registers, whole) == _replayed(registers, whole)
+            assert fits
+            fits = False
+        assert not fits
+        with suppress(Refused):
+            replay(registers, digests)
+        logs: Sequence[object] = [
+            (registers[:half], whole[: _DIGEST * half]),
+            (registers[half:], whole[_DIGEST * half :]),
+        ]
+        with suppress(Refused):
+            found = replay_many(logs)
+            assert found == [_replayed(*log) for log in logs]  # type: ignore[misc]
+        for wrong in ([(registers,)], [registers], [(digests, registers)], iter(logs)):
+            with suppress(Refused):
+                replay_many(wrong)
+
+    return run
+
+
+def sha384_target(core: Any) -> Target:  # noqa: ANN401 - as above
+    """Return a target that hashes the bytes, and parts of them that the first one numbers."""
+
+    def run(data: bytes) -> None:
+        assert core.sha384(data) == sha384(data).digest()
+        step = 1 + (data[0] if data else 0)
+        parts = [data[at : at + step] for at in range(0, min(len(data), 20 * step), step)]
+        assert core.sha384_many(parts) == [sha384(part).digest() for part in parts]
+        with suppress(TypeError):
+            core.sha384_many([*parts, None])
+            raise AssertionError
+
+    return run
+
+
+def column_target(core: Any) -> Target:  # noqa: ANN401 - as above
+    """Return a target of quotes one behind the other, and of rows that nobody has checked.
+
+    Four bytes: a field and its width; a byte: how many rows; eight bytes each: where they start.
+    """
+    check = core.quote_checker(Refused)
+
+    class Quotes:
+        _rows: tuple[bytes, ...]
+
+    def read(rows: tuple[bytes, ...], column: Any) -> None:  # noqa: ANN401 - a Column
+        quotes = Quotes()
+        quotes._rows = rows
+        with suppress(ValueError):  # no rows of these data
+            found = column.__get__(quotes)
+            assert vars(quotes)["field"] is found
+            for one in found if type(found) is tuple else (found,):
+                assert one.nbytes % max(1, len(rows[2])) == 0
+
+    def run(data: bytes) -> None:
+        if len(data) < 5:
+            return
+        at, width = int.from_bytes(data[:2], "little"), int.from_bytes(data[2:4], "little") % 700
+        count = data[4] % 9
+        starts, quotes = data[5 : 5 + 8 * count], data[5 + 8 * count :]
+        columns = [core.Column(328, 48, 4), core.Column(136, 48), core.Column(at, 48, 4)]
+        with suppress(ValueError):
+            columns.append(core.Column(at, width))
+        for column in columns:
+            column.__set_name__(Quotes, "field")
+        unchecked = [(quotes, starts, bytes([4]) * count, bytes([2]) * count), (starts,) * 4]
+        checked = []
+        for given in (None, starts, pack("<Q", 0)):
+            with suppress(Refused):
+                checked.append(check(quotes, given))
+        for rows in (*unchecked, *checked):
+            for column in columns:
+                read(rows, column)
+
+    return run
+
+
+def targets(core: object) -> dict[str, Target]:
+    """Return the target of each name."""
+    return {
+        "quote": quote_target(core),
+        "log": log_target(core),
+        "agent": agent_target(core),
+        "replay": replay_target(core),
+        "sha384": sha384_target(core),
+        "column": column_target(core),
+    }
