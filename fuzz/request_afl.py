@@ -94,8 +94,10 @@ def serve(run: Callable[[bytes], bool]) -> NoReturn:
         run: Takes an input, and tells whether the process is as good as new after it. An error
             that it raises is a crash.
     """
-    if _under_afl():
-        _be_fork_server()
+    if not _under_afl():
+        run(os.read(0, _LARGEST))
+        os._exit(0)
+    _be_fork_server()
     for _ in range(_RUNS):
         os.lseek(0, 0, os.SEEK_SET)
         if not run(os.read(0, _LARGEST)):

@@ -42,7 +42,7 @@ def read_answers(sent: bytes, methods: Sequence[bytes], *, ended: bool) -> list[
 
     Args:
         sent: All of it.
-        methods: Of the requests whose heads it has read; behind them is what was refused earlier.
+        methods: Of the requests that it has read, or begun to; what is no request has none.
         ended: Whether the server ended the connection; then an answer may end with it.
 
     Raises:

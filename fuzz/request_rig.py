@@ -183,16 +183,17 @@ class _Wire(asyncio.Transport):
 
 
 class _Watched(HttpProtocol):
-    """A connection that notes the requests which it has read."""
+    """A connection that notes the requests which it reads."""
 
     def __init__(self, config: ListenerConfig, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - handed through
         super().__init__(config, *args, **kwargs)
         self.methods: list[bytes] = []
         self.complete = 0
 
-    def on_headers_complete(self) -> None:
-        self.methods.append(self.parser.get_method())
-        super().on_headers_complete()
+    def on_url(self, url: bytes) -> None:
+        if not self.url:
+            self.methods.append(self.parser.get_method())
+        super().on_url(url)
 
     def on_message_complete(self) -> None:
         self.complete += 1
