@@ -6,6 +6,7 @@ So a new method, field or parameter is fuzzed without anybody thinking of it.
 import json
 from collections.abc import Iterator
 from typing import Any, Final
+from urllib.parse import urlencode
 
 from attestkit.serve import agent, docs, tappd, worker
 from attestkit.serve.assets import ASSETS
@@ -57,7 +58,8 @@ def dictionary() -> dict[str, bytes]:
         words |= dict.fromkeys(path for path, _ in _paths(service))
         for method in service.methods.values():
             for part in fields_of(method.request) if method.request else ():
-                words |= dict.fromkeys((f'"{part.name}":', *filter(None, part.bounds.one_of)))
+                names = (f'"{part.name}":', f"{part.name}=")
+                words |= dict.fromkeys((*names, *filter(None, part.bounds.one_of)))
     return {f"word{number}": word.encode() for number, word in enumerate(words)}
 
 
@@ -104,6 +106,7 @@ def _requests(listener: str) -> Iterator[bytes]:
     for service in _SERVICES.get(listener, ()):
         for path, method in _paths(service):
             yield start + _get(path)
+            yield start + _get(f"{path}?{urlencode(_values(method), doseq=True)}")
             yield start + _post(path, "application/json", _example(method, pieces=False))
             yield start + _post(path, "application/octet-stream", _example(method, pieces=True))
     pages = {"verifier": ("/health",), "pccs": _PCCS, "http": _PAGES}.get(listener, ())
@@ -124,19 +127,25 @@ def _post(path: str, content_type: str, body: bytes) -> bytes:
 
 
 def _example(method: Method, *, pieces: bool) -> bytes:
-    """Return a request to a method, with something in every field: protobuf in pieces, or JSON."""
+    """Return a request to a method: protobuf in pieces, or JSON."""
     if method.request is None:
         return b"" if pieces else b"{}"
-    values: dict[str, Any] = {}
-    for part in fields_of(method.request):
-        one: Any = {str: "a", bool: True, int: 1, bytes: b"a"}[part.kind]
-        if part.bounds.one_of:
-            one = part.bounds.one_of[-1]
-        values[part.name] = (one,) if part.repeated else one
+    values = _values(method)
     if pieces:
         return b"".join(encode(method.request(**values)))
     written = {name: _as_json(value) for name, value in values.items()}
     return json.dumps(written, separators=(",", ":")).encode()
+
+
+def _values(method: Method) -> dict[str, Any]:
+    """Return something for every field of a method's request."""
+    values: dict[str, Any] = {}
+    for part in fields_of(method.request) if method.request else ():
+        one: Any = {str: "a", bool: True, int: 1, bytes: b"a"}[part.kind]
+        if part.bounds.one_of:
+            one = part.bounds.one_of[-1]
+        values[part.name] = (one,) if part.repeated else one
+    return values
 
 
 def _as_json(value: Any) -> object:  # noqa: ANN401 - a field's
