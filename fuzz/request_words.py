@@ -29,9 +29,13 @@ _OF_HTTP: Final = (
     *("Sec-Fetch-Site: cross-site\r\n", "?json", "?v=", "&", "=", "%2f", "%00", "%ff", ";q=1"),
 )
 _OF_JSON: Final = ("{", "}", "[", "]", '"', ":", ",", "true", "false", "null", '\\"', "\\u0000")
+_OF_LOGS: Final = (
+    *("tail=1", "since=1h", "until=1800000000", "timestamps=true", "bare=true"),
+    *("stdout=false", "ansi=true", "text=false"),
+)
 _OF_QUERIES: Final = (
-    *("follow=true", "tail=1", "since=1800000000", "until=1", "timestamps=true", "bare=true"),
-    *("stdout=false", "ansi=true", "text=false", "qeid=", "encrypted_ppid=", "cpusvn=", "pcesvn="),
+    *(*_OF_LOGS, "follow=true", "since=2027-01-15T08:00:00Z"),
+    *("qeid=", "encrypted_ppid=", "cpusvn=", "pcesvn="),
     *("pceid=", "fmspc=", "ca=platform", "ca=processor", "encoding=der", "update=early", "uri="),
 )
 _VERIFIER: Final = ("/verify", "/health", "quote", "event_log", "vm_config", "attestation", "debug")
@@ -91,7 +95,9 @@ def seeds() -> list[bytes]:
                 start = head(listener, end, slow=slow)
                 found += [start + get + chunked + get, start + waits, start + get[:-2]]
         found += [head(listener, pieces=3) + get + chunked, head(listener, pieces=16) + waits]
-    found += [head("http", "silent", slow=True) + b"GET /logs/web?follow=true HTTP/1.1\r\n\r\n"]
+    log = "/logs/web?follow=true"
+    found.append(head("http", "silent", slow=True) + _get(log))
+    found.append(head("http") + _get("&".join((log, *_OF_LOGS))))
     return list(dict.fromkeys(found))
 
 
