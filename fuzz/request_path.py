@@ -61,6 +61,7 @@ def campaign(
     program = shutil.which("afl-fuzz")
     if program is None:
         raise RuntimeError("afl-fuzz is not here: install afl++")
+    folder = folder.resolve()  # AFL++ runs in the project's own
     folder.mkdir(parents=True, exist_ok=True)
     _write_inputs(folder)
     command = [program, "-V", str(max(1, round(seconds))), "-t", str(_MILLISECONDS), "-m", "none"]
