@@ -134,14 +134,15 @@ class HttpProtocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio has it
         """Answer a client that says no more; tell whether the connection is kept for that.
 
-        One that follows a log is taken to have gone: else we would follow it for nobody.
+        Of a request that is not whole there will be no more; those before it get their answers. One
+        that follows a log is taken to have gone: else we would follow it for nobody.
         """
         if self._rest:
             self._ended = True
             return True
         self.flush()
         self.last_call()
-        if self._answered() or self._in_message:
+        if self._answered() or (self._in_message and self._drop_unfinished()):
             return False
         for cycle in self._unanswered():
             cycle.is_half_closed = True
@@ -450,14 +451,16 @@ class HttpProtocol(HttpToolsProtocol):
             return  # the answers before come first, and the last of them ends the connection
         self._traffic.refusals[status] += 1
         body = encode_error(text)
+        is_head = self._in_message and self.url and self.parser.get_method() == b"HEAD"
+        sent = b"" if is_head else body
         request_id = b"" if self._app is None else self._app.new_id()
         if self._access_log is not None:
-            self._note("", self.url, status, len(body), perf_counter(), request_id)
+            self._note("", self.url, status, len(sent), perf_counter(), request_id)
         reason = HTTPStatus(status).phrase.encode("ascii")
         fields = [*self.server_state.default_headers, *self._headers]
         fields += ((b"content-type", b"application/json"), (b"x-request-id", request_id))
         head = [b"HTTP/1.1 %d %s" % (status, reason), *(b"%s: %s" % f for f in fields if f[1])]
-        head += [b"content-length: %d" % len(body), b"connection: close", b"", body]
+        head += [b"content-length: %d" % len(body), b"connection: close", b"", sent]
         self.flush()
         self.transport.write(b"\r\n".join(head))
         self._linger()

@@ -262,6 +262,13 @@ def _slow() -> list[Attack]:
             _half_close,
         ),
         Attack("half a head, then no more", "dstack", [start], ([],), _half_close),
+        Attack(
+            "pages and half a head, then no more",
+            "http",
+            [_get(b"/docs") * 20 + start],
+            ([200] * 20,),
+            _half_close,
+        ),
         Attack("2000 requests at once", "http", [_get(b"/prpc/Version") * 2000], ([200] * 2000,)),
     ]
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import uvloop
 from uvicorn.server import ServerState
 
@@ -24,6 +25,7 @@ class Transport:
 
     def __init__(self) -> None:
         self.answers = 0
+        self.written = b""
         self.paused = False
         self.aborted = False
 
@@ -32,8 +34,9 @@ class Transport:
         return default
 
     def write(self, data: bytes) -> None:
-        """Count what is written."""
+        """Count what is written, and keep its begin."""
         self.answers += data.count(b"HTTP/1.1 200 OK")
+        self.written += data[: max(0, 4096 - len(self.written))]
 
     def writelines(self, pieces: list[bytes]) -> None:
         """Count what is written."""
@@ -58,6 +61,8 @@ class Transport:
     def abort(self) -> None:
         """Take note."""
         self.aborted = True
+
+    close = write_eof = abort
 
 
 def connection(guest: Guest) -> tuple[HttpProtocol, Transport]:
@@ -142,5 +147,74 @@ def test_a_client_that_ignores_all_pauses_is_dropped(guest: Guest) -> None:
         for _ in range(10):
             protocol.data_received(REQUEST * (PACKET // len(REQUEST)))
         assert transport.aborted
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "rest", [b"GET /Ver", b"POST /Sign HTTP/1.1\r\nContent-Length: 9\r\n\r\n{", b"519"]
+)
+def test_the_end_of_a_part_of_a_request_leaves_the_whole_ones(guest: Guest, rest: bytes) -> None:
+    """They are answered, then the connection ends; of the part there is nothing."""
+
+    async def test() -> None:
+        protocol, transport = connection(guest)
+        protocol.data_received(SLOW + REQUEST + rest)
+        assert protocol.eof_received()
+        await _until(lambda: transport.aborted)
+        assert transport.answers == 2
+        await asyncio.gather(*protocol.tasks)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "rest", [b"GET /Ver", b"POST /docs HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"]
+)
+def test_the_end_of_a_part_alone_ends_the_connection(guest: Guest, rest: bytes) -> None:
+    """There is nothing to wait for."""
+
+    async def test() -> None:
+        protocol, _ = connection(guest)
+        protocol.data_received(rest)
+        assert not protocol.eof_received()
+        await asyncio.gather(*protocol.tasks)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("sent", "has_body"),
+    [
+        (b"HEAD / HTTP/0.9\r\n\r\n", False),
+        (b"HEAD / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", False),
+        (b"HEAD / HTTP/1.1\r\nX: " + b"x" * 40_000, False),
+        (b"GET / HTTP/1.1\r\nX: " + b"x" * 40_000, True),
+        (b"HEAD /Version HTTP/1.1\r\n\r\n", False),
+    ],
+)
+def test_what_is_refused_to_head_has_no_body(guest: Guest, sent: bytes, *, has_body: bool) -> None:
+    """Its length is told, as that of the answer to GET (RFC 9110, 9.3.2)."""
+
+    async def test() -> None:
+        protocol, transport = connection(guest)
+        protocol.data_received(sent)
+        await _until(lambda: bool(transport.written))
+        head, _, body = transport.written.partition(b"\r\n\r\n")
+        assert bool(body) == has_body
+        assert b"content-length: 0\r\n" not in head
+
+    run(test)
+
+
+def test_nonsense_behind_a_request_for_a_head_is_refused_with_a_body(guest: Guest) -> None:
+    """It is no such request itself."""
+
+    async def test() -> None:
+        protocol, transport = connection(guest)
+        protocol.data_received(b"HEAD /Version HTTP/1.1\r\n\r\n")
+        await asyncio.gather(*protocol.tasks)
+        protocol.data_received(b"519")
+        assert b"this is not HTTP" in transport.written
 
     run(test)

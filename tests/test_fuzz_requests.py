@@ -1,0 +1,341 @@
+"""What AFL++ runs: the rig sees what is broken, the corpus holds, and a planted bug is found."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import attestkit
+from attestkit.serve import agent, tappd, worker
+from attestkit.serve.http_protocol import HttpProtocol
+from attestkit.serve.json_codec import encode_error
+from attestkit.serve.limits import parse_limit
+from attestkit.serve.rpc import RpcApp
+from fuzz import request_path
+from fuzz.request_afl import Edges, shared_map
+from fuzz.request_answers import BrokenPromise, check, read_answers
+from fuzz.request_corpus import kept
+from fuzz.request_loop import InstantLoop
+from fuzz.request_path import CORPUS, ROOT, campaign, report
+from fuzz.request_rig import _SECRETS, LISTENERS, PLANTED, Rig, head
+from fuzz.request_words import as_text, dictionary, seeds
+
+GET = b"GET /Version HTTP/1.1\r\n\r\n"
+KEY = b"POST /GetKey HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+PLANTED_BODY = b'{"path":"/"}'
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[Rig]:
+    """All listeners."""
+    rig = Rig()
+    yield rig
+    rig.close()
+
+
+def test_every_kept_input_and_every_seed_holds(rig: Rig) -> None:
+    """What earlier runs found is answered as promised, and so is each path of each listener."""
+    corpus = [path.read_bytes() for path in sorted(CORPUS.iterdir())]
+    assert len(corpus) >= 50
+    for data in [*seeds(), *corpus]:
+        rig.run(data)
+    seen = {
+        (name, status)
+        for name in LISTENERS
+        for _, status in rig._guest.stats.of(name).requests
+        if name != "verifier"  # counts for itself
+    }
+    assert {(name, 200) for name in LISTENERS if name != "verifier"} <= seen
+    assert {(name, 400) for name in ("dstack", "tappd", "http", "dev_http")} <= seen
+
+
+@pytest.mark.parametrize("listener", LISTENERS)
+@pytest.mark.parametrize("end", ["silent", "eof", "reset"])
+@pytest.mark.parametrize("slow", [False, True])
+def test_each_way_to_end_holds(rig: Rig, listener: str, end: str, *, slow: bool) -> None:
+    """Byte by byte, too."""
+    for pieces in (0, 1, 30):
+        assert rig.run(head(listener, end, slow=slow, pieces=pieces) + GET + GET[:-3])
+
+
+def test_short_inputs_are_none(rig: Rig) -> None:
+    """AFL++ gives them all the same."""
+    assert all(rig.run(data) for data in (b"", b"\0", b"\0\0"))
+
+
+def test_an_event_changes_the_guest_for_good(rig: Rig) -> None:
+    """Then the next input gets a fresh process."""
+    body = b'{"event":"e","payload":""}'
+    request = KEY.replace(b"GetKey", b"EmitEvent") % (len(body), body)
+    assert not rig.run(head("dstack") + request)
+    assert rig.run(head("dstack") + GET)
+
+
+# -- what is broken is seen ------------------------------------------------------------------------
+
+
+def test_a_method_that_raises_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client gets a 500 in good order, so only the log tells."""
+    monkeypatch.setenv(PLANTED, "1")
+    rig = Rig()
+    rig.run(head("dstack") + KEY % (2, b"{}"))
+    with pytest.raises(BrokenPromise, match=r"nobody reckoned with.*KeyError"):
+        rig.run(head("dstack") + KEY % (len(PLANTED_BODY), PLANTED_BODY))
+    rig.close()
+
+
+def test_a_task_that_is_left_over_is_seen(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something that waits for ever for nobody."""
+    respond = RpcApp.respond
+
+    def leave(*args: object) -> object:
+        asyncio.get_running_loop().create_task(asyncio.Event().wait())
+        return respond(*args)  # type: ignore[arg-type]  # handed through
+
+    monkeypatch.setattr(RpcApp, "respond", leave)
+    with pytest.raises(BrokenPromise, match="tasks are left over"):
+        rig.run(head("dstack") + GET)
+    for task in rig.loop.tasks:
+        task.cancel()
+    with rig.loop.current():
+        rig.loop.rest()
+
+
+@pytest.mark.parametrize(
+    ("name", "broken", "said"),
+    [
+        ("check", lambda *_: None, "the connection is never ended"),
+        ("connection_lost", lambda *_: None, "still knows the connection"),
+        ("_respond", lambda *_: None, "0 answers for 1 whole requests"),
+        ("flush", lambda self: self._out.clear(), "0 answers for 1 whole requests"),
+    ],
+)
+def test_a_broken_connection_is_seen(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, name: str, broken: object, said: str
+) -> None:
+    """It stays, or an answer never comes."""
+    monkeypatch.setattr(HttpProtocol, name, broken)
+    with pytest.raises(BrokenPromise, match=said):
+        rig.run(head("dstack", "silent") + GET)
+    monkeypatch.undo()
+    for config in rig._configs.values():  # of what could not be told that a connection ended
+        config.shared.traffic.connections = 0
+
+
+def test_a_wrong_length_is_seen(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an error of the listener."""
+
+    class Longer(bytes):
+        def __len__(self) -> int:
+            return super().__len__() + 1
+
+    name = "attestkit.serve.http_protocol.encode_error"
+    monkeypatch.setattr(name, lambda text: Longer(encode_error(text)))
+    with pytest.raises(BrokenPromise, match="shorter than its length"):
+        rig.run(head("http") + b"nonsense\r\n\r\n")
+
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (OK.replace(b"200", b"2OO"), "a status line that is none"),
+        (OK.replace(b"type: ", b"type:\n"), "a header that is none"),
+        (OK.replace(b"\r\n\r\n", b"\r\nContent-Length: 2\r\n\r\n"), "there twice"),
+        (OK[:-1], "shorter than its length"),
+        (OK[:40], "a head without its end"),
+        (OK.replace(b"-length: 2", b"-length: 1"), "a head without its end"),
+        (OK.replace(b"\r\n\r\n", b"\r\ntransfer-encoding: chunked\r\n\r\n"), "both a length"),
+        (OK.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n") + OK, "behind the last one"),
+        (OK.replace(b"content-length: 2", b"x: y"), "a body without an end"),
+        (
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}0\r\n\r\n",
+            "without its end",
+        ),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nx\r\n", "a chunk without a size"),
+    ],
+)
+def test_an_answer_that_is_none_is_seen(sent: bytes, said: str) -> None:
+    """Whatever is wrong with it."""
+    assert len(read_answers(OK + OK, [b"GET", b"GET"], ended=False)) == 2
+    with pytest.raises(BrokenPromise, match=said):
+        read_answers(sent, [b"GET"], ended=False)
+
+
+def test_a_body_for_head_is_seen() -> None:
+    """There must be none, whatever length is told."""
+    assert len(read_answers(OK[:-2] + OK, [b"HEAD", b"GET"], ended=False)) == 2
+    with pytest.raises(BrokenPromise, match="a head without its end"):
+        read_answers(OK, [b"HEAD"], ended=True)
+
+
+def answered(body: bytes, status: int = 200) -> list[object]:
+    """Return an answer in JSON with that body."""
+    sent = OK.replace(b"200", b"%d" % status).replace(b": 2\r\n\r\n{}", b": %d\r\n\r\n" % len(body))
+    return [*read_answers(sent + body, [b"GET"], ended=False)]
+
+
+@pytest.mark.parametrize(
+    ("listener", "body", "status", "said"),
+    [
+        ("http", b'{"a":"-----BEGIN PRIVATE KEY-----"}', 200, "nobody may see"),
+        ("dstack", b'"%b"' % _SECRETS[0].hex().encode(), 200, "nobody may see"),
+        ("dstack", b'{"error":"Traceback (most recent call last)"}', 500, "nobody may see"),
+        ("dstack", b"{", 200, "JSON that is none"),
+        ("dstack", b"{}", 400, "an error without its text"),
+        ("dstack", b'{"error":"a"}', 405, "an unknown status"),
+        ("pccs", b'{"error":"a"}', 500, "an unknown status"),
+    ],
+)
+def test_what_an_answer_must_not_say_is_seen(
+    listener: str, body: bytes, status: int, said: str
+) -> None:
+    """Secrets, the insides of the server, and what is not of the promised form."""
+    check(listener, b"", answered(b'{"error":"a"}', 400), _SECRETS)  # type: ignore[arg-type]
+    with pytest.raises(BrokenPromise, match=said):
+        check(listener, b"", answered(body, status), _SECRETS)  # type: ignore[arg-type]
+
+
+def test_what_the_client_brought_may_come_back() -> None:
+    """An error may quote a path."""
+    body = b'{"error":"No such path: /PRIVATE KEY"}'
+    check("http", b"GET /PRIVATE%20KEY", answered(body, 404), _SECRETS)  # type: ignore[arg-type]
+
+
+# -- the parts -------------------------------------------------------------------------------------
+
+
+def test_the_loop_lets_time_pass_only_when_told() -> None:
+    """Timers come in their order, and what a callback raises is noted."""
+    called: list[str] = []
+    loop = InstantLoop()  # type: ignore[abstract]  # it has what is used here
+    loop.call_later(5.0, called.append, "late")
+    loop.call_later(1.0, called.append, "soon")
+    loop.call_later(2.0, called.append, "never").cancel()
+    loop.call_soon(called.append, "now")
+    loop.rest()
+    assert (called, loop.time()) == (["now"], 0.0)
+    assert loop.skip()
+    assert (called, loop.time()) == (["now", "soon"], 1.0)
+    assert loop.skip()
+    assert not loop.skip()
+    assert loop.time() == 5.0
+    loop.call_soon({}.popitem)
+    loop.rest()
+    assert "KeyError" in loop.problems[0]
+
+
+def test_edges_tell_one_way_from_another() -> None:
+    """And count in the files of the folder alone."""
+
+    def reached(text: str, folder: Path) -> bytes:
+        area = shared_map()
+        edges = Edges(area, folder)
+        tracer = sys.gettrace()
+        edges.start()
+        parse_limit(text)
+        edges.stop()
+        sys.settrace(tracer)
+        return bytes(area)
+
+    ours = Path(attestkit.__file__).parent
+    first, again, other = (
+        reached(text, ours) for text in ("body=1MiB", "body=2MiB", "idle_seconds=1.5")
+    )
+    assert first == again != other
+    assert sum(map(bool, first)) > 10
+    elsewhere = reached("body=1MiB", ours / "cli")
+    assert (elsewhere[0], sum(elsewhere)) == (1, 1)  # the mark that there was a run
+
+
+def test_words_are_those_of_the_server() -> None:
+    """Every method and field is among them, written as AFL++ reads it."""
+    words = set(dictionary().values())
+    for service in (agent.SERVICE, tappd.SERVICE, worker.SERVICE):
+        assert {f"{service.mount}{name}".encode() for name in service.methods} <= words
+    assert {b'"report_data":', b"secp256k1_prehashed", b"\r\n\r\n", b"/health"} <= words
+    lines = as_text({"a": b'x"\\\r\n\xff~'})
+    assert lines == 'a="x\\x22\\x5c\\x0d\\x0a\\xff~"\n'
+
+
+def test_what_reaches_nothing_new_is_not_kept() -> None:
+    """Of several that reach the same the shortest is."""
+    short, long = (
+        head("dstack") + GET,
+        head("dstack") + GET.replace(b"\r\n\r\n", b"\r\nA: b\r\n\r\n"),
+    )
+    assert kept([long], [long, long]) == []
+    nonsense = head("dstack") + b"nonsense\r\n\r\n"
+    assert kept([short], [nonsense + b"more", nonsense, short]) == [nonsense]
+
+
+def test_the_target_alone_shows_what_is_wrong(tmp_path: Path) -> None:
+    """With a traceback, and as a crash."""
+    path = tmp_path / "input"
+    path.write_bytes(head("dstack") + KEY % (len(PLANTED_BODY), PLANTED_BODY))
+    for planted, status in (("", 0), ("1", -6)):
+        with path.open("rb") as data:
+            done = subprocess.run(
+                [sys.executable, "-m", "fuzz.request_target"],
+                stdin=data,
+                capture_output=True,
+                check=False,
+                cwd=ROOT,
+                env=os.environ | {PLANTED: planted},
+            )
+        assert done.returncode == status, done.stderr
+        assert (b"nobody reckoned with" in done.stderr) == bool(planted)
+
+
+# -- AFL++ -----------------------------------------------------------------------------------------
+
+
+def test_without_afl_one_line_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It names what to install."""
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(RuntimeError, match="install afl"):
+        campaign(1, tmp_path)
+
+
+def test_a_report_has_what_afl_wrote(tmp_path: Path) -> None:
+    """Of its two files."""
+    values = ["execs_done: 9", "run_time : 7", "saved_crashes: 1", "saved_hangs: 2"]
+    values += ["corpus_count: 3", "edges_found: 5"]
+    (tmp_path / "fuzzer_stats").write_text("\n".join(values))
+    (tmp_path / "plot_data").write_text("# relative_time, edges_found\n1, 4\n")
+    assert report(tmp_path) == {
+        "executions": 9,
+        "seconds": 7.0,
+        "coverage": [[1.0, 4], [7.0, 5]],
+        "crashes": 1,
+        "hangs": 2,
+        "corpus": 3,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("afl-fuzz") is None, reason="afl-fuzz is not here: install afl++")
+def test_afl_finds_a_planted_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It changes a good request until it does, and each run goes on where the one before ended."""
+    asks = b"GET /GetKey?path=a&purpose=a HTTP/1.1\r\n\r\n"
+    monkeypatch.setattr(request_path, "CORPUS", tmp_path / "none")
+    monkeypatch.setattr(request_path, "seeds", lambda: [head("dstack") + asks])
+    executions = 0
+    for _ in range(10):
+        planted = {PLANTED: "1", "AFL_BENCH_UNTIL_CRASH": "1"} if executions else {}
+        found = campaign(20 if planted else 2, tmp_path / "run", planted)
+        assert isinstance(found["executions"], int)
+        assert found["executions"] > executions
+        executions = found["executions"]
+        if found["crashes"]:
+            break
+    crashes = [path.read_bytes() for path in (tmp_path / "run/default/crashes").glob("id*")]
+    assert crashes
+    assert all(b"GetKey" in data for data in crashes)
