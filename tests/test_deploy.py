@@ -124,7 +124,7 @@ def test_the_image_is_built_from_what_a_wheel_is_built_from() -> None:
     kept = [rule[1:] for rule in rules if rule.startswith("!")]
     assert all((ROOT / name).exists() for name in kept)
     pyproject = (ROOT / "pyproject.toml").read_text()
-    needed = {"attestkit", "build_cffi.py", "pyproject.toml"}
+    needed = {"attestkit", "build_cffi.py", "build_sbom.py", "pyproject.toml"}
     needed |= set(re.findall(r'^readme = "(.+)"', pyproject, re.MULTILINE))
     needed |= set(re.findall(r'^license-files = \["(.+)"\]', pyproject, re.MULTILINE))
     assert set(kept) == needed
