@@ -67,6 +67,15 @@ def test_the_lock_satisfies_the_project() -> None:
     assert missing == set()  # `make lock` mends it
 
 
+def test_the_lock_has_what_the_build_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what the backend adds for an editable installation: nothing is fetched in the build."""
+    build = pytest.importorskip("hatchling.build", reason="hatchling is not here")
+    monkeypatch.chdir(ROOT)
+    locked = {entry.name for entry in read_lock("ci.lock")}
+    for asks in (build.get_requires_for_build_editable, build.get_requires_for_build_wheel):
+        assert {Requirement(text).name for text in asks({})} <= locked
+
+
 def test_nothing_is_installed_around_the_lock() -> None:
     """`make` installs the lock with hashes, then the project and nothing with it."""
     makefile = (ROOT / "Makefile").read_text()
