@@ -25,9 +25,8 @@ from tests.hardening.syscalls import (
     unit_profile,
 )
 
-pytestmark = pytest.mark.skipif(
-    find_library("seccomp") is None,
-    reason="no libseccomp (Debian: apt install libseccomp2)",
+needs_seccomp = pytest.mark.skipif(
+    find_library("seccomp") is None, reason="no libseccomp (Debian: apt install libseccomp2)"
 )
 needs_strace = pytest.mark.skipif(
     shutil.which("strace") is None, reason="no strace (Debian: apt install strace)"
@@ -121,6 +120,7 @@ def test_a_trace_is_read_whole() -> None:
 
 
 @pytest.mark.slow
+@needs_seccomp
 def test_the_profile_is_enough() -> None:
     """Under deploy/seccomp.json everything is answered, and the server ends in good order."""
     with short_folder() as folder:
@@ -131,6 +131,7 @@ def test_the_profile_is_enough() -> None:
 
 @pytest.mark.slow
 @needs_systemd
+@needs_seccomp
 def test_the_units_filter_is_enough() -> None:
     """Under the unit's SystemCallFilter too; what it takes away on purpose is refused as there."""
     with short_folder() as folder:
@@ -182,6 +183,7 @@ print([tried(56, 0x10000000 | 17, 0)], [opened(1), opened(2), opened(16), opened
 @pytest.mark.skipif(
     not sys.platform.startswith("linux") or sys.maxsize < 2**32, reason="numbers of x86-64"
 )
+@needs_seccomp
 def test_the_profile_bites() -> None:
     """mount, ptrace, io_uring, clone3, unshare, a clone into a namespace, netlink: refused."""
     done = run_confined(PROFILE, PROBE)
@@ -191,6 +193,7 @@ def test_the_profile_bites() -> None:
     assert second == f"{[perm]} {[0, 0, perm, perm]}"
 
 
+@needs_seccomp
 def test_a_server_that_lacks_a_call_is_found_out() -> None:
     """The kill is real: without fsync a server does not get through."""
     profile = docker_profile()
