@@ -111,11 +111,14 @@ valgrind: $(VENV)/.dev
 lock: $(TOOLS)/.made
 	$(LOCK) pyproject.toml --extra dev --output-file requirements/ci.lock
 	$(LOCK) requirements/tools.in --output-file requirements/tools.lock
+	$(LOCK) requirements/build.in --constraint requirements/ci.lock --output-file requirements/build.lock
+	$(LOCK) pyproject.toml --extra serve --extra verify --constraint requirements/ci.lock \
+	  --output-file requirements/image.lock
 	if command -v npm >/dev/null; then \
 	  npm install --prefix $(JS) --package-lock-only --no-audit --no-fund --loglevel=error; \
 	fi
 
-# Ends with 1 for a vulnerability, with 3 where the index did not tell: then nothing is known.
+# "Error 1" is a vulnerability, "Error 3" that the index did not tell: then nothing is known.
 audit: $(TOOLS)/.made
 	$(TOOLS)/python -m tests.hardening.audit $(ARGS)
 

@@ -195,10 +195,21 @@ def test_the_image_is_built_from_what_a_wheel_is_built_from() -> None:
     kept = [rule[1:] for rule in rules if rule.startswith("!")]
     assert all((ROOT / name).exists() for name in kept)
     pyproject = (ROOT / "pyproject.toml").read_text()
-    needed = {"attestkit", "build_cffi.py", "build_sbom.py", "pyproject.toml"}
+    needed = {"attestkit", "build_cffi.py", "build_sbom.py", "pyproject.toml", "requirements"}
     needed |= set(re.findall(r'^readme = "(.+)"', pyproject, re.MULTILINE))
     needed |= set(re.findall(r'^license-files = \["(.+)"\]', pyproject, re.MULTILINE))
     assert set(kept) == needed
+
+
+def test_the_image_installs_what_is_locked() -> None:
+    """Every installation has hashes, or is of our own wheel and fetches nothing."""
+    runs = " ".join(line for line in dockerfile() if line.startswith("RUN "))
+    pip = re.findall(r"/bin/pip (?:install|wheel) (.*?)(?= &&|$| RUN)", runs)
+    locks = [re.findall(r"-r requirements/(\S+)", words) for words in pip]
+    assert sorted(lock for found in locks for lock in found) == ["build.lock", "image.lock"]
+    for words, found in zip(pip, locks, strict=True):
+        assert ("--require-hashes" if found else "--no-deps") in words.split()
+    assert "pip wheel" not in runs.replace("pip wheel --no-deps --no-build-isolation", "")
 
 
 def test_compose_starts_the_simulator_and_an_app() -> None:

@@ -61,14 +61,15 @@ def ask(lock: Path) -> Findings:
     words = ["--format=json", "--progress-spinner=off", "--require-hashes", "--disable-pip"]
     done = subprocess.run(  # noqa: S603 - our own environment's
         [sys.executable, "-m", "pip_audit", *words, "-r", str(lock)],
-        stdout=subprocess.PIPE,
+        capture_output=True,  # its last line on stderr says that none are known, whatever it knew
         text=True,
         check=False,
     )
     try:
         return findings(json.loads(done.stdout))
     except ValueError:
-        return Findings([], [f"pip-audit ended with {done.returncode} and no report"], [])
+        lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
+        return Findings([], [f"pip-audit made no report: {lines[-1]}"], [])
 
 
 def main() -> int:
@@ -83,8 +84,10 @@ def main() -> int:
             print(f"{name}: {line}")  # noqa: T201 - a program
         for line in found.unknown[:3]:
             print(f"{name}: {line}", file=sys.stderr)  # noqa: T201
-        counts = (len(found.told), len(found.vulnerable), len(found.unknown))
-        print(f"{name}: %d packages looked up, %d vulnerabilities, %d of unknown state" % counts)  # noqa: T201
+        told, unknown = len(found.told), len(found.unknown)
+        print(f"{name}: {told} packages looked up, {len(found.vulnerable)} vulnerabilities found")  # noqa: T201
+        if unknown:
+            sys.stderr.write(f"{name}: NOTHING IS KNOWN of {unknown}: nobody told of them\n")
     return next(status for status in (VULNERABLE, UNKNOWN, CLEAN) if status in statuses)
 
 

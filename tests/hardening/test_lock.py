@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 from packaging.requirements import Requirement
@@ -17,20 +17,21 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-LOCKS = ("ci.lock", "tools.lock")
+LOCKS = ("build.lock", "ci.lock", "image.lock", "tools.lock")
 JS = ROOT / "tests/clients/js"
 
 
-def wanted() -> Iterator[Requirement]:
-    """Yield what pyproject.toml asks for, for tests and for the build, with extras spelled out."""
+def wanted(*extras: str, build: bool = True) -> Iterator[Requirement]:
+    """Yield what pyproject.toml asks for, with these extras, and for the build."""
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project = pyproject["project"]
-    extras = project["optional-dependencies"]
-    left = [*pyproject["build-system"]["requires"], *project["dependencies"], *extras["dev"]]
+    of_extra = project["optional-dependencies"]
+    left = [*project["dependencies"], *(text for extra in extras for text in of_extra[extra])]
+    left += pyproject["build-system"]["requires"] if build else []
     while left:
         requirement = Requirement(left.pop())
         if requirement.name == project["name"]:
-            left += [text for extra in requirement.extras for text in extras[extra]]
+            left += [text for extra in requirement.extras for text in of_extra[extra]]
         else:
             yield requirement
 
@@ -52,19 +53,47 @@ def test_no_place_is_named(lock: str) -> None:
     assert re.findall(r"https?:|--(?:extra-)?index|--find-links|@ |git\+", text) == []
 
 
-def test_the_lock_satisfies_the_project() -> None:
-    """All that pyproject.toml asks for is locked, in a version that it allows."""
-    entries = read_lock("ci.lock")
+def unsatisfied(lock: str, requirements: Iterable[Requirement]) -> set[str]:
+    """Return what a lock lacks somewhere, or has in a version that is not allowed."""
+    entries = read_lock(lock)
     missing = set()
+    requirements = list(requirements)
     for environment in environments():
         here: dict[str, Locked] = {e.name: e for e in entries if e.counts_in(environment)}
-        for requirement in wanted():
+        for requirement in requirements:
             if requirement.marker and not requirement.marker.evaluate(environment):
                 continue
             entry = here.get(canonicalize_name(requirement.name))
             if entry is None or not requirement.specifier.contains(entry.version):
                 missing.add(str(requirement))
-    assert missing == set()  # `make lock` mends it
+    return missing
+
+
+def test_the_locks_satisfy_the_project() -> None:
+    """All that pyproject.toml asks for is locked, in a version that it allows; `make lock` does."""
+    assert unsatisfied("ci.lock", wanted("dev")) == set()
+    assert unsatisfied("image.lock", wanted("serve", "verify", build=False)) == set()
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    lines = (ROOT / "requirements/build.in").read_text().splitlines()
+    builds = [line for line in lines if not line.startswith("#")]
+    assert builds == pyproject["build-system"]["requires"]
+    assert unsatisfied("build.lock", map(Requirement, builds)) == set()
+
+
+def test_a_lock_that_does_not_satisfy_is_found_out() -> None:
+    """What is missing, and what is too old, on whatever machine."""
+    wrong = ["cffi>=99", "nobodys-package", "tomli>=99; python_version < '3.11'"]
+    assert unsatisfied("ci.lock", map(Requirement, wrong)) == {
+        *("cffi>=99", "nobodys-package", 'tomli>=99; python_version < "3.11"')
+    }
+
+
+def test_the_locks_agree() -> None:
+    """What the image runs, and what builds the wheel, is what was tested."""
+    tested = {(entry.name, entry.version): entry.hashes for entry in read_lock("ci.lock")}
+    for lock in ("build.lock", "image.lock"):
+        for entry in read_lock(lock):
+            assert entry.hashes == tested[entry.name, entry.version]
 
 
 def test_the_lock_has_what_the_build_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
