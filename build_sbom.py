@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 
 NAME = "attestkit.cdx.json"
 LICENCE = "Apache-2.0"
-_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://cyclonedx.org/attestkit")
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_OID, "the bill of materials of attestkit")
 _Json = dict[str, Any]
 
 
