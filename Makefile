@@ -11,7 +11,12 @@ CORE_TESTS := tests/native tests/test_quote.py tests/test_columns.py \
 	tests/event_log/test_runtime.py tests/event_log/test_tcg.py
 ARGS ?=
 
-.PHONY: serve test lint bench growth sanitize compilers aarch64 valgrind fuzz differential flake soak \
+# Where each command that has nothing to do with the project's own environment is.
+TOOLS := .tools/bin
+LOCK := $(TOOLS)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
+	--no-annotate --no-header --upgrade
+
+.PHONY: serve test lint bench growth sanitize compilers aarch64 valgrind fuzz differential flake soak lock audit \
 	clean help
 
 help:
@@ -27,6 +32,8 @@ help:
 	@echo "make fuzz    run every fuzzer, for SECONDS=n or for hours; the record is docs/records/fuzz.json"
 	@echo "make differential  compare the C core with plain Python; docs/records/differential.json"
 	@echo "make soak    load the server for an hour; the record is docs/records/soak.json"
+	@echo "make lock    choose the versions that the tests run with anew: requirements/*.lock"
+	@echo "make audit   ask for known vulnerabilities of what is locked"
 	@echo "make flake   run the tests 20 times; the record is docs/records/flake.json"
 
 $(VENV)/.made:
@@ -37,15 +44,25 @@ $(VENV)/.serve: $(VENV)/.made pyproject.toml build_cffi.py $(C_FILES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[serve]'
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.made pyproject.toml build_cffi.py $(C_FILES)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+# Exactly what is locked, build tools too, and each file with a hash that the lock names.
+$(VENV)/.dev: $(VENV)/.made requirements/ci.lock pyproject.toml build_cffi.py $(C_FILES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	  -r requirements/ci.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	  --editable .
 	touch $@ $(VENV)/.serve
 
 # The official JavaScript clients; without npm their tests skip and say so.
-$(JS)/node_modules/.made: $(JS)/package.json
+$(JS)/node_modules/.made: $(JS)/package.json $(JS)/package-lock.json
 	if command -v npm >/dev/null; then \
-	  npm install --prefix $(JS) --no-audit --no-fund --no-package-lock --loglevel=error && touch $@; \
+	  npm ci --prefix $(JS) --no-audit --no-fund --loglevel=error && touch $@; \
 	fi
+
+$(TOOLS)/.made: requirements/tools.lock
+	$(PYTHON) -m venv .tools
+	$(TOOLS)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	  -r requirements/tools.lock
+	touch $@
 
 serve: $(VENV)/.serve
 	@exec $(BIN)/python -m attestkit.serve $(ARGS)
@@ -91,6 +108,21 @@ aarch64: $(VENV)/.dev
 valgrind: $(VENV)/.dev
 	$(BIN)/python -m pytest -p no:benchmark tests/test_memcheck.py $(ARGS)
 
+# No place is written down that packages come from: the lock says what they are.
+lock: $(TOOLS)/.made
+	$(LOCK) pyproject.toml --extra dev --output-file requirements/ci.lock
+	$(LOCK) requirements/tools.in --output-file requirements/tools.lock
+	$(LOCK) requirements/build.in --constraint requirements/ci.lock --output-file requirements/build.lock
+	$(LOCK) pyproject.toml --extra serve --extra verify --constraint requirements/ci.lock \
+	  --output-file requirements/image.lock
+	if command -v npm >/dev/null; then \
+	  npm install --prefix $(JS) --package-lock-only --no-audit --no-fund --loglevel=error; \
+	fi
+
+# "Error 1" is a vulnerability, "Error 3" that the index did not tell: then nothing is known.
+audit: $(TOOLS)/.made
+	$(TOOLS)/python -m tests.hardening.audit $(ARGS)
+
 # Hours, which may be done in parts: ARGS='--stop-after 3600'. SECONDS=60 is the form that writes no
 # record, and leaves out engines that are not here; GOAL=n is as long as it takes for n executions of
 # each C target.
@@ -109,5 +141,5 @@ soak: $(VENV)/.dev
 	$(BIN)/python -m tests.soak $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist attestkit/_native/_lib.c attestkit/_native/_lib.*so attestkit/_native/*.o
+	rm -rf $(VENV) .tools build dist attestkit/_native/_lib.c attestkit/_native/_lib.*so attestkit/_native/*.o
 	rm -rf $(JS)/node_modules .attestkit .bench .fuzz

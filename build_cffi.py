@@ -14,15 +14,20 @@ and undefined-behaviour sanitizers, whose runtime must be there before Python's 
 
 import os
 import shutil
+import sys
 import sysconfig
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 from cffi import FFI, VerificationError
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # hatchling loads this file by its path, and not its neighbours
+
+import build_sbom  # noqa: E402 - see above
+
 NATIVE = "attestkit/_native"
 TARGET = "_lib.abi3.so"
 
@@ -85,6 +90,13 @@ def ffi_builder() -> FFI:
     return ffi
 
 
+def files_of_core() -> list[Path]:
+    """Return every file that the core is compiled from, with the headers."""
+    folder = ROOT / NATIVE
+    headers = [*folder.glob("*.h"), *folder.glob("*.inc")]
+    return [*(folder / name for name in SOURCES), *headers]
+
+
 def compile_core() -> Path:
     """Compile the core and put it into the tree; return where it is.
 
@@ -105,24 +117,52 @@ def compile_core() -> Path:
 
 
 class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
-    """Compile the core into the wheel, or leave a plain-Python wheel."""
+    """Compile the core into the wheel, or leave a plain-Python wheel; add its bill of materials."""
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Add `_lib.abi3.so` to the build; say in one line why there is none."""
+        compiled = self._compile()
+        if compiled:
+            platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+            build_data["pure_python"] = False
+            build_data["tag"] = f"cp310-abi3-{platform}"
+            build_data["artifacts"].append(f"{NATIVE}/{TARGET}")
+        if version == "standard":  # what an editable one is made of changes after the build
+            self._sbom = Path(mkdtemp(prefix="attestkit"), build_sbom.NAME)
+            self._sbom.write_bytes(self.bill(files_of_core() if compiled else []))
+            build_data["sbom_files"].append(str(self._sbom))
+
+    def finalize(
+        self,
+        version: str,
+        build_data: dict[str, Any],  # noqa: ARG002
+        artifact_path: str,  # noqa: ARG002
+    ) -> None:
+        """Remove what the wheel now has."""
+        if version == "standard":
+            shutil.rmtree(self._sbom.parent)
+
+    def _compile(self) -> bool:
         if os.environ.get("ATTESTKIT_PURE_PYTHON") == "1":
             self.app.display_warning("no compiled core: ATTESTKIT_PURE_PYTHON=1")
-            return
+            return False
         try:
             compile_core()
         except VerificationError as error:
             if os.environ.get("CI") == "true":
                 raise
             self.app.display_warning(f"no compiled core ({error}): plain Python")
-            return
-        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        build_data["pure_python"] = False
-        build_data["tag"] = f"cp310-abi3-{platform}"
-        build_data["artifacts"].append(f"{NATIVE}/{TARGET}")
+            return False
+        return True
+
+    def bill(self, files: list[Path]) -> bytes:
+        """Return the bill of materials of a wheel with a core of these `files`."""
+        about = self.metadata.core
+        extras = {name: tuple(texts) for name, texts in about.optional_dependencies.items()}
+        project = build_sbom.Project(
+            about.name, self.metadata.version, about.description, tuple(about.dependencies), extras
+        )
+        return build_sbom.sbom(project, files, root=ROOT)
 
 
 if __name__ == "__main__":

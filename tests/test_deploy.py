@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from attestkit.backends.kernel_paths import KernelPaths
 from attestkit.serve.options import parse_options
 from tests.serve.server import ROOT
 
 DEPLOY = ROOT / "deploy"
+PYTHON = "/opt/attestkit/bin/python"
 UNITS = ("attestkit.service", "attestkit.socket", "attestkit-http.socket")
 
 
@@ -33,7 +35,7 @@ def all_of(unit: str, name: str) -> list[str]:
 def units(tmp_path: Path) -> Path:
     """The units, with a Python that is on this machine."""
     for unit in UNITS:
-        text = (DEPLOY / unit).read_text().replace("/opt/attestkit/bin/python", sys.executable)
+        text = (DEPLOY / unit).read_text().replace(PYTHON, sys.executable)
         (tmp_path / unit).write_text(text)
     return tmp_path
 
@@ -57,10 +59,79 @@ def test_systemd_takes_the_units(units: Path) -> None:
     assert (done.returncode, ours) == (0, [])
 
 
-def test_the_service_is_exposed_to_little(units: Path) -> None:
-    """The measure is systemd's own; 2.1 as it stands, which it calls OK."""
-    path = str(units / "attestkit.service")
-    assert analyze("security", "--offline=yes", "--threshold=25", path).returncode == 0
+# In tenths, as systemd-analyze has thresholds: below 1 it calls a service safe, below 3 OK.
+EXPOSURES = [((), 20), (("user",), 16), (("offline",), 11), (("offline", "user"), 8)]
+
+
+@pytest.mark.parametrize(("drop_ins", "exposure"), EXPOSURES)
+def test_the_service_is_exposed_to_little(
+    units: Path, drop_ins: tuple[str, ...], exposure: int
+) -> None:
+    """The measure is systemd's own, and what each drop-in is worth."""
+    path = units / "attestkit.service"
+    folder = units / "attestkit.service.d"
+    folder.mkdir()
+    for name in drop_ins:
+        text = (DEPLOY / f"attestkit-{name}.conf").read_text()
+        (folder / f"{name}.conf").write_text(text.replace(PYTHON, sys.executable))
+    words = ("security", "--offline=yes", "--no-pager")
+    done = analyze(*words, f"--threshold={exposure}", str(path))
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout.splitlines()[-1]
+    assert analyze(*words, f"--threshold={exposure - 1}", str(path)).returncode != 0
+    checked = analyze("verify", "--man=no", *(str(units / unit) for unit in UNITS))
+    assert [line for line in checked.stderr.splitlines() if str(units) in line] == []
+
+
+def test_a_core_has_no_keys_in_it() -> None:
+    """The unit lets none be written; limits of systemd's come before the program."""
+    assert all_of("attestkit.service", "LimitCORE") == ["0"]
+
+
+def test_each_drop_in_takes_away() -> None:
+    """No drop-in widens a list: what it adds to is emptied first."""
+    for name in ("user", "offline"):
+        lines = (DEPLOY / f"attestkit-{name}.conf").read_text().splitlines()
+        for setting in ("RestrictAddressFamilies", "DeviceAllow", "ReadWritePaths", "ExecStart"):
+            values = [line.partition("=")[2] for line in lines if line.startswith(f"{setting}=")]
+            assert values[:1] in ([], [""]), setting
+            usual = " ".join(all_of("attestkit.service", setting)).split()
+            if setting != "ExecStart":
+                assert set(" ".join(values).split()) <= set(usual)
+
+
+def test_udev_takes_the_rules() -> None:
+    """Names of users aside, which this machine need not have."""
+    udevadm = shutil.which("udevadm")
+    if udevadm is None:
+        pytest.skip("no udevadm (Debian: apt install udev)")
+    done = subprocess.run(  # noqa: S603 - udev's program
+        [udevadm, "verify", "--resolve-names=never", str(DEPLOY / "60-attestkit.rules")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_who_runs_the_server_is_who_gets_the_device() -> None:
+    """User, rules, and what systemd makes of both name the same user, and the same register."""
+    conf = (DEPLOY / "attestkit-user.conf").read_text()
+    rules = (DEPLOY / "60-attestkit.rules").read_text()
+    [user] = re.findall(r"^User=(\w+)$", conf, re.MULTILINE)
+    assert f'OWNER="{user}", GROUP="root", MODE="0600"' in rules
+    assert f"u {user} - " in (DEPLOY / "attestkit-user.sysusers").read_text()
+    owned = re.findall(r"^z (\S+) 0400 (\w+) root -$", text_of_tmpfiles(), re.MULTILINE)
+    assert owned == [
+        (str(path), user) for path in (KernelPaths().ccel_table, KernelPaths().ccel_data)
+    ]
+    assert f"/bin/chown {user} /sys$devpath/measurements/rtmr3:sha384" in rules
+    assert re.findall(r"^Environment=ATTESTKIT_BACKEND=(\w+)$", conf, re.MULTILINE) == ["tdx_ioctl"]
+
+
+def text_of_tmpfiles() -> str:
+    """Return what systemd-tmpfiles is told."""
+    return (DEPLOY / "attestkit-user.tmpfiles").read_text()
 
 
 def test_the_order_of_the_sockets_is_the_servers() -> None:
@@ -124,10 +195,21 @@ def test_the_image_is_built_from_what_a_wheel_is_built_from() -> None:
     kept = [rule[1:] for rule in rules if rule.startswith("!")]
     assert all((ROOT / name).exists() for name in kept)
     pyproject = (ROOT / "pyproject.toml").read_text()
-    needed = {"attestkit", "build_cffi.py", "pyproject.toml"}
+    needed = {"attestkit", "build_cffi.py", "build_sbom.py", "pyproject.toml", "requirements"}
     needed |= set(re.findall(r'^readme = "(.+)"', pyproject, re.MULTILINE))
     needed |= set(re.findall(r'^license-files = \["(.+)"\]', pyproject, re.MULTILINE))
     assert set(kept) == needed
+
+
+def test_the_image_installs_what_is_locked() -> None:
+    """Every installation has hashes, or is of our own wheel and fetches nothing."""
+    runs = " ".join(line for line in dockerfile() if line.startswith("RUN "))
+    pip = re.findall(r"/bin/pip (?:install|wheel) (.*?)(?= &&|$| RUN)", runs)
+    locks = [re.findall(r"-r requirements/(\S+)", words) for words in pip]
+    assert sorted(lock for found in locks for lock in found) == ["build.lock", "image.lock"]
+    for words, found in zip(pip, locks, strict=True):
+        assert ("--require-hashes" if found else "--no-deps") in words.split()
+    assert "pip wheel" not in runs.replace("pip wheel --no-deps --no-build-isolation", "")
 
 
 def test_compose_starts_the_simulator_and_an_app() -> None:

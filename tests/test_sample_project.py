@@ -15,7 +15,7 @@ from attestkit.backends.simulator.named_scenarios import NAMED as SCENARIOS
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "tests" / "sample_project"
-BUILT_FROM = ("pyproject.toml", "build_cffi.py", "README.md", "LICENSE")
+BUILT_FROM = ("pyproject.toml", "build_cffi.py", "build_sbom.py", "README.md", "LICENSE")
 NO_NETWORK = ["unshare", "--user", "--map-root-user", "--net"]
 # Loopback is down in a new namespace; 192.0.2.0/24 is nobody's, and without a route unreachable.
 OFFLINE = """

@@ -46,7 +46,7 @@ def copy_checkout(folder: Path) -> Path:
     place.mkdir()
     for name in ("attestkit", "tests", "fuzz"):
         shutil.copytree(ROOT / name, place / name, ignore=_LEFT_OUT)
-    for name in ("build_cffi.py", "pyproject.toml"):
+    for name in ("build_cffi.py", "build_sbom.py", "pyproject.toml"):
         shutil.copy(ROOT / name, place)
     if HAVE_SHARED:
         (folder / "shared").symlink_to(SHARED)

@@ -1,0 +1,93 @@
+"""Run a program under a seccomp profile of Docker's format: python confined.py PROFILE WORD...
+
+It does what a container engine does with the profile, by libseccomp, and becomes the program. An
+environment variable CONFINED_BY=kill takes SCMP_ACT_ERRNO of the default action for the end of the
+process, so that a call which the profile lacks cannot pass unseen.
+"""
+
+import ctypes
+import json
+import os
+import sys
+from typing import Any
+
+_ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000  # of seccomp.h
+_OPERATORS = {"SCMP_CMP_NE": 1, "SCMP_CMP_EQ": 4, "SCMP_CMP_MASKED_EQ": 7}
+
+
+class _Comparison(ctypes.Structure):
+    """struct scmp_arg_cmp."""
+
+    _fields_ = (
+        ("argument", ctypes.c_uint),
+        ("operator", ctypes.c_int),
+        ("first", ctypes.c_uint64),
+        ("second", ctypes.c_uint64),
+    )
+
+
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL("libseccomp.so.2", use_errno=True)
+    library.seccomp_init.restype = ctypes.c_void_p
+    library.seccomp_init.argtypes = (ctypes.c_uint32,)
+    library.seccomp_load.argtypes = (ctypes.c_void_p,)
+    library.seccomp_rule_add_array.argtypes = (
+        *(ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p),
+    )
+    return library
+
+
+def _action(name: str, errno: int) -> int:
+    return {"SCMP_ACT_ALLOW": _ALLOW, "SCMP_ACT_ERRNO": _ERRNO | errno, "kill": _KILL}[name]
+
+
+def _comparison(argument: dict[str, Any]) -> _Comparison:
+    operator = _OPERATORS[argument["op"]]
+    return _Comparison(argument["index"], operator, argument["value"], argument.get("valueTwo", 0))
+
+
+def confine(profile: dict[str, Any], *, kill: bool) -> None:
+    """Put this process, and all that comes of it, under a profile.
+
+    Args:
+        profile: Docker's format; names that this machine has no number for are passed over.
+        kill: End the process at what no rule allows.
+
+    Raises:
+        OSError: The kernel or libseccomp refused the filter or a rule.
+    """
+    library = _library()
+    default = _action(
+        "kill" if kill else profile["defaultAction"], profile.get("defaultErrnoRet", 1)
+    )
+    context = library.seccomp_init(default)
+    if not context:
+        raise OSError("seccomp_init() has no context for us")
+    for rule in profile["syscalls"]:
+        action = _action(rule["action"], rule.get("errnoRet", 1))
+        if action == default:
+            continue  # libseccomp refuses what changes nothing
+        arguments = [_comparison(argument) for argument in rule.get("args", [])]
+        array = (_Comparison * len(arguments))(*arguments)
+        for name in rule["names"]:
+            number = library.seccomp_syscall_resolve_name(name.encode())
+            if number < 0:
+                continue
+            refused = library.seccomp_rule_add_array(context, action, number, len(arguments), array)
+            if refused:
+                raise OSError(-refused, f"libseccomp refuses the rule for {name}")
+    if refused := library.seccomp_load(context):
+        raise OSError(-refused, "the kernel refuses the filter")
+
+
+def main() -> None:
+    """Confine this process and become the program."""
+    path, *words = sys.argv[1:]
+    with open(path, encoding="utf-8") as file:  # noqa: PTH123 - as little as possible is imported
+        profile = json.load(file)
+    confine(profile, kill=os.environ.pop("CONFINED_BY", "") == "kill")
+    os.execv(words[0], words)  # noqa: S606 - a test's own program
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Which system calls a server makes, and how it does with some of them only.
+
+`python -m tests.hardening.syscalls` asks a server everything under strace and prints the calls.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pytest
+
+from tests.hardening.drive import LISTENERS, Driven, drive, scripted_engine, short_folder
+from tests.serve import server as servers
+from tests.serve.server import PATIENCE, ROOT, Server, environment, running_server
+
+PROFILE: Final = ROOT / "deploy/seccomp.json"
+UNIT: Final = ROOT / "deploy/attestkit.service"
+KILL: Final = {"CONFINED_BY": "kill"}
+Wrapper = Callable[..., list[str]]
+_CALL = re.compile(r"^\d+ +(?:<\.\.\. )?(\w+)(?:\(| resumed)", re.MULTILINE)
+_PROGRAM = re.compile(r'^\d+ +execve\("([^"]*)"', re.MULTILINE)
+_FAMILY = re.compile(r"^\d+ +socket\((\w+)", re.MULTILINE)
+_CONNECT = re.compile(
+    r'^\d+ +connect\(\d+, \{sa_family=(?:AF_UNIX, sun_path="([^"]*)"|(.*?))\}', re.MULTILINE
+)
+
+
+class Trace(NamedTuple):
+    """What strace told of a process and its threads.
+
+    Attributes:
+        names: The calls.
+        programs: What was executed, in order.
+        families: Of the sockets that were made.
+        connected: Where to: a unix socket's path, else what strace prints.
+    """
+
+    names: frozenset[str]
+    programs: list[str]
+    families: set[str]
+    connected: list[str]
+
+    @classmethod
+    def parse(cls, text: str) -> "Trace":
+        """Read what `strace -f` writes."""
+        return cls(
+            frozenset(_CALL.findall(text)),
+            _PROGRAM.findall(text),
+            set(_FAMILY.findall(text)),
+            [path or other for path, other in _CONNECT.findall(text)],
+        )
+
+
+def serve_and_drive(
+    folder: Path,
+    wrap: Wrapper,
+    environ: Mapping[str, str] | None = None,
+    stop: Callable[[Server], int] = Server.stop,
+) -> Driven:
+    """Run a server with a state in `folder`, its command wrapped; ask it everything, and end it."""
+    plain = servers.command
+    with pytest.MonkeyPatch.context() as patch, scripted_engine() as engine:
+        patch.setattr(servers, "command", lambda *options: wrap(*plain(*options)))
+        options = ("--access-log", "--state-dir", str(folder))
+        told = environment(**engine, **(environ or {}))
+        with running_server(*LISTENERS, *options, environ=told) as server:
+            driven = drive(server)
+            assert stop(server) == 0
+    return driven
+
+
+def traced(folder: Path) -> tuple[Driven, Trace]:
+    """Ask a server everything under strace."""
+    path = folder / "trace"
+
+    def wrap(*words: str) -> list[str]:
+        return ["strace", "-f", "-qq", "-o", str(path), *words]
+
+    def stop(server: Server) -> int:
+        pid = server.process.pid  # of strace, which waits for its child and passes on how it ended
+        [child] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        os.kill(int(child), signal.SIGTERM)
+        return server.process.wait(PATIENCE)
+
+    driven = serve_and_drive(folder, wrap, stop=stop)
+    return driven, Trace.parse(path.read_text())
+
+
+def confined(profile: Path) -> Wrapper:
+    """Return what runs a command under a profile."""
+    program = str(Path(__file__).with_name("confined.py"))
+    return lambda *words: [sys.executable, program, str(profile), *words]
+
+
+def run_confined(profile: Path, program: str) -> str:
+    """Run a Python program under a profile; return what it prints."""
+    done = subprocess.run(  # noqa: S603 - a test's own program
+        confined(profile)(sys.executable, "-c", program),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    return done.stdout
+
+
+# -- systemd ---------------------------------------------------------------------------------------
+
+
+def unit_profile(lines: Iterable[str] | None = None) -> dict[str, Any]:
+    """Return the SystemCallFilter= of the unit as a profile of Docker's format.
+
+    What the unit takes out of a set that it has is refused with its SystemCallErrorNumber; all else
+    that it does not allow is left to the profile's default.
+    """
+    allow: set[str] = set()
+    refuse: set[str] = set()
+    for line in UNIT.read_text().splitlines() if lines is None else lines:
+        if not line.startswith("SystemCallFilter="):
+            continue
+        value = line.partition("=")[2]
+        names = {name for word in value.lstrip("~").split() for name in _expanded(word)}
+        if value.startswith("~"):
+            refuse |= names & allow
+            allow -= names
+        else:
+            allow |= names
+    return {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "syscalls": [
+            {"names": sorted(allow), "action": "SCMP_ACT_ALLOW"},
+            {"names": sorted(refuse), "action": "SCMP_ACT_ERRNO", "errnoRet": 1},
+        ],
+    }
+
+
+def _expanded(word: str) -> set[str]:
+    """Return the calls of a set of systemd's, or the call."""
+    if not word.startswith("@"):
+        return {word}
+    done = subprocess.run(  # noqa: S603 - systemd's program
+        ["systemd-analyze", "syscall-filter", "--no-pager", word],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    lines = (line.strip() for line in done.stdout.splitlines()[1:])
+    found = (line for line in lines if line and not line.startswith("#"))
+    return {name for line in found for name in _expanded(line)}
+
+
+def main() -> None:
+    """Print the calls of a server that is asked everything."""
+    with short_folder() as folder:
+        driven, trace = traced(folder)
+    rules = json.loads(PROFILE.read_text())["syscalls"]
+    count = len({name for rule in rules for name in rule["names"]})
+    print(f"{len(driven.asked)} requests, {len(trace.names)} calls; the profile has {count}:")  # noqa: T201 - a program
+    print(*sorted(trace.names))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

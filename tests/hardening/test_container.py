@@ -1,0 +1,98 @@
+"""The server in a real container, under deploy/seccomp.json as a container engine applies it."""
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hardening.drive import drive
+from tests.hardening.syscalls import PROFILE
+from tests.rigs.docker_engine import IMAGE, PATIENCE, DockerEngine, missing, running_engine
+from tests.rigs.emulator import environment
+from tests.serve.server import ROOT, Server, _wait, command
+
+pytestmark = [
+    pytest.mark.rig,
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(missing()), reason=missing() or "an engine can run"),
+]
+# As deploy/README.md has them.
+CONFINED = (
+    *("--user", "0:0", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+    *("--security-opt", f"seccomp={PROFILE}", "--network", "none", "--read-only"),
+)
+
+
+@pytest.fixture(scope="module")
+def docker() -> Iterator[DockerEngine]:
+    """An engine of our own."""
+    with running_engine() as engine:
+        yield engine
+
+
+def words(folder: Path) -> list[str]:
+    """Return the command line of a container with this machine's Python, and `folder`."""
+    python = {Path(path).resolve() for path in (sys.prefix, sys.base_prefix, "/usr", "/lib", ROOT)}
+    places = [
+        *sorted(python),
+        *(Path(p) for p in ("/lib", "/lib64", sys.prefix) if Path(p).exists()),
+    ]
+    mounts = [f"--volume={place}:{place}:ro" for place in dict.fromkeys(places)]
+    path = f"--env=PYTHONPATH={environment()['PYTHONPATH']}"
+    return [
+        *("docker", "run", "--rm", "--name", "attestkit", *CONFINED, *mounts, path),
+        *("--volume", f"{folder}:{folder}", "--workdir", str(folder), IMAGE),
+    ]
+
+
+@contextlib.contextmanager
+def contained(docker: DockerEngine, folder: Path) -> Iterator[Server]:
+    """Run a server in a container, its sockets in `folder`."""
+    options = ("--backend", "simulator", "--dir", str(folder), "--http", "none")
+    with (
+        (folder / "stderr").open("w") as errors,
+        subprocess.Popen(  # noqa: S603 - Docker's program
+            [*words(folder), *command(*options, "--access-log")],
+            env=docker.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process,
+    ):
+        try:
+            yield _wait(process, folder)
+        finally:
+            docker.cli("stop", "attestkit")
+            process.wait(PATIENCE)
+
+
+def test_a_server_in_a_container(docker: DockerEngine) -> None:
+    """It starts, answers everything on its sockets, and ends; the engine has taken the profile."""
+    with tempfile.TemporaryDirectory(prefix="ak") as name:
+        with contained(docker, Path(name)) as server:
+            driven = drive(server)
+            inspected = docker.cli("inspect", "attestkit").stdout
+            assert b"SCMP_ACT_ERRNO" in inspected
+        assert server.process.returncode == 0
+    assert len(driven.asked) > 100
+    assert set(driven.statuses) == {200, 400, 404}
+
+
+def test_the_profile_is_in_force(docker: DockerEngine) -> None:
+    """The same container cannot make a netlink socket, which Docker's own profile allows."""
+    program = "import socket; socket.socket(16, socket.SOCK_RAW)"
+    done = subprocess.run(  # noqa: S603 - Docker's program
+        [*words(ROOT / "deploy"), sys.executable, "-c", program],
+        env=docker.environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "PermissionError: [Errno 1]" in done.stderr

@@ -1,0 +1,156 @@
+"""No program is started, no text becomes code, nothing that could be code is decoded.
+
+Looked for twice: in the sources, where each exception has its reason here, and in a server that is
+asked everything, by Python's own audit events.
+"""
+
+import ast
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hardening.drive import short_folder
+from tests.hardening.syscalls import serve_and_drive
+from tests.serve.server import ROOT
+
+FORBIDDEN = (
+    *("subprocess", "multiprocessing", "pty", "popen2", "commands", "asyncio.create_subprocess"),
+    *("asyncio.subprocess", "concurrent.futures.ProcessPoolExecutor"),
+    *("os.system", "os.popen", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "os.startfile"),
+    *("builtins.eval", "builtins.exec", "builtins.compile", "builtins.__import__"),
+    *("builtins.breakpoint", "builtins.input"),
+    *("code", "codeop", "runpy", "imp", "importlib.import_module", "importlib.util"),
+    *("pickle", "_pickle", "cPickle", "marshal", "shelve", "dbm", "dill", "cloudpickle", "joblib"),
+    *("yaml.load", "yaml.unsafe_load", "yaml.full_load", "jsonpickle", "numpy.load"),
+    *("ctypes", "cffi", "_ctypes", "types.CodeType", "types.FunctionType"),
+)
+_BY_A_TABLE = "names come from a table of ours, never from input"
+EXCEPTIONS = {
+    "__init__.py importlib.import_module": _BY_A_TABLE,
+    "backends/__init__.py importlib.import_module": _BY_A_TABLE,
+    "cli/__init__.py importlib.import_module": _BY_A_TABLE,
+    "serve/late.py importlib.import_module": _BY_A_TABLE,
+    "testing/__init__.py importlib.import_module": _BY_A_TABLE,
+    "backends/device_calls.py ctypes": "ioctl, and reads into memory that stays put",
+    "backends/simulator/client_memory.py ctypes": "the emulator reads what an ioctl points to",
+    "backends/simulator/fuse_operations.py ctypes": "libfuse hands over memory",
+    "backends/simulator/kernel_fs.py ctypes": "libfuse hands over memory",
+    "backends/simulator/linux_calls.py ctypes": "`attestkit run`: unshare and mount",
+    "backends/simulator/namespace_run.py os.fork": "`attestkit run`: a process that holds mounts",
+    "backends/simulator/namespace_run.py os.posix_spawnp": "`attestkit run` runs a command",
+    "verifier/many.py pickle": "verify_many() with a process pool of the caller's, which pickles",
+}
+
+
+def names_used(text: str) -> Iterator[str]:
+    """Yield the full name of each import, and of each name and attribute that comes of one."""
+    nodes = list(ast.walk(ast.parse(text)))
+    known: dict[str, str] = {}
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                top = alias.name.partition(".")[0]
+                known[alias.asname or top] = alias.name if alias.asname else top
+                yield alias.name
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                known[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+                yield f"{node.module}.{alias.name}"
+    for node in nodes:
+        if isinstance(node, ast.Name):
+            yield known.get(node.id, f"builtins.{node.id}")
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in known
+        ):
+            yield f"{known[node.value.id]}.{node.attr}"
+
+
+def forbidden_in(text: str) -> set[str]:
+    """Return what a source uses that it must not, by the name of its kind."""
+    found = set()
+    for name in set(names_used(text)):
+        for bad in FORBIDDEN:
+            family = bad.startswith(("os.", "asyncio."))  # os.exec is also os.execvp
+            if name == bad or name.startswith(bad if family else f"{bad}."):
+                found.add(name if family else bad)
+    return found
+
+
+def test_sources_use_none_of_it() -> None:
+    """Neither more than the exceptions above, nor fewer."""
+    package = ROOT / "attestkit"
+    found = {
+        f"{path.relative_to(package)} {name}"
+        for path in package.rglob("*.py")
+        for name in forbidden_in(path.read_text())
+    }
+    assert found == set(EXCEPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("import subprocess as s\ns.run(['x'])", "subprocess"),
+        ("from os import execvp as go\ngo('x', [])", "os.execvp"),
+        ("import os\nos.system('x')", "os.system"),
+        ("import os.path as p, os\nf = os.popen", "os.popen"),
+        ("import asyncio\nasyncio.create_subprocess_exec('x')", "asyncio.create_subprocess_exec"),
+        ("x = eval", "builtins.eval"),
+        ("import builtins\nbuiltins.exec('x')", "builtins.exec"),
+        ("exec(compile('1', '', 'exec'))", "builtins.compile"),
+        ("def f():\n    from pickle import loads", "pickle"),
+        ("import yaml\nyaml.load('x')", "yaml.load"),
+        ("from ctypes import CDLL", "ctypes"),
+        ("__import__('os')", "builtins.__import__"),
+    ],
+)
+def test_the_search_finds(text: str, name: str) -> None:
+    """However it is imported, and also where it is not called."""
+    assert name in forbidden_in(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["import re\nre.compile('x')", "self.exec(1)", "def f(x): x.input"]
+)
+def test_the_search_passes_over(text: str) -> None:
+    """What only has the same name."""
+    assert forbidden_in(text) == set()
+
+
+# -- the server ------------------------------------------------------------------------------------
+
+# Code that is made from text, by whom. All of it is made of names of fields and of the package's
+# own templates; jinja2 turns a template into code when it is first used.
+MAKES_CODE = {"dataclasses", "collections", "typing", "attr._make", "jinja2.environment"}
+MAKES_CODE |= {"prometheus_client.decorator"}
+LOADS_CODE = {"importlib._bootstrap", "importlib._bootstrap_external", "runpy"}
+
+
+def surprising(path: Path) -> set[tuple[str, str, str]]:
+    """Return the audit events in a file that are neither modules, nor code of known templates."""
+    found = {tuple(json.loads(line)) for line in path.read_text().splitlines()}
+    assert ("exec", "jinja2.environment", "file") in found  # pages were asked for, and events told
+    left = set()
+    for event, who, what in found:
+        loads = who in LOADS_CODE and event in ("compile", "exec", "marshal.loads")
+        makes = who in MAKES_CODE and event in ("compile", "exec")
+        at_home = event == "socket.getaddrinfo" and what == "'127.0.0.1'"
+        if not (loads or makes or at_home):
+            left.add((event, who, what))
+    return left
+
+
+def test_a_server_does_none_of_it() -> None:
+    """From its start to its end no process, no code but modules, no library, no other machine."""
+    with short_folder() as folder:
+        path = folder / "events"
+        audited = [sys.executable, str(Path(__file__).with_name("audited.py")), str(path)]
+        driven = serve_and_drive(folder, lambda *words: [*audited, *words[2:]])
+        assert surprising(path) == set()
+    assert len(driven.asked) > 300
+    assert driven.statuses[200] > 150

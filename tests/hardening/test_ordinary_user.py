@@ -1,0 +1,178 @@
+"""The server needs no root where the device does not: deploy/attestkit-user.conf, tried.
+
+On an emulated TDX guest whose quotes come by ioctl, and under a real systemd with the drop-ins.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from attestkit import EventLog, Quote
+from tests.rigs import emulator as rig
+from tests.rigs.ordinary_user import (
+    NOBODY,
+    python_of_nobody,
+    requires_nobody,
+    run_python_as_nobody,
+)
+from tests.rigs.test_systemd_units import MACHINE, SYSTEMD, Machine, first_process
+from tests.serve.client import call
+from tests.serve.server import ROOT
+
+pytestmark = [pytest.mark.rig, pytest.mark.slow]
+
+# In the guest, as the user: a server is asked, and the kernel of it. The last line is the answers.
+PROGRAM = """
+import json, os, tempfile
+from pathlib import Path
+from tests.hardening.asked import ask
+from tests.rigs.system import AppFiles
+from tests.serve.server import environment, running_server
+
+with tempfile.TemporaryDirectory(prefix="ak") as name:
+    app = AppFiles.make(Path(name) / "app")
+    options = ("--backend", "configfs_tsm", "--measure-app", *app.options)
+    environ = environment(PYTHONPATH=os.environ["PYTHONPATH"])
+    with running_server(*options, seed=None, environ=environ) as server:
+        found = ask(server.dstack, server.process.pid)
+        found["code"] = server.stop()
+print(json.dumps(found))
+"""
+# On the ways that an ordinary user has on real machines; the program has no option for a socket of
+# the quote generation service, as it is behind vsock there.
+LIBRARY = """
+import json, os, signal, sys, tempfile, threading
+from pathlib import Path
+import attestkit
+from attestkit.app_compose import AppCompose
+from attestkit.serve import Places, serve
+from tests.hardening.asked import ask
+from tests.rigs.system import AppFiles
+
+def asking(path):
+    try:
+        found.update(ask(path, os.getpid()))
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+found = {}
+with tempfile.TemporaryDirectory(prefix="ak") as name:
+    app = AppFiles.make(Path(name) / "app")
+    keys = attestkit.AppKeys.load(app.keys)
+    compose = AppCompose.parse(app.compose.read_bytes())
+    path = f"{name}/dstack.sock"
+    thread = threading.Thread(target=asking, args=(path,))
+    with attestkit.open("tdx_ioctl", qgs=sys.argv[1]) as attester:
+        serve(
+            attester,
+            Places(dstack=Path(path)),
+            on_ready=lambda _: thread.start(),
+            app_compose=compose,
+            app_keys=keys,
+        )
+    thread.join()
+print(json.dumps({**found, "code": 0}))
+"""
+
+
+@requires_nobody
+@pytest.mark.parametrize("program", [PROGRAM, LIBRARY], ids=["configfs", "ioctl"])
+def test_a_guest_whose_device_is_the_users(program: str) -> None:
+    """Quotes, keys and measured events from a server that is not root and has no capability."""
+    python = python_of_nobody() or ""
+    with tempfile.TemporaryDirectory(prefix="ak") as folder:
+        os.chown(folder, NOBODY, NOBODY)
+        socket = f"{folder}/qgs"
+        words = ("-m", "attestkit", "run", "--qgs", socket, "--", python, "-c", program, socket)
+        done = run_python_as_nobody(*words)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    fields = dict(line.split(":\t", 1) for line in found["status"].splitlines() if ":\t" in line)
+    assert fields["Uid"].split() == [str(NOBODY)] * 4
+    assert int(fields["CapEff"], 16) == 0
+    assert (found["emitted"], found["key"], found["code"]) == (200, 200, 0)
+    quote = Quote.parse(bytes.fromhex(found["quote"]["quote"]))
+    assert quote.report_data == b"\x12" + bytes(63)
+    log = EventLog.from_json(found["quote"]["event_log"])
+    log.check(quote)
+    assert "e" in [event.name for event in log.runtime]
+
+
+# -- under systemd ---------------------------------------------------------------------------------
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it mounts")
+needs_systemd = pytest.mark.skipif(
+    not SYSTEMD.exists() or shutil.which("systemd-sysusers") is None, reason="no systemd"
+)
+IN_TEST = """
+[Service]
+Environment=ATTESTKIT_BACKEND=simulator PYTHONPATH={path}
+# Python, or this checkout, may be in somebody's home.
+ProtectHome=no
+"""
+
+
+def write_units(folder: Path, python: str) -> None:
+    """Write the units of deploy/ with both drop-ins, and the simulator."""
+    for name in ("attestkit.service", "attestkit.socket"):
+        shutil.copy(ROOT / "deploy" / name, folder)
+    drop_ins = folder / "attestkit.service.d"
+    drop_ins.mkdir()
+    for name in ("user", "offline"):
+        text = (ROOT / f"deploy/attestkit-{name}.conf").read_text()
+        text = text.replace("/opt/attestkit/bin/python", python)
+        (drop_ins / f"{name}.conf").write_text(text)
+    path = rig.environment()["PYTHONPATH"]
+    (drop_ins / "zz-test.conf").write_text(IN_TEST.format(path=path))
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    """A systemd with our units and both drop-ins, whose user it has made."""
+    unshare = ["unshare", "--mount", "--pid", "--fork", "--ipc", "--uts", "--cgroup"]
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ak")))
+        units = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ak")))
+        write_units(units, python_of_nobody() or sys.executable)
+        users = str(ROOT / "deploy/attestkit-user.sysusers")
+        process = stack.enter_context(
+            subprocess.Popen(  # noqa: S603 - our own script
+                [*unshare, "--kill-child", str(MACHINE), str(folder), str(units), users],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        stack.callback(process.kill)
+        yield Machine(first_process(process), 0)
+
+
+@requires_nobody
+@needs_root
+@needs_systemd
+def test_a_service_that_is_neither_root_nor_on_a_network(machine: Machine) -> None:
+    """On systemd's sockets; the process is the user's, and has no interface but its own lo."""
+    machine.run("systemctl", "start", "attestkit.socket")
+    assert call(machine.dstack, "GetKey", {"path": "a"}).status == 200
+    assert call(machine.tappd, "Version").status == 200
+    pid = machine.show("MainPID")
+    assert machine.run("stat", "-c", "%U %G", f"/proc/{pid}").split() == ["attestkit"] * 2
+    status = machine.run("cat", f"/proc/{pid}/status")
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert int(fields["CapBnd"], 16) == int(fields["CapEff"], 16) == 0
+    assert fields["Seccomp"] == "2"
+    interfaces = machine.run("cat", f"/proc/{pid}/net/dev").splitlines()[2:]
+    assert [line.split(":")[0].strip() for line in interfaces] == ["lo"]
+    limits = machine.run("cat", f"/proc/{pid}/limits")
+    assert "Max core file size        0                    0" in limits
+    machine.run("systemctl", "stop", "attestkit.socket", "attestkit.service")
+    assert machine.show("Result") == "success"
