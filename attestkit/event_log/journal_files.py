@@ -4,17 +4,20 @@ They are a protocol so that a test can stop the world after any of them.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from attestkit.event_log.journal_queue import FileQueue
 
-__all__ = ["QUEUE", "Folder", "OsFolder", "Stamp", "WatchedFolder"]
+__all__ = ["LONGEST", "QUEUE", "Folder", "OsFolder", "Stamp", "WatchedFolder"]
 
 QUEUE: Final = "runtime_event.queue"
+LONGEST: Final = 16 << 20  # bytes of a file that is read
 
 
 class Stamp(NamedTuple):
@@ -23,10 +26,14 @@ class Stamp(NamedTuple):
     inode: int
     size: int  # bytes
     modified_ns: int
+    changed_ns: int = 0  # which, unlike the former, no program can set
 
 
 class Folder(Protocol):
-    """File operations of a journal; every failure is an OSError."""
+    """File operations of a journal; every failure is an OSError that names the file."""
+
+    def place(self, name: str) -> str:
+        """Return the path of a file, for errors."""
 
     def enter_queue(self) -> None:
         """Wait until every thread that came before has left the queue; never a failure."""
@@ -47,7 +54,7 @@ class Folder(Protocol):
         """Return identity and size of a file, None where there is none."""
 
     def read(self, name: str) -> bytes | None:
-        """Return a whole file, None where there is none."""
+        """Return a whole file of at most LONGEST bytes, None where there is none."""
 
     def write(self, name: str, data: bytes) -> None:
         """Create or empty a file, mode 0600, and write `data`."""
@@ -88,6 +95,10 @@ class OsFolder:
 
     def _name(self, name: str) -> str:
         return f"{self._path}/{name}"
+
+    def place(self, name: str) -> str:
+        """Return the path of a file, for errors."""
+        return self._name(name)
 
     def enter_queue(self) -> None:
         """Wait until every thread of attestkit's programs that came before has left the queue."""
@@ -137,14 +148,23 @@ class OsFolder:
             found = os.stat(self._name(name))  # noqa: PTH116 - on the way of every quote, a Path costs more than the call
         except FileNotFoundError:
             return None
-        return Stamp(found.st_ino, found.st_size, found.st_mtime_ns)
+        return Stamp(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def read(self, name: str) -> bytes | None:
-        """Return a whole file, None where there is none."""
+        """Return a whole file of at most LONGEST bytes, None where there is none."""
+        path = self._name(name)
         try:
-            return Path(self._name(name)).read_bytes()
+            fd = _open_file(path, os.O_RDONLY)
         except FileNotFoundError:
             return None
+        with open(fd, "rb") as file:  # noqa: PTH123 - of a descriptor, which closes it
+            try:
+                data = file.read(LONGEST + 1)
+            except OSError as error:
+                raise _named(error, path) from error
+        if len(data) > LONGEST:
+            raise OSError(errno.EFBIG, f"more than {LONGEST} bytes", path)
+        return data
 
     def write(self, name: str, data: bytes) -> None:
         """Create or empty a file, mode 0600, and write `data`."""
@@ -155,10 +175,13 @@ class OsFolder:
         self._put(name, data, os.O_APPEND)
 
     def _put(self, name: str, data: bytes, how: int) -> None:
-        fd = os.open(self._name(name), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, 0o600)
+        path = self._name(name)
+        fd = _open_file(path, os.O_WRONLY | os.O_CREAT | how)
         try:
             while data:  # a write may stop early
                 data = data[os.write(fd, data) :]
+        except OSError as error:
+            raise _named(error, path) from error
         finally:
             os.close(fd)
 
@@ -178,6 +201,8 @@ class OsFolder:
         fd = os.open(path, flags | os.O_CLOEXEC)
         try:
             os.fsync(fd)
+        except OSError as error:
+            raise _named(error, path) from error
         finally:
             os.close(fd)
 
@@ -200,6 +225,20 @@ class OsFolder:
             self._lock_fd = None
 
 
+def _open_file(path: str, flags: int) -> int:
+    """Open a regular file, and nothing that could keep us waiting for ever or never ends."""
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return fd
+
+
+def _named(error: OSError, path: str) -> OSError:
+    """Return the failure of a call that was given a descriptor, with the file's name."""
+    return OSError(error.errno, error.strerror, path)
+
+
 class WatchedFolder:
     """A folder that calls `step` before and after each change, with the change's name.
 
@@ -215,6 +254,7 @@ class WatchedFolder:
         self.leave_queue = folder.leave_queue
         self.lock = folder.lock
         self.unlock = folder.unlock
+        self.place = folder.place
         self.stamp = folder.stamp
         self.read = folder.read
         self.close = folder.close
