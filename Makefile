@@ -11,7 +11,7 @@ CORE_TESTS := tests/native tests/test_quote.py tests/test_columns.py \
 	tests/event_log/test_runtime.py tests/event_log/test_tcg.py
 ARGS ?=
 
-.PHONY: serve test lint bench growth sanitize compilers aarch64 valgrind fuzz flake soak clean help
+.PHONY: serve test lint bench growth sanitize compilers aarch64 valgrind fuzz flake soak chaos clean help
 
 help:
 	@echo "make serve   start the server (options in ARGS='...')"
@@ -25,6 +25,7 @@ help:
 	@echo "make valgrind  run the C core over all samples under memcheck and clang's sanitizers"
 	@echo "make fuzz    compare the C core with plain Python; the record is docs/records/differential.json"
 	@echo "make soak    load the server for an hour; the record is docs/records/soak.json"
+	@echo "make chaos   let disk, clock, device and network break around the server; docs/chaos.md"
 	@echo "make flake   run the tests 20 times; the record is docs/records/flake.json"
 
 $(VENV)/.made:
@@ -99,6 +100,10 @@ flake: $(VENV)/.dev $(JS)/node_modules/.made
 # An hour; `make soak ARGS='--seconds 60'` is the form that writes no record.
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.soak $(ARGS)
+
+# Ten minutes; `make chaos ARGS='--short disk'` is a form that takes seconds and writes no record.
+chaos: $(VENV)/.dev
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist attestkit/_native/_lib.c attestkit/_native/_lib.*so attestkit/_native/*.o
