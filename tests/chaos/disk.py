@@ -56,6 +56,17 @@ def keeping_state(folder: Path) -> Iterator[Server]:
         yield server
 
 
+@contextlib.contextmanager
+def trial_on(folder: Path) -> Iterator[Trial]:
+    """Try a server that keeps its state in a folder; the next one must find there what it said."""
+    with keeping_state(folder) as server, Trial(server) as trial:
+        yield trial
+    with keeping_state(folder) as server:
+        answer = call(server.dstack, "GetQuote", {"report_data": "77" * 64})
+        assert answer.status == 200, answer.body
+        assert trial.ledger.check_events(app_events(answer.json())) == trial.notes["undecided"]
+
+
 def fill(folder: Path) -> Path:
     """Write until there is no byte left; return the file that takes it all."""
     path = folder / "ballast"
@@ -72,8 +83,7 @@ def disk_full(form: Form) -> dict[str, Any]:
     """Fill a tmpfs."""
     with (
         small_disk() as folder,
-        keeping_state(folder) as server,
-        Trial(server) as trial,
+        trial_on(folder) as trial,
         trial.fault(),
     ):
         ballast = fill(folder)
@@ -124,8 +134,7 @@ def no_append(form: Form) -> dict[str, Any]:
     """The worst moment: nothing can be taken back any more."""
     with (
         faulty_folder() as disk,
-        keeping_state(disk.folder) as server,
-        Trial(server) as trial,
+        trial_on(disk.folder) as trial,
         trial.fault(),
     ):
         disk.set(fail={"open:runtime_events.log": errno.EIO})
@@ -145,8 +154,7 @@ def no_append(form: Form) -> dict[str, Any]:
 def _failing(form: Form, operation: str, number: int, *, half: bool = False) -> dict[str, Any]:
     with (
         faulty_folder() as disk,
-        keeping_state(disk.folder) as server,
-        Trial(server) as trial,
+        trial_on(disk.folder) as trial,
         trial.fault(),
     ):
         disk.set(fail={operation: number}, half=half)
@@ -163,8 +171,7 @@ def slow_disk(form: Form) -> dict[str, Any]:
     delay = form.seconds(0.1, 0.3)
     with (
         faulty_folder() as disk,
-        keeping_state(disk.folder) as server,
-        Trial(server) as trial,
+        trial_on(disk.folder) as trial,
         trial.fault(),
     ):
         disk.set(delay=dict.fromkeys(("open", "write", "fsync"), delay))
@@ -246,7 +253,7 @@ def moved(form: Form) -> dict[str, Any]:
     """The names in it lead nowhere, what was open in it stays open."""
     with tempfile.TemporaryDirectory(prefix="ak") as name:
         folder, away = Path(name) / "state", Path(name) / "away"
-        with keeping_state(folder) as server, Trial(server) as trial, trial.fault():
+        with trial_on(folder) as trial, trial.fault():
             folder.rename(away)
             trial.wait_for("EmitEvent", "which is not there", times=3)
             trial.wait_answered("GetKey", "/metrics")

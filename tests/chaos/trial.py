@@ -27,7 +27,7 @@ __all__ = ["Trial", "plain"]
 _WARM: Final = 3  # answers of each kind before something goes wrong
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _VARIES: Final = (
-    (re.compile(r"/tmp/[\w./-]*/(?=[\w.-]+)|/proc/\d+/root"), "DIR/"),  # noqa: S108 - what is hidden
+    (re.compile(r"/tmp/[\w./-]*/(?=[\w.-]+)|/proc/\d+/root/"), "DIR/"),  # noqa: S108 - what is hidden
     (re.compile(r"\b[0-9a-f]{32,}\b"), "HEX"),
     (re.compile(r"chaos-\d+"), "EVENT"),
     (re.compile(r"\b(?:localhost|127\.0\.0\.1):\d+"), "HOST:PORT"),
