@@ -16,7 +16,7 @@ from tests.serve.client import Connection
 from tests.serve.server import running_server
 
 
-@scenario("stopped", "SIGSTOP for a minute, then SIGCONT, with a watchdog running")
+@scenario("stopped", "SIGSTOP for a minute, then SIGCONT")
 def stopped(form: Form) -> dict[str, Any]:
     """Whoever had asked is answered late; timers and kept connections go on."""
     seconds = form.seconds(2, 60)

@@ -104,7 +104,7 @@ def _outcomes(found: dict[str, Any]) -> Iterator[str]:
 
 def _short(text: str) -> str:
     text = text.replace("`", "'")
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST].rpartition(' ')[0]} …"
 
 
 def _ways(name: str, found: dict[str, Any]) -> list[str]:
