@@ -16,8 +16,8 @@ TOOLS := .tools/bin
 LOCK := $(TOOLS)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
 	--no-annotate --no-header --upgrade
 
-.PHONY: serve test lint bench growth sanitize compilers aarch64 valgrind fuzz differential flake soak lock audit \
-	clean help
+.PHONY: serve test lint bench growth sanitize compilers aarch64 valgrind fuzz differential flake soak chaos \
+	lock audit promises devmode clean help
 
 help:
 	@echo "make serve   start the server (options in ARGS='...')"
@@ -32,6 +32,9 @@ help:
 	@echo "make fuzz    run every fuzzer, for SECONDS=n or for hours; the record is docs/records/fuzz.json"
 	@echo "make differential  compare the C core with plain Python; docs/records/differential.json"
 	@echo "make soak    load the server for an hour; the record is docs/records/soak.json"
+	@echo "make chaos   let disk, clock, device and network break around the server; docs/chaos.md"
+	@echo "make promises  run the tests that hold the promises of docs/threat-model.md"
+	@echo "make devmode  run every test in Python's development mode"
 	@echo "make lock    choose the versions that the tests run with anew: requirements/*.lock"
 	@echo "make audit   ask for known vulnerabilities of what is locked"
 	@echo "make flake   run the tests 20 times; the record is docs/records/flake.json"
@@ -139,6 +142,19 @@ flake: $(VENV)/.dev $(JS)/node_modules/.made
 # An hour; `make soak ARGS='--seconds 60'` is the form that writes no record.
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.soak $(ARGS)
+
+# The tests that hold the promises of docs/threat-model.md; one that skips is a failure.
+promises: $(VENV)/.dev $(JS)/node_modules/.made
+	$(BIN)/python -m tests.promises $(ARGS)
+
+# Every test in Python's development mode, its own and all programs', with warnings as errors.
+devmode: $(VENV)/.dev $(JS)/node_modules/.made
+	PYTHONDEVMODE=1 PYTHONWARNINGS=error $(BIN)/python -X dev -W error -m pytest -n auto \
+	  -p no:benchmark $(ARGS)
+
+# Ten minutes; `make chaos ARGS='--short disk'` is a form that takes seconds and writes no record.
+chaos: $(VENV)/.dev
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 clean:
 	rm -rf $(VENV) .tools build dist attestkit/_native/_lib.c attestkit/_native/_lib.*so attestkit/_native/*.o

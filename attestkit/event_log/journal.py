@@ -19,7 +19,6 @@ moment thus costs at most a pending event whose fate the register tells. A log o
 put aside while the register is zero; with a register that is not zero, nothing explains it.
 """
 
-import contextlib
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Final
@@ -120,6 +119,7 @@ class Journal:
         self._locked = False  # False inside the turn only while the folder cannot be made
         self._fresh = False  # nothing can have changed since the events were read
         self._ours = False  # the boot id beside the log is this boot's
+        self._owed = False  # RTMR3 has an event that the log has not yet
         self._forget()
 
     def _forget(self) -> None:
@@ -173,7 +173,7 @@ class Journal:
         is left out: the log then disagrees with the register, as a comparison will show.
 
         Raises:
-            JournalError: The log cannot be read.
+            JournalError: The log cannot be read, or lacks an event that cannot be added to it.
             BackendError: An event is pending, and the register cannot be read.
         """
         with self._turn:
@@ -187,10 +187,30 @@ class Journal:
                 raise JournalError(f"cannot read the runtime log: {error}") from error
             # Without the lock, as there was no folder, what is pending is another program's to end.
             if self._locked:
-                with contextlib.suppress(JournalError, OSError):
+                try:
                     self._settle()
-                    self._fresh = True
+                    self._fresh = self._agrees()
+                except JournalError:
+                    pass
+                except OSError as error:  # where nothing is owed, the log is true as it is
+                    if self._owed:
+                        raise JournalError(
+                            "an earlier event is in RTMR3 and cannot be added to the runtime log: "
+                            f"{error}; the next use of the log tries again"
+                        ) from error
             return self._events
+
+    def _agrees(self) -> bool:
+        """Tell whether what was read may be kept beyond this turn, by a journal nobody else uses.
+
+        A log that somebody has damaged all the same may be put back, and is then to be read again.
+        """
+        if not self._exclusive:
+            return True
+        try:
+            return self._register.read() == self._replay
+        except BackendError:
+            return False
 
     def _is_ours(self) -> bool:
         """Tell whether the log is of this boot; one without a boot id is taken to be."""
@@ -206,13 +226,13 @@ class Journal:
         if stamp == self._stamp:
             return
         if stamp is not None and stamp.size > LONGEST:
-            raise JournalError(f"the runtime log has {stamp.size} bytes, more than {LONGEST}")
+            raise self._damaged(LOG, f"it has {stamp.size} bytes, more than {LONGEST}")
         data = self._folder.read(LOG) or b""
         size = data.rfind(b"\n") + 1
         try:
             events = parse_runtime_lines(data[:size])
         except FormatError as error:
-            raise JournalError(f"the runtime log is damaged: {error}") from error
+            raise self._damaged(LOG, str(error)) from error
         replay = replay_from(ZERO, events)
         self._forget()
         self._events, self._replay, self._size, self._tail = events, replay, size, data[size:]
@@ -232,12 +252,28 @@ class Journal:
         if text is None or not self._is_ours():
             return None
         if text.strip() not in (b"1", b"2"):
-            raise JournalError(f"{VERSION} holds {text[:16]!r}, neither 1 nor 2")
+            raise self._damaged(VERSION, f"it holds {text[:16]!r}, neither 1 nor 2")
         return int(text)
 
     def _stored_boot(self) -> str | None:
         text = self._folder.read(BOOT_ID)
         return None if text is None else text.decode(errors="replace").strip()
+
+    def _torn(self) -> str:
+        return f"its last line, at offset {self._size}, is torn"
+
+    def _damaged(self, name: str, what: str) -> JournalError:
+        """Return the error for a file that is not what was written, which says what helps."""
+        return JournalError(
+            f"the runtime log is damaged: {self._folder.place(name)}: {what}; put back what was "
+            "there, for nothing else explains RTMR3 until the next boot"
+        )
+
+    def _disagree(self, register: bytes, replay: bytes) -> JournalError:
+        place = self._folder.place(LOG)
+        return disagree(
+            register, replay, f"{place}, which is not there," if not self._stamp else place
+        )
 
     # -- deciding ------------------------------------------------------------------------------
 
@@ -246,7 +282,7 @@ class Journal:
         if self._folder.stamp(PENDING) is not None:
             self._decide(self._folder.read(PENDING) or b"")
         elif self._tail:
-            raise JournalError(f"the last line of {LOG} is torn, and nothing is pending")
+            raise self._damaged(LOG, f"{self._torn()}, and nothing is pending")
 
     def _archive(self, boot: str) -> None:
         """Put the log of an earlier boot aside; a repetition after a crash does no harm."""
@@ -261,16 +297,19 @@ class Journal:
     def _decide(self, pending: bytes) -> None:
         """Let the register say whether the pending event happened."""
         line, event = _whole_line(pending)
+        self._owed = False
         register = self._register.read()
         if not line.startswith(self._tail):
-            raise JournalError(f"the last line of {LOG} is torn, and is not what is pending")
+            raise self._damaged(LOG, f"{self._torn()}, and is not what is pending")
         if register == self._replay:
             if self._tail:
                 self._cut_tail()
         elif event is not None and register == replay_from(self._replay, (event,)):
+            self._owed = True
             self._append(event, line)
+            self._owed = False
         else:
-            raise disagree(register, self._replay)
+            raise self._disagree(register, self._replay)
         self._folder.remove(PENDING)
 
     def _cut_tail(self) -> None:
@@ -338,15 +377,18 @@ class Journal:
         self._load()
         stored, wanted = self._stored_version(), self._wanted_version
         if stored and wanted and stored != wanted:
-            raise JournalError(f"this boot's events are of version {stored}, the app asks {wanted}")
+            raise JournalError(
+                f"this boot's events are of version {stored}, the app asks {wanted}: "
+                f"{self._folder.place(VERSION)} says so since the first of them"
+            )
         check_version(event, stored or wanted or 1)
         if not self._is_ours():
             if (register := self._register.read()) != ZERO:
-                raise disagree(register, ZERO)
+                raise self._disagree(register, ZERO)
             self._archive(self._stored_boot() or "")
         self._settle()
         if (register := self._register.read()) != self._replay:
-            raise disagree(register, self._replay)
+            raise self._disagree(register, self._replay)
         if not self._ours:
             self._put(BOOT_ID, self._boot_id.encode() + b"\n")
             self._ours = True
@@ -382,7 +424,7 @@ class Journal:
             self._folder.remove(PENDING)
             raise failure or BackendError("RTMR3 did not change when it was extended")
         if register != after:
-            raise disagree(register, after) from failure
+            raise self._disagree(register, after) from failure
 
     def begin(self, boot_id: str, events: Iterable[Event] = ()) -> None:
         """Start the log of a new boot with `events`, which its register already holds.

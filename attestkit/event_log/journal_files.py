@@ -27,10 +27,14 @@ class Stamp(NamedTuple):
     inode: int
     size: int  # bytes
     modified_ns: int
+    changed_ns: int = 0  # which, unlike the former, no program can set
 
 
 class Folder(Protocol):
-    """File operations of a journal; every failure is an OSError."""
+    """File operations of a journal; every failure is an OSError that names the file."""
+
+    def place(self, name: str) -> str:
+        """Return the path of a file, for errors."""
 
     def enter_queue(self) -> None:
         """Wait until every thread that came before has left the queue; never a failure."""
@@ -51,7 +55,7 @@ class Folder(Protocol):
         """Return identity and size of a file, None where there is none."""
 
     def read(self, name: str) -> bytes | None:
-        """Return a whole file, None where there is none."""
+        """Return a whole file of at most LONGEST bytes, None where there is none."""
 
     def write(self, name: str, data: bytes) -> None:
         """Create or empty a file, mode 0600, and write `data`."""
@@ -92,6 +96,10 @@ class OsFolder:
 
     def _name(self, name: str) -> str:
         return f"{self._path}/{name}"
+
+    def place(self, name: str) -> str:
+        """Return the path of a file, for errors."""
+        return self._name(name)
 
     def enter_queue(self) -> None:
         """Wait until every thread of attestkit's programs that came before has left the queue."""
@@ -140,16 +148,19 @@ class OsFolder:
             found = os.lstat(self._name(name))
         except FileNotFoundError:
             return None
-        return Stamp(found.st_ino, found.st_size, found.st_mtime_ns)
+        return Stamp(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def read(self, name: str) -> bytes | None:
         """Return a whole file of at most 16 MiB, None where there is none."""
+        path = self._name(name)
         try:
-            data = read_regular(self._name(name), LONGEST + 1)
+            data = read_regular(path, LONGEST + 1)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise _named(error, path) from error
         if len(data) > LONGEST:
-            raise OSError(errno.EFBIG, f"{name} is longer than {LONGEST} bytes")
+            raise OSError(errno.EFBIG, f"more than {LONGEST} bytes", path)
         return data
 
     def write(self, name: str, data: bytes) -> None:
@@ -161,28 +172,36 @@ class OsFolder:
         self._put(name, data, os.O_APPEND)
 
     def _put(self, name: str, data: bytes, how: int) -> None:
-        fd = open_regular(self._name(name), os.O_WRONLY | os.O_CREAT | how)
+        path = self._name(name)
+        fd = open_regular(path, os.O_WRONLY | os.O_CREAT | how)
         try:
             while data:  # a write may stop early
                 data = data[os.write(fd, data) :]
+        except OSError as error:
+            raise _named(error, path) from error
         finally:
             os.close(fd)
 
     def cut(self, name: str, size: int) -> None:
         """Shorten a file to `size` bytes."""
-        fd = open_regular(self._name(name), os.O_WRONLY)
+        path = self._name(name)
+        fd = open_regular(path, os.O_WRONLY)
         try:
             os.ftruncate(fd, size)
+        except OSError as error:
+            raise _named(error, path) from error
         finally:
             os.close(fd)
 
     def sync(self, name: str) -> None:
         """Wait until a file's content is on the disk."""
-        _sync_and_close(open_regular(self._name(name), os.O_RDWR))
+        path = self._name(name)
+        _sync_and_close(open_regular(path, os.O_RDWR), path)
 
     def sync_folder(self) -> None:
         """Wait until the names in the folder are on the disk."""
-        _sync_and_close(os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        _sync_and_close(fd, self._path)
 
     def rename(self, old: str, new: str) -> None:
         """Give a file another name at once, replacing a file of that name."""
@@ -203,11 +222,18 @@ class OsFolder:
             self._lock_fd = None
 
 
-def _sync_and_close(fd: int) -> None:
+def _sync_and_close(fd: int, path: str) -> None:
     try:
         os.fsync(fd)
+    except OSError as error:
+        raise _named(error, path) from error
     finally:
         os.close(fd)
+
+
+def _named(error: OSError, path: str) -> OSError:
+    """Return the failure of a call that was given a descriptor, with the file's name."""
+    return OSError(error.errno, error.strerror, path)
 
 
 class WatchedFolder:
@@ -225,6 +251,7 @@ class WatchedFolder:
         self.leave_queue = folder.leave_queue
         self.lock = folder.lock
         self.unlock = folder.unlock
+        self.place = folder.place
         self.stamp = folder.stamp
         self.read = folder.read
         self.close = folder.close

@@ -74,12 +74,17 @@ def size_in_evidence(event: Event) -> int:
     return 384 + 4 * name + 6 * len(event.payload)
 
 
-def disagree(register: bytes, replay: bytes) -> JournalError:
-    """Return the error for a register that the log does not explain, with both values."""
+def disagree(register: bytes, replay: bytes, place: str = "") -> JournalError:
+    """Return the error for a register that the log does not explain, with both values.
+
+    `place` is the path of a log that is on a disk, where somebody else may have changed it.
+    """
+    log, cure = f"the runtime log {place}".rstrip(), "only a reboot starts both anew"
+    if place:
+        cure = f"unless the log can be put back as it was, {cure}"
     return JournalError(
-        f"RTMR3 and the runtime log disagree: the register is {register.hex()}, "
-        f"the log replays to {replay.hex()}; attestkit doctor says what may have happened, "
-        "and only a reboot starts both anew"
+        f"RTMR3 and {log} disagree: the register is {register.hex()}, the log replays to "
+        f"{replay.hex()}; attestkit doctor says what may have happened, and {cure}"
     )
 
 

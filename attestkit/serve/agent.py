@@ -91,7 +91,7 @@ SERVICE = Service(
         "GetQuote": Method(_get_quote, RawQuoteArgs, device=True),
         "Attest": Method(_attest, RawQuoteArgs, device=True),
         "Info": Method(_info, device=True),
-        "EmitEvent": Method(_emit_event, EmitEventArgs, device=True),
+        "EmitEvent": Method(_emit_event, EmitEventArgs, device=True, writes=True),
         "Sign": Method(_sign, SignRequest),
         "Verify": Method(_verify, VerifyRequest),
         "Version": Method(_version),

@@ -137,6 +137,7 @@ class Guest:
         self.containers = Containers(docker)
         self.run_id = random(4).hex()
         self._executor: Executor | None = None
+        self._writes = 0  # works under way that wait for a disk
         self._no_quote = GetQuoteResponse(vm_config=vm_config)
         self._keys = None if app_keys is None else LocalKeys(app_keys)
         self._quoted: _Quoted | None = None
@@ -154,17 +155,24 @@ class Guest:
     def executor(self) -> Executor | None:
         """The device's thread; None as long as the device does not block.
 
-        A simulator begins to when a fault is armed that takes time.
+        A simulator begins to when a fault is armed that takes time. It also does while an event is
+        written to its disk, which may be slow, for all that is asked of it then has to wait.
         """
-        if self._executor is None and self.attester.blocking:
+        if not (self.attester.blocking or self._writes):
+            return None
+        if self._executor is None:
             self._executor = _device_thread()
         return self._executor
 
-    async def on_device(self, work: Callable[[], T]) -> T:
-        """Return what `work` returns; where the device blocks, its thread does it."""
-        if (executor := self.executor) is None:
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(executor, work)
+    async def on_device(self, work: Callable[[], T], *, writes: bool = False) -> T:
+        """Return what `work` returns; its thread does it where the device blocks, or it writes."""
+        self._writes += writes
+        try:
+            if (executor := self.executor) is None:
+                return work()
+            return await asyncio.get_running_loop().run_in_executor(executor, work)
+        finally:
+            self._writes -= writes
 
     @property
     def keys(self) -> LocalKeys:

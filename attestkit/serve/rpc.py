@@ -85,13 +85,15 @@ def protobuf() -> Codec:
 class Method(NamedTuple):
     """One call of a service: what runs, and which message it takes (None: the payload is ignored).
 
-    A `device` method may wait for the platform; where that blocks it runs in the worker thread.
+    A `device` method may wait for the platform; where that blocks it runs in the worker thread, and
+    one that `writes` to a disk always does.
     Documents take what `run` answers from its annotation, and the words from its docstring.
     """
 
     run: Callable[[Guest, Any], object]
     request: type[Any] | None = None
     device: bool = False
+    writes: bool = False
 
 
 class Service(NamedTuple):
@@ -237,7 +239,8 @@ class RpcApp:
             return None
         if content_type not in _DIRECT_TYPES and not is_loaded(_PROTOBUF):
             return None
-        blocks = call.method.device and self._guest.executor is not None
+        method = call.method
+        blocks = method.writes or (method.device and self._guest.executor is not None)
         return None if blocks else call
 
     def respond(
@@ -310,7 +313,7 @@ class RpcApp:
             return _Stream(content_type, shown, headers, endless)
         if found.method.device:
             call = partial(self._call, found.method, codec, payload)
-            return await self._guest.on_device(call)
+            return await self._guest.on_device(call, writes=found.method.writes)
         return self._call(found.method, codec, payload)
 
     def _call(self, method: Method, codec: Codec, payload: bytes) -> Reply:

@@ -1,10 +1,14 @@
 """The journal's real files: the agent's names and modes, its lock; and the journal without any."""
 
+import contextlib
 import os
+import re
+import resource
 import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +25,7 @@ from attestkit.event_log.journal import (
     RegisterAccess,
     replay_from,
 )
-from attestkit.event_log.journal_files import QUEUE, OsFolder
+from attestkit.event_log.journal_files import LONGEST, QUEUE, OsFolder
 from attestkit.event_log.runtime import runtime_event, runtime_line
 from tests.event_log.journal_rig import ZERO, Register
 from tests.vectors import load, needs_shared
@@ -131,7 +135,7 @@ def test_a_folder_that_cannot_be_used_is_a_journal_error(tmp_path: Path) -> None
 
 HOLDER = """
 import sys
-from attestkit.event_log.journal_files import QUEUE, OsFolder
+from attestkit.event_log.journal_files import LONGEST, QUEUE, OsFolder
 folder = OsFolder(sys.argv[1], sys.argv[2])
 assert folder.lock()
 print("locked", flush=True)
@@ -284,3 +288,108 @@ def test_in_memory_the_register_counts(how: type[BaseException], *, done: bool) 
         with pytest.raises(how, match="too late"):
             journal.emit(FIRST)
     assert journal.events() == ((FIRST,) if done else ())
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """Let no file of this process grow."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("name", [LOG, PENDING, VERSION, BOOT_ID])
+@pytest.mark.parametrize("what", ["fifo", "/dev/zero"])
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, name: str, what: str) -> None:
+    """A FIFO would be waited for, with the lock; /dev/zero never ends. The error names the path."""
+    if what == "fifo":
+        os.mkfifo(tmp_path / name)
+    else:
+        (tmp_path / name).symlink_to(what)
+    folder = OsFolder(tmp_path, LOCK)
+    path = re.escape(str(tmp_path / name))
+    with pytest.raises(OSError, match=f"not a regular file: '{path}'"):
+        folder.read(name)
+    for change in (folder.write, folder.append):
+        # A FIFO without a reader cannot be opened for writing in the first place.
+        with pytest.raises(OSError, match=f"(not a regular file|No such device.*): '{path}'"):
+            change(name, b"x")
+
+
+def test_a_file_without_end_is_not_read(tmp_path: Path) -> None:
+    """Not one byte over the bound, which a whole file may have."""
+    folder = OsFolder(tmp_path, LOCK)
+    with (tmp_path / PENDING).open("wb") as file:
+        file.truncate(LONGEST)
+    assert folder.read(PENDING) == bytes(LONGEST)
+    with (tmp_path / PENDING).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(OSError, match=f"more than {LONGEST} bytes: '.*{PENDING}'"):
+        folder.read(PENDING)
+
+
+def test_a_disk_that_is_full_is_named(tmp_path: Path) -> None:
+    """The system's calls on a descriptor do not tell the file; the error does."""
+    journal = journal_in(tmp_path, Register())
+    journal.emit(FIRST)
+    path = re.escape(str(tmp_path / PENDING))
+    with full_disk(), pytest.raises(JournalError, match=f"'{path}'; nothing was changed$"):
+        journal.emit(SECOND)
+    journal.emit(THIRD)
+    assert journal.events() == (FIRST, THIRD)
+    journal.close()
+
+
+def test_an_event_that_the_log_lacks_is_told(tmp_path: Path) -> None:
+    """RTMR3 has it and the disk is full: that is no disagreement, and it ends with the disk's."""
+    register = Register()
+    journal = journal_in(tmp_path, register)
+    journal.emit(FIRST)
+    (tmp_path / PENDING).write_bytes(LINE2)
+    register.value = replay_from(register.value, (SECOND,))
+    path = re.escape(str(tmp_path / LOG))
+    told = (
+        f"an earlier event is in RTMR3 and cannot be added to the runtime log: .*'{path}'; the next"
+    )
+    with full_disk(), pytest.raises(JournalError, match=told):
+        journal.events()
+    assert journal.events() == (FIRST, SECOND)
+    journal.close()
+
+
+def test_times_that_are_set_back_hide_nothing(tmp_path: Path) -> None:
+    """A byte that changes within one inode, size and time of writing is seen."""
+    journal = journal_in(tmp_path, Register())
+    journal.emit(FIRST)
+    assert journal.events() == (FIRST,)
+    before = (tmp_path / LOG).stat()
+    with (tmp_path / LOG).open("r+b") as file:
+        file.write(b"[")
+    os.utime(tmp_path / LOG, ns=(before.st_atime_ns, before.st_mtime_ns))
+    damaged = re.escape(str(tmp_path / LOG))
+    with pytest.raises(
+        JournalError, match=f"damaged: {damaged}: .*line 1.*put back what was there"
+    ):
+        journal.events()
+    journal.close()
+
+
+def test_who_is_alone_reads_again_what_was_put_back(tmp_path: Path) -> None:
+    """A damaged log that reads well is not kept; without an event between, the good one is seen."""
+    register = Register()
+    folder = OsFolder(tmp_path, LOCK)
+    journal = Journal(folder, register.access, boot_id="boot-1", exclusive=True)
+    journal.emit(FIRST)
+    good = (tmp_path / LOG).read_bytes()
+    (tmp_path / LOG).write_bytes(LINE2)
+    with pytest.raises(
+        JournalError, match=f"the runtime log {re.escape(str(tmp_path / LOG))} disa"
+    ):
+        journal.emit(THIRD)
+    assert journal.events() == (SECOND,)
+    (tmp_path / LOG).write_bytes(good)
+    assert journal.events() == (FIRST,)
+    journal.close()

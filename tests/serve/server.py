@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,11 +108,12 @@ def running_server(
     folder: Path | None = None,
     environ: Mapping[str, str] | None = None,
     seed: str | None = SEED,
+    prefix: Sequence[str] = (),
 ) -> Iterator[Server]:
     """Run a server in `folder` (default: a new one) until the end of the block.
 
     It is a simulator with `seed`, its TCP ports free ones, unless `options` say otherwise; what a
-    configuration (-c) may say is left to it.
+    configuration (-c) may say is left to it. `prefix` becomes it, as setpriv does.
     """
     with contextlib.ExitStack() as stack:
         if folder is None:  # short, for the path of a socket has little room
@@ -125,7 +126,7 @@ def running_server(
         with (folder / "stderr").open("w") as errors:
             process = stack.enter_context(
                 subprocess.Popen(  # noqa: S603 - our own program
-                    command(*usual, *options),
+                    [*prefix, *command(*usual, *options)],
                     cwd=folder,
                     env=environ or environment(),
                     stdin=subprocess.DEVNULL,

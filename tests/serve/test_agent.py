@@ -465,3 +465,23 @@ def test_blocking_device_is_called_in_one_other_thread(
         assert client.post(f"/{name}", VALID.get(name)).status == 200
     assert len(Blocking.threads) == 1
     assert threading.get_ident() not in Blocking.threads
+
+
+def test_an_event_is_written_in_another_thread(
+    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
+) -> None:
+    """A disk may be slow; what is asked of the TEE meanwhile waits in that thread too."""
+    guest = make_guest()
+    app = apps.dstack_app(guest)
+    json_type = b"application/json"
+    assert app.direct(b"/EmitEvent", json_type) is None
+    assert app.direct(b"/GetQuote", json_type) is not None
+
+    def write() -> int:
+        assert app.direct(b"/GetQuote", json_type) is None
+        assert app.direct(b"/GetKey", json_type) is not None
+        return threading.get_ident()
+
+    assert loop.run_until_complete(guest.on_device(write, writes=True)) != threading.get_ident()
+    assert app.direct(b"/GetQuote", json_type) is not None
+    guest.close()

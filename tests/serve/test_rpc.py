@@ -25,6 +25,7 @@ class _Guest:
     """As much of a Guest as the dispatcher touches."""
 
     executor: ThreadPoolExecutor | None = None
+    _writes = 0
     on_device = Guest.on_device
 
 

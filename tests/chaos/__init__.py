@@ -1,0 +1,1 @@
+"""Faults against a running server while clients work: `make chaos`, and docs/chaos.md."""

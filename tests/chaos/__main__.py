@@ -1,0 +1,63 @@
+"""Do every fault in its full form, write the record and the table: `make chaos`.
+
+With names of scenarios, or with --short, nothing is written. What cannot be done on this machine is
+in the record with the reason; a scenario that falls short ends it all with 1, and no record.
+"""
+
+import argparse
+import sys
+import time
+import traceback
+from typing import Any
+
+from tests.chaos.every import ALL
+from tests.chaos.scenarios import Form, Scenario
+from tests.chaos.table import DOCUMENT, with_table
+from tests.records import write_record
+
+
+def main() -> int:
+    """Return 0 if the server held in every scenario."""
+    parser = argparse.ArgumentParser(description="Let things go wrong around a running server.")
+    parser.add_argument("--short", action="store_true", help="a few seconds each; no record")
+    parser.add_argument("scenario", nargs="*", help="names, or parts of them; no record")
+    options = parser.parse_args()
+    chosen = {
+        name: one
+        for name, one in ALL.items()
+        if not options.scenario or any(part in name for part in options.scenario)
+    }
+    form = Form(full=not options.short)
+    found = {name: _do(one, form) for name, one in chosen.items()}
+    failed = [name for name, one in found.items() if "failed" in one]
+    print(f"{len(found)} scenarios, {len(failed)} failed", *failed, sep="\n")  # noqa: T201 - a program
+    if form.full and not options.scenario and not failed:
+        record = {"command": "python -m tests.chaos", "scenarios": found}
+        path = write_record("chaos", record)
+        _write_table(path.read_text(encoding="ascii"))
+    return 1 if failed else 0
+
+
+def _do(one: Scenario, form: Form) -> dict[str, Any]:
+    if why := one.missing():
+        print(f"{one.name}: skipped, {why}", flush=True)  # noqa: T201 - a program
+        return {"fault": one.fault, "skipped": why}
+    begin = time.monotonic()
+    try:
+        found = {"fault": one.fault, **one.run(form)}
+    except Exception:  # noqa: BLE001 - the others are done all the same
+        traceback.print_exc()
+        return {"fault": one.fault, "failed": True}
+    finally:
+        print(f"{one.name}: {time.monotonic() - begin:.1f} s", flush=True)  # noqa: T201 - a program
+    return found
+
+
+def _write_table(text: str) -> None:
+    import json  # late: only the whole run writes
+
+    DOCUMENT.write_text(with_table(DOCUMENT.read_text("utf-8"), json.loads(text)), "utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

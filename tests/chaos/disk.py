@@ -1,0 +1,284 @@
+"""The disk below the server's files: full, failing, slow, read-only, gone."""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.clients import app_events
+from tests.chaos.faulty_folder import faulty_folder
+from tests.chaos.scenarios import Form, scenario
+from tests.chaos.trial import Trial
+from tests.rigs.emulator import missing
+from tests.serve.client import Connection, call
+from tests.serve.server import Server, running_server
+
+_ORDINARY = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+
+
+def is_root() -> str:
+    """Return why a server cannot be started without root's rights here, nothing if it can."""
+    return "" if os.geteuid() == 0 else "an ordinary user cannot give rights away"
+
+
+def needs_mount() -> str:
+    """Return why no file system can be mounted here, nothing if one can."""
+    return "" if os.geteuid() == 0 else "only root mounts a tmpfs"
+
+
+@contextlib.contextmanager
+def small_disk() -> Iterator[Path]:
+    """Mount a tmpfs of 2 MiB until the end of the block."""
+    with tempfile.TemporaryDirectory(prefix="ak") as name:
+        _run("mount", "-t", "tmpfs", "-o", "size=2m", "attestkit-chaos", name)
+        try:
+            yield Path(name)
+        finally:
+            _run("umount", "-l", name)
+
+
+def _run(*words: str) -> None:
+    subprocess.run(words, check=True, capture_output=True)  # noqa: S603 - the system's own
+
+
+@contextlib.contextmanager
+def keeping_state(folder: Path) -> Iterator[Server]:
+    """Run a simulator that keeps its registers and its runtime log in a folder."""
+    with running_server("--state-dir", str(folder)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def trial_on(folder: Path) -> Iterator[Trial]:
+    """Try a server that keeps its state in a folder; the next one must find there what it said."""
+    with keeping_state(folder) as server, Trial(server) as trial:
+        yield trial
+    with keeping_state(folder) as server:
+        answer = call(server.dstack, "GetQuote", {"report_data": "77" * 64})
+        assert answer.status == 200, answer.body
+        assert trial.ledger.check_events(app_events(answer.json())) == trial.notes["undecided"]
+
+
+def fill(folder: Path) -> Path:
+    """Write until there is no byte left; return the file that takes it all."""
+    path = folder / "ballast"
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        for size in (1 << 16, 1):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)):
+                    pass
+    return path
+
+
+@scenario("disk full", "the disk of the state folder has no byte left", needs_mount)
+def disk_full(form: Form) -> dict[str, Any]:
+    """Fill a tmpfs."""
+    with (
+        small_disk() as folder,
+        trial_on(folder) as trial,
+        trial.fault(),
+    ):
+        ballast = fill(folder)
+        trial.wait_for("EmitEvent", "No space left", times=3)
+        trial.wait_answered("GetQuote", "GetKey", "Info", "/metrics")
+        trial.last(form.seconds(0.5, 5))
+        ballast.unlink()
+    return trial.result({"EmitEvent": refused(errno.ENOSPC)})
+
+
+def refused(number: int) -> str:
+    """Return what a client may be told where the disk refuses with an errno.
+
+    Either nothing was changed, or the event is in RTMR3 and the next use of the log completes it.
+    """
+    why = re.escape(os.strerror(number))
+    return (
+        rf"cannot (write|read) the runtime log: \[Errno {number}\] {why}: '[^']+'(; nothing was "
+        r"changed|; RTMR3 was extended, and the next use of the log completes it: do not repeat)?"
+        rf"|the simulator cannot use \S+: {why}"
+    )
+
+
+@scenario("disk fills in mid-write", "a write takes half of its bytes, the next ENOSPC", missing)
+def disk_fills(form: Form) -> dict[str, Any]:
+    """Half of what is written gets through."""
+    return _failing(form, "write", errno.ENOSPC, half=True)
+
+
+@scenario("quota exceeded", "every write to the state folder is EDQUOT", missing)
+def quota(form: Form) -> dict[str, Any]:
+    """No write gets through."""
+    return _failing(form, "write", errno.EDQUOT)
+
+
+@scenario("disk that cannot sync", "every fsync in the state folder is EIO", missing)
+def no_sync(form: Form) -> dict[str, Any]:
+    """What is written may never be there after a crash."""
+    return _failing(form, "fsync", errno.EIO)
+
+
+@scenario(
+    "log that cannot be written",
+    "opening the runtime log alone is EIO, so that RTMR3 is extended before it fails",
+    missing,
+)
+def no_append(form: Form) -> dict[str, Any]:
+    """The worst moment: nothing can be taken back any more."""
+    with (
+        faulty_folder() as disk,
+        trial_on(disk.folder) as trial,
+        trial.fault(),
+    ):
+        disk.set(fail={"open:runtime_events.log": errno.EIO})
+        trial.wait_for("EmitEvent", "do not repeat")
+        trial.wait_answered("GetKey")
+        trial.last(form.seconds(0.5, 5))
+        disk.set()
+    assert trial.notes["undecided"] >= 1, "what was extended is missing"
+    wanted = refused(errno.EIO)
+    failed = (
+        r"(Failed to get (quote|attestation): )?an earlier event is in RTMR3 and cannot be added "
+        rf"to the runtime log: \[Errno {errno.EIO}\] .*: '[^']+'; the next use of the log .*"
+    )
+    return trial.result({"EmitEvent": f"{wanted}|{failed}", "GetQuote": failed}, {"Info": failed})
+
+
+def _failing(form: Form, operation: str, number: int, *, half: bool = False) -> dict[str, Any]:
+    with (
+        faulty_folder() as disk,
+        trial_on(disk.folder) as trial,
+        trial.fault(),
+    ):
+        disk.set(fail={operation: number}, half=half)
+        trial.wait_for("EmitEvent", os.strerror(number), times=3)
+        trial.wait_answered("GetQuote", "GetKey", "Info", "/metrics")
+        trial.last(form.seconds(0.5, 5))
+        disk.set()
+    return trial.result({"EmitEvent": refused(number)})
+
+
+@scenario("slow disk", "each open, write and fsync in the state folder takes 0.3 s", missing)
+def slow_disk(form: Form) -> dict[str, Any]:
+    """An event takes seconds; a key, and the page of figures, do not wait for it."""
+    delay = form.seconds(0.1, 0.3)
+    with (
+        faulty_folder() as disk,
+        trial_on(disk.folder) as trial,
+        trial.fault(),
+    ):
+        disk.set(delay=dict.fromkeys(("open", "write", "fsync"), delay))
+        trial.wait_answered("EmitEvent", times=2)
+        trial.wait_answered("GetQuote", "GetKey", "Info", "/metrics")
+        disk.set()
+    result = trial.result({})
+    event, key = (result["seen"][name]["worst_ms"] for name in ("EmitEvent", "GetKey"))
+    assert event > 10 * delay * 1000
+    assert key < event / 4, f"GetKey waited {key} ms, while an event took {event} ms"
+    assert not disk.process.poll()
+    return result
+
+
+@scenario("slow disk while it stops", "as above, and SIGTERM while an event is under way", missing)
+def slow_stop(form: Form) -> dict[str, Any]:
+    """The event under way is answered, and is there when the server is started again."""
+    delay = form.seconds(0.05, 0.2)
+    with faulty_folder() as disk:
+        with keeping_state(disk.folder) as server:
+            disk.set(delay=dict.fromkeys(("open", "write", "fsync"), delay))
+            connection = Connection(server.dstack)
+            body = json.dumps({"event": "last", "payload": "00"})
+            begin = time.monotonic()
+            connection.request("POST", "/EmitEvent", body, {"Content-Type": "application/json"})
+            while not (disk.folder / "runtime_event.pending").exists():
+                assert time.monotonic() < begin + 60
+            server.process.terminate()
+            status = connection.getresponse().status
+            assert server.process.wait(60) == 0
+            seconds = time.monotonic() - begin
+        disk.set()
+        with keeping_state(disk.folder) as server:
+            answer = call(server.dstack, "GetQuote", {"report_data": "77" * 64})
+            assert (status, app_events(answer.json())) == (200, ["last"])
+    seen = {"statuses": {"200": 1}, "errors": {}, "worst_ms": round(seconds * 1000)}
+    return {"seconds": round(seconds, 1), "seen": {"EmitEvent": seen}, "acknowledged": 1, "lost": 0}
+
+
+@scenario("read-only state folder", "whatever changes the state folder is EROFS", missing)
+def read_only(form: Form) -> dict[str, Any]:
+    """As a disk with errors ends; no command makes one read-only that a server has files on."""
+    return _failing(form, "change", errno.EROFS)
+
+
+@scenario(
+    "rights taken away",
+    "the server may neither write in the state folder nor open the log",
+    is_root,
+)
+def no_rights(form: Form) -> dict[str, Any]:
+    """A server without root's right to pass over the modes of files."""
+    with tempfile.TemporaryDirectory(prefix="ak") as name:
+        folder = Path(name) / "state"
+        options = ("--state-dir", str(folder))
+        with running_server(*options, prefix=_ORDINARY) as server, Trial(server) as trial:
+            log = folder / "runtime_events.log"
+            with trial.fault():
+                log.chmod(0o000)
+                folder.chmod(0o500)
+                trial.wait_for("EmitEvent", "Permission denied", times=3)
+                trial.wait_answered("GetKey", "/metrics")
+                trial.last(form.seconds(0.5, 5))
+                folder.chmod(0o700)
+                log.chmod(0o600)
+    told = refused(errno.EACCES)
+    failed = rf"Failed to get (quote|attestation): ({told})"
+    return trial.result({"EmitEvent": told, "GetQuote": failed}, {"Info": failed})
+
+
+_GONE = (
+    r"RTMR3 and the runtime log \S+, which is not there, disagree: .* unless the log can be put "
+    r"back as it was, only a reboot starts both anew"
+)
+
+
+@scenario("state folder moved away", "the state folder has another name, and then its own again")
+def moved(form: Form) -> dict[str, Any]:
+    """The names in it lead nowhere, what was open in it stays open."""
+    with tempfile.TemporaryDirectory(prefix="ak") as name:
+        folder, away = Path(name) / "state", Path(name) / "away"
+        with trial_on(folder) as trial, trial.fault():
+            folder.rename(away)
+            trial.wait_for("EmitEvent", "which is not there", times=3)
+            trial.wait_answered("GetKey", "/metrics")
+            trial.last(form.seconds(0.5, 5))
+            if folder.exists():
+                shutil.rmtree(folder)
+            away.rename(folder)
+    failed = r"Failed to get (quote|attestation): RTMR3 replays to .*"
+    return trial.result({"EmitEvent": _GONE, "GetQuote": failed}, {"Info": failed})
+
+
+@scenario(
+    "log of the server fills its disk", "stderr and the access log lead to a full disk", needs_mount
+)
+def log_disk_full(form: Form) -> dict[str, Any]:
+    """What cannot be logged is dropped; nobody who asks is refused for it."""
+    with small_disk() as folder, tempfile.TemporaryDirectory(prefix="ak") as state:
+        options = ("--state-dir", state, "--access-log")
+        with (
+            running_server(*options, folder=folder) as server,
+            Trial(server) as trial,
+            trial.fault(),
+        ):
+            ballast = fill(folder)
+            trial.wait_answered("GetQuote", "EmitEvent", "GetKey", "Info", "/metrics", times=9)
+            trial.last(form.seconds(0.5, 5))
+            ballast.unlink()
+    return trial.result({})

@@ -1,0 +1,254 @@
+"""The journal corrupted in each of over 200 ways, while the server runs and between two runs."""
+
+import contextlib
+import re
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from attestkit.backends.simulator.state import REGISTERS
+from attestkit.event_log.journal import LOG, PENDING
+from tests.chaos.clients import app_events
+from tests.chaos.corruptions import Corruption, corruptions
+from tests.chaos.scenarios import Form, scenario
+from tests.chaos.trial import plain
+from tests.rigs.emulator import missing
+from tests.rigs.system import AppFiles, system
+from tests.serve.client import Answer, call
+from tests.serve.server import SEED, Server, errors_in, run_to_end, running_server
+
+_DATA: Final = {"report_data": "77" * 64}
+# Every error has to name the file that is wrong; whoever reads it can then look.
+_CLEAR: Final = re.compile(r".*(runtime_event|/log/dstack|RTMR3 replays to).*")
+_SPARSE: Final = 64 << 20  # bytes of a file that is more than a log
+
+
+class _Files:
+    """What a folder held, to put it back."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._data = {
+            path.name: path.read_bytes()
+            for path in folder.iterdir()
+            if path.is_file() and path.name.startswith(("runtime_event", "simulator"))
+        }
+
+    def put_back(self, keep: frozenset[str]) -> None:
+        """Put all back but the names in `keep`, and remove what is new."""
+        for path in self._folder.iterdir():
+            if path.name in keep or path.suffix in {".sock", ".pem"} or path.name == "stderr":
+                continue
+            if path.name not in self._data or path.is_symlink() or not path.is_file():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        for name, data in self._data.items():
+            path = self._folder / name
+            if name in keep or (path.exists() and _is(path, data)):
+                continue
+            new = path.with_suffix(".back")
+            new.write_bytes(data)
+            new.chmod(0o600)
+            new.replace(path)
+
+
+def _is(path: Path, data: bytes) -> bool:
+    return path.stat().st_size == len(data) and path.read_bytes() == data
+
+
+class _Damage:
+    """The ways applied to one folder, and what each led to."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.acknowledged: list[str] = []
+        self.ways: dict[str, dict[str, Any]] = {}
+        self.slowest = 0.0
+
+    def emit(self, server: Server, name: str) -> Answer:
+        """Emit, and remember what was promised."""
+        answer = call(server.dstack, "EmitEvent", {"event": name, "payload": "00ff"})
+        if answer.status == 200:
+            self.acknowledged.append(name)
+        return answer
+
+    def check_well(self, server: Server) -> None:
+        """Require evidence with all that was promised, and nothing else."""
+        answer = call(server.dstack, "GetQuote", _DATA)
+        assert answer.status == 200, answer.body
+        assert app_events(answer.json()) == self.acknowledged
+
+    def use(self, server: Server, way: Corruption, number: int) -> frozenset[str]:
+        """Ask a server whose journal is damaged; return the names that must not be put back.
+
+        It refuses with a clear error, or what it says is true: nothing in between.
+        """
+        before = _lines(self._folder / LOG)
+        first = call(server.dstack, "GetQuote", _DATA)
+        emitted = self.emit(server, f"after-{number}")
+        second = call(server.dstack, "GetQuote", _DATA)
+        assert call(server.dstack, "GetKey", {"path": "a"}).status == 200
+        promised = self.acknowledged[: len(self.acknowledged) - (emitted.status == 200)]
+        for answer, names in ((first, promised), (second, self.acknowledged)):
+            if answer.status == 200:
+                assert app_events(answer.json()) == names, way.name
+        texts = [_told(answer) for answer in (first, emitted, second)]
+        for text in filter(None, texts):
+            assert _CLEAR.fullmatch(text), f"{way.name}: {text}"
+        after = _lines(self._folder / LOG)
+        assert after[: len(before)] == before, f"{way.name}: the log was rewritten"
+        self._note(way, emitted, texts)
+        if emitted.status == 200:
+            if (log := self._folder / LOG).is_symlink():
+                log.with_name(str(log.readlink())).replace(log)
+            return frozenset({LOG, REGISTERS})
+        return frozenset({PENDING, REGISTERS}) if "was extended" in texts[1] else frozenset()
+
+    def _note(self, way: Corruption, emitted: Answer, texts: list[str]) -> None:
+        self.ways[way.name] = {
+            "event": "taken" if emitted.status == 200 else "refused",
+            "evidence": "true" if not (texts[0] or texts[2]) else "refused",
+            "error": plain(texts[1] or texts[0] or texts[2]),
+        }
+
+    def recovered(self, server: Server, way: Corruption) -> None:
+        """Require that all is well at once, as the files are what they were."""
+        begin = time.monotonic()
+        try:
+            self.check_well(server)
+        except AssertionError as error:
+            raise AssertionError(f"after {way.name}, {self.ways[way.name]}: {error}") from error
+        self.slowest = max(self.slowest, time.monotonic() - begin)
+
+    def result(self, seconds: float) -> dict[str, Any]:
+        """Return what there is to tell."""
+        counts = Counter(
+            f"event {w['event']}, evidence {w['evidence']}" for w in self.ways.values()
+        )
+        return {
+            "seconds": round(seconds, 1),
+            "ways": self.ways,
+            "outcomes": dict(counts),
+            "acknowledged": len(self.acknowledged),
+            "lost": 0,
+            "recovery_seconds": round(self.slowest, 2),
+        }
+
+
+def _lines(path: Path) -> list[bytes]:
+    """Return the lines of a log as long as it is one."""
+    try:
+        if not path.is_file() or path.is_symlink() or path.stat().st_size > _SPARSE:
+            return []
+        return [line for line in path.read_bytes().split(b"\n") if line]
+    except OSError:
+        return []
+
+
+def _told(answer: Answer) -> str:
+    return "" if answer.status == 200 else str(answer.json()["error"])
+
+
+def _ways(form: Form, every: int) -> list[Corruption]:
+    """Return all ways, or in the short form some of each kind."""
+    return corruptions() if form.full else corruptions()[::every]
+
+
+@contextlib.contextmanager
+def _on_hardware() -> Iterator[tuple[Server, Path]]:
+    """Run a server on the emulated kernel, whose journal other programs may use too."""
+    with system() as guest:
+        app = AppFiles.make(guest.folder / "app")
+        options = ("--backend", "configfs_tsm", "--measure-app", *app.options)
+        with guest.serving(*options) as server:
+            yield server, guest.inside("/run/log/dstack")
+
+
+@contextlib.contextmanager
+def _simulated() -> Iterator[tuple[Server, Path]]:
+    with (
+        tempfile.TemporaryDirectory(prefix="ak") as name,
+        running_server("--state-dir", name) as server,
+    ):
+        yield server, Path(name)
+
+
+def _while_it_runs(
+    form: Form, running: Callable[[], contextlib.AbstractContextManager[tuple[Server, Path]]]
+) -> dict[str, Any]:
+    begin = time.monotonic()
+    with running() as (server, folder):
+        damage = _Damage(folder)
+        for number in range(5):
+            damage.emit(server, f"before-{number}")
+        for number, way in enumerate(_ways(form, 16)):
+            files = _Files(folder)
+            way.apply(folder)
+            keep = damage.use(server, way, number)
+            files.put_back(keep)
+            damage.recovered(server, way)
+            assert damage.emit(server, f"well-{number}").status == 200
+        damage.check_well(server)
+        assert not [line for line in errors_in(server.log()) if "Traceback" in line]
+    return damage.result(time.monotonic() - begin)
+
+
+@scenario(
+    "journal corrupted, on hardware",
+    "over 200 ways, each while a server on the emulated kernel runs",
+    missing,
+)
+def corrupted_on_hardware(form: Form) -> dict[str, Any]:
+    """Others may use this journal, so every request looks at it."""
+    return _while_it_runs(form, _on_hardware)
+
+
+@scenario("journal corrupted", "over 200 ways, each while a simulator runs that owns the journal")
+def corrupted(form: Form) -> dict[str, Any]:
+    """It knows its log as long as nothing fails, and looks before it writes."""
+    return _while_it_runs(form, _simulated)
+
+
+@scenario("journal corrupted between runs", "every fifth of the ways, before the server is started")
+def corrupted_between(form: Form) -> dict[str, Any]:
+    """It starts and refuses or tells the truth, or does not start and says why in one line."""
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="ak") as name:
+        folder = Path(name)
+        damage = _Damage(folder)
+        with running_server("--state-dir", name) as server:
+            for number in range(5):
+                damage.emit(server, f"before-{number}")
+        for number, way in enumerate(corruptions()[:: 5 if form.full else 80]):
+            files = _Files(folder)
+            way.apply(folder)
+            keep = _start_damaged(damage, way, number, name)
+            files.put_back(keep)
+            with running_server("--state-dir", name) as server:
+                damage.recovered(server, way)
+    return damage.result(time.monotonic() - begin)
+
+
+def _start_damaged(damage: _Damage, way: Corruption, number: int, name: str) -> frozenset[str]:
+    try:
+        with running_server("--state-dir", name) as server:
+            return damage.use(server, way, number)
+    except AssertionError as error:
+        if "no ready line" not in str(error):
+            raise
+    with tempfile.TemporaryDirectory(prefix="ak") as folder:
+        options = ("--backend", "simulator", "--dir", folder, "--http", "none", "--seed", SEED)
+        done = run_to_end(*options, "--state-dir", name, folder=Path(folder))
+    [line] = done.stderr.splitlines()
+    assert done.returncode == 3, done.stderr
+    assert line.startswith("attestkit serve: "), line
+    assert _CLEAR.fullmatch(line), f"{way.name}: {line}"
+    damage.ways[way.name] = {
+        "event": "refused",
+        "evidence": "refused",
+        "error": f"no start: {plain(line)}",
+    }
+    return frozenset()

@@ -1,0 +1,75 @@
+"""The PCCS dies while evidence is judged, hangs, and comes back."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from tests.chaos.scenarios import Form, scenario
+from tests.chaos.trial import Trial, plain
+from tests.serve.client import call
+from tests.serve.server import Server, running_server
+
+
+def _verdict(server: Server, evidence: dict[str, str]) -> str:
+    """Return what the verifier says: valid, or why not."""
+    fields = ("quote", "event_log", "vm_config")
+    answer = call(server.ready["verifier"], "verify", {name: evidence[name] for name in fields})
+    found = answer.json()
+    if "is_valid" not in found:
+        return f"{answer.status}: {plain(str(found))}"
+    return "valid" if found["is_valid"] else plain(str(found["reason"]))
+
+
+@contextlib.contextmanager
+def _verifier(agent: Server, pccs: str) -> Iterator[Server]:
+    anchor = str(agent.folder / "trust-anchor.pem")
+    options = ("--verifier", "127.0.0.1:0", "--verifier-pccs", pccs, "--trust-anchor", anchor)
+    with running_server(*options) as server:
+        yield server
+
+
+@scenario("PCCS dies", "the PCCS is killed, and another one started at its place")
+def dies(form: Form) -> dict[str, Any]:
+    """Evidence is refused for want of collateral, and judged as soon as there is a PCCS."""
+    with contextlib.ExitStack() as stack:
+        agent = stack.enter_context(running_server("--pccs", "127.0.0.1:0"))
+        address = agent.ready["pccs"].removeprefix("http://").partition("/")[0]
+        evidence = call(agent.dstack, "GetQuote", {"report_data": "77"}).json()
+        server = stack.enter_context(_verifier(agent, agent.ready["pccs"]))
+        with Trial(server) as trial, trial.fault():
+            agent.process.kill()
+            agent.process.wait()
+            without = _verdict(server, evidence)
+            trial.wait_answered("GetQuote", "EmitEvent", "GetKey", "Info", "/metrics")
+            trial.last(form.seconds(0.5, 5))
+            stack.enter_context(running_server("--pccs", address))
+        begin = time.monotonic()
+        assert _verdict(server, evidence) == "valid"
+        trial.notes["verify"] = {without: 1}
+        trial.notes["verify_recovery_seconds"] = round(time.monotonic() - begin, 2)
+    assert without != "valid"
+    return trial.result({})
+
+
+@scenario("PCCS hangs", "the PCCS is stopped while evidence is judged, then goes on")
+def hangs(form: Form) -> dict[str, Any]:
+    """Who waits for collateral waits alone."""
+    with running_server("--pccs", "127.0.0.1:0") as agent:
+        evidence = call(agent.dstack, "GetQuote", {"report_data": "77"}).json()
+        with _verifier(agent, agent.ready["pccs"]) as server, Trial(server) as trial:
+            with trial.fault():
+                os.kill(agent.process.pid, signal.SIGSTOP)
+                try:
+                    begin = time.monotonic()
+                    without = _verdict(server, evidence) if form.full else "not asked"
+                    waited = round(time.monotonic() - begin, 1)
+                    trial.wait_answered("GetQuote", "EmitEvent", "GetKey", "Info", "/metrics")
+                finally:
+                    os.kill(agent.process.pid, signal.SIGCONT)
+            assert _verdict(server, evidence) == "valid"
+            trial.notes["verify"] = {f"{without} (after {waited:g} s)": 1}
+    assert without != "valid"
+    return trial.result({})
