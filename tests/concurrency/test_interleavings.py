@@ -13,8 +13,8 @@ import pytest
 from tests.concurrency.explore import RaceError, explore, explore_randomly, replay
 from tests.concurrency.subjects import SUBJECTS
 
-FEW: Final = 60
-MANY: Final = int(os.environ.get("ATTESTKIT_SCHEDULES", "3000"))
+FEW: Final = 40
+MANY: Final = int(os.environ.get("ATTESTKIT_SCHEDULES", "1000"))
 
 _AGAIN: Final = "            self._check_usable()  # again, now that nobody can close it\n"
 
@@ -95,7 +95,7 @@ def test_without_its_guard_it_does_not(name: str) -> None:
     broken = Broken(GUARDS[name])
     subject = SUBJECTS[name](broken)
     with pytest.raises(RaceError) as raced:
-        explore(subject, most=20 * FEW)
+        explore(subject, most=30 * FEW)
     assert not broken.left, "a guard is not where it was: see what has become of it"
     with pytest.raises(RaceError):
         replay(subject, raced.value.schedule)
