@@ -25,17 +25,14 @@ class Call(NamedTuple):
     done: bool | None = True  # False: refused; None: nobody knows
 
     def outcomes(self, log: Log) -> Iterator[Log]:
-        """Yield what the log can be once this call has taken effect; nothing if it cannot now."""
+        """Yield the log once this call has taken effect; nothing if it cannot now."""
         if self.what == "boot":
             yield self.names
         elif self.what == "saw":
             if log == self.names:
                 yield log
         else:
-            if self.done is not False:
-                yield log + self.names
-            if not self.done:
-                yield log
+            yield log + self.names
 
 
 def emit(begin: int, end: int, name: str, *, done: bool | None = True) -> Call:
@@ -54,25 +51,47 @@ def boot(begin: int, end: int, names: Log = ()) -> Call:
 
 
 def explain(calls: Sequence[Call], log: Log = ()) -> list[Call] | None:
-    """Return an order of the calls that explains them, from `log` on; None if there is none."""
-    calls = sorted(calls, key=lambda call: call.begin)
-    whole = (1 << len(calls)) - 1
+    """Return an order of the calls that explains them, from `log` on; None if there is none.
+
+    Emits that were refused, and those of unknown fate that did not take effect, are left out of it.
+    """
+    calls = sorted((call for call in calls if call.done is not False), key=lambda call: call.begin)
+    needed = sum(1 << index for index, call in enumerate(calls) if call.done)
     tried = {(0, log)}
     ways: list[tuple[int, Log, tuple[int, ...]]] = [(0, log, ())]
     while ways:
         done, log, order = ways.pop()
-        if done == whole:
+        if not needed & ~done:
             return [calls[index] for index in order]
-        left = [index for index in range(len(calls)) if not done >> index & 1]
-        first_end = min(calls[index].end for index in left)
-        for index in reversed(left):
-            if calls[index].begin <= first_end:
-                for after in calls[index].outcomes(log):
-                    step = (done | 1 << index, after)
-                    if step not in tried:
-                        tried.add(step)
-                        ways.append((*step, (*order, index)))
+        for index in _next(calls, done, needed):
+            others = [call for at, call in enumerate(calls) if not (done | 1 << index) >> at & 1]
+            for after in calls[index].outcomes(log):
+                step = (done | 1 << index, after)
+                if step not in tried and _can_go_on(after, others):
+                    tried.add(step)
+                    ways.append((*step, (*order, index)))
     return None
+
+
+def _next(calls: Sequence[Call], done: int, needed: int) -> list[int]:
+    """Return which calls can take effect now, the one that is tried first at the end."""
+    left = [index for index in range(len(calls)) if not done >> index & 1]
+    first_end = min(calls[index].end for index in left if needed >> index & 1)
+    latest = max(
+        (calls[index].begin for index in range(len(calls)) if done >> index & 1), default=-1
+    )
+    return [
+        index
+        for index in reversed(left)
+        if calls[index].begin <= first_end and calls[index].end >= latest
+    ]
+
+
+def _can_go_on(log: Log, left: Sequence[Call]) -> bool:
+    """Tell whether the log can still become what is seen later: without a boot it only grows."""
+    if any(call.what == "boot" for call in left):
+        return True
+    return all(call.names[: len(log)] == log for call in left if call.what == "saw")
 
 
 def unexplained(calls: Sequence[Call], log: Log = ()) -> list[Call]:

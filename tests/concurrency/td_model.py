@@ -6,7 +6,7 @@ What must hold is said once, in `linearizable`: every answer is that of a TD who
 import os
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -25,8 +25,13 @@ ANYBODY = st.integers(0, CLIENTS - 1)
 _PAYLOADS = st.sampled_from(["", "00", "c0ffee", "61" * 300])
 
 
-def run(model: type[RuleBasedStateMachine], examples: int, steps: int) -> None:
-    """Take so many sequences of so many steps; the same ones each time, unless for long."""
+def run(
+    model: type[RuleBasedStateMachine], examples: int, steps: int, *, shrink: bool = True
+) -> None:
+    """Take so many sequences of so many steps; the same ones each time, unless for long.
+
+    One that fails is made smaller, which takes hundreds of runs, if `shrink`.
+    """
     long = os.environ.get("ATTESTKIT_EXAMPLES")
     chosen = settings(
         max_examples=int(long or examples),
@@ -35,6 +40,7 @@ def run(model: type[RuleBasedStateMachine], examples: int, steps: int) -> None:
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
         print_blob=True,
     )
     run_state_machine_as_test(model, settings=chosen)
