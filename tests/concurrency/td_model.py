@@ -59,7 +59,11 @@ class TdModel(RuleBasedStateMachine):
         self.history = History()
         self.path = self.start()
         self.clients = [Client(self.path, self.history) for _ in range(CLIENTS)]
-        self.booted = self.look()
+        try:
+            self.booted = self.look()
+        except BaseException:
+            self.stop()  # nobody else would
+            raise
         self.history.calls.clear()
         self._names = 0
 

@@ -224,10 +224,12 @@ class Shared(TdModel):
 
     def teardown(self) -> None:
         """Let nothing go wrong any more, and hear from everybody."""
-        self.machine.clear_faults()
-        for who in range(2):
-            self.hear_from_another_program(who)
-        super().teardown()
+        try:
+            self.machine.clear_faults()
+            for who in range(2):
+                self.hear_from_another_program(who)
+        finally:
+            super().teardown()
 
 
 @pytest.fixture
