@@ -2,27 +2,22 @@
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from datetime import datetime, timedelta, timezone
-from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import UsageError
 from attestkit.event_log.journal import LOCK, LOG, RegisterAccess
 from attestkit.event_log.runtime import parse_runtime_lines, runtime_event
 from attestkit.event_log.runtime_log import ZERO, replay_from
-from attestkit.keys import AppKeys
+from tests.concurrency.cache_subjects import CACHES
 from tests.concurrency.explore import Run, Subject
+from tests.concurrency.rooms import SEED, Edit, private_folder
 from tests.concurrency.world import World
 
-__all__ = ["SUBJECTS", "Edit"]
+__all__ = ["SUBJECTS"]
 
-Edit: TypeAlias = "Callable[[str], str]"
-"""Changes the text of a module; `str` leaves it as it is."""
-SEED: Final = bytes(range(32))
 _TURNS: Final = "attestkit._turns"
 _RUNTIME_LOG: Final = "attestkit.event_log.runtime_log"
 _JOURNAL: Final = (
@@ -40,13 +35,6 @@ _ATTESTER: Final = (
     "attestkit.attester.td",
     "attestkit.backends.simulator.td",
 )
-_FAST: Final = Path("/dev/shm")  # noqa: S108 - where there is one; the folder in it is private
-
-
-def _folder(stack: ExitStack) -> Path:
-    """Return a folder that goes with `stack`."""
-    fast = _FAST if _FAST.is_dir() else None
-    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ak", dir=fast)))
 
 
 # -- turns and queues ------------------------------------------------------------------------------
@@ -87,7 +75,7 @@ def _file_queue(edit: Edit) -> Subject:
 
     def scenario() -> Run:
         stack = ExitStack()
-        folder = _folder(stack)
+        folder = private_folder(stack)
         queues = [module.FileQueue(f"{folder}/queue") for _ in range(2)]
         for queue in queues:
             stack.callback(queue.close)
@@ -117,7 +105,7 @@ def _closed_queue(edit: Edit) -> Subject:
 
     def scenario() -> Run:
         stack = ExitStack()
-        folder = _folder(stack)
+        folder = private_folder(stack)
         queue = module.FileQueue(f"{folder}/queue")
         stack.callback(queue.close)
         queue.enter()
@@ -151,7 +139,7 @@ def _journal(edit: Edit) -> Subject:
 
     def scenario() -> Run:
         stack = ExitStack()
-        folder = _folder(stack)
+        folder = private_folder(stack)
         register = [ZERO]
 
         def extend(digest: bytes) -> None:
@@ -276,155 +264,6 @@ def _direct_extend(edit: Edit) -> Subject:
     return Subject(scenario, world.files)
 
 
-# -- keys ------------------------------------------------------------------------------------------
-
-
-def _keys(edit: Edit) -> Subject:
-    """Keys are closed while threads use them: each gets the right one or is refused."""
-    world = World("attestkit.keys.app_keys", edit=edit)
-    module = world["attestkit.keys.app_keys"]
-    with AppKeys.from_seed(SEED) as right:
-        root, signing = right.k256_key, right.signer("secp256k1")[0].public_key
-
-    def scenario() -> Run:
-        keys = module.AppKeys.from_seed(SEED)
-
-        def read() -> None:
-            with suppress(UsageError):
-                assert keys.k256_key == root
-
-        def sign() -> None:
-            with suppress(UsageError):
-                assert keys.signer("secp256k1")[0].public_key == signing
-
-        def authority() -> None:
-            with suppress(UsageError):
-                assert keys.ca_key is not None
-
-        def check() -> None:
-            assert not keys._signers, "a closed object still has a key that signs"
-            assert not any(map(any, keys._secrets.values()))
-
-        return Run([read, sign, authority, keys.close], check)
-
-    return Subject(scenario, world.files)
-
-
-# -- caches ----------------------------------------------------------------------------------------
-
-
-def _issue_cache(edit: Edit) -> Subject:
-    """Threads ask for the same and for others while one clears: at most four are kept."""
-    world = World("attestkit.backends.simulator.issue_cache", edit=edit)
-    module = world["attestkit.backends.simulator.issue_cache"]
-
-    def scenario() -> Run:
-        cache = module.IssueCache(lambda seed, _: seed)
-        for n in range(3):
-            cache(bytes([n]), None, keep=True)
-
-        def ask(*seeds: int) -> None:
-            for seed in seeds:
-                assert cache(bytes([seed]), None, keep=True) == bytes([seed])
-
-        def check() -> None:
-            assert len(cache) <= 4
-
-        return Run([lambda: ask(0, 5), lambda: ask(6, 0), cache.clear], check)
-
-    return Subject(scenario, world.files)
-
-
-class _Collateral:
-    """What a cache asks of collateral."""
-
-    valid_from = datetime(2026, 1, 1, tzinfo=timezone.utc)
-    valid_until = valid_from + timedelta(days=30)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def to_json(self) -> str:
-        """Return its text."""
-        return f'{{"name": "{self.name}"}}'
-
-
-def _collateral_cache(edit: Edit) -> Subject:
-    """What was put is not put aside by what another thread read before; `limit` holds."""
-    world = World("attestkit.collateral.cache", edit=edit)
-    module = world["attestkit.collateral.cache"]
-    key = ("https://pccs", "tdx", "platform")
-
-    def decode(_: object, content: bytes) -> Any:  # noqa: ANN401 - a copy has no type
-        found = _Collateral("new" if b'"new"' in content else "old")
-        return module._Entry(found, found.valid_from, found.valid_from, found.valid_until)
-
-    module._decode = decode
-
-    def scenario() -> Run:
-        stack = ExitStack()
-        folder = _folder(stack)
-        now = _Collateral.valid_from
-        module.CollateralCache(folder, clock=lambda: now).put(key, _Collateral("old"))
-        cache = module.CollateralCache(folder, clock=lambda: now)
-
-        def check() -> None:
-            assert cache.get(key).name == "new"
-            assert len(cache._entries) == 1
-
-        get = lambda: cache.get(key)  # noqa: E731 - short, and twice
-        return Run([get, lambda: cache.put(key, _Collateral("new")), get], check, stack.close)
-
-    return Subject(scenario, world.files)
-
-
-def _one_fetch(edit: Edit) -> Subject:
-    """Three threads want the same: one asks for it, and all have it."""
-    world = World("attestkit.collateral.source", edit=edit)
-    source = world["attestkit.collateral.source"].CollateralSource
-
-    def scenario() -> Run:
-        asked, kept, got = list[int](), list[str](), list[Any]()
-        fetcher = source("https://pccs")
-
-        def ask() -> str:
-            asked.append(1)
-            kept.append("it")
-            return "it"
-
-        def find() -> None:
-            got.append(fetcher._once(("k",), lambda: kept[0] if kept else None, ask)[0])
-
-        def check() -> None:
-            assert (asked, got, fetcher._running) == ([1], ["it"] * 3, {})
-
-        return Run([find, find, find], check)
-
-    return Subject(scenario, world.files | {__file__})
-
-
-def _doubted(edit: Edit) -> Subject:
-    """A platform's certificate is doubted while others are remembered, with the memory full."""
-    world = World("attestkit.collateral.source", edit=edit)
-    module = world["attestkit.collateral.source"]
-    module._REMEMBERED = 2
-
-    def scenario() -> Run:
-        fetcher = module.CollateralSource("https://pccs")
-        for name in ("a", "b"):
-            fetcher._remember(fetcher._certificates, name, (None, ""))
-        found = module.Found(None, ("k",), cached=False, shared=None, hidden="a")
-
-        def check() -> None:
-            assert "c" in fetcher._certificates
-            assert len(fetcher._certificates) <= 2
-
-        remember = lambda: fetcher._remember(fetcher._certificates, "c", (None, ""))  # noqa: E731 - one line
-        return Run([remember, lambda: fetcher.find_again(found)], check)
-
-    return Subject(scenario, world.files, fine=True)
-
-
 # -- the rest --------------------------------------------------------------------------------------
 
 
@@ -435,7 +274,7 @@ def _log_lines(edit: Edit) -> Subject:
 
     def scenario() -> Run:
         stack = ExitStack()
-        folder = _folder(stack)
+        folder = private_folder(stack)
         path = folder / "log"
         fd = os.open(path, os.O_WRONLY | os.O_CREAT)
         stack.callback(os.close, fd)
@@ -520,7 +359,7 @@ def _recording(edit: Edit) -> Subject:
 
     def scenario() -> Run:
         stack = ExitStack()
-        folder = _folder(stack)
+        folder = private_folder(stack)
         backend = _attester(world).backend
         tape = module.Recording(f"{folder}/tape", of=backend)
         tee = world["attestkit.attester"].Attester(tape)
@@ -551,11 +390,7 @@ SUBJECTS: Final[dict[str, Callable[[Edit], Subject]]] = {
     "evidence": _evidence,
     "closing": _closing,
     "direct extend": _direct_extend,
-    "keys": _keys,
-    "issue cache": _issue_cache,
-    "collateral cache": _collateral_cache,
-    "one fetch": _one_fetch,
-    "doubted": _doubted,
+    **CACHES,
     "log lines": _log_lines,
     "parts": _parts,
     "failing parts": lambda edit: _parts(edit, failing=True),
