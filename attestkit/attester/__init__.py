@@ -312,12 +312,17 @@ class Attester:
         if self._closed or self._process != os.getpid():
             return  # what a fork inherited is its parent's to close
         with self._source.alone():
-            self._closed = True
-            try:
-                self._backend.close()
-            finally:
-                if self._shared is not None:
-                    self._shared.close()
+            self._close_once()
+
+    def _close_once(self) -> None:
+        if self._closed:  # by another thread, while this one waited
+            return
+        self._closed = True
+        try:
+            self._backend.close()
+        finally:
+            if self._shared is not None:
+                self._shared.close()
 
     def __enter__(self) -> "Attester":
         self._check_usable()

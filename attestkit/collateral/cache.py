@@ -107,14 +107,16 @@ class CollateralCache:
         limit = min(ages) if ages else None
         now = self._clock()
         with self._lock:
-            entry = self._entries.get(key)
-        if entry is not None and entry.holds(now, limit):
-            return entry.collateral
+            known = self._entries.get(key)
+        if known is not None and known.holds(now, limit):
+            return known.collateral
         # Another process may have fetched it since.
         entry = self._read(key)
         if entry is None or not entry.holds(now, limit):
             return None
-        self._remember(key, entry)
+        with self._lock:
+            if self._entries.get(key) is known:  # else another thread has put what is newer
+                self._remember(key, entry)
         return entry.collateral
 
     def put(self, key: Key, collateral: Collateral) -> None:
@@ -127,7 +129,8 @@ class CollateralCache:
             CollateralError: A part of it has no dates.
         """
         entry = _Entry(collateral, self._clock(), collateral.valid_from, collateral.valid_until)
-        self._remember(key, entry)
+        with self._lock:
+            self._remember(key, entry)
         if self._folder is None:
             return
         path = self._path(self._folder, key)
@@ -138,11 +141,11 @@ class CollateralCache:
             _logger.warning("cannot keep collateral in %s: %s", self._folder, error)
 
     def _remember(self, key: Key, entry: _Entry) -> None:
-        with self._lock:
-            self._entries.pop(key, None)  # so that it goes to the end
-            self._entries[key] = entry
-            while len(self._entries) > self._limit:
-                del self._entries[next(iter(self._entries))]
+        """Keep in memory, where the lock is held."""
+        self._entries.pop(key, None)  # so that it goes to the end
+        self._entries[key] = entry
+        while len(self._entries) > self._limit:
+            del self._entries[next(iter(self._entries))]
 
     def _read(self, key: Key) -> _Entry | None:
         if self._folder is None:

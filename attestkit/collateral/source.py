@@ -114,7 +114,8 @@ class CollateralSource:
         """
         key, old = doubted.key, doubted.shared
         if doubted.hidden is not None:
-            self._certificates.pop(doubted.hidden, None)
+            with self._lock:  # another thread may be about to let go of the oldest
+                self._certificates.pop(doubted.hidden, None)
         if not doubted.cached or self._passed.get(key) == old:
             return None
         _, tee, *names = key

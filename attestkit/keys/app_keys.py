@@ -165,8 +165,9 @@ class AppKeys(Secret):
     @property
     def ca_key(self) -> P256Key | None:
         """The key of `ca_cert`; None with a KMS, which keeps it to itself."""
-        self._root_key()
-        return self._ca_key
+        key = self._ca_key
+        self._root_key()  # behind it, see `close`
+        return key
 
     @property
     def root_public_key(self) -> bytes:
@@ -175,8 +176,9 @@ class AppKeys(Secret):
 
     def derive(self, path: bytes) -> bytes:
         """Return 32 bytes derived from the root key, of which no copy is made."""
-        self._root_key()
-        return derive_bytes(self._secrets["k256_key"], path)
+        derived = derive_bytes(self._secrets["k256_key"], path)
+        self._root_key()  # behind it, see `close`
+        return derived
 
     def endorse(self, public_key: bytes, purpose: str) -> tuple[bytes, bytes]:
         """Return the signature chain of a derived key.
@@ -204,13 +206,21 @@ class AppKeys(Secret):
             wipe(secret)
             found = key, self.endorse(key.public_key, _SIGNING_PURPOSE)
             self._signers[algorithm] = found
+            if self._root is None:  # it was closed meanwhile, perhaps before this was put there
+                self._signers.clear()
+                self._root_key()
         return found
 
     def close(self) -> None:
-        """Wipe what can be wiped and let go of the rest. A second call does nothing."""
+        """Wipe what can be wiped and let go of the rest. A second call does nothing.
+
+        A thread that uses the keys meanwhile has the right ones or is refused.
+        """
+        # First: whoever takes a secret looks at this afterwards, and so never has one half wiped.
+        self._root = None
+        self._ca_key = None
         for secret in self._secrets.values():
             wipe(secret)
-        self._root = self._ca_key = None
         self._signers.clear()
 
     def __enter__(self) -> "AppKeys":  # noqa: PYI034 - Self comes with Python 3.11
@@ -220,14 +230,17 @@ class AppKeys(Secret):
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._root is None else self._root.public_key.hex()
+        root = self._root
+        state = "closed" if root is None else root.public_key.hex()
         return f"AppKeys(key_provider={self.key_provider!r}, root_public_key={state})"
 
     def _root_key(self) -> K256Key:
-        if self._root is None:
+        root = self._root
+        if root is None:
             raise UsageError("these AppKeys are closed")
-        return self._root
+        return root
 
     def _secret(self, name: str) -> bytes:
-        self._root_key()
-        return bytes(self._secrets[name])
+        value = bytes(self._secrets[name])
+        self._root_key()  # behind it, see `close`
+        return value

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from threading import Lock
 from typing import NamedTuple
 from uuid import UUID
 
@@ -50,6 +51,7 @@ class SoftTd:
         self._folder = folder
         self._random = random
         self._boot_id = ""
+        self._changing = Lock()  # the last of all locks: whoever extends reads, hashes and writes
         self._set(boot.rtmrs)
         access = RegisterAccess(lambda: self.rtmrs[3], self._extend_for_log)
         self.journal: Journal | MemoryJournal
@@ -79,7 +81,7 @@ class SoftTd:
     def reset(self) -> None:
         """Boot again: what was emitted since the last boot is gone, its log is put aside."""
         boot_id = str(UUID(bytes=self._random(16), version=4))
-        with self.journal.locked():
+        with self.journal.locked(), self._changing:
             # In this order, so that a program killed in between leaves a TD that is off.
             if self._folder is not None:
                 self._folder.forget()
@@ -107,12 +109,13 @@ class SoftTd:
 
     def extend_unasked(self, register: int, digest: bytes) -> None:
         """Extend a register, whoever asks; BackendError if the new value could not be kept."""
-        changed = list(self.rtmrs)
-        changed[register] = hashlib.sha384(self.rtmrs[register] + digest).digest()
-        rtmrs = (changed[0], changed[1], changed[2], changed[3])
-        if self._folder is not None:
-            self._folder.save(State(self._boot_id, self._boot.launch, rtmrs))
-        self._set(rtmrs)
+        with self._changing:
+            changed = list(self.rtmrs)
+            changed[register] = hashlib.sha384(self.rtmrs[register] + digest).digest()
+            rtmrs = (changed[0], changed[1], changed[2], changed[3])
+            if self._folder is not None:
+                self._folder.save(State(self._boot_id, self._boot.launch, rtmrs))
+            self._set(rtmrs)
 
     def close(self) -> None:
         """Let another program have the TD; a second call does nothing."""

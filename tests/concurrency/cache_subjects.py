@@ -1,0 +1,172 @@
+"""Keys and caches that threads share, each as some threads and what must hold at their end."""
+
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from datetime import datetime, timedelta, timezone
+from typing import Any, Final
+
+from attestkit.errors import UsageError
+from attestkit.keys import AppKeys
+from tests.concurrency.explore import Run, Subject
+from tests.concurrency.rooms import SEED, Edit, private_folder
+from tests.concurrency.world import World
+
+__all__ = ["CACHES"]
+
+
+# -- keys ------------------------------------------------------------------------------------------
+
+
+def _keys(edit: Edit) -> Subject:
+    """Keys are closed while threads use them: each gets the right one or is refused."""
+    world = World("attestkit.keys.app_keys", edit=edit)
+    module = world["attestkit.keys.app_keys"]
+    with AppKeys.from_seed(SEED) as right:
+        root, signing = right.k256_key, right.signer("secp256k1")[0].public_key
+
+    def scenario() -> Run:
+        keys = module.AppKeys.from_seed(SEED)
+
+        def read() -> None:
+            with suppress(UsageError):
+                assert keys.k256_key == root
+
+        def sign() -> None:
+            with suppress(UsageError):
+                assert keys.signer("secp256k1")[0].public_key == signing
+
+        def authority() -> None:
+            with suppress(UsageError):
+                assert keys.ca_key is not None
+
+        def check() -> None:
+            assert not keys._signers, "a closed object still has a key that signs"
+            assert not any(map(any, keys._secrets.values()))
+
+        return Run([read, sign, authority, keys.close], check)
+
+    return Subject(scenario, world.files)
+
+
+# -- caches ----------------------------------------------------------------------------------------
+
+
+def _issue_cache(edit: Edit) -> Subject:
+    """Threads ask for the same and for others while one clears: at most four are kept."""
+    world = World("attestkit.backends.simulator.issue_cache", edit=edit)
+    module = world["attestkit.backends.simulator.issue_cache"]
+
+    def scenario() -> Run:
+        cache = module.IssueCache(lambda seed, _: seed)
+        for n in range(3):
+            cache(bytes([n]), None, keep=True)
+
+        def ask(*seeds: int) -> None:
+            for seed in seeds:
+                assert cache(bytes([seed]), None, keep=True) == bytes([seed])
+
+        def check() -> None:
+            assert len(cache) <= 4
+
+        return Run([lambda: ask(0, 5), lambda: ask(6, 0), cache.clear], check)
+
+    return Subject(scenario, world.files)
+
+
+class _Collateral:
+    """What a cache asks of collateral."""
+
+    valid_from = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    valid_until = valid_from + timedelta(days=30)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def to_json(self) -> str:
+        """Return its text."""
+        return f'{{"name": "{self.name}"}}'
+
+
+def _collateral_cache(edit: Edit) -> Subject:
+    """What was put is not put aside by what another thread read before; `limit` holds."""
+    world = World("attestkit.collateral.cache", edit=edit)
+    module = world["attestkit.collateral.cache"]
+    key = ("https://pccs", "tdx", "platform")
+
+    def decode(_: object, content: bytes) -> Any:  # noqa: ANN401 - a copy has no type
+        found = _Collateral("new" if b'"new"' in content else "old")
+        return module._Entry(found, found.valid_from, found.valid_from, found.valid_until)
+
+    module._decode = decode
+
+    def scenario() -> Run:
+        stack = ExitStack()
+        folder = private_folder(stack)
+        now = _Collateral.valid_from
+        module.CollateralCache(folder, clock=lambda: now).put(key, _Collateral("old"))
+        cache = module.CollateralCache(folder, clock=lambda: now)
+
+        def check() -> None:
+            assert cache.get(key).name == "new"
+            assert len(cache._entries) == 1
+
+        get = lambda: cache.get(key)  # noqa: E731 - short, and twice
+        return Run([get, lambda: cache.put(key, _Collateral("new")), get], check, stack.close)
+
+    return Subject(scenario, world.files)
+
+
+def _one_fetch(edit: Edit) -> Subject:
+    """Three threads want the same: one asks for it, and all have it."""
+    world = World("attestkit.collateral.source", edit=edit)
+    source = world["attestkit.collateral.source"].CollateralSource
+
+    def scenario() -> Run:
+        asked, kept, got = list[int](), list[str](), list[Any]()
+        fetcher = source("https://pccs")
+
+        def ask() -> str:
+            asked.append(1)
+            kept.append("it")
+            return "it"
+
+        def find() -> None:
+            got.append(fetcher._once(("k",), lambda: kept[0] if kept else None, ask)[0])
+
+        def check() -> None:
+            assert (asked, got, fetcher._running) == ([1], ["it"] * 3, {})
+
+        return Run([find, find, find], check)
+
+    return Subject(scenario, world.files | {__file__})
+
+
+def _doubted(edit: Edit) -> Subject:
+    """A platform's certificate is doubted while others are remembered, with the memory full."""
+    world = World("attestkit.collateral.source", edit=edit)
+    module = world["attestkit.collateral.source"]
+    module._REMEMBERED = 2
+
+    def scenario() -> Run:
+        fetcher = module.CollateralSource("https://pccs")
+        for name in ("a", "b"):
+            fetcher._remember(fetcher._certificates, name, (None, ""))
+        found = module.Found(None, ("k",), cached=False, shared=None, hidden="a")
+
+        def check() -> None:
+            assert "c" in fetcher._certificates
+            assert len(fetcher._certificates) <= 2
+
+        remember = lambda: fetcher._remember(fetcher._certificates, "c", (None, ""))  # noqa: E731 - one line
+        return Run([remember, lambda: fetcher.find_again(found)], check)
+
+    return Subject(scenario, world.files, fine=True)
+
+
+CACHES: Final[dict[str, Callable[[Edit], Subject]]] = {
+    "keys": _keys,
+    "issue cache": _issue_cache,
+    "collateral cache": _collateral_cache,
+    "one fetch": _one_fetch,
+    "doubted": _doubted,
+}

@@ -1,0 +1,206 @@
+"""Which schedules are tried: all with few preemptions, or random ones from a seed.
+
+A preemption is a switch away from a thread that could have gone on. Most races need one or two of
+them, so all schedules with so many are tried first (Musuvathi and Qadeer, "Iterative context
+bounding", 2007). Random ones give each thread a priority, and take the highest's away at a few
+moments (Burckhardt and others, "A randomized scheduler", 2010).
+"""
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import NamedTuple, TypeAlias
+
+from tests.concurrency.stage import Choose, Stage
+
+__all__ = [
+    "Explored",
+    "RaceError",
+    "Run",
+    "Scenario",
+    "Subject",
+    "explore",
+    "explore_randomly",
+    "replay",
+]
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+class Run(NamedTuple):
+    """The threads of one run."""
+
+    threads: Sequence[Callable[[], object]]
+    check: Callable[[], None] = _nothing  # asserts at their end that all is well
+    end: Callable[[], object] = _nothing  # called last, also if it is not
+
+
+Scenario: TypeAlias = Callable[[], Run]
+"""Makes the threads of one run."""
+
+
+class Subject(NamedTuple):
+    """What is explored."""
+
+    scenario: Scenario
+    watched: frozenset[str]  # files
+    fine: bool = False  # steps within a line too
+    timeouts: bool = False  # whether a wait may be ended by time alone
+
+
+class Explored(NamedTuple):
+    """What was tried, and found to be well."""
+
+    schedules: int
+    complete: bool  # all that there are within the bound
+    decisions: int  # of the longest
+
+
+class RaceError(AssertionError):
+    """A schedule under which it goes wrong; `schedule` is that of `replay`."""
+
+    def __init__(self, schedule: str, text: str) -> None:
+        super().__init__(text)
+        self.schedule = schedule
+
+
+def explore(
+    subject: Subject, *, preemptions: int = 2, most: int = 1_000_000, seed: int = 0
+) -> Explored:
+    """Try all schedules with so many preemptions, those with fewer first.
+
+    Args:
+        subject: Of which.
+        preemptions: The bound.
+        most: How many schedules; of those with as many preemptions which ones is random.
+        seed: For that.
+
+    Raises:
+        RaceError: One goes wrong.
+    """
+    level, tried, longest = [b""], 0, 0
+    order = random.Random(seed)  # noqa: S311 - not a secret
+    for used in range(preemptions + 1):
+        order.shuffle(level)
+        following: list[bytes] = []
+        while level:
+            if tried == most:
+                return Explored(tried, complete=False, decisions=longest)
+            prefix = level.pop()
+            stage = _run(subject, _Prefix(prefix))
+            tried += 1
+            longest = max(longest, len(stage.decisions))
+            same, more = _others(stage, len(prefix))
+            level += same
+            if used < preemptions:
+                following += more
+        level = following
+    return Explored(tried, complete=True, decisions=longest)
+
+
+def explore_randomly(
+    subject: Subject, *, schedules: int, seed: int = 0, depth: int = 3
+) -> Explored:
+    """Try so many random schedules, each with `depth` changes of priority.
+
+    Raises:
+        RaceError: One goes wrong.
+    """
+    longest = len(_run(subject, _Prefix(b"")).decisions)
+    for number in range(schedules):
+        stage = _run(subject, _Priorities(f"{seed}:{number}", longest, depth))
+        longest = max(longest, len(stage.decisions))
+    return Explored(schedules + 1, complete=False, decisions=longest)
+
+
+def replay(subject: Subject, schedule: str) -> None:
+    """Run once more what a `RaceError` told."""
+    runs = re.findall(r"(\d+)x(\d+)", schedule)
+    choices = b"".join(bytes([int(number)]) * int(times) for number, times in runs)
+    _run(subject, _Prefix(choices))
+
+
+class _Prefix:
+    """These choices, and then whoever can goes on."""
+
+    def __init__(self, choices: bytes) -> None:
+        self._choices = choices
+        self._next = 0
+
+    def __call__(self, options: tuple[int, ...], current: int | None) -> int:
+        if self._next < len(self._choices):
+            chosen = self._choices[self._next]
+            self._next += 1
+            assert chosen in options, "the run is another than the one before: it is not determined"
+            return chosen
+        return options[0] if current is None else current
+
+
+class _Priorities:
+    """The able thread of the highest priority, which is lost at some moments."""
+
+    def __init__(self, seed: str, decisions: int, depth: int) -> None:
+        self._random = random.Random(seed)  # noqa: S311 - not a secret
+        self._priorities: dict[int, float] = {}
+        self._drops = {self._random.randrange(max(1, decisions)) for _ in range(depth)}
+        self._made = 0
+
+    def __call__(self, options: tuple[int, ...], current: int | None) -> int:
+        if current is not None and self._made in self._drops:
+            self._priorities[current] = -self._made - 1.0
+        self._made += 1
+        for number in options:
+            self._priorities.setdefault(number, self._random.random())
+        return max(options, key=lambda number: self._priorities[number])
+
+
+def _run(subject: Subject, choose: Choose) -> Stage:
+    run = subject.scenario()
+    stage = Stage(choose, subject.watched, fine=subject.fine)
+    try:
+        stage.run(run.threads)
+        error = _error(subject, stage, run.check)
+    finally:
+        run.end()
+    if error is not None:
+        raise _raced(stage, error) from error
+    return stage
+
+
+def _error(subject: Subject, stage: Stage, check: Callable[[], None]) -> BaseException | None:
+    """Return what went wrong, if anything did."""
+    error: BaseException | None = stage.failure
+    for task in stage.tasks:
+        error = error or task.error
+    if error is None and stage.timeouts and not subject.timeouts:
+        error = AssertionError("a wake-up is missing: only time ended a wait")
+    if error is None:
+        try:
+            check()
+        except Exception as wrong:  # noqa: BLE001 - told with its schedule
+            error = wrong
+    return error
+
+
+def _raced(stage: Stage, error: BaseException) -> RaceError:
+    chosen = [decision.chosen for decision in stage.decisions]
+    schedule = " ".join(f"{number}x{len([*same])}" for number, same in groupby(chosen))
+    steps = "\n".join(f"  thread {switch.task} from {switch.where}" for switch in stage.switches)
+    text = f"{type(error).__name__}: {error}\nschedule {schedule!r}:\n{steps}"
+    return RaceError(schedule, text)
+
+
+def _others(stage: Stage, since: int) -> tuple[list[bytes], list[bytes]]:
+    """Return what else could have been chosen: without one more preemption, and with one."""
+    same, more = list[bytes](), list[bytes]()
+    chosen = bytes(decision.chosen for decision in stage.decisions)
+    for index in range(since, len(stage.decisions)):
+        options, current, taken = stage.decisions[index]
+        for other in options:
+            if other != taken:
+                prefix = chosen[:index] + bytes([other])
+                (same if current is None else more).append(prefix)
+    return same, more

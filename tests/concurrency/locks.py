@@ -1,0 +1,232 @@
+"""Stand-ins for what threads wait on: on the stage a thread that waits lets the others run.
+
+Outside of a run, and for other threads, they are never waited for: there only one thread uses them.
+"""
+
+import fcntl as real_fcntl
+import struct
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final, Generic, TypeVar
+
+from tests.concurrency.stage import Task, task_here
+
+__all__ = ["Event", "Future", "Lock", "OsLocks", "RLock", "Thread"]
+
+T = TypeVar("T")
+_MAIN: Final = "the thread beside the stage"
+_FLOCK: Final = struct.Struct("hhqqi0q")  # struct flock
+
+
+def _who() -> Task | str:
+    return task_here() or _MAIN
+
+
+class Lock:
+    """As `threading.Lock`."""
+
+    def __init__(self) -> None:
+        self._held = False
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002 - as that of threading
+        """Take it."""
+        if task := task_here():
+            task.pause("a lock")
+            if blocking:
+                timed = timeout >= 0
+                if not task.wait(lambda: not self._held, "a lock", timed=timed):
+                    return False
+        if self._held:
+            assert task is None or not blocking or task.leaving, "a lock is held"
+            return False
+        self._held = True
+        return True
+
+    def release(self) -> None:
+        """Let it go."""
+        if not self._held:
+            raise RuntimeError("release unlocked lock")
+        self._held = False
+
+    def locked(self) -> bool:
+        """Tell whether somebody has it."""
+        return self._held
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        if self._held:
+            self.release()
+
+
+class RLock:
+    """As `_thread.RLock`, which may be inherited from."""
+
+    def __init__(self) -> None:
+        self._owner: Task | str | None = None
+        self._count = 0
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002 - as that of threading
+        """Take it, once more if it is this thread's."""
+        me = _who()
+        if self._owner == me:
+            self._count += 1
+            return True
+        if task := task_here():
+            task.pause("a lock")
+            if blocking:
+                timed = timeout >= 0
+                if not task.wait(lambda: self._owner is None, "a lock", timed=timed):
+                    return False
+        if self._owner is not None and not (task and task.leaving):
+            return False
+        self._owner, self._count = me, 1
+        return True
+
+    def release(self) -> None:
+        """Let it go, as often as it was taken."""
+        if not self._is_owned():
+            raise RuntimeError("cannot release un-acquired lock")
+        self._count -= 1
+        if not self._count:
+            self._owner = None
+
+    def _is_owned(self) -> bool:
+        return self._owner == _who()
+
+    def __enter__(self) -> Any:  # noqa: ANN401 - subclasses return None
+        return self.acquire()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        trace: TracebackType | None = None,
+    ) -> None:
+        task = task_here()
+        if task is None or not task.leaving or self._is_owned():
+            self.release()
+
+
+class Event:
+    """As `threading.Event`."""
+
+    def __init__(self) -> None:
+        self._set = False
+
+    def set(self) -> None:
+        """Let all go on who wait."""
+        self._set = True
+
+    def is_set(self) -> bool:
+        """Tell whether it is set."""
+        return self._set
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set."""
+        if task := task_here():
+            task.pause("an event")
+            task.wait(lambda: self._set, "an event", timed=timeout is not None)
+        return self._set
+
+
+class Future(Generic[T]):
+    """As `concurrent.futures.Future`, as far as one thread waits for another's result."""
+
+    def __init__(self) -> None:
+        self._done = Event()
+        self._value: list[T] = []
+        self._error: BaseException | None = None
+
+    def set_result(self, value: T) -> None:
+        """Give the result."""
+        assert not self._done.is_set()
+        self._value.append(value)
+        self._done.set()
+
+    def set_exception(self, error: BaseException) -> None:
+        """Give what went wrong."""
+        assert not self._done.is_set()
+        self._error = error
+        self._done.set()
+
+    def result(self) -> T:
+        """Wait for the result."""
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+        return self._value[0]
+
+
+class Thread:
+    """As `threading.Thread`: one more thread on the stage."""
+
+    def __init__(self, *, target: Callable[[], object]) -> None:
+        self._target = target
+        self._task: Task | None = None
+
+    def start(self) -> None:
+        """Let it begin."""
+        me = task_here()
+        assert me is not None, "threads are started on the stage"
+        self._task = me.stage.spawn(self._target)
+
+    def join(self) -> None:
+        """Wait for its end."""
+        me, other = task_here(), self._task
+        assert me is not None
+        assert other is not None
+        me.wait(lambda: other.ended, f"the end of thread {other.number}")
+
+
+class OsLocks:
+    """As the module `fcntl`: the kernel's own locks, asked for without waiting in the kernel."""
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever that module has
+        return getattr(real_fcntl, name)
+
+    @staticmethod
+    def flock(fd: int, operation: int) -> None:
+        """Lock or unlock an open file."""
+        task = task_here()
+        if task is not None and not operation & (real_fcntl.LOCK_NB | real_fcntl.LOCK_UN):
+            task.pause("flock")
+            task.wait(lambda: _is_free(fd, operation), "flock")
+            operation |= real_fcntl.LOCK_NB
+        real_fcntl.flock(fd, operation)
+
+    @staticmethod
+    def fcntl(fd: int, command: int, arg: Any = 0) -> Any:  # noqa: ANN401 - as of that module
+        """Lock bytes of an open file, or whatever else is asked."""
+        task = task_here()
+        if task is not None and command == real_fcntl.F_OFD_SETLKW:
+            task.pause("a byte's lock")
+            task.wait(lambda: _is_unlocked(fd, arg), "a byte's lock")
+            command = real_fcntl.F_OFD_SETLK
+        return real_fcntl.fcntl(fd, command, arg)
+
+
+def _is_free(fd: int, operation: int) -> bool:
+    try:
+        real_fcntl.flock(fd, operation | real_fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    real_fcntl.flock(fd, real_fcntl.LOCK_UN)
+    return True
+
+
+def _is_unlocked(fd: int, wanted: bytes) -> bool:
+    answer: bytes = real_fcntl.fcntl(fd, real_fcntl.F_OFD_GETLK, wanted)
+    return bool(_FLOCK.unpack(answer)[0] == real_fcntl.F_UNLCK)
+
+
+THREADING: Final = {
+    "Lock": Lock,
+    "RLock": RLock,
+    "Event": Event,
+    "Thread": Thread,
+    "get_ident": threading.get_ident,
+    "local": threading.local,
+}

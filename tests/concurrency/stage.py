@@ -1,0 +1,277 @@
+"""Threads of which one runs at a time: whoever has the baton gives it on where it is told to.
+
+They are real threads of the interpreter running real code. Between two of their steps all of them
+wait, and a `Choose` says who takes the next one. A step ends before each line of the files that are
+watched (before each access to shared state too, if asked), and where a lock is asked for. The same
+choices give the same run, so that a run that went wrong can be had again.
+"""
+
+import dis
+import gc
+import sys
+import threading
+from _thread import allocate_lock
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, Final, NamedTuple, Protocol
+
+__all__ = [
+    "Choose",
+    "DeadlockError",
+    "Decision",
+    "EndlessError",
+    "Stage",
+    "Switch",
+    "Task",
+    "task_here",
+]
+
+_MOST_STEPS: Final = 50_000
+_PATIENCE: Final = 60.0  # seconds that a run of some milliseconds may take
+# What reads or changes what another thread can see, or calls somebody who may.
+_ACCESSES: Final = (
+    *("LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "BINARY_SUBSCR", "STORE_SUBSCR"),
+    *("DELETE_SUBSCR", "LOAD_DEREF", "STORE_DEREF", "STORE_GLOBAL", "CALL", "CALL_METHOD"),
+    *("CALL_FUNCTION", "CALL_FUNCTION_EX", "CALL_FUNCTION_KW", "CALL_KW"),
+)
+_ACCESS_CODES: Final = frozenset(dis.opmap[name] for name in _ACCESSES if name in dis.opmap)
+
+
+class DeadlockError(AssertionError):
+    """Every thread waits for another one."""
+
+
+class EndlessError(AssertionError):
+    """The threads go on and on."""
+
+
+class _Abandoned(BaseException):
+    """The run is over; the thread leaves."""
+
+
+class Decision(NamedTuple):
+    """A moment at which more than one thread could run."""
+
+    options: tuple[int, ...]
+    current: int | None  # who had the baton, if it could have gone on
+    chosen: int
+
+
+class Switch(NamedTuple):
+    """A thread took over."""
+
+    task: int
+    where: str  # it goes on there
+
+
+class Choose(Protocol):
+    """Says who runs next."""
+
+    def __call__(self, options: tuple[int, ...], current: int | None) -> int:
+        """Return one of `options`; `current` is among them unless it is None."""
+
+
+_here: Final = threading.local()
+
+
+def task_here() -> "Task | None":
+    """Return the task that the calling thread is, None for a thread of somebody else's."""
+    return getattr(_here, "task", None)
+
+
+class Task:
+    """One thread on the stage."""
+
+    def __init__(self, stage: "Stage", number: int, work: Callable[[], object]) -> None:
+        self.number = number
+        self.ended = False
+        self.error: BaseException | None = None
+        self.ready: Callable[[], bool] | None = None  # what it waits for
+        self.timed = False  # it would not wait for ever
+        self.timed_out = False
+        self.place: tuple[CodeType, int] | str = "its start"
+        self.gate = allocate_lock()
+        self.gate.acquire()
+        self.leaving = False
+        self._stage = stage
+        self._work = work
+        self.thread = threading.Thread(target=self._play, name=f"task-{number}", daemon=True)
+
+    @property
+    def stage(self) -> "Stage":
+        """Where it runs."""
+        return self._stage
+
+    @property
+    def where(self) -> str:
+        """The line that it stands before, or what it waits for."""
+        if isinstance(self.place, str):
+            return self.place
+        code, line = self.place
+        return f"{Path(code.co_filename).name}:{line} ({code.co_name})"
+
+    def pause(self, place: tuple[CodeType, int] | str) -> None:
+        """Let another thread run, if it is chosen."""
+        if not self.leaving:
+            self.place = place
+            self._stage.switch(self)
+
+    def wait(self, ready: Callable[[], bool], what: str, *, timed: bool = False) -> bool:
+        """Wait until `ready`; False if the time was over, which only is when nobody can run."""
+        while not self.leaving and not ready():
+            self.ready, self.timed, self.place = ready, timed, what
+            try:
+                self._stage.switch(self)
+            finally:
+                self.ready, self.timed = None, False
+            if self.timed_out:
+                self.timed_out = False
+                return False
+        return True
+
+    def _play(self) -> None:
+        _here.task = self
+        self.gate.acquire()
+        try:
+            if not self._stage.over:
+                sys.settrace(self._stage.trace)
+                self._work()
+        except _Abandoned:
+            pass
+        except BaseException as error:  # noqa: BLE001 - raised by who looks at the run
+            self.error = error
+        finally:
+            sys.settrace(None)
+            self.ended = True
+            _here.task = None
+            self._stage.leave()
+
+
+class Stage:
+    """One run of some threads.
+
+    Args:
+        choose: Who runs next.
+        watched: The files whose lines are steps.
+        fine: Whether accesses within a line are steps too.
+    """
+
+    def __init__(self, choose: Choose, watched: frozenset[str], *, fine: bool = False) -> None:
+        self.over = False
+        self.failure: AssertionError | None = None
+        self.decisions: list[Decision] = []
+        self.switches: list[Switch] = []
+        self.timeouts = 0  # waits that only the passing of time has ended
+        self.tasks: list[Task] = []
+        self._choose = choose
+        self._watched = watched
+        self._fine = fine
+        self._codes: dict[CodeType, bytes] = {}
+        self._steps = 0
+        self._finished = threading.Event()
+
+    def run(self, works: Sequence[Callable[[], object]]) -> None:
+        """Run them all to their end; what they raised is in `tasks`, what befell them here."""
+        for work in works:
+            self.spawn(work)
+        collecting = gc.isenabled()
+        gc.disable()  # a finalizer would run wherever memory happens to be short
+        try:
+            first = self._next(None)
+            assert first is not None
+            first.gate.release()
+            if not self._finished.wait(_PATIENCE):
+                raise RuntimeError("a thread waits for something that the stage does not know")
+            for task in self.tasks:  # one by one, also those that leave
+                if not task.ended:
+                    task.gate.release()
+                task.thread.join()
+        finally:
+            if collecting:
+                gc.enable()
+
+    def spawn(self, work: Callable[[], object]) -> Task:
+        """Add a thread."""
+        task = Task(self, len(self.tasks), work)
+        self.tasks.append(task)
+        task.thread.start()
+        return task
+
+    def switch(self, task: Task) -> None:
+        """Give the baton to whoever is chosen, and come back once it is this task again."""
+        chosen = self._next(task)
+        if chosen is not task and chosen is not None:
+            chosen.gate.release()
+            task.gate.acquire()
+        if self.over:
+            task.leaving = True
+            raise _Abandoned
+
+    def leave(self) -> None:
+        """Give the baton on, as the thread that has it ends."""
+        chosen = None if self.over else self._next(None)
+        if chosen is None:
+            self._finished.set()
+        else:
+            chosen.gate.release()
+
+    def _next(self, current: Task | None) -> Task | None:
+        """Return who is to run; None if all have ended, or the run is over."""
+        able = [t for t in self.tasks if not t.ended and (t.ready is None or t.ready())]
+        if not able:
+            return self._nobody_is_able()
+        self._steps += 1
+        if self._steps > _MOST_STEPS:
+            self._abandon(EndlessError(f"no end after {_MOST_STEPS} steps"))
+            return None
+        chosen = able[0]
+        if len(able) > 1:
+            options = tuple(task.number for task in able)
+            mine = current.number if current in able and current is not None else None
+            number = self._choose(options, mine)
+            self.decisions.append(Decision(options, mine, number))
+            chosen = self.tasks[number]
+        if chosen is not current:
+            self.switches.append(Switch(chosen.number, chosen.where))
+        return chosen
+
+    def _nobody_is_able(self) -> Task | None:
+        waiting = [task for task in self.tasks if not task.ended]
+        if not waiting:
+            return None
+        for task in waiting:
+            if task.timed:
+                task.timed_out = True
+                self.timeouts += 1
+                return task
+        text = ", ".join(f"thread {task.number} waits for {task.where}" for task in waiting)
+        self._abandon(DeadlockError(text))
+        return None
+
+    def _abandon(self, failure: AssertionError) -> None:
+        self.over, self.failure = True, failure
+
+    # -- steps ---------------------------------------------------------------------------------
+
+    def trace(self, frame: FrameType, event: str, arg: Any) -> Any:  # noqa: ANN401 - as of settrace
+        """Watch the frames of watched files."""
+        del event, arg
+        if frame.f_code.co_filename not in self._watched:
+            return None
+        frame.f_trace_opcodes = self._fine
+        return self._step
+
+    def _step(self, frame: FrameType, event: str, arg: Any) -> Any:  # noqa: ANN401 - as of settrace
+        del arg
+        if event == "line" or (event == "opcode" and self._is_access(frame)):
+            task = task_here()
+            if task is not None:
+                task.pause((frame.f_code, frame.f_lineno))
+        return self._step
+
+    def _is_access(self, frame: FrameType) -> bool:
+        code = self._codes.get(frame.f_code)
+        if code is None:
+            code = self._codes[frame.f_code] = frame.f_code.co_code
+        return code[frame.f_lasti] in _ACCESS_CODES

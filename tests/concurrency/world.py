@@ -1,0 +1,73 @@
+"""Modules of ours once more, with locks that the stage knows: the real code, line for line.
+
+    world = World("attestkit._turns", "attestkit.event_log.runtime_log")
+    turns = world["attestkit._turns"].Turns()
+
+What they import of one another is the copy, all else the original. An `edit` changes a copy's text,
+so that a test can show what is found once a lock is taken out.
+"""
+
+import builtins
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, Final
+
+from tests.concurrency.locks import THREADING, Future, OsLocks
+
+__all__ = ["World"]
+
+_STAND_INS: Final = {
+    "_thread": SimpleNamespace(**THREADING),
+    "concurrent.futures": SimpleNamespace(Future=Future),
+    "fcntl": OsLocks(),
+    "threading": SimpleNamespace(**THREADING),
+}
+
+
+class World:
+    """Copies of the modules `names`, made when they are first asked for."""
+
+    def __init__(
+        self, *names: str, edit: Callable[[str], str] = str, stand_ins: Mapping[str, Any] = {}
+    ) -> None:
+        self._names = names
+        self._edit = edit
+        self._stand_ins: dict[str, Any] = {**_STAND_INS, **stand_ins}
+        self._copies: dict[str, ModuleType] = {}
+        self._builtins = {**vars(builtins), "__import__": self._import}
+
+    @property
+    def files(self) -> frozenset[str]:
+        """The files of the copies."""
+        return frozenset(str(importlib.import_module(name).__file__) for name in self._names)
+
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - whatever that module has
+        if name not in self._copies:
+            original = importlib.import_module(name)
+            assert original.__file__ is not None
+            copy = ModuleType(name, original.__doc__)
+            copy.__dict__.update(
+                __builtins__=self._builtins, __file__=original.__file__, __package__=""
+            )
+            if hasattr(original, "__path__"):
+                copy.__path__ = original.__path__
+            self._copies[name] = copy
+            text = self._edit(Path(original.__file__).read_text())
+            exec(compile(text, original.__file__, "exec"), copy.__dict__)  # noqa: S102 - our own
+        return self._copies[name]
+
+    def _import(
+        self,
+        name: str,
+        globals: Any = None,  # noqa: A002, ANN401 - as of __import__
+        locals: Any = None,  # noqa: A002, ANN401 - as of __import__
+        fromlist: Sequence[str] = (),
+        level: int = 0,
+    ) -> Any:  # noqa: ANN401 - as of __import__
+        if name in self._stand_ins and (fromlist or "." not in name):
+            return self._stand_ins[name]
+        if name in self._names and fromlist:
+            return self[name]
+        return builtins.__import__(name, globals, locals, fromlist, level)
