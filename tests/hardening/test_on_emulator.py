@@ -87,5 +87,5 @@ def test_what_python_tells_of_it(
     monkeypatch.setattr(rig, "command", audited)
     check(guest, app)
     libc = {("ctypes.dlopen", "ctypes", "None")}
-    libc |= {("ctypes.dlsym", "ctypes", name) for name in ("ioctl", "read", "write")}
+    libc |= {("ctypes.dlsym", "ctypes", name) for name in ("ioctl", "prctl", "read", "write")}
     assert surprising(path) == libc
