@@ -17,7 +17,7 @@ LOCK := $(TOOLS)/uv pip compile --quiet --universal --python-version 3.10 --gene
 	--no-annotate --no-header --upgrade
 
 .PHONY: serve test lint bench growth sanitize compilers aarch64 valgrind fuzz differential flake soak chaos \
-	lock audit promises devmode clean help
+	lock audit promises devmode interleave clean help
 
 help:
 	@echo "make serve   start the server (options in ARGS='...')"
@@ -35,6 +35,7 @@ help:
 	@echo "make chaos   let disk, clock, device and network break around the server; docs/chaos.md"
 	@echo "make promises  run the tests that hold the promises of docs/threat-model.md"
 	@echo "make devmode  run every test in Python's development mode"
+	@echo "make interleave  explore schedules of threads and sequences of clients, for longer"
 	@echo "make lock    choose the versions that the tests run with anew: requirements/*.lock"
 	@echo "make audit   ask for known vulnerabilities of what is locked"
 	@echo "make flake   run the tests 20 times; the record is docs/records/flake.json"
@@ -79,7 +80,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(C_FILES) $(OTHER_C)
-	$(BIN)/codespell attestkit tests benchmarks fuzz deploy docs README.md CHANGELOG.md Makefile
+	$(BIN)/codespell attestkit tests benchmarks fuzz deploy docs README.md CHANGELOG.md SECURITY.md Makefile
 
 # All of it writes docs/benchmarks/; a part (ARGS='-k quote') prints its verdicts. STRICT=1 fails on
 # a missed target. ARGS=--benchmark-disable is the quick form: everything works, nothing is timed.
@@ -92,6 +93,7 @@ bench: $(VENV)/.dev
 
 # A minute more: time and memory of inputs from 1 to a million, and both cores.
 growth: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.growth_hostile $(if $(STRICT),--strict)
 	$(BIN)/python -m benchmarks.growth $(if $(STRICT),--strict) $(ARGS)
 
 # The C core again, with ASan and UBSan, over every test that feeds it; then the plain build back.
@@ -151,6 +153,11 @@ promises: $(VENV)/.dev $(JS)/node_modules/.made
 devmode: $(VENV)/.dev $(JS)/node_modules/.made
 	PYTHONDEVMODE=1 PYTHONWARNINGS=error $(BIN)/python -X dev -W error -m pytest -n auto \
 	  -p no:benchmark $(ARGS)
+
+# Some minutes more of what threads and clients do at once than `make test ARGS="-m slow"` takes.
+interleave: $(VENV)/.dev
+	ATTESTKIT_SCHEDULES=20000 ATTESTKIT_EXAMPLES=500 $(BIN)/python -m pytest -s -p no:benchmark -m slow \
+	  tests/concurrency -k 'not killed' $(ARGS)
 
 # Ten minutes; `make chaos ARGS='--short disk'` is a form that takes seconds and writes no record.
 chaos: $(VENV)/.dev

@@ -9,15 +9,15 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "threat-model.md"
 _ROW = re.compile(r"\| ([A-Z]\d+) \| (.+?) \| (.*`.+`) \|")
-_NODE = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+_NODE = re.compile(r"`(tests/[\w/]+\.py)::(\w+)(\[[^`]+\])?`")
 
 
 class Promise(NamedTuple):
-    """A line of the page: its number, its words, and file and function of each test."""
+    """A line of the page: its number and words; of each test the file, function and parameters."""
 
     number: str
     words: str
-    tests: list[tuple[str, str]]
+    tests: list[tuple[str, str, str]]
 
 
 def promises() -> list[Promise]:
@@ -26,19 +26,24 @@ def promises() -> list[Promise]:
     return [Promise(row[1], row[2], _NODE.findall(row[3])) for row in rows if row]
 
 
+def nodes() -> list[str]:
+    """Return what pytest calls the tests of all promises, each once."""
+    every = (test for promise in promises() for test in promise.tests)
+    return list(dict.fromkeys(f"{file}::{name}{parameters}" for file, name, parameters in every))
+
+
 def main() -> int:
     """Run each test of a promise once, in as many processes as there are cores; return the status.
 
     What was skipped held nothing, so it is told with its reason, and the status says so.
     """
-    nodes = {f"{file}::{name}": None for each in promises() for file, name in each.tests}
     command = [sys.executable, "-m", "pytest", "-n", "auto", "-p", "no:benchmark", *sys.argv[1:]]
     done = subprocess.run(  # noqa: S603 - our own tests
-        [*command, *nodes], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
+        [*command, *nodes()], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
     )
     sys.stdout.write(done.stdout)
     last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
-    print(f"{len(promises())} promises, {len(nodes)} tests: {last.strip('= ')}")  # noqa: T201 - a program
+    print(f"{len(promises())} promises, {len(nodes())} tests: {last.strip('= ')}")  # noqa: T201 - a program
     return done.returncode or int("skipped" in last)
 
 

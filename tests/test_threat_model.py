@@ -2,10 +2,12 @@
 
 import ast
 import re
+import subprocess
+import sys
 
 import pytest
 
-from tests.promises import PAGE, ROOT, promises
+from tests.promises import PAGE, ROOT, nodes, promises
 
 pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="docs/threat-model.md is not here")
 
@@ -20,7 +22,7 @@ def test_every_promise_has_tests_that_exist() -> None:
     """A test that was renamed or moved away leaves a promise that nothing holds."""
     for promise in promises():
         assert promise.tests, promise.number
-        for file, name in promise.tests:
+        for file, name, _ in promise.tests:
             assert (ROOT / file).is_file(), f"{promise.number}: {file}"
             assert name.startswith("test_"), promise.number
             assert name in _functions(file), f"{promise.number}: {file}::{name}"
@@ -44,3 +46,13 @@ def test_every_actor_has_promises() -> None:
     for actor in actors:
         words = actor.replace("malicious ", "").split()[0]
         assert any(words in section for section in sections), actor
+
+
+@pytest.mark.slow
+def test_pytest_knows_every_test_of_a_promise() -> None:
+    """Also those with parameters, whose names are made when they are collected."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:benchmark", "--collect-only"]
+    done = subprocess.run(  # noqa: S603 - our own tests
+        [*command, *nodes()], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
