@@ -19,7 +19,10 @@ LARGEST: Final = 1 << 20
 
 _LONGEST: Final = 200  # characters of what the parser says
 _DEEPEST: Final = 16  # brackets in brackets; our files have three
-_MOST_DOTS: Final = 64  # in a line, outside of text; our keys have three
+_MOST_DOTS: Final = 16  # in a line, outside of text; our keys have three
+# Dots and opening brackets of a file, outside of text. Each may make a table, and what the parser
+# notes of it, about a KiB; our largest files have some hundred.
+_MOST_TABLES: Final = 16_384
 # Text and comments, which may hold anything, and the marks that count.
 _MARKS: Final = re.compile(
     # The last two quotes may be text. A backslash may be the file's last character: where a text
@@ -56,14 +59,15 @@ def decode(text: str | bytes) -> dict[str, Any]:
 
 
 def _check_nesting(text: str) -> None:
-    """Bound what the parser calls itself for, and what it takes quadratic time for.
+    """Bound what the parser calls itself for, and what it takes much time and memory for.
 
     Raises:
-        ConfigError: Brackets nest too deeply, or a key has too many dots.
+        ConfigError: Brackets nest too deeply, a key has too many dots, or the file too many tables.
     """
-    depth = dots = 0
+    depth = dots = tables = 0
     for mark in _MARKS.finditer(text):
         first = mark[0][0]
+        tables += first in "[{."
         if first in "[{":
             depth += 1
         elif first in "]}":
@@ -76,3 +80,5 @@ def _check_nesting(text: str) -> None:
             raise ConfigError(f"brackets nest deeper than {_DEEPEST} levels")
         if dots > _MOST_DOTS:
             raise ConfigError(f"a line has more than {_MOST_DOTS} dots")
+        if tables > _MOST_TABLES:
+            raise ConfigError(f"more than {_MOST_TABLES} dots and opening brackets")

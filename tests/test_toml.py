@@ -25,7 +25,11 @@ def test_what_it_says() -> None:
         ("a = ", "not TOML"),
         ("a = 1\na = 2", "not TOML"),
         ("a = " + "[" * 17 + "]" * 17, "brackets nest deeper than 16"),
-        (".".join("a" * 66) + " = 1", "more than 64 dots"),
+        (".".join("a" * 18) + " = 1", "more than 16 dots"),
+        *(
+            ("".join(line % number for number in range(20_000)), "more than 16384 dots and opening")
+            for line in ("k%x.a.b = 1\n", "[k%x]\n", "[[k%x]]\n", "k%x = {}\n", "k%x = []\n")
+        ),
         ("a = " + "9" * 5000, "not TOML"),
         ("#" * (LARGEST + 1), "longer than 1048576 bytes"),
     ],
@@ -34,6 +38,14 @@ def test_what_is_refused(text: str | bytes, told: str) -> None:
     """The reason is told."""
     with pytest.raises(ConfigError, match=told):
         decode(text)
+
+
+def test_as_many_tables_as_may_be_are_read() -> None:
+    """At the bounds a file is read; what stands in comments and text does not count."""
+    lines = [f"k{number}{'.a' * 16} = 1" for number in range(1024)]
+    assert len(decode("\n".join([*lines, "x = '[{.'  # [{."]))) == 1025
+    with pytest.raises(ConfigError, match="more than 16384 dots"):
+        decode("\n".join([*lines, "x = []"]))
 
 
 @pytest.mark.parametrize("text", ["a = {KEY = 1, KEY = 2}", "[KEY]\n[KEY]"])

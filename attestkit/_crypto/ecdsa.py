@@ -4,8 +4,8 @@ Secrets are handed on to coincurve as bytes, which are wiped when their key goes
 numbers: it wipes its own, Python does not. docs/secrets.md tells what stays.
 """
 
-import contextlib
 import hmac
+from collections.abc import Callable
 from typing import Final
 
 from coincurve import PrivateKey, PublicKey
@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from attestkit._crypto.pem import armour
-from attestkit._crypto.secret import Secret, own_copy, wipe
+from attestkit._crypto.secret import Secret, own_copy, wipe, wipe_field
 from attestkit.errors import FormatError, SignatureError, UsageError
 
 __all__ = [
@@ -86,9 +86,8 @@ class K256Key(Secret):
         """Return r and s (64 bytes, s low) over a 32-byte digest."""
         return self.sign_recoverable(digest)[:64]
 
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):  # there was no secret of 32 bytes
-            wipe(self._secret)
+    def __del__(self, *, _wipe: Callable[[object, str], None] = wipe_field) -> None:
+        _wipe(self, "_secret")
 
     def __repr__(self) -> str:
         return f"K256Key(public_key={self.public_key.hex()})"
@@ -264,9 +263,8 @@ class P256Key(Secret):
     def __hash__(self) -> int:
         return hash(self.public_point)
 
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):  # it never was a key
-            wipe(self._scalar)
+    def __del__(self, *, _wipe: Callable[[object, str], None] = wipe_field) -> None:
+        _wipe(self, "_scalar")
 
     def __repr__(self) -> str:
         return f"P256Key(public_point={self.public_point.hex()})"

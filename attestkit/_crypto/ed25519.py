@@ -1,6 +1,6 @@
 """Ed25519 signatures (RFC 8032) and X25519 key agreement (RFC 7748)."""
 
-import contextlib
+from collections.abc import Callable
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
@@ -14,7 +14,7 @@ from nacl.bindings import (
 )
 from nacl.exceptions import BadSignatureError, CryptoError
 
-from attestkit._crypto.secret import Secret, wipe
+from attestkit._crypto.secret import Secret, wipe_field
 from attestkit.errors import UsageError
 
 __all__ = [
@@ -45,9 +45,8 @@ class Ed25519Key(Secret):
         """Return the 64-byte signature over `data`."""
         return bytes(crypto_sign(data, self._secret)[:64])
 
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):  # there was no seed of 32 bytes
-            wipe(self._secret)
+    def __del__(self, *, _wipe: Callable[[object, str], None] = wipe_field) -> None:
+        _wipe(self, "_secret")
 
     def __repr__(self) -> str:
         return f"Ed25519Key(public_key={self.public_key.hex()})"

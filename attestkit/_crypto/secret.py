@@ -1,11 +1,12 @@
 """What all objects with a secret in them have in common, and how a secret's bytes are wiped."""
 
 import ctypes
+from collections.abc import Callable
 from typing import NoReturn
 
 from attestkit.errors import UsageError
 
-__all__ = ["Secret", "own_copy", "wipe"]
+__all__ = ["Secret", "own_copy", "wipe", "wipe_field"]
 
 
 class Secret:
@@ -23,7 +24,13 @@ def own_copy(secret: bytes | bytearray) -> bytes:
     return bytes(memoryview(secret))  # bytes() of bytes would be the same object
 
 
-def wipe(secret: bytes | bytearray) -> None:
+def wipe(
+    secret: bytes | bytearray,
+    # Kept here: `wipe_field` may run when this module's names are gone.
+    *,
+    _set: Callable[..., object] = ctypes.memset,
+    _pointer: Callable[[bytes], object] = ctypes.c_char_p,
+) -> None:
     """Write zeros over a secret, where it is.
 
     Bytes are not meant to change: only those may be wiped that were made here, whose last user is
@@ -33,4 +40,12 @@ def wipe(secret: bytes | bytearray) -> None:
     if isinstance(secret, bytearray):
         secret[:] = bytes(len(secret))
     elif len(secret) > 1:
-        ctypes.memset(ctypes.c_char_p(secret), 0, len(secret))
+        _set(_pointer(secret), 0, len(secret))
+
+
+def wipe_field(
+    owner: object, name: str, *, _wipe: Callable[[bytes | bytearray], None] = wipe
+) -> None:
+    """Wipe what a field holds, if its owner got as far as to have it."""
+    if (secret := getattr(owner, name, None)) is not None:
+        _wipe(secret)

@@ -21,7 +21,7 @@ from attestkit.errors import (
 )
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.event_log.runtime import check_runtime_events, runtime_event
-from attestkit.event_log.runtime_log import RuntimeLog, replay_from, size_in_evidence
+from attestkit.event_log.runtime_log import RuntimeLog, cure, replay_from, size_in_evidence
 from attestkit.quote import Quote
 
 __all__ = ["TdSource"]
@@ -63,24 +63,28 @@ class TdSource:
 
     def quote_and_log(self, report_data: bytes) -> tuple[Quote, EventLog]:
         """Return a quote over exactly 64 bytes, and the log that replays to its registers."""
-        try:
-            return self._agreeing(report_data)
-        except ReplayError as error:
-            text = f"{error}; attestkit doctor says what may have happened"
-            if not self._area:
-                text += "; there is no firmware's log here (CCEL) to explain RTMR0 to RTMR2"
-            raise ReplayError(text, steps=error.steps) from error
-
-    def _agreeing(self, report_data: bytes) -> tuple[Quote, EventLog]:
         with self._history(), self._device:
             self._check_usable()  # again, now that nobody can close it
             quote = self._quote(report_data)
             log, agreed = self._read_log(), self._agreed
             if agreed is None or agreed[0] != quote.rtmrs or agreed[1] is not self._events:
                 if not self._has_grown_to(quote.rtmrs):
-                    log.check(quote)
+                    self._check(log, quote)
                 self._agreed = quote.rtmrs, self._events
             return quote, log
+
+    def _check(self, log: EventLog, quote: Quote) -> None:
+        """Hold the log to the quote; the error says what its reader can do."""
+        try:
+            log.check(quote)
+        except ReplayError as error:
+            text, journal = f"{error}; attestkit doctor says what may have happened", self._journal
+            if journal is not None and log.replay()[3] != quote.rtmrs[3]:
+                place = f"; the events of RTMR3 belong in {journal.place}" if journal.place else ""
+                text = f"{error}{place}; {cure(journal.place)}"
+            if not self._area:
+                text += "; there is no firmware's log here (CCEL) to explain RTMR0 to RTMR2"
+            raise ReplayError(text, steps=error.steps) from error
 
     def _has_grown_to(self, rtmrs: Rtmrs) -> bool:
         """Tell whether the log agreed before, and its new events explain what the registers are.

@@ -63,6 +63,7 @@ class HostShared:
         self._app_compose: AppCompose | None = None
         self._app_keys: AppKeys | None = None
         self._sys_config: SysConfig | None = None
+        self._closed = False
 
     def _path(self, name: str) -> Path | None:
         """Return a file: the one that was named, else the folder's if that is there.
@@ -116,11 +117,14 @@ class HostShared:
         """The app's keys, closed by `close`.
 
         Raises:
+            UsageError: It was closed before they were read: nobody would wipe them.
             UnsupportedError: There is no such file.
             ConfigError: It cannot be read, or is wrong; the text shows no secret.
         """
         with self._mutex:
             if self._app_keys is None:
+                if self._closed:
+                    raise UsageError("these files of the host are closed")
                 path = self._needed(APP_KEYS, "--app-keys", "which holds the app's keys")
                 self._app_keys = AppKeys.load(path, follow=self._may_be_link(APP_KEYS))
             return self._app_keys
@@ -191,9 +195,11 @@ class HostShared:
         )
 
     def close(self) -> None:
-        """Wipe the keys; a second call does nothing."""
-        if self._app_keys is not None:
-            self._app_keys.close()
+        """Wipe the keys, also those that are being read; a second call does nothing."""
+        with self._mutex:
+            self._closed = True
+            if self._app_keys is not None:
+                self._app_keys.close()
 
 
 def read_file(path: Path, *, follow: bool = True) -> bytes:

@@ -239,6 +239,11 @@ class Journal:
         self._stamp = stamp  # last: an interrupt before has it read again
 
     @property
+    def place(self) -> str:
+        """Path of the log."""
+        return self._folder.place(LOG)
+
+    @property
     def version(self) -> int:
         """Digest version of this boot's events: what was written at the first, else as asked."""
         try:
@@ -270,10 +275,8 @@ class Journal:
         )
 
     def _disagree(self, register: bytes, replay: bytes) -> JournalError:
-        place = self._folder.place(LOG)
-        return disagree(
-            register, replay, f"{place}, which is not there," if not self._stamp else place
-        )
+        there = "" if self._stamp else ", which is not there,"
+        return disagree(register, replay, self.place + there)
 
     # -- deciding ------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ __all__ = [
     "RegisterAccess",
     "RuntimeLog",
     "check_version",
+    "cure",
     "disagree",
     "replay_from",
     "size_in_evidence",
@@ -37,6 +38,10 @@ class RuntimeLog(Protocol):
     @property
     def version(self) -> int:
         """Digest version of this boot's events, 1 or 2."""
+
+    @property
+    def place(self) -> str:
+        """Path of the file that it is in, for errors; empty where there is none."""
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep everybody else from emitting, as a context manager; re-entrant within a thread.
@@ -74,17 +79,23 @@ def size_in_evidence(event: Event) -> int:
     return 384 + 4 * name + 6 * len(event.payload)
 
 
-def disagree(register: bytes, replay: bytes, place: str = "") -> JournalError:
-    """Return the error for a register that the log does not explain, with both values.
+def cure(place: str = "") -> str:
+    """Return what helps where the log does not explain the register.
 
     `place` is the path of a log that is on a disk, where somebody else may have changed it.
     """
-    log, cure = f"the runtime log {place}".rstrip(), "only a reboot starts both anew"
+    helps = "only a reboot starts both anew"
     if place:
-        cure = f"unless the log can be put back as it was, {cure}"
+        helps = f"unless the log can be put back as it was, {helps}"
+    return f"attestkit doctor says what may have happened, and {helps}"
+
+
+def disagree(register: bytes, replay: bytes, place: str = "") -> JournalError:
+    """Return the error for a register that the log does not explain, with both values."""
+    log = f"the runtime log {place}".rstrip()
     return JournalError(
         f"RTMR3 and {log} disagree: the register is {register.hex()}, the log replays to "
-        f"{replay.hex()}; attestkit doctor says what may have happened, and {cure}"
+        f"{replay.hex()}; {cure(place)}"
     )
 
 
@@ -96,6 +107,8 @@ def check_version(event: Event, version: int) -> None:
 
 class MemoryJournal:
     """The runtime log of a TD that ends with this process: nothing on disk."""
+
+    place = ""
 
     def __init__(self, register: RegisterAccess, *, version: int = 1) -> None:
         self.version = version

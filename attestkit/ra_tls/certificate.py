@@ -31,7 +31,7 @@ from attestkit._crypto.certificates import (
 )
 from attestkit._crypto.ecdsa import P256Key
 from attestkit.attestation import Attestation
-from attestkit.errors import FormatError, UsageError, VerificationError
+from attestkit.errors import ConfigError, FormatError, UsageError, VerificationError
 from attestkit.keys.derivation import derive_p256
 from attestkit.report_data import ReportData
 
@@ -140,6 +140,7 @@ def issue(  # noqa: PLR0913 - the fields of a request for a certificate
     Raises:
         UsageError: A value cannot be written into a certificate.
         FormatError: `ca_cert` is no certificate, or the evidence cannot be read.
+        ConfigError: `now` is before 1970, and there is no `not_after`.
     """
     # Zero means unset, for each of the two by itself: clients write it for "no limit".
     if not_before and not_after and not_before >= not_after:
@@ -153,12 +154,26 @@ def issue(  # noqa: PLR0913 - the fields of a request for a certificate
         server_auth=server_auth,
         client_auth=client_auth,
         not_before=not_before or _NOT_BEFORE,
-        not_after=not_after or int(now()) + _LIFETIME,
+        not_after=not_after or _expiry(now()),
         extensions=_extensions(evidence, app_info=with_app_info, whole=usage_ra_tls),
         ca_cert=ca_cert,
         ca_key=ca_key,
     )
     return Issued(key.pkcs8_pem, (certificate_pem(leaf), ca_cert))
+
+
+def _expiry(now: float) -> int:
+    """Return the end of a certificate for which nobody has asked for one.
+
+    Raises:
+        ConfigError: By this clock it would be over before it begins.
+    """
+    if now < 0:
+        raise ConfigError(
+            f"the clock says {int(now)} seconds since 1970, so that a certificate would end in the "
+            "past: set the clock of this machine, or ask for a not_after"
+        )
+    return int(now) + _LIFETIME
 
 
 def _extensions(evidence: Attestation, *, app_info: bool, whole: bool) -> list[tuple[str, bytes]]:

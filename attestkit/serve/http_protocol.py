@@ -16,7 +16,6 @@ state costs more than many methods.
 """
 
 import asyncio
-import select
 from collections.abc import Sequence
 from functools import partial
 from http import HTTPStatus
@@ -33,7 +32,7 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from attestkit.serve.access_log import client_name
 from attestkit.serve.http_cycle import COPIED, Cycle, Response, without_upgrade
-from attestkit.serve.http_shared import LINGER_SECONDS, Shared
+from attestkit.serve.http_shared import LINGER_SECONDS, Shared, has_input
 from attestkit.serve.json_codec import encode_error
 from attestkit.serve.rpc import App, DirectCall, RpcApp
 
@@ -174,14 +173,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._check_request(waited)
         elif self._answered():
             idle = self.limits.idle_seconds if self._spoke else self.limits.head_seconds
-            if waited > idle and not self._has_input():
+            if waited > idle and not has_input(self.transport):
                 self.transport.close()
-
-    def _has_input(self) -> bool:
-        """Tell whether the kernel has a request that the loop had no time for yet."""
-        poll = select.poll()
-        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
-        return bool(poll.poll(0))
 
     def _answered(self) -> bool:
         """Tell whether there is no answer under way through ASGI."""
@@ -370,12 +363,17 @@ class HttpProtocol(HttpToolsProtocol):
         if self._body is None:
             super().on_message_complete()
             return
-        body, self._body = b"".join(self._body) if self._is_post else None, None
+        call, body, self._body = self._call, b"".join(self._body), None
         assert self._app is not None
-        assert self._call is not None
+        assert call is not None
+        if self._app.blocks(call):  # only since its head was here: its body came later
+            self._go_through_asgi(dict(self.headers))
+            super().on_body(body)
+            super().on_message_complete()
+            return
         begin = perf_counter()
         status, headers, pieces, size, request_id = self._app.respond(
-            self._call, self.url, self._content_type, body
+            call, self.url, self._content_type, body if self._is_post else None
         )
         self._respond(status, headers, pieces, size)
         if self._access_log is not None:

@@ -1,13 +1,14 @@
 """What the connections of one listener share, and what is done for all of them at once."""
 
 import asyncio
+import select
 from typing import Any, Final, NamedTuple, Protocol
 
 from attestkit.serve.access_log import AccessLog
 from attestkit.serve.limits import Limits
 from attestkit.serve.stats import Traffic
 
-__all__ = ["LINGER_SECONDS", "Shared"]
+__all__ = ["LINGER_SECONDS", "Shared", "has_input"]
 
 LINGER_SECONDS: Final = 1.0
 """For which a client that was refused is listened to, so that it gets to read why."""
@@ -91,3 +92,10 @@ class Sweep:
             connection.check(now)
         if connections:
             self.watch(connections, loop)
+
+
+def has_input(transport: asyncio.Transport) -> bool:
+    """Tell whether the kernel has a request that the loop had no time for yet."""
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(poll.poll(0))

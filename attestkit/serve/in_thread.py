@@ -29,6 +29,9 @@ __all__ = ["LoopThread", "Served"]
 T = TypeVar("T")
 
 _AT_ONCE: Final = Limits(drain_seconds=0)
+_SERVER: Final = "attestkit-server"  # the name of a task that serves
+_CANCELS: Final = 3  # of a task that goes on when it is cancelled
+_CANCEL_SECONDS: Final = 1.0  # for it to end, each time
 
 
 @final
@@ -81,6 +84,8 @@ class LoopThread:
     def close(self) -> None:
         """End the thread, and whatever is still at work there.
 
+        A server whose block has not ended has as long as at its end, `Limits.drain_seconds`; all
+        else has three seconds.
         A second call does nothing, nor does one in a fork, which has no such thread.
         """
         if self._process != os.getpid():
@@ -107,19 +112,38 @@ class LoopThread:
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
-    """Run until stopped, then end what is left, as `asyncio.run` does."""
+    """Run until stopped, then end what is left, as `asyncio.run` does but within a bound."""
     asyncio.set_event_loop(loop)
     try:
         loop.run_forever()
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(_end_all())
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
     finally:
         asyncio.set_event_loop(None)
         loop.close()
+
+
+async def _end_all() -> None:
+    """Stop the servers as the end of their blocks does, then cancel what else there is.
+
+    In this order: a request that is cancelled while its connection stands is for uvicorn one that
+    failed, which it answers, and with a client that takes nothing that waits for `write_seconds`.
+    What lives on when it is cancelled is cancelled again, and at last left behind.
+    """
+    servers = [task for task in asyncio.all_tasks() if task.get_name() == _SERVER]
+    for server in servers:
+        server.cancel()
+    await asyncio.gather(*servers, return_exceptions=True)
+    for _ in range(_CANCELS):
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        if not tasks:
+            return
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(
+            {asyncio.gather(*tasks, return_exceptions=True)}, timeout=_CANCEL_SECONDS
+        )
 
 
 class Served:
@@ -180,7 +204,7 @@ async def _begin(wired: Wired) -> "asyncio.Task[int]":
 
     ready = asyncio.get_running_loop().create_future()
     serving = listeners.run_in_loop(wired.listeners, lambda: ready.set_result(None), wired.unlink)
-    task = asyncio.create_task(serving)
+    task = asyncio.create_task(serving, name=_SERVER)
     try:
         await asyncio.wait((task, ready), return_when=asyncio.FIRST_COMPLETED)
     except asyncio.CancelledError:  # whoever waits for it was interrupted

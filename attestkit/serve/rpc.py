@@ -239,9 +239,12 @@ class RpcApp:
             return None
         if content_type not in _DIRECT_TYPES and not is_loaded(_PROTOBUF):
             return None
+        return None if self.blocks(call) else call
+
+    def blocks(self, call: DirectCall) -> bool:
+        """Tell whether the answer would wait for the platform or a disk, as things are now."""
         method = call.method
-        blocks = method.writes or (method.device and self._guest.executor is not None)
-        return None if blocks else call
+        return method.writes or (method.device and self._guest.executor is not None)
 
     def respond(
         self, found: DirectCall, target: bytes, content_type: bytes, body: bytes | None

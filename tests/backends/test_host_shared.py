@@ -1,6 +1,7 @@
 """The files of an app on hardware are read when they are wanted, and told by name if missing."""
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -235,6 +236,29 @@ def test_files_are_read_once_by_many_threads(tmp_path: Path) -> None:
         found = set(threads.map(lambda _: id(host.app_keys), range(8)))
     assert len(found) == 1
     host.close()
+
+
+def test_no_keys_outlive_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are read while somebody closes are wiped, and none are read behind that."""
+    (tmp_path / ".appkeys.json").write_text(json.dumps(key_file(AppKeys.from_seed(bytes(32)))))
+    host, load = HostShared(tmp_path), AppKeys.load
+    closer = threading.Thread(target=host.close)
+
+    def load_slowly(path: Path, **how: bool) -> AppKeys:
+        closer.start()
+        closer.join(0.1)  # it has to wait for us: else it is done before there is a key to wipe
+        return load(path, **how)
+
+    monkeypatch.setattr(AppKeys, "load", load_slowly)
+    keys = host.app_keys
+    closer.join()
+    with pytest.raises(UsageError, match="closed"):
+        _ = keys.k256_key
+    assert host.app_keys is keys
+    unread = HostShared(tmp_path)
+    unread.close()
+    with pytest.raises(UsageError, match=r"^these files of the host are closed$"):
+        _ = unread.app_keys
 
 
 def key_file(keys: AppKeys) -> dict[str, object]:

@@ -316,7 +316,8 @@ PARSERS: Final[Mapping[str, Parser]] = {
     "signed body": Parser(lambda data: split_signed(data, "tcbInfo"), inside(SIGNED, b"}}"), 45, 4),
     "TCB info": Parser(text(read_tcb_info), inside(b'{"id":"TDX","x":'), 45, 4),
     "QE identity": Parser(text(read_qe_identity), inside(b'{"id":"QE","x":'), 45, 4),
-    "policy": Parser(lambda data: parse_policy(data, "policy"), shapes.TOML, 560, 240),
+    # As much as is read of the worst shapes, and then as much as there may be of any.
+    "policy": Parser(lambda data: parse_policy(data, "policy"), shapes.TOML, 560, 240, 32_000),
     "TOML": Parser(_toml.decode, shapes.TOML, 560, 240),
     "server's configuration": Parser(
         lambda data: parse_config(data, "a.json"), inside(b'{"x":'), 45, 8

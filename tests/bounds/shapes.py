@@ -79,12 +79,12 @@ JSON: Final[Shapes] = {
 
 TOML: Final[Shapes] = {
     "long keys": lambda size: b"".join(
-        b"a%d.%s = 1\n" % (number, b".".join([b"a"] * 62)) for number in range(size // 135 + 1)
+        b"a%d.%s = 1\n" % (number, b".".join([b"a"] * 16)) for number in range(size // 40 + 1)
     ),
     "long keys in a table": lambda size: (
-        b"[%s]\n" % b".".join([b"a"] * 60)
+        b"[%s]\n" % b".".join([b"a"] * 16)
         + b"".join(
-            b"a%d.%s = 1\n" % (number, b".".join([b"a"] * 62)) for number in range(size // 135 + 1)
+            b"a%d.%s = 1\n" % (number, b".".join([b"a"] * 16)) for number in range(size // 40 + 1)
         )
     ),
     "tables": numbered("[a%x]", between="\n"),

@@ -20,7 +20,7 @@ from attestkit._crypto.certificates import certificate_pem, issue_leaf, read_cer
 from attestkit._crypto.ecdsa import P256Key
 from attestkit.attestation import AppInfo, Attestation
 from attestkit.attestation.platforms import Evidence, NitroEnclave, NitroTpm, SevSnp, Tdx
-from attestkit.errors import AttestKitError, FormatError, UsageError, VerificationError
+from attestkit.errors import AttestKitError, ConfigError, FormatError, UsageError, VerificationError
 from attestkit.keys import AppKeys
 from attestkit.ra_tls.certificate import _event_log_text
 from attestkit.report_data import ReportData
@@ -248,6 +248,17 @@ def test_what_no_certificate_can_say_is_refused(fields: dict[str, Any]) -> None:
     if fields.get("not_before") in (5, 6):
         with pytest.raises(UsageError, match=r"^not_before must be earlier than not_after$"):
             issue(**fields)
+
+
+@needs_shared
+@pytest.mark.parametrize("now", [-1.0, -2.0e8, -1.0e10])
+def test_a_clock_before_1970_is_named(now: float) -> None:
+    """It is not the caller's mistake, who need not know when a certificate ends."""
+    for fields in ({}, {"not_before": NOW}):
+        with pytest.raises(ConfigError, match=f"^the clock says {int(now)} seconds since 1970, "):
+            issue(now=lambda: now, **fields)
+    end = int(NOW)
+    assert leaf(now=lambda: now, not_after=end).not_valid_after_utc.timestamp() == end
 
 
 @needs_shared

@@ -272,6 +272,63 @@ def test_work_that_is_left_ends_with_the_thread() -> None:
     assert ended.is_set()
 
 
+def test_a_client_that_takes_nothing_does_not_keep_the_thread(
+    tee: Attester, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does a server whose block never ended: it is stopped as if it had, and says nothing."""
+    path, limits = str(tmp_path / "dstack.sock"), Limits(drain_seconds=0, write_seconds=3600)
+    thread = LoopThread()
+    served = Served(tee, Places(Path(path)), Options(limits=limits), thread=thread)
+    with socket.socket(socket.AF_UNIX) as client:
+        served.__enter__()
+        client.connect(path)
+        client.settimeout(1)
+        with contextlib.suppress(TimeoutError):  # all buffers are full: the server waits for us
+            while client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 100):
+                pass
+        closing = threading.Thread(target=thread.close, daemon=True)
+        closing.start()
+        closing.join(PATIENCE)
+        assert not closing.is_alive()
+    assert not caplog.records
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("most", [2, 100])
+def test_a_task_that_goes_on_when_cancelled_is_left_behind(
+    most: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is cancelled three times, and the thread ends whether it then does or not."""
+    monkeypatch.setattr("attestkit.serve.in_thread._CANCEL_SECONDS", 0.01)
+    cancelled = 0
+
+    async def begin() -> None:
+        async def go_on() -> None:
+            nonlocal cancelled
+            while cancelled < most:
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    cancelled += 1
+
+        tasks.append(asyncio.create_task(go_on()))
+        await asyncio.sleep(0)
+
+    tasks: list[asyncio.Task[None]] = []
+    with LoopThread() as thread:
+        thread.run(begin)
+        closing = threading.Thread(target=thread.close, daemon=True)
+        closing.start()
+        closing.join(PATIENCE)
+        assert not closing.is_alive()
+    assert cancelled == min(most, 3)
+    assert tasks[0].done() == (most == 2)
+    tasks.clear()
+    gc.collect()
+    told = ["destroyed but it is pending" in each.getMessage() for each in caplog.records]
+    assert told == [True] * (most == 100)
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_fork_is_told_that_the_thread_is_not_its_own(tee: Attester, tmp_path: Path) -> None:
     """It gets an error in place of waiting for ever, and can still be closed there."""

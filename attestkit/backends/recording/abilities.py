@@ -116,6 +116,11 @@ class RecordedLog:
         self._turns = Turns()  # of a log that is played
 
     @property
+    def place(self) -> str:
+        """Path of the file that it is in, for errors; empty where a tape plays it."""
+        return "" if self._log is None else str(self._log.place)
+
+    @property
     def version(self) -> int:
         """Digest version of this boot's events, 1 or 2."""
         return self._tape.answer("journal_version", {}, lambda: cast("int", self._log.version))

@@ -48,7 +48,7 @@ _PASSING: Final = (
 )
 _ENDING: Final = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 _WAKING: Final = signal.SIGUSR1  # only interrupts what the main thread waits for
-_AGAIN: Final = 0.02  # seconds between two of them
+_AGAIN: Final = 2.0  # seconds before each of them
 _INSTALL: Final = "install fuse3 (Debian: apt install fuse3)"
 
 
@@ -210,10 +210,14 @@ def _state(
 class _End:
     """Ends the mount when one of some signals comes, which all threads block.
 
-    Left to libfuse, one that comes between its look for signals and its read would be missed.
+    Left to libfuse, one that comes between its look for signals and its read would be missed. So
+    it is told to read no more, and then given something to read. To interrupt its read would do
+    too, but nobody knows when that begins; and a signal that comes later interrupts libfuse's wait
+    for the unmount. That is left for where another mount hides ours, and has the request.
     """
 
-    def __init__(self, fuse: ModuleType, signals: Collection[int]) -> None:
+    def __init__(self, fuse: ModuleType, place: Path, signals: Collection[int]) -> None:
+        self._place = place
         self._library: Any = fuse._libfuse  # noqa: SLF001 - mfusepy ends nothing from another thread
         self._signals = signals
         self._lock = threading.Lock()
@@ -232,11 +236,15 @@ class _End:
 
     def _watch(self) -> None:
         signal.sigwait(self._signals)
+        if self._over.is_set():
+            return
         self.now()
+        with contextlib.suppress(OSError):  # it came too late to be read: the mount is gone
+            os.statvfs(self._place)
         main = threading.main_thread().ident
         assert main is not None
         while not self._over.wait(_AGAIN):
-            signal.pthread_kill(main, _WAKING)  # its read is interrupted, but for one not begun yet
+            signal.pthread_kill(main, _WAKING)
 
     def now(self) -> None:
         """Have no more requests read."""
@@ -274,7 +282,7 @@ def _mount(
 ) -> None:
     """Answer until one of the signals `ending`, or an unmount."""
     with _stderr_aside() as said, contextlib.ExitStack() as stack:
-        end = _End(fuse, ending)
+        end = _End(fuse, place, ending)
 
         def mounted() -> None:
             said.give_back()
