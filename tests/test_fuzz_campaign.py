@@ -20,13 +20,11 @@ from fuzz.campaign_progress import Part, Progress, load, part_of, save
 from fuzz.campaign_targets import (
     _LENGTHS,
     CORPORA,
-    DICTIONARIES,
     Ask,
     Missing,
     Processes,
     Target,
     afl_part,
-    dictionary_of,
     folder_name,
 )
 from fuzz.samples import object_samples, samples
@@ -116,18 +114,6 @@ def test_every_target_has_a_corpus() -> None:
     sizes = [file.stat().st_size for file in CORPORA.rglob("*") if file.is_file()]
     assert sum(sizes) < LARGEST
     assert all(sizes)
-
-
-def test_words_of_dictionaries() -> None:
-    """As libFuzzer reads them: a name, and a text in quotes whose escapes are these three."""
-    word = re.compile(r'[a-z_0-9]+="(?:[^"\\]|\\\\|\\"|\\x[0-9a-f]{2})+"')
-    used = {words for name in _LENGTHS if (words := dictionary_of(name))}
-    assert len(used) == 3
-    for words in used:
-        lines = [line for line in words.read_text().splitlines() if not line.startswith("#")]
-        assert words.parent == DICTIONARIES
-        assert len(lines) == len(set(lines)) > 10
-        assert all(word.fullmatch(line) for line in lines)
 
 
 def methods() -> set[str]:

@@ -17,6 +17,7 @@ import pytest
 import attestkit
 from attestkit.errors import AttestKitError, ConfigError, FormatError
 from fuzz import parser_target
+from fuzz.campaign_targets import _DICTIONARIES
 from fuzz.havoc import havoc
 from fuzz.parser_contract import LONGEST, BrokenContractError, Contract, ParserTarget, obeys
 from fuzz.parser_settings import key_samples, secrets
@@ -32,6 +33,8 @@ READS = re.compile(
 SENT = re.compile(r"\b(bytes|str|Mapping|object)\b")
 # Targets for which every input is good: lines of a terminal are whatever it shows.
 TAKES_ALL = {"docker_lines"}
+OF_THE_CORE = _DICTIONARIES.keys()
+LONGEST_WORD = 64  # bytes: libFuzzer leaves longer ones out
 BROKEN = 12  # inputs made of each target's seeds
 
 # Targets that know from the bytes what the value must be.
@@ -241,22 +244,34 @@ def test_the_names_are_the_targets() -> None:
     assert set(READERS.values()) <= TARGETS.keys()
     for module in READERS:
         import_module(f"attestkit.{module}")
-    named = {target.dictionary for target in TARGETS.values()} - {None}
-    assert named == {path.name for path in DICTIONARIES}
+    named = {target.dictionary for target in TARGETS.values()}
+    named |= {f"{name}.dict" for name in OF_THE_CORE}
+    assert named - {None} == {path.name for path in DICTIONARIES}
 
 
 @pytest.mark.parametrize("path", DICTIONARIES, ids=lambda path: path.stem)
 def test_a_dictionary_is_one_of_libfuzzer(path: Path) -> None:
-    """Each line is a comment or a word in quotes, of at most 64 bytes, and none is there twice."""
-    words = []
+    """Comments, and words in quotes of 1 to 64 bytes, with or without names; none is there twice.
+
+    The escapes of a backslash, of a quote, and of a byte are all that libFuzzer knows.
+    """
+    line_of = re.compile(r'([a-z_0-9]+=)?"((?:[ !#-\[\]-~]|\\\\|\\"|\\x[0-9a-f]{2})+)"')
+    words, names = [], []
     for line in path.read_text(encoding="ascii").splitlines():
         if line.startswith("#"):
             continue
-        assert re.fullmatch(r'"(?:[ !#-\[\]-~]|\\x[0-9a-f]{2})+"', line)
-        word = re.sub(r"\\x(..)", lambda found: chr(int(found[1], 16)), line[1:-1])
-        assert len(word) <= 64
-        words.append(word)
+        found = line_of.fullmatch(line)
+        assert found, line
+        names += [found[1]] if found[1] else []
+        words.append(re.sub(r"\\(?:x(..)|(.))", unescaped, found[2]))
+        assert len(words[-1]) <= LONGEST_WORD, line
     assert len(words) == len(set(words)) > 4
+    assert len(names) == len(set(names))
+
+
+def unescaped(found: re.Match[str]) -> str:
+    """Return what an escape stands for."""
+    return chr(int(found[1], 16)) if found[1] else found[2]
 
 
 # -- the program -----------------------------------------------------------------------------------
