@@ -3,8 +3,8 @@
 With --seconds the targets share so many seconds, and nothing is kept: the form of continuous
 integration, which leaves out what is not here and says so. Without, each target runs until it has
 reached its goal and found no new edge in the last quarter of its executions. That takes hours, and
-can be done in parts: what was done for this commit is kept in .fuzz, and added up. The record is
-docs/records/fuzz.json. Whatever is found is in fuzz/failures.
+can be done in parts, on several commits: what was done is kept in .fuzz, and added up. The record
+is docs/records/fuzz.json. Whatever is found is in fuzz/failures, and is open until it is no more.
 """
 
 import argparse
@@ -56,14 +56,19 @@ class Entry:
     target: Target
     goal: int
     progress: Progress
+    commit: str = ""  # of what runs, as it was when the campaign began
     parts: int = 0  # begun here
     running: int = 0
 
     @property
     def ended(self) -> bool:
         """Whether it runs no more: too much was found, or it has run for very long."""
-        done = self.progress
-        return len(done.findings) >= MOST_FINDINGS or done.executions >= MOST_MORE * self.goal
+        return self.given_up or self.progress.executions >= MOST_MORE * self.goal
+
+    @property
+    def given_up(self) -> bool:
+        """Whether too much was found that is not mended yet."""
+        return len(self.progress.open_findings) >= MOST_FINDINGS
 
     @property
     def quiet(self) -> bool:
@@ -82,7 +87,7 @@ def pick(entries: list[Entry], total: int) -> Entry | None:
     It is the one that is furthest from its goal; when all are there, one of the fastest, until
     there are as many executions as are wanted in all.
     """
-    free = [e for e in entries if not (e.target.alone and e.running) and not _given_up(e)]
+    free = [e for e in entries if not (e.target.alone and e.running) and not e.given_up]
     waiting = [e for e in free if not e.reached and not e.ended]
     if waiting:
         return min(waiting, key=lambda e: (e.running, e.progress.executions / e.goal))
@@ -90,10 +95,6 @@ def pick(entries: list[Entry], total: int) -> Entry | None:
         fastest = sorted(free, key=lambda e: e.progress.rate)[-FASTEST:]
         return min(fastest, key=lambda e: (e.running, e.progress.executions), default=None)
     return None
-
-
-def _given_up(entry: Entry) -> bool:
-    return len(entry.progress.findings) >= MOST_FINDINGS
 
 
 def _executions(entries: list[Entry]) -> int:
@@ -119,22 +120,23 @@ class Campaign:
         name = entry.target.name
         large = entry.parts % LARGE_EVERY == 1
         entry.parts += 1
-        folder = self.state / "work" if self.state and entry.target.counts else self.folder
-        ask = Ask(seconds, runs, large, folder / name, self.failures)
+        ask = Ask(seconds, runs, large, self.folder / name, self.failures)
+        # Python is read anew by each part; what is compiled was compiled when the campaign began.
+        ran_on = commit() if self.state and entry.target.python else entry.commit
         try:
             part = entry.target.run(ask, self.processes)
         finally:
             with self._lock:
                 entry.running -= 1
         with self._lock:
-            entry.progress.add(part, "large" if large else "small")
+            entry.progress.add(part, "large" if large else "small", ran_on)
             if self.state is not None:
                 save(self.state / f"{name}.json", entry.progress)
         done = entry.progress
         edges = max(done.best.values(), default=0)
         print(
             f"{name}: {done.executions} executions, {done.rate:.0f}/s, {edges} edges, last new at"
-            f" {done.last_new_fraction:.2f}, {len(done.findings)} findings",
+            f" {done.last_new_fraction:.2f}, {len(done.open_findings)} findings",
             flush=True,
         )
 
@@ -216,7 +218,7 @@ def _table(entries: list[Entry]) -> str:
         edges = max(done.best.values(), default=0)
         lines.append(
             f"{entry.target.name:24}{done.executions:13}{done.rate:9.0f}{edges:7}"
-            f"{done.last_new_fraction:9.2f}{done.corpus:8} {len(done.findings)}"
+            f"{done.last_new_fraction:9.2f}{done.corpus:8} {len(done.open_findings)}"
         )
     return "\n".join([*lines, f"{_executions(entries)} executions in all"])
 
@@ -235,6 +237,7 @@ def _record(entries: list[Entry], goal: int, command: str) -> None:
         "goal": goal,
         "executions": _executions(entries),
         "findings": sum(len(entry.progress.findings) for entry in entries),
+        "open_findings": sum(len(entry.progress.open_findings) for entry in entries),
         "short_of_goal": [entry.target.name for entry in entries if not entry.reached],
         "seconds_of_a_core": round(sum(entry.progress.seconds for entry in entries)),
         "by_target": by_target,
@@ -267,12 +270,13 @@ def _chosen(targets: list[Target], names: list[str]) -> list[Target]:
 def _run(options: argparse.Namespace, targets: list[Target], scratch: Path) -> list[Entry]:
     """Run them in one of the two forms; return what came of it."""
     short = options.seconds is not None
-    state = None if short else STATE / "runs" / (commit() or "unknown")
+    state = None if short else STATE / "runs"
+    now = commit()
     entries = []
     for target in targets:
         done = Progress() if state is None else load(state / f"{target.name}.json")
         goal = options.goal // PYTHON_SHARE if target.python else options.goal
-        entries.append(Entry(target, max(1, goal), done))
+        entries.append(Entry(target, max(1, goal), done, now))
     folder = scratch if short else STATE / "corpora"
     processes = Processes()
     campaign = Campaign(entries, folder, state, options.failures.resolve(), processes)
@@ -310,7 +314,7 @@ def main() -> int:
         print("left out:", *missing, sep="\n  ")
     if options.seconds is None and options.goal == GOAL and not options.targets:
         _record(entries, GOAL, "python -m fuzz.campaign")
-    findings = [finding for entry in entries for finding in entry.progress.findings]
+    findings = [finding for entry in entries for finding in entry.progress.open_findings]
     print(*(f"found: {finding}" for finding in findings), sep="\n")
     return 1 if findings else 0
 
