@@ -1,7 +1,8 @@
 """Run every fuzzer: `make fuzz`.
 
-With --seconds the targets share so many seconds, and nothing is kept: the form of continuous
-integration, which leaves out what is not here and says so. Without, each target runs until it has
+With --seconds the targets share so many seconds of each core, and nothing is kept: the form of
+continuous integration, in which all parsers in Python are one target, and which leaves out what is
+not here and says so. Without, each target runs until it has
 reached its goal and found no new edge in the last quarter of its executions. That takes hours, and
 can be done in parts, on several commits: what was done is kept in .fuzz, and added up. The record
 is docs/records/fuzz.json. Whatever is found is in fuzz/failures, and is open until it is no more.
@@ -46,6 +47,7 @@ LARGE_EVERY = 8  # of so many parts one has large inputs
 LAST_QUARTER = 0.75
 MOST_MORE = 8  # times its goal: there a target ends, new edges or not
 MOST_FINDINGS = 3  # of a target, which then runs no more
+GUESSED = {False: 40_000.0, True: 5000.0}  # executions a second, of C and of Python
 FASTEST = 3  # how many targets do what the total lacks
 
 
@@ -168,10 +170,15 @@ class Campaign:
             raise errors[0]
 
     def short(self, seconds: float, jobs: int) -> None:
-        """Give each target its share of the seconds, once."""
-        waiting = list(self.entries)
-        share = seconds * jobs / max(1, len(waiting))
-        self.in_threads(jobs, lambda: (waiting.pop(0), share, None) if waiting else None)
+        """Give each target its share of the seconds, once; the longest first, so all end as one."""
+        waiting = sorted(self.entries, key=lambda entry: -entry.target.weight)
+        share = seconds * jobs / max(1, sum(entry.target.weight for entry in waiting))
+
+        def take() -> tuple[Entry, float, int | None] | None:
+            entry = waiting.pop(0) if waiting else None
+            return None if entry is None else (entry, share * entry.target.weight, None)
+
+        self.in_threads(jobs, take)
 
     def long(self, total: int, jobs: int, until: float) -> None:
         """Run parts until all goals are reached, or to a time of the monotonic clock."""
@@ -184,7 +191,7 @@ class Campaign:
         self.in_threads(jobs, take)
 
 
-def _found(build: Path, names: list[str]) -> tuple[list[Target], list[str]]:
+def _found(build: Path, names: list[str], *, short: bool) -> tuple[list[Target], list[str]]:
     """Return all targets that can run here, and a line for each engine that cannot."""
     targets: list[Target] = []
     missing: list[str] = []
@@ -196,7 +203,7 @@ def _found(build: Path, names: list[str]) -> tuple[list[Target], list[str]]:
 
     makers: list[Callable[[], list[Target]]] = [
         lambda: c_targets(build, wanted),
-        parser_targets,
+        lambda: parser_targets(together=short and not names),
         lambda: [request_target()],
         lambda: [differential_target()],
     ]
@@ -206,6 +213,36 @@ def _found(build: Path, names: list[str]) -> tuple[list[Target], list[str]]:
         except Missing as error:
             missing.append(str(error))
     return targets, missing
+
+
+def hours_left(entries: list[Entry], total: int) -> float:
+    """Return hours of a core to all goals, and to a total, at the rates there were so far.
+
+    Where there was none, at a guess. More edges may be found late, and so more be asked for.
+    """
+    seconds, done = 0.0, 0
+    for entry in entries:
+        left = 0 if entry.given_up else max(0, entry.goal - entry.progress.executions)
+        seconds += left / _rate(entry)
+        done += entry.progress.executions + left
+    fastest = sorted(map(_rate, entries))[-FASTEST:]
+    if fastest:
+        seconds += max(0, total - done) * len(fastest) / sum(fastest)
+    return seconds / 3600
+
+
+def _rate(entry: Entry) -> float:
+    return entry.progress.rate or GUESSED[entry.target.python]
+
+
+def _left(entries: list[Entry], total: int) -> str:
+    """Return a line for each target, and one for all."""
+    lines = [
+        f"{entry.target.name:24}{entry.progress.executions:13} of {entry.goal:10},"
+        f" {hours_left([entry], 0):6.2f} hours of a core left"
+        for entry in entries
+    ]
+    return "\n".join([*lines, f"{hours_left(entries, total):.1f} hours of a core left in all"])
 
 
 def _table(entries: list[Entry]) -> str:
@@ -252,7 +289,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--stop-after", type=float, help="seconds; go on in another run")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--failures", type=Path, default=FAILURES, help="folder of what is found")
-    parser.add_argument("--list", action="store_true", help="say what targets there are")
+    parser.add_argument("--list", action="store_true", help="say what there is, and how long")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="names, or their beginnings")
     return parser.parse_args()
 
@@ -267,16 +304,26 @@ def _chosen(targets: list[Target], names: list[str]) -> list[Target]:
     return [target for target in targets if target.name.startswith(tuple(names))]
 
 
+def _total(options: argparse.Namespace) -> int:
+    """Return how many executions are wanted of all targets together."""
+    return 0 if options.targets else TOTAL_SHARE * options.goal
+
+
+def _entries(targets: list[Target], goal: int, state: Path | None) -> list[Entry]:
+    """Return the targets with what they did so far."""
+    now, entries = commit(), []
+    for target in targets:
+        done = Progress() if state is None else load(state / f"{target.name}.json")
+        own = goal // PYTHON_SHARE if target.python else goal
+        entries.append(Entry(target, max(1, own), done, now))
+    return entries
+
+
 def _run(options: argparse.Namespace, targets: list[Target], scratch: Path) -> list[Entry]:
     """Run them in one of the two forms; return what came of it."""
     short = options.seconds is not None
     state = None if short else STATE / "runs"
-    now = commit()
-    entries = []
-    for target in targets:
-        done = Progress() if state is None else load(state / f"{target.name}.json")
-        goal = options.goal // PYTHON_SHARE if target.python else options.goal
-        entries.append(Entry(target, max(1, goal), done, now))
+    entries = _entries(targets, options.goal, state)
     folder = scratch if short else STATE / "corpora"
     processes = Processes()
     campaign = Campaign(entries, folder, state, options.failures.resolve(), processes)
@@ -288,8 +335,7 @@ def _run(options: argparse.Namespace, targets: list[Target], scratch: Path) -> l
         until = float("inf")
         if options.stop_after is not None:
             until = time.monotonic() + options.stop_after
-        total = 0 if options.targets else TOTAL_SHARE * options.goal
-        campaign.long(total, options.jobs, until)
+        campaign.long(_total(options), options.jobs, until)
     return entries
 
 
@@ -298,11 +344,14 @@ def main() -> int:
     options = _arguments()
     scratch = Path(tempfile.mkdtemp(prefix="attestkit-fuzz-"))
     try:
-        targets, missing = _found(scratch / "build", options.targets)
-        if options.list:
-            print("\n".join([*(target.name for target in targets), *missing]))
-            return 0
+        targets, missing = _found(
+            scratch / "build", options.targets, short=options.seconds is not None
+        )
         chosen = _chosen(targets, options.targets)
+        if options.list:
+            entries = _entries(chosen, options.goal, STATE / "runs")
+            print("\n".join([_left(entries, _total(options)), *missing]))
+            return 0
         if missing and options.seconds is None and not options.targets:
             print("\n".join(missing), file=sys.stderr)
             return 2

@@ -24,6 +24,9 @@ ROOT = HERE.parent
 CORPORA = HERE / "corpora"
 DICTIONARIES = HERE / "dictionaries"
 GRACE = 90  # seconds that a process may take longer than it was asked to
+PARSERS_WEIGHT = 20  # all parsers in one process; a C target has 1
+AFL_WEIGHT = 8
+DIFFERENTIAL_WEIGHT = 4
 PATIENCE = 10.0  # seconds that it may take to end when it is told to
 _WRITTEN = re.compile(r"Test unit written to (\S+)")
 _COMPARED = re.compile(r"^(\d+) inputs in ", re.MULTILINE)
@@ -110,6 +113,7 @@ class Target:
     run: Callable[[Ask, Processes], Part]
     covers: bool = True  # its engine says how many edges were reached
     alone: bool = False  # no two parts at a time
+    weight: int = 1  # share of the short form's time
 
 
 def _finding(name: str, status: int, said: str, ask: Ask) -> str:
@@ -265,8 +269,8 @@ def _program(drivers: Any, name: str, build: Path, compiler: str) -> Path:  # no
 # -- Python ----------------------------------------------------------------------------------------
 
 
-def parser_targets() -> list[Target]:
-    """Return the parsers that atheris runs.
+def parser_targets(*, together: bool = False) -> list[Target]:
+    """Return the parsers that atheris runs, or one target that is all of them in one process.
 
     Raises:
         Missing: atheris, or the module with the targets, is not here.
@@ -288,9 +292,10 @@ def parser_targets() -> list[Target]:
             (),
             python=True,
             run=lambda ask, processes: part(name, ask, processes),
+            weight=PARSERS_WEIGHT if together else 1,
         )
 
-    return [target(name) for name in parsers]
+    return [target(name) for name in (["all"] if together else parsers)]
 
 
 def afl_part(found: dict[str, Any], before: dict[str, Any]) -> Part:
@@ -347,7 +352,7 @@ def request_target() -> Target:
             part.findings.append(_finding("request-path", status, said, ask))
         return part
 
-    return Target("request-path", "AFL++", (), python=True, run=part, alone=True)
+    return Target("request-path", "AFL++", (), python=True, run=part, alone=True, weight=AFL_WEIGHT)
 
 
 def differential_target() -> Target:
@@ -374,4 +379,13 @@ def differential_target() -> Target:
             part.findings.append(_finding("differential", status, said, ask))
         return part
 
-    return Target("differential", "own", (), python=True, run=part, covers=False, alone=True)
+    return Target(
+        "differential",
+        "own",
+        (),
+        python=True,
+        run=part,
+        covers=False,
+        alone=True,
+        weight=DIFFERENTIAL_WEIGHT,
+    )

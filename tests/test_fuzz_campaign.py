@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -15,7 +16,7 @@ pytest.importorskip("cffi")
 
 import build_cffi
 from fuzz import campaign, drivers
-from fuzz.campaign import Campaign, Entry, pick
+from fuzz.campaign import Campaign, Entry, hours_left, pick
 from fuzz.campaign_progress import Part, Progress, load, part_of, save
 from fuzz.campaign_targets import (
     Ask,
@@ -183,12 +184,14 @@ def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def test_seconds_are_shared(tmp_path: Path) -> None:
-    """Each target once, all together as long as so many cores take so long."""
+    """Each target once, all together as long as so many cores take so long, the longest first."""
     asked: list[Ask] = []
     shared, made = campaign_of(counted(7, asked), tmp_path, 10**9)
+    shared.entries.append(Entry(replace(counted(7, asked), weight=4), 10**9, Progress()))
     shared.entries.append(Entry(counted(7, asked), 10**9, Progress()))
     shared.short(30, 2)
-    assert [ask.seconds for ask in asked] == [30, 30]
+    assert sorted(ask.seconds for ask in asked) == [10, 10, 40]
+    assert asked[0].seconds == 40
     assert made.progress.executions == 7
 
 
@@ -203,7 +206,7 @@ def only_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Ask]:
     asked: list[Ask] = []
     monkeypatch.setattr(campaign, "STATE", tmp_path)
     monkeypatch.setattr(campaign, "c_targets", lambda *_: [counted(100, asked)])
-    monkeypatch.setattr(campaign, "parser_targets", list)
+    monkeypatch.setattr(campaign, "parser_targets", lambda **_: [])
     monkeypatch.setattr(campaign, "differential_target", lambda: counted(9, asked))
     monkeypatch.setattr(campaign, "request_target", no_engine)
     monkeypatch.setattr("signal.signal", lambda *_: None)
@@ -247,6 +250,27 @@ def test_a_record_of_all_goals(
         about
     )
     assert "executions in all" in capsys.readouterr().out
+
+
+def test_the_hours_that_are_left() -> None:
+    """What is to be done at each target's rate, and what lacks in all at that of the fastest."""
+    slow, fast, over = entry(100), entry(400), entry(5000)  # in a second each
+    assert hours_left([slow, fast], 0) * 3600 == 900 / 100 + 600 / 400
+    assert hours_left([over], 0) == 0
+    assert hours_left([over], 15_000) * 3600 == 2
+    assert hours_left([Entry(slow.target, campaign.GOAL, Progress())], 0) * 3600 == 500
+
+
+def test_the_list_says_how_long(
+    only_counted: list[Ask], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of each target and of all, and what is missing; nothing runs."""
+    assert run_with(monkeypatch, "--list", "--goal", "400000") == 0
+    first, _, in_all, missing = capsys.readouterr().out.splitlines()
+    assert " ".join(first.split()) == "counted 0 of 400000, 0.00 hours of a core left"
+    assert in_all == "0.1 hours of a core left in all"
+    assert missing == "AFL++: afl-fuzz is not here"
+    assert only_counted == []
 
 
 def test_a_name_of_nothing(only_counted: list[Ask], monkeypatch: pytest.MonkeyPatch) -> None:

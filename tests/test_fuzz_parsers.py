@@ -20,7 +20,9 @@ from fuzz import parser_target
 from fuzz.campaign_targets import _DICTIONARIES
 from fuzz.havoc import havoc
 from fuzz.parser_contract import LONGEST, BrokenContractError, Contract, ParserTarget, obeys
+from fuzz.parser_corpora import BUDGET, kept
 from fuzz.parser_settings import key_samples, secrets
+from fuzz.parser_target import CORPORA
 from fuzz.parsers import LEFT_OUT, READERS, TARGETS
 
 PACKAGE = Path(attestkit.__file__).parent
@@ -294,6 +296,45 @@ def test_seeds_go_into_an_empty_folder_alone(tmp_path: Path) -> None:
     assert sorted(path.read_bytes() for path in folder.iterdir()) == [b"one", b"two"]
     parser_target.write_seeds(folder, [b"three"])
     assert len(list(folder.iterdir())) == 2
+
+
+def test_all_targets_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first byte says which, and each gets what it would alone: seeds, corpus, length."""
+    monkeypatch.setattr(parser_target, "CORPORA", tmp_path)
+    (tmp_path / "parser-second").mkdir()
+    (tmp_path / "parser-second" / "kept").write_bytes(b"kept")
+    got: dict[str, list[bytes]] = {"first": [], "second": []}
+    two = {
+        name: ParserTarget(name, got[name].append, lambda: [b"seed"], max_len=size)
+        for name, size in (("first", 4), ("second", 7))
+    }
+    both = parser_target.together(two)
+    assert both.seeds() == [b"\0seed", b"\1seed", b"\1kept"]
+    assert both.max_len == 8
+    for data in (b"", b"\0longer than that", b"\1longer than that", b"\3x"):
+        both.run(data)
+    assert got == {"first": [b"long"], "second": [b"longer ", b"x"]}
+    assert len(TARGETS) <= 256
+
+
+def test_what_reaches_nothing_new_is_not_kept() -> None:
+    """Of those that reach the same the shortest is kept; none is, beyond what a corpus may have."""
+    target = TARGETS["options"]
+    limit, longer = b"\1body=x", b"\1body=xyz"
+    assert kept(target, target.seeds()) == []
+    assert kept(target, [longer, limit, b""]) == [limit]
+    assert kept(target, [b"\1body=" + bytes(BUDGET)]) == []
+
+
+@every_target
+def test_the_corpus_keeps_the_contract(target: ParserTarget) -> None:
+    """What campaigns have found, a few files of each parser, and within bounds."""
+    files = sorted((CORPORA / f"parser-{target.name}").glob("*"))
+    inputs = [path.read_bytes() for path in files]
+    assert sum(map(len, inputs)) <= BUDGET
+    for data in inputs:
+        assert len(data) <= target.max_len
+        target.run(data)
 
 
 DEEP = """
