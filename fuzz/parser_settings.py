@@ -169,8 +169,11 @@ def key_samples() -> list[bytes]:
         "key_provider": {"Kms": {"url": "", "pubkey": "00", "tmp_ca_key": "SECRETabcdef"}},
     }
     pem = "-----BEGIN PRIVATE KEY-----\nSECRETabcdefghijklmnop\n-----END PRIVATE KEY-----\n"
-    local = {**kms, "key_provider": {"Local": {"mr": "00", "key": pem}}}
-    files = [json.dumps(one).encode() for one in (kms, local)]
+    joined = pem.replace("-----END ", "-----END SECRETabcdef")  # where two lines became one
+    local, torn = (
+        {**kms, "key_provider": {"Local": {"mr": "00", "key": key}}} for key in (pem, joined)
+    )
+    files = [json.dumps(one).encode() for one in (kms, local, torn)]
     return [*files, data("dstack/simulator/appkeys.json"), files[0] + b" SECRETabcdef"]
 
 
