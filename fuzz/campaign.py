@@ -342,6 +342,7 @@ def _run(options: argparse.Namespace, targets: list[Target], scratch: Path) -> l
 def main() -> int:
     """Return 0 if nothing was found, 1 if something was, 2 if an engine is missing."""
     options = _arguments()
+    os.environ["GIT_OPTIONAL_LOCKS"] = "0"  # or to ask for the commit could stop somebody's own
     scratch = Path(tempfile.mkdtemp(prefix="attestkit-fuzz-"))
     try:
         targets, missing = _found(

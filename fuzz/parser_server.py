@@ -234,7 +234,7 @@ def targets() -> list[ParserTarget]:
         ParserTarget("query", _codec(query.decode), short(query_samples, 1024), "query.dict", 1024),
         ParserTarget("log_parameters", log_parameters, parameter_samples, "query.dict", 512),
         ParserTarget("docker_frames", frames, frame_samples, "frames.dict", 512),
-        ParserTarget("docker_lines", lines, line_samples, "frames.dict", 512),
+        ParserTarget("docker_lines", lines, line_samples, "frames.dict", 128),
         ParserTarget(
             "log_text", log_text, short(seeds.short_agent_texts, 2048), "events.dict", 2048
         ),
