@@ -1,10 +1,11 @@
 """Run every fuzzer: `make fuzz`.
 
-With --seconds the targets share so many seconds, and nothing is kept: the form of continuous
-integration, which leaves out what is not here and says so. Without, each target runs until it has
+With --seconds the targets share so many seconds of each core, and nothing is kept: the form of
+continuous integration, in which all parsers in Python are one target, and which leaves out what is
+not here and says so. Without, each target runs until it has
 reached its goal and found no new edge in the last quarter of its executions. That takes hours, and
-can be done in parts: what was done for this commit is kept in .fuzz, and added up. The record is
-docs/records/fuzz.json. Whatever is found is in fuzz/failures.
+can be done in parts, on several commits: what was done is kept in .fuzz, and added up. The record
+is docs/records/fuzz.json. Whatever is found is in fuzz/failures, and is open until it is no more.
 """
 
 import argparse
@@ -46,6 +47,7 @@ LARGE_EVERY = 8  # of so many parts one has large inputs
 LAST_QUARTER = 0.75
 MOST_MORE = 8  # times its goal: there a target ends, new edges or not
 MOST_FINDINGS = 3  # of a target, which then runs no more
+GUESSED = {False: 40_000.0, True: 5000.0}  # executions a second, of C and of Python
 FASTEST = 3  # how many targets do what the total lacks
 
 
@@ -56,14 +58,19 @@ class Entry:
     target: Target
     goal: int
     progress: Progress
+    commit: str = ""  # of what runs, as it was when the campaign began
     parts: int = 0  # begun here
     running: int = 0
 
     @property
     def ended(self) -> bool:
         """Whether it runs no more: too much was found, or it has run for very long."""
-        done = self.progress
-        return len(done.findings) >= MOST_FINDINGS or done.executions >= MOST_MORE * self.goal
+        return self.given_up or self.progress.executions >= MOST_MORE * self.goal
+
+    @property
+    def given_up(self) -> bool:
+        """Whether too much was found that is not mended yet."""
+        return len(self.progress.open_findings) >= MOST_FINDINGS
 
     @property
     def quiet(self) -> bool:
@@ -82,7 +89,7 @@ def pick(entries: list[Entry], total: int) -> Entry | None:
     It is the one that is furthest from its goal; when all are there, one of the fastest, until
     there are as many executions as are wanted in all.
     """
-    free = [e for e in entries if not (e.target.alone and e.running) and not _given_up(e)]
+    free = [e for e in entries if not (e.target.alone and e.running) and not e.given_up]
     waiting = [e for e in free if not e.reached and not e.ended]
     if waiting:
         return min(waiting, key=lambda e: (e.running, e.progress.executions / e.goal))
@@ -90,10 +97,6 @@ def pick(entries: list[Entry], total: int) -> Entry | None:
         fastest = sorted(free, key=lambda e: e.progress.rate)[-FASTEST:]
         return min(fastest, key=lambda e: (e.running, e.progress.executions), default=None)
     return None
-
-
-def _given_up(entry: Entry) -> bool:
-    return len(entry.progress.findings) >= MOST_FINDINGS
 
 
 def _executions(entries: list[Entry]) -> int:
@@ -119,22 +122,23 @@ class Campaign:
         name = entry.target.name
         large = entry.parts % LARGE_EVERY == 1
         entry.parts += 1
-        folder = self.state / "work" if self.state and entry.target.counts else self.folder
-        ask = Ask(seconds, runs, large, folder / name, self.failures)
+        ask = Ask(seconds, runs, large, self.folder / name, self.failures)
+        # Python is read anew by each part; what is compiled was compiled when the campaign began.
+        ran_on = commit() if self.state and entry.target.python else entry.commit
         try:
             part = entry.target.run(ask, self.processes)
         finally:
             with self._lock:
                 entry.running -= 1
         with self._lock:
-            entry.progress.add(part, "large" if large else "small")
+            entry.progress.add(part, "large" if large else "small", ran_on)
             if self.state is not None:
                 save(self.state / f"{name}.json", entry.progress)
         done = entry.progress
         edges = max(done.best.values(), default=0)
         print(
             f"{name}: {done.executions} executions, {done.rate:.0f}/s, {edges} edges, last new at"
-            f" {done.last_new_fraction:.2f}, {len(done.findings)} findings",
+            f" {done.last_new_fraction:.2f}, {len(done.open_findings)} findings",
             flush=True,
         )
 
@@ -166,10 +170,15 @@ class Campaign:
             raise errors[0]
 
     def short(self, seconds: float, jobs: int) -> None:
-        """Give each target its share of the seconds, once."""
-        waiting = list(self.entries)
-        share = seconds * jobs / max(1, len(waiting))
-        self.in_threads(jobs, lambda: (waiting.pop(0), share, None) if waiting else None)
+        """Give each target its share of the seconds, once; the longest first, so all end as one."""
+        waiting = sorted(self.entries, key=lambda entry: -entry.target.weight)
+        share = seconds * jobs / max(1, sum(entry.target.weight for entry in waiting))
+
+        def take() -> tuple[Entry, float, int | None] | None:
+            entry = waiting.pop(0) if waiting else None
+            return None if entry is None else (entry, share * entry.target.weight, None)
+
+        self.in_threads(jobs, take)
 
     def long(self, total: int, jobs: int, until: float) -> None:
         """Run parts until all goals are reached, or to a time of the monotonic clock."""
@@ -182,7 +191,7 @@ class Campaign:
         self.in_threads(jobs, take)
 
 
-def _found(build: Path, names: list[str]) -> tuple[list[Target], list[str]]:
+def _found(build: Path, names: list[str], *, short: bool) -> tuple[list[Target], list[str]]:
     """Return all targets that can run here, and a line for each engine that cannot."""
     targets: list[Target] = []
     missing: list[str] = []
@@ -194,7 +203,7 @@ def _found(build: Path, names: list[str]) -> tuple[list[Target], list[str]]:
 
     makers: list[Callable[[], list[Target]]] = [
         lambda: c_targets(build, wanted),
-        parser_targets,
+        lambda: parser_targets(together=short and not names),
         lambda: [request_target()],
         lambda: [differential_target()],
     ]
@@ -204,6 +213,36 @@ def _found(build: Path, names: list[str]) -> tuple[list[Target], list[str]]:
         except Missing as error:
             missing.append(str(error))
     return targets, missing
+
+
+def hours_left(entries: list[Entry], total: int) -> float:
+    """Return hours of a core to all goals, and to a total, at the rates there were so far.
+
+    Where there was none, at a guess. More edges may be found late, and so more be asked for.
+    """
+    seconds, done = 0.0, 0
+    for entry in entries:
+        left = 0 if entry.given_up else max(0, entry.goal - entry.progress.executions)
+        seconds += left / _rate(entry)
+        done += entry.progress.executions + left
+    fastest = sorted(map(_rate, entries))[-FASTEST:]
+    if fastest:
+        seconds += max(0, total - done) * len(fastest) / sum(fastest)
+    return seconds / 3600
+
+
+def _rate(entry: Entry) -> float:
+    return entry.progress.rate or GUESSED[entry.target.python]
+
+
+def _left(entries: list[Entry], total: int) -> str:
+    """Return a line for each target, and one for all."""
+    lines = [
+        f"{entry.target.name:24}{entry.progress.executions:13} of {entry.goal:10},"
+        f" {hours_left([entry], 0):6.2f} hours of a core left"
+        for entry in entries
+    ]
+    return "\n".join([*lines, f"{hours_left(entries, total):.1f} hours of a core left in all"])
 
 
 def _table(entries: list[Entry]) -> str:
@@ -216,7 +255,7 @@ def _table(entries: list[Entry]) -> str:
         edges = max(done.best.values(), default=0)
         lines.append(
             f"{entry.target.name:24}{done.executions:13}{done.rate:9.0f}{edges:7}"
-            f"{done.last_new_fraction:9.2f}{done.corpus:8} {len(done.findings)}"
+            f"{done.last_new_fraction:9.2f}{done.corpus:8} {len(done.open_findings)}"
         )
     return "\n".join([*lines, f"{_executions(entries)} executions in all"])
 
@@ -235,6 +274,7 @@ def _record(entries: list[Entry], goal: int, command: str) -> None:
         "goal": goal,
         "executions": _executions(entries),
         "findings": sum(len(entry.progress.findings) for entry in entries),
+        "open_findings": sum(len(entry.progress.open_findings) for entry in entries),
         "short_of_goal": [entry.target.name for entry in entries if not entry.reached],
         "seconds_of_a_core": round(sum(entry.progress.seconds for entry in entries)),
         "by_target": by_target,
@@ -249,7 +289,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--stop-after", type=float, help="seconds; go on in another run")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--failures", type=Path, default=FAILURES, help="folder of what is found")
-    parser.add_argument("--list", action="store_true", help="say what targets there are")
+    parser.add_argument("--list", action="store_true", help="say what there is, and how long")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="names, or their beginnings")
     return parser.parse_args()
 
@@ -264,15 +304,26 @@ def _chosen(targets: list[Target], names: list[str]) -> list[Target]:
     return [target for target in targets if target.name.startswith(tuple(names))]
 
 
+def _total(options: argparse.Namespace) -> int:
+    """Return how many executions are wanted of all targets together."""
+    return 0 if options.targets else TOTAL_SHARE * options.goal
+
+
+def _entries(targets: list[Target], goal: int, state: Path | None) -> list[Entry]:
+    """Return the targets with what they did so far."""
+    now, entries = commit(), []
+    for target in targets:
+        done = Progress() if state is None else load(state / f"{target.name}.json")
+        own = goal // PYTHON_SHARE if target.python else goal
+        entries.append(Entry(target, max(1, own), done, now))
+    return entries
+
+
 def _run(options: argparse.Namespace, targets: list[Target], scratch: Path) -> list[Entry]:
     """Run them in one of the two forms; return what came of it."""
     short = options.seconds is not None
-    state = None if short else STATE / "runs" / (commit() or "unknown")
-    entries = []
-    for target in targets:
-        done = Progress() if state is None else load(state / f"{target.name}.json")
-        goal = options.goal // PYTHON_SHARE if target.python else options.goal
-        entries.append(Entry(target, max(1, goal), done))
+    state = None if short else STATE / "runs"
+    entries = _entries(targets, options.goal, state)
     folder = scratch if short else STATE / "corpora"
     processes = Processes()
     campaign = Campaign(entries, folder, state, options.failures.resolve(), processes)
@@ -284,21 +335,24 @@ def _run(options: argparse.Namespace, targets: list[Target], scratch: Path) -> l
         until = float("inf")
         if options.stop_after is not None:
             until = time.monotonic() + options.stop_after
-        total = 0 if options.targets else TOTAL_SHARE * options.goal
-        campaign.long(total, options.jobs, until)
+        campaign.long(_total(options), options.jobs, until)
     return entries
 
 
 def main() -> int:
     """Return 0 if nothing was found, 1 if something was, 2 if an engine is missing."""
     options = _arguments()
+    os.environ["GIT_OPTIONAL_LOCKS"] = "0"  # or to ask for the commit could stop somebody's own
     scratch = Path(tempfile.mkdtemp(prefix="attestkit-fuzz-"))
     try:
-        targets, missing = _found(scratch / "build", options.targets)
-        if options.list:
-            print("\n".join([*(target.name for target in targets), *missing]))
-            return 0
+        targets, missing = _found(
+            scratch / "build", options.targets, short=options.seconds is not None
+        )
         chosen = _chosen(targets, options.targets)
+        if options.list:
+            entries = _entries(chosen, options.goal, STATE / "runs")
+            print("\n".join([_left(entries, _total(options)), *missing]))
+            return 0
         if missing and options.seconds is None and not options.targets:
             print("\n".join(missing), file=sys.stderr)
             return 2
@@ -310,7 +364,7 @@ def main() -> int:
         print("left out:", *missing, sep="\n  ")
     if options.seconds is None and options.goal == GOAL and not options.targets:
         _record(entries, GOAL, "python -m fuzz.campaign")
-    findings = [finding for entry in entries for finding in entry.progress.findings]
+    findings = [finding for entry in entries for finding in entry.progress.open_findings]
     print(*(f"found: {finding}" for finding in findings), sep="\n")
     return 1 if findings else 0
 

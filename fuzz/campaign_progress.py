@@ -40,7 +40,7 @@ def part_of(said: str, seconds: float) -> Part:
 
 @dataclass
 class Progress:
-    """All parts of a target, added up.
+    """All parts of a target, added up, whatever commits they ran on.
 
     Of each size of input there are edges of their own: a run with short inputs cannot see those of
     the long ones, and must not take them for new.
@@ -49,26 +49,42 @@ class Progress:
     executions: int = 0
     seconds: float = 0.0
     best: dict[str, int] = field(default_factory=dict)  # edges, by size of input
+    ran_on: dict[str, str] = field(default_factory=dict)  # the last commit, by size of input
     last_new: int = 0  # how many executions there had been when the last new edge came
     edges: list[tuple[int, int]] = field(default_factory=list)
     corpus: int = 0
-    findings: list[str] = field(default_factory=list)
+    findings: list[str] = field(
+        default_factory=list
+    )  # files, of which those that are open are here
+    commits: dict[str, dict[str, int]] = field(default_factory=dict)
 
-    def add(self, part: Part, size: str) -> None:
-        """Count a part in. What its corpus reaches at the start is old."""
+    def add(self, part: Part, size: str, commit: str = "") -> None:
+        """Count a part in. What its corpus reaches at the start is old, where the code is."""
+        is_changed = self.ran_on.get(size, commit) != commit
+        self.ran_on[size] = commit
         for number, (count, edges) in enumerate(part.edges):
             best = self.best.get(size, 0)
+            if is_changed and number == 0 and edges < best:
+                self.best[size] = best = edges  # what was taken away can be found no more
             if edges <= best:
                 continue
             self.best[size] = edges
             at = self.executions + count
-            if number > 0:
+            if number > 0 or is_changed:
                 self.last_new = at
             self.edges.append((at, max(self.best.values())))
         self.executions += part.executions
         self.seconds += part.seconds
         self.corpus = part.corpus or self.corpus
         self.findings += part.findings
+        done = self.commits.setdefault(commit or "unknown", {"executions": 0, "findings": 0})
+        done["executions"] += part.executions
+        done["findings"] += len(part.findings)
+
+    @property
+    def open_findings(self) -> list[str]:
+        """What is not mended yet: who mends it takes the file away."""
+        return [finding for finding in self.findings if Path(finding).exists()]
 
     @property
     def rate(self) -> float:
@@ -92,6 +108,8 @@ class Progress:
             "last_new_edge": round(self.last_new_fraction, 3),
             "corpus": self.corpus,
             "findings": len(self.findings),
+            "open_findings": len(self.open_findings),
+            "by_commit": self.commits,
         }
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Lock
+from threading import Event, Lock, Timer
 from typing import Any
 
 from fuzz.campaign_progress import Part, part_of
@@ -24,7 +24,10 @@ ROOT = HERE.parent
 CORPORA = HERE / "corpora"
 DICTIONARIES = HERE / "dictionaries"
 GRACE = 90  # seconds that a process may take longer than it was asked to
-_INTERRUPTED = 72  # how libFuzzer ends when it is told to
+PARSERS_WEIGHT = 20  # all parsers in one process; a C target has 1
+AFL_WEIGHT = 8
+DIFFERENTIAL_WEIGHT = 4
+PATIENCE = 10.0  # seconds that it may take to end when it is told to
 _WRITTEN = re.compile(r"Test unit written to (\S+)")
 _COMPARED = re.compile(r"^(\d+) inputs in ", re.MULTILINE)
 
@@ -82,12 +85,21 @@ class Processes:
         return status, log.read_text(errors="replace")
 
     def end(self) -> None:
-        """Ask all of them to end, and start no more."""
+        """Ask all of them to end, and start no more; what does not end soon is killed."""
         self.stop.set()
+        self._send(signal.SIGINT)
+        later = Timer(PATIENCE, self._send, [signal.SIGKILL])
+        later.daemon = True
+        later.start()
+
+    def _send(self, number: signal.Signals) -> None:
         with self._lock:
             for process in self._running:
                 with suppress(ProcessLookupError):
-                    process.send_signal(signal.SIGINT)
+                    if number == signal.SIGKILL:
+                        os.killpg(process.pid, number)
+                    else:
+                        process.send_signal(number)
 
 
 @dataclass(frozen=True)
@@ -101,7 +113,7 @@ class Target:
     run: Callable[[Ask, Processes], Part]
     covers: bool = True  # its engine says how many edges were reached
     alone: bool = False  # no two parts at a time
-    counts: bool = False  # its engine counts in its folder, so each commit has one of its own
+    weight: int = 1  # share of the short form's time
 
 
 def _finding(name: str, status: int, said: str, ask: Ask) -> str:
@@ -134,9 +146,11 @@ def _lib_fuzzer(
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(scratch, "log")
-        status, said = processes.run([*command, *options, *folders], log, ask.seconds, env)
+        environment = {**(os.environ if env is None else env), "TMPDIR": scratch}
+        status, said = processes.run([*command, *options, *folders], log, ask.seconds, environment)
     part = part_of(said, time.monotonic() - start)
-    if status not in (0, _INTERRUPTED) and not processes.stop.is_set():
+    # Told to end, it ends with a status of its own, which is no finding; an input is one.
+    if status and (_WRITTEN.search(said) or not processes.stop.is_set()):
         part.findings.append(_finding(name, status, said, ask))
     return part
 
@@ -255,8 +269,8 @@ def _program(drivers: Any, name: str, build: Path, compiler: str) -> Path:  # no
 # -- Python ----------------------------------------------------------------------------------------
 
 
-def parser_targets() -> list[Target]:
-    """Return the parsers that atheris runs.
+def parser_targets(*, together: bool = False) -> list[Target]:
+    """Return the parsers that atheris runs, or one target that is all of them in one process.
 
     Raises:
         Missing: atheris, or the module with the targets, is not here.
@@ -278,9 +292,10 @@ def parser_targets() -> list[Target]:
             (),
             python=True,
             run=lambda ask, processes: part(name, ask, processes),
+            weight=PARSERS_WEIGHT if together else 1,
         )
 
-    return [target(name) for name in parsers]
+    return [target(name) for name in (["all"] if together else parsers)]
 
 
 def afl_part(found: dict[str, Any], before: dict[str, Any]) -> Part:
@@ -290,20 +305,22 @@ def afl_part(found: dict[str, Any], before: dict[str, Any]) -> Part:
     rate = executions / seconds if seconds > 0 else 0.0
     old = [edges for at, edges in found["coverage"] if at <= spent]
     new = [(round(rate * (at - spent)), edges) for at, edges in found["coverage"] if at > spent]
-    first = [(0, old[-1])] if old else []
+    # Less than before is what the code that is no more had.
+    first = [(0, min([old[-1], *(edges for _, edges in new[:1])]))] if old else []
     return Part(executions, seconds, [*first, *new], found["corpus"])
 
 
-def _afl_findings(ask: Ask) -> list[str]:
-    """Keep the inputs of crashes and hangs, of which AFL++ has one of a sort; return where."""
+def _afl_findings(ask: Ask, since: float) -> list[str]:
+    """Keep the inputs of crashes and hangs that came since then, one of a sort; return where."""
     ask.failures.mkdir(parents=True, exist_ok=True)
     kept: list[str] = []
     for what in ("crashes", "hangs"):
         for file in sorted(ask.work.rglob(f"{what}/id*")):
-            place = ask.failures / f"request-path-{what}-{len(kept)}-{time.monotonic_ns()}"
-            shutil.copy(file, place)
-            kept.append(str(place))
-    return kept or [f"crashes or hangs, of which no input is in {ask.work}"]
+            if file.stat().st_mtime >= since:
+                place = ask.failures / f"request-path-{what}-{len(kept)}-{time.monotonic_ns()}"
+                shutil.copy(file, place)
+                kept.append(str(place))
+    return kept
 
 
 def request_target() -> Target:
@@ -320,20 +337,22 @@ def request_target() -> Target:
         raise Missing("AFL++: afl-fuzz is not here; apt-get install afl++")
 
     def part(ask: Ask, processes: Processes) -> Part:
-        ask.work.mkdir(parents=True, exist_ok=True)
         counted = ask.work / "counted.json"
         before = json.loads(counted.read_text()) if counted.exists() else {}
-        try:
-            found = request_path.campaign(ask.seconds, ask.work)
-        except RuntimeError as error:  # it ran no more, or was interrupted
-            return Part(findings=[] if processes.stop.is_set() else [str(error)])
-        counted.write_text(json.dumps(found))
-        part = afl_part(found, before)
-        if any(found[what] > before.get(what, 0) for what in ("crashes", "hangs")):
-            part.findings += _afl_findings(ask)
+        begun = time.time()
+        command, environment = request_path.command(ask.seconds, ask.work)
+        status, said = processes.run(command, ask.work / "afl.log", ask.seconds, environment)
+        part = Part()
+        if (ask.work / "default" / "fuzzer_stats").exists():
+            found = request_path.report(ask.work / "default")
+            counted.write_text(json.dumps(found))
+            part = afl_part(found, before)
+        part.findings += _afl_findings(ask, begun)
+        if status and not processes.stop.is_set():
+            part.findings.append(_finding("request-path", status, said, ask))
         return part
 
-    return Target("request-path", "AFL++", (), python=True, run=part, alone=True, counts=True)
+    return Target("request-path", "AFL++", (), python=True, run=part, alone=True, weight=AFL_WEIGHT)
 
 
 def differential_target() -> Target:
@@ -360,4 +379,13 @@ def differential_target() -> Target:
             part.findings.append(_finding("differential", status, said, ask))
         return part
 
-    return Target("differential", "own", (), python=True, run=part, covers=False, alone=True)
+    return Target(
+        "differential",
+        "own",
+        (),
+        python=True,
+        run=part,
+        covers=False,
+        alone=True,
+        weight=DIFFERENTIAL_WEIGHT,
+    )

@@ -3,6 +3,7 @@
 What a target starts from, what is in its corpus already, and what campaigns added to theirs is
 merged: libFuzzer keeps the smallest files that together reach all that any of them does. What is
 larger than LARGEST is left out, for the corpora are to be small; campaigns make such inputs anew.
+Those of the parsers in Python, `parser-NAME`, are made by parser_corpora.py, which this runs.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from fuzz.campaign_targets import CORPORA, folder_name
 from fuzz.samples import object_samples, samples
 
 LARGEST = 16_384  # bytes of a file
+PARSER = "parser-"  # a target's name begins so
 BUDGET = 64_000  # bytes of a target's files; beyond, hits of an edge are not told by their number
 
 
@@ -61,18 +63,28 @@ def remake(target: str, seeds: list[bytes], build: Path, compiler: str) -> str:
 
 
 def main() -> int:
-    """Return 0."""
+    """Return 0, or the status of what makes the corpora of parsers."""
     seeds_of = {**samples(), **object_samples()}
     parser = argparse.ArgumentParser(description="Make the corpora of the C core.")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(seeds_of))
-    names = parser.parse_args().targets or list(seeds_of)
+    asked = parser.parse_args().targets
+    names = [name for name in asked or seeds_of if not name.startswith(PARSER)]
+    for name in names:
+        if name not in seeds_of:
+            parser.error(
+                f"there is no target {name}; there are {', '.join(seeds_of)}, {PARSER}NAME"
+            )
     compiler = drivers.clang()
-    if compiler is None:
+    if compiler is None and names:
         parser.error(f"libFuzzer is clang's, and none of {', '.join(drivers.CLANGS)} is here")
     with tempfile.TemporaryDirectory() as build:
         for name in names:
-            print(remake(name, seeds_of[name], Path(build), compiler), flush=True)
-    return 0
+            print(remake(name, seeds_of[name], Path(build), str(compiler)), flush=True)
+    parsers = [name.removeprefix(PARSER) for name in asked if name.startswith(PARSER)]
+    if asked and not parsers:
+        return 0
+    command = [sys.executable, "-m", "fuzz.parser_corpora", *parsers]  # over the plain core
+    return subprocess.run(command, check=False).returncode  # noqa: S603 - our own
 
 
 if __name__ == "__main__":

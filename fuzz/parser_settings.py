@@ -1,9 +1,14 @@
 """Targets: people's files and flags, and what keeps state or secrets on a disk."""
 
+import atexit
 import json
 import re
+import shutil
+import tempfile
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, cast
+from functools import cache
+from pathlib import Path
+from typing import Final
 
 from attestkit._crypto.aes_gcm import aes_gcm_encrypt
 from attestkit._crypto.ed25519 import x25519, x25519_public_key
@@ -12,7 +17,7 @@ from attestkit.backends.recording.host import host_from_json
 from attestkit.backends.recording.recording_file import RecordingFile, parse_recording
 from attestkit.backends.simulator.emulated_kernel import EmulatedKernel
 from attestkit.backends.simulator.faults import Fault
-from attestkit.backends.simulator.state import State, StateFolder, read_seed
+from attestkit.backends.simulator.state import REGISTERS, State, StateFolder, read_seed
 from attestkit.env_encryption import decrypt_env_vars
 from attestkit.errors import (
     AttestKitError,
@@ -32,9 +37,6 @@ from attestkit.verifier.policy import AppraisalPolicy
 from attestkit.verifier.policy_file import to_toml
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short
 from tests.vectors import data
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # -- policies and configuration --------------------------------------------------------------------
 
@@ -167,8 +169,11 @@ def key_samples() -> list[bytes]:
         "key_provider": {"Kms": {"url": "", "pubkey": "00", "tmp_ca_key": "SECRETabcdef"}},
     }
     pem = "-----BEGIN PRIVATE KEY-----\nSECRETabcdefghijklmnop\n-----END PRIVATE KEY-----\n"
-    local = {**kms, "key_provider": {"Local": {"mr": "00", "key": pem}}}
-    files = [json.dumps(one).encode() for one in (kms, local)]
+    joined = pem.replace("-----END ", "-----END SECRETabcdef")  # where two lines became one
+    local, torn = (
+        {**kms, "key_provider": {"Local": {"mr": "00", "key": key}}} for key in (pem, joined)
+    )
+    files = [json.dumps(one).encode() for one in (kms, local, torn)]
     return [*files, data("dstack/simulator/appkeys.json"), files[0] + b" SECRETabcdef"]
 
 
@@ -233,26 +238,19 @@ def recording_samples() -> list[bytes]:
     return [text + b"\n", text[:400], header + b"\n", b""]
 
 
-class _File:
-    """Stands for a folder, and for the one file in it."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
-    def __truediv__(self, name: str) -> "_File":
-        return self
-
-    def __str__(self) -> str:
-        return "registers.json"
-
-    def read_bytes(self) -> bytes:
-        """Return the content."""
-        return self._content
+@cache
+def _folder() -> StateFolder:
+    """Return a folder of this process, without the lock of one that is in use."""
+    path = Path(tempfile.mkdtemp(prefix="attestkit-fuzz-state-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    folder = object.__new__(StateFolder)
+    folder.path = path
+    return folder
 
 
 def _state(raw: bytes) -> State | None:
-    folder = object.__new__(StateFolder)
-    folder.path = cast("Path", _File(raw))
+    folder = _folder()
+    (folder.path / REGISTERS).write_bytes(raw)
     return folder.load()
 
 

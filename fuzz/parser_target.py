@@ -2,7 +2,8 @@
 
 Atheris, which is libFuzzer for Python, is to be installed. Options and exit status are libFuzzer's;
 FOLDER is the corpus, into which the target's seeds go if it is empty, and without which they are
-put into a new folder below that of temporary files. Only attestkit's own modules are instrumented,
+put into a new folder below that of temporary files. NAME `all` is all of them in one process: the
+first byte of an input says which. Only attestkit's own modules are instrumented,
 over the plain core: a walker in C hides no branch there.
 """
 
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
     from fuzz.parser_contract import ParserTarget
 
 DICTIONARIES = Path(__file__).parent / "dictionaries"
+CORPORA = Path(__file__).parent / "corpora"
+ALL = "all"
 _USAGE = "usage: python -m fuzz.parser_target NAME [libFuzzer's options] [corpus folder]"
 
 
 def main(arguments: list[str]) -> NoReturn:
     """Run libFuzzer, which ends the process."""
     if not arguments:
-        sys.exit(f"{_USAGE}; `all` in place of NAME lists the targets")
+        sys.exit(f"{_USAGE}; `{ALL}` is all targets, by the first byte; any other word lists them")
     try:
         atheris: Any = import_module("atheris")  # an extra, which not everyone has
     except ImportError:
@@ -35,9 +38,9 @@ def main(arguments: list[str]) -> NoReturn:
     with atheris.instrument_imports(include=["attestkit"], enable_loader_override=False):
         from fuzz.parsers import TARGETS
 
-        if name not in TARGETS:
+        if name not in (ALL, *TARGETS):
             sys.exit(f"{_USAGE}; the targets are {', '.join(TARGETS)}")
-        target = TARGETS[name]
+        target = together(TARGETS) if name == ALL else TARGETS[name]
         seeds = target.seeds()
         for seed in seeds:  # so that what is imported late is instrumented too
             target.run(seed)
@@ -53,13 +56,36 @@ def _options(target: "ParserTarget", options: list[str], seeds: list[bytes]) -> 
     if not folders:
         folders = [tempfile.mkdtemp(prefix=f"corpus-{target.name}-")]
         options = [*options, *folders]
-    write_seeds(Path(folders[0]), seeds)
     given = {option.partition("=")[0] for option in options}
+    if not Path(folders[0]).is_file():  # which is an input to be run again
+        write_seeds(Path(folders[0]), seeds)
     if "-max_len" not in given:
         options = [f"-max_len={target.max_len}", *options]
     if "-dict" not in given and target.dictionary is not None:
         options = [f"-dict={DICTIONARIES / target.dictionary}", *options]
     return options
+
+
+def together(targets: "dict[str, ParserTarget]") -> "ParserTarget":
+    """Return one target that is all of them, by the first byte; it starts from their corpora."""
+    from fuzz.parser_contract import ParserTarget
+
+    each = list(targets.values())
+
+    def run(data: bytes) -> None:
+        if data:
+            target = each[data[0] % len(each)]
+            target.run(data[1 : 1 + target.max_len])
+
+    def seeds() -> list[bytes]:
+        found = []
+        for number, target in enumerate(each):
+            kept = sorted((CORPORA / f"parser-{target.name}").glob("*"))
+            inputs = [*target.seeds(), *(path.read_bytes() for path in kept)]
+            found += [bytes([number]) + data for data in dict.fromkeys(inputs)]
+        return found
+
+    return ParserTarget(ALL, run, seeds, max_len=1 + max(target.max_len for target in each))
 
 
 def write_seeds(folder: Path, seeds: list[bytes]) -> None:

@@ -160,12 +160,12 @@ class InstantLoop(asyncio.AbstractEventLoop):
 
     def run_in_executor(  # type: ignore[override]  # in the base class a coroutine would do too
         self,
-        executor: Executor | None,
+        executor: Executor | None,  # noqa: ARG002 - its threads would do it when they please
         func: Callable[..., Any],
         *args: Any,  # noqa: ANN401 - as inherited
     ) -> "asyncio.Future[Any]":
-        """Do it at once."""
-        return asyncio.wrap_future((executor or self._executor).submit(func, *args), loop=self)
+        """Do it at once and here, whoever is asked to."""
+        return asyncio.wrap_future(self._executor.submit(func, *args), loop=self)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Take note of what a callback raised, or of an error that nobody looked at."""

@@ -17,7 +17,7 @@ from typing import Final
 
 from fuzz.request_words import as_text, dictionary, seeds
 
-__all__ = ["campaign", "report"]
+__all__ = ["campaign", "command", "report"]
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 CORPUS: Final = ROOT / "fuzz" / "corpora" / "requests"
@@ -58,23 +58,36 @@ def campaign(
     Raises:
         RuntimeError: afl-fuzz is not here, or did not run.
     """
-    program = shutil.which("afl-fuzz")
-    if program is None:
-        raise RuntimeError("afl-fuzz is not here: install afl++")
-    folder = folder.resolve()  # AFL++ runs in the project's own
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_inputs(folder)
-    command = [program, "-V", str(max(1, round(seconds))), "-t", str(_MILLISECONDS), "-m", "none"]
-    command += ["-G", str(_LARGEST), "-x", str(folder / "words.dict"), "-o", str(folder)]
-    command += ["-i", str(folder / "seeds"), "--", sys.executable, "-m", "fuzz.request_target"]
-    environment = {**os.environ, **_SETTINGS, **(settings or {})}
+    arguments, environment = command(seconds, folder, settings)
     with (folder / "afl.log").open("ab") as log:
         done = subprocess.run(  # noqa: S603 - AFL++, on our own program
-            command, cwd=ROOT, env=environment, stdout=log, stderr=log, check=False
+            arguments, cwd=ROOT, env=environment, stdout=log, stderr=log, check=False
         )
     if done.returncode or not (folder / "default" / "fuzzer_stats").exists():
         raise RuntimeError(f"afl-fuzz ended with {done.returncode}: see {folder / 'afl.log'}")
     return report(folder / "default")
+
+
+def command(
+    seconds: float, folder: Path, settings: Mapping[str, str] | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """Write what AFL++ starts from into a folder; return its arguments and environment.
+
+    The current folder is to be that of the project.
+
+    Raises:
+        RuntimeError: afl-fuzz is not here.
+    """
+    program = shutil.which("afl-fuzz")
+    if program is None:
+        raise RuntimeError("afl-fuzz is not here: install afl++")
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_inputs(folder)
+    arguments = [program, "-V", str(max(1, round(seconds))), "-t", str(_MILLISECONDS), "-m", "none"]
+    arguments += ["-G", str(_LARGEST), "-x", str(folder / "words.dict"), "-o", str(folder)]
+    arguments += ["-i", str(folder / "seeds"), "--", sys.executable, "-m", "fuzz.request_target"]
+    return arguments, {**os.environ, **_SETTINGS, **(settings or {})}
 
 
 def _write_inputs(folder: Path) -> None:

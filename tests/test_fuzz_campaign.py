@@ -1,11 +1,12 @@
-"""The campaign of all fuzzers: what it counts, what it runs next, and what the corpora reach."""
+"""The campaign of all fuzzers: what it counts, what it runs next, and how it ends."""
 
-import json
-import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -15,158 +16,17 @@ pytest.importorskip("cffi")
 
 import build_cffi
 from fuzz import campaign, drivers
-from fuzz.campaign import Campaign, Entry, pick
+from fuzz.campaign import Campaign, Entry, hours_left, pick
 from fuzz.campaign_progress import Part, Progress, load, part_of, save
 from fuzz.campaign_targets import (
-    _LENGTHS,
-    CORPORA,
-    DICTIONARIES,
     Ask,
     Missing,
     Processes,
     Target,
+    _lib_fuzzer,
     afl_part,
-    dictionary_of,
-    folder_name,
+    request_target,
 )
-from fuzz.samples import object_samples, samples
-
-LEVELS = (0, 0x7, 0xF, 2**32 - 1)  # AK_CPU_*: portable; with AVX2; with AVX-512; what there is
-LARGEST = 2_000_000  # bytes of all corpora
-OBJECT_FILES = sorted(name for name in build_cffi.SOURCES if name.endswith("_object.c"))
-
-# -- what the corpora reach ------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def counting(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program that gives files to a target, which counts the calls of each function."""
-    if shutil.which("gcc") is None or shutil.which("gcov") is None:
-        pytest.skip("gcc or gcov is not here")
-    return drivers.build(
-        "replay.c", tmp_path_factory.mktemp("counting"), "gcc", "-O0", "--coverage"
-    )
-
-
-def replayed(program: Path, target: str) -> set[str]:
-    """Give a target its corpus, at each level of the CPU; return the different things it wrote."""
-    files = sorted(str(file) for file in (CORPORA / folder_name(target)).iterdir())
-    assert files
-    said = set()
-    for level in LEVELS:
-        command = [str(program), target, str(level), "0", *files]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-        assert done.returncode == 0, (target, level, done.stderr)
-        assert len(done.stdout.splitlines()) == len(files)
-        said.add(done.stdout)
-    return said
-
-
-def calls(folder: Path) -> dict[str, int]:
-    """Return how often each function was called, by the counts that programs left in a folder."""
-    left = sorted(str(file) for file in folder.glob("*.gcda"))
-    done = subprocess.run(  # noqa: S603
-        ["gcov", "--json-format", "--stdout", *left],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=folder,
-    )
-    counts: dict[str, int] = {}
-    for line in done.stdout.splitlines():
-        for file in json.loads(line)["files"]:
-            for function in file["functions"]:
-                counts[function["name"]] = function["execution_count"]
-    return counts
-
-
-def declared() -> set[str]:
-    """Return the functions that the core's files have for each other and for cffi."""
-    found = set()
-    for header in drivers.NATIVE.glob("*.h"):
-        if header.name != "ak_objects.h":  # of which object_targets.py is the user
-            text = re.sub(r"/\*.*?\*/", "", header.read_text(), flags=re.DOTALL)
-            found |= set(re.findall(r"^(?!static)[a-z]\w* [\w *]*?(ak_\w+)\(", text, re.MULTILINE))
-    return found
-
-
-def test_corpora_reach_every_function(counting: Path) -> None:
-    """Every kernel writes the same of each file, and no function is without a target."""
-    for file in counting.parent.glob("*.gcda"):
-        file.unlink()
-    for target in samples():
-        if target != "cpuid":
-            assert len(replayed(counting, target)) == 1, target
-    functions = declared()
-    assert {"ak_quote_walk", "ak_json_utf8", "ak_sha256_key_and", "ak_log_columns"} <= functions
-    assert len(functions) > 25
-    before = calls(counting.parent)
-    assert {name for name in functions if not before.get(name)} == {"ak_cpuid"}
-    replayed(counting, "cpuid")  # so what a single target alone reaches is seen to be missing
-    after = calls(counting.parent)
-    assert not {name for name in functions if not after.get(name)}
-
-
-def test_every_target_has_a_corpus() -> None:
-    """Small ones, which the repository keeps; and each has its bounds in a campaign."""
-    names = {*samples(), *object_samples()}
-    assert names == set(_LENGTHS)
-    there = {folder.name for folder in CORPORA.iterdir()}
-    assert {folder_name(name) for name in names} <= there
-    sizes = [file.stat().st_size for file in CORPORA.rglob("*") if file.is_file()]
-    assert sum(sizes) < LARGEST
-    assert all(sizes)
-
-
-def test_words_of_dictionaries() -> None:
-    """As libFuzzer reads them: a name, and a text in quotes whose escapes are these three."""
-    word = re.compile(r'[a-z_0-9]+="(?:[^"\\]|\\\\|\\"|\\x[0-9a-f]{2})+"')
-    used = {words for name in _LENGTHS if (words := dictionary_of(name))}
-    assert len(used) == 3
-    for words in used:
-        lines = [line for line in words.read_text().splitlines() if not line.startswith("#")]
-        assert words.parent == DICTIONARIES
-        assert len(lines) == len(set(lines)) > 10
-        assert all(word.fullmatch(line) for line in lines)
-
-
-def methods() -> set[str]:
-    """Return what the core's files for Python define: functions and methods."""
-    text = "".join((drivers.NATIVE / name).read_text() for name in OBJECT_FILES)
-    return set(re.findall(r'\{"(\w+)", \(?\w+.*?METH_', text))
-
-
-@pytest.mark.slow
-def test_corpora_reach_every_function_for_python(tmp_path: Path) -> None:
-    """Each function of the files that talk to Python, static ones too, by llvm's counts."""
-    compiler = drivers.clang()
-    suffix = (compiler or "").removeprefix("clang")
-    tools = [shutil.which(f"{tool}{suffix}") for tool in ("llvm-profdata", "llvm-cov")]
-    if compiler is None or None in tools:
-        pytest.skip("clang, or llvm-cov of its version, is not here")
-    flags = ("-fprofile-instr-generate", "-fcoverage-mapping", "-O0")
-    program = drivers.build_objects(tmp_path, compiler, *flags)
-    for name in object_samples():
-        done = subprocess.run(  # noqa: S603
-            [str(program), "-runs=0", "-detect_leaks=0", str(CORPORA / name)],
-            env={**drivers.environment(name), "LLVM_PROFILE_FILE": f"{tmp_path}/{name}.profraw"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-    profiles = map(str, tmp_path.glob("*.profraw"))
-    merged = str(tmp_path / "all")
-    subprocess.run([tools[0], "merge", "-o", merged, *profiles], check=True)  # type: ignore[list-item] # noqa: S603
-    command = [tools[1], "export", f"-instr-profile={merged}", str(program)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)  # type: ignore[arg-type] # noqa: S603
-    counts: dict[str, int] = {}
-    for function in json.loads(done.stdout)["data"][0]["functions"]:
-        if any(name.endswith(tuple(OBJECT_FILES)) for name in function["filenames"]):
-            counts[function["name"].rpartition(":")[2]] = function["count"]
-    assert len(counts) > 60
-    assert {name for name, count in counts.items() if not count} == set()
-
 
 # -- what is counted -------------------------------------------------------------------------------
 
@@ -198,9 +58,46 @@ def test_parts_add_up(tmp_path: Path) -> None:
     assert (done.executions, done.last_new, done.last_new_fraction) == (400, 300, 0.75)
     assert done.edges == [(3, 10), (50, 12), (103, 20), (300, 20)]
     assert done.rate == 100
+    assert done.commits == {"unknown": {"executions": 400, "findings": 0}}
     save(tmp_path / "runs" / "x.json", done)
     assert load(tmp_path / "runs" / "x.json") == done
     assert load(tmp_path / "other.json") == Progress()
+
+
+def test_parts_of_two_commits(tmp_path: Path) -> None:
+    """Each is counted by its own; what changed code has more of is new, what it lost is not missed.
+
+    Once: the next part of the same commit begins where that one ended.
+    """
+    done = Progress()
+    done.add(Part(100, 1.0, [(3, 10), (50, 12)]), "small", "aaa")
+    done.add(Part(100, 1.0, [(5, 15), (60, 15)], findings=["x"]), "small", "bbb")
+    assert (done.last_new, done.best) == (105, {"small": 15})
+    done.add(Part(100, 1.0, [(9, 16), (60, 16)]), "small", "bbb")
+    assert (done.last_new, done.best) == (105, {"small": 16})
+    done.add(Part(100, 1.0, [(2, 8), (70, 9)]), "small", "ccc")
+    assert (done.last_new, done.best) == (370, {"small": 9})
+    assert done.figures()["by_commit"] == {
+        "aaa": {"executions": 100, "findings": 0},
+        "bbb": {"executions": 200, "findings": 1},
+        "ccc": {"executions": 100, "findings": 0},
+    }
+    save(tmp_path / "x.json", done)
+    assert load(tmp_path / "x.json") == done
+
+
+def test_a_finding_is_open_until_its_file_is_gone(tmp_path: Path) -> None:
+    """Three such end a target; one that is mended lets it go on, and is counted all the same."""
+    files = [tmp_path / name for name in "abc"]
+    for file in files:
+        file.write_text("")
+    stuck = entry(10)
+    stuck.progress.add(Part(findings=list(map(str, files))), "small")
+    assert pick([stuck], 10_000) is None
+    files[1].unlink()
+    assert pick([stuck], 0) is stuck
+    figures = stuck.progress.figures()
+    assert (figures["findings"], figures["open_findings"]) == (3, 2)
 
 
 def test_what_afl_counts() -> None:
@@ -210,6 +107,8 @@ def test_what_afl_counts() -> None:
     then["corpus"] = 4
     assert afl_part(first, {}) == Part(100, 10.0, [(0, 5), (100, 7)], 3)
     assert afl_part(then, first) == Part(300, 10.0, [(0, 7), (150, 9)], 4)
+    then["coverage"] = [[10.0, 7], [15.0, 4], [16.0, 8]]  # of code that is less
+    assert afl_part(then, first) == Part(300, 10.0, [(0, 4), (150, 4), (180, 8)], 4)
 
 
 def test_a_record_is_short() -> None:
@@ -231,7 +130,7 @@ def entry(executions: int, last_new: int = 0, *, running: int = 0, **more: bool)
     return Entry(target, 1000, done, running=running)
 
 
-def test_what_is_picked() -> None:
+def test_what_is_picked(tmp_path: Path) -> None:
     """What is furthest from its goal; what found an edge late goes on; then the fastest.
 
     What failed three times, or ran for eight goals, runs no more.
@@ -249,7 +148,7 @@ def test_what_is_picked() -> None:
     assert pick([slow, fast, fast, fast], 10_000) is fast
     assert pick([entry(8000, 7999)], 0) is None
     broken = entry(10)
-    broken.progress.findings += ["x"] * 3
+    broken.progress.findings += [str(tmp_path)] * 3
     assert pick([broken], 10_000) is None
     assert pick([entry(0, running=1, alone=True)], 0) is None
 
@@ -276,6 +175,7 @@ def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
     first, _ = campaign_of(counted(100, asked), tmp_path, 300)
     first.long(0, 1, float("inf"))
     assert len(asked) == 3
+    assert (tmp_path / "counted.json").exists()  # whatever the commit
     again, made = campaign_of(counted(100, asked), tmp_path, 1200)
     again.long(0, 1, float("inf"))
     assert made.progress.executions == 1200
@@ -284,12 +184,14 @@ def test_it_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def test_seconds_are_shared(tmp_path: Path) -> None:
-    """Each target once, all together as long as so many cores take so long."""
+    """Each target once, all together as long as so many cores take so long, the longest first."""
     asked: list[Ask] = []
     shared, made = campaign_of(counted(7, asked), tmp_path, 10**9)
+    shared.entries.append(Entry(replace(counted(7, asked), weight=4), 10**9, Progress()))
     shared.entries.append(Entry(counted(7, asked), 10**9, Progress()))
     shared.short(30, 2)
-    assert [ask.seconds for ask in asked] == [30, 30]
+    assert sorted(ask.seconds for ask in asked) == [10, 10, 40]
+    assert asked[0].seconds == 40
     assert made.progress.executions == 7
 
 
@@ -304,7 +206,7 @@ def only_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Ask]:
     asked: list[Ask] = []
     monkeypatch.setattr(campaign, "STATE", tmp_path)
     monkeypatch.setattr(campaign, "c_targets", lambda *_: [counted(100, asked)])
-    monkeypatch.setattr(campaign, "parser_targets", list)
+    monkeypatch.setattr(campaign, "parser_targets", lambda **_: [])
     monkeypatch.setattr(campaign, "differential_target", lambda: counted(9, asked))
     monkeypatch.setattr(campaign, "request_target", no_engine)
     monkeypatch.setattr("signal.signal", lambda *_: None)
@@ -350,11 +252,100 @@ def test_a_record_of_all_goals(
     assert "executions in all" in capsys.readouterr().out
 
 
+def test_the_hours_that_are_left() -> None:
+    """What is to be done at each target's rate, and what lacks in all at that of the fastest."""
+    slow, fast, over = entry(100), entry(400), entry(5000)  # in a second each
+    assert hours_left([slow, fast], 0) * 3600 == 900 / 100 + 600 / 400
+    assert hours_left([over], 0) == 0
+    assert hours_left([over], 15_000) * 3600 == 2
+    assert hours_left([Entry(slow.target, campaign.GOAL, Progress())], 0) * 3600 == 500
+
+
+def test_the_list_says_how_long(
+    only_counted: list[Ask], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of each target and of all, and what is missing; nothing runs."""
+    assert run_with(monkeypatch, "--list", "--goal", "400000") == 0
+    first, _, in_all, missing = capsys.readouterr().out.splitlines()
+    assert " ".join(first.split()) == "counted 0 of 400000, 0.00 hours of a core left"
+    assert in_all == "0.1 hours of a core left in all"
+    assert missing == "AFL++: afl-fuzz is not here"
+    assert only_counted == []
+
+
 def test_a_name_of_nothing(only_counted: list[Ask], monkeypatch: pytest.MonkeyPatch) -> None:
     """It is said which there are."""
     with pytest.raises(SystemExit, match="no target nosuch; there are counted"):
         run_with(monkeypatch, "nosuch")
     assert only_counted == []
+
+
+# -- processes -------------------------------------------------------------------------------------
+
+
+def engine(code: str, tmp_path: Path, processes: Processes) -> Part:
+    """Run Python code as if it were libFuzzer."""
+    ask = Ask(60, None, large=False, work=tmp_path / "work", failures=tmp_path / "failures")
+    return _lib_fuzzer("made", [sys.executable, "-c", code], ask, processes)
+
+
+def test_any_status_is_a_finding(tmp_path: Path) -> None:
+    """Also one without an input, of which only the log tells: an alarm clock, a killed process."""
+    assert engine("print('#9 DONE cov: 1 ft: 1')", tmp_path, Processes()).findings == []
+    part = engine("import sys; print('Alarm clock'); sys.exit(142)", tmp_path, Processes())
+    assert len(part.findings) == 1
+    assert "made ended with 142\nAlarm clock" in Path(part.findings[0]).read_text()
+    part = engine("import os; os.kill(os.getpid(), 14)", tmp_path, Processes())
+    assert "made ended with -14" in Path(part.findings[0]).read_text()
+
+
+STUBBORN = """
+import pathlib, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+pathlib.Path({!r}).touch()
+signal.pause()
+"""
+
+
+def when_there(path: Path, act: Callable[[], None]) -> Thread:
+    """Do something in a thread as soon as a file is there; return the thread, which runs."""
+
+    def wait() -> None:
+        pause = Event()
+        while not path.exists():
+            pause.wait(0.02)
+        act()
+
+    thread = Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_an_engine_that_does_not_end_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is told to and takes no notice; that is no finding, but an input of before is one."""
+    monkeypatch.setattr("fuzz.campaign_targets.PATIENCE", 0.01)
+    for said, found in (("", 0), ("print('Test unit written to x', flush=True)", 1)):
+        processes, ready = Processes(), tmp_path / f"ready{found}"
+        thread = when_there(ready, processes.end)
+        part = engine(said + STUBBORN.format(str(ready)), tmp_path, processes)
+        thread.join()
+        assert len(part.findings) == found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("afl-fuzz") is None, reason="afl-fuzz is not here: install afl++")
+def test_afl_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    """Long before its time, and what it did is counted."""
+    processes = Processes()
+    thread = when_there(tmp_path / "work/default/fuzzer_stats", processes.end)
+    ask = Ask(3600, None, large=False, work=tmp_path / "work", failures=tmp_path / "failures")
+    part = request_target().run(ask, processes)
+    thread.join()
+    assert part.findings == []
+    assert part.executions > 0
+    assert part.seconds < 600
 
 
 # -- real engines ----------------------------------------------------------------------------------

@@ -17,9 +17,12 @@ import pytest
 import attestkit
 from attestkit.errors import AttestKitError, ConfigError, FormatError
 from fuzz import parser_target
+from fuzz.campaign_targets import _DICTIONARIES
 from fuzz.havoc import havoc
 from fuzz.parser_contract import LONGEST, BrokenContractError, Contract, ParserTarget, obeys
+from fuzz.parser_corpora import BUDGET, kept
 from fuzz.parser_settings import key_samples, secrets
+from fuzz.parser_target import CORPORA
 from fuzz.parsers import LEFT_OUT, READERS, TARGETS
 
 PACKAGE = Path(attestkit.__file__).parent
@@ -32,6 +35,8 @@ READS = re.compile(
 SENT = re.compile(r"\b(bytes|str|Mapping|object)\b")
 # Targets for which every input is good: lines of a terminal are whatever it shows.
 TAKES_ALL = {"docker_lines"}
+OF_THE_CORE = _DICTIONARIES.keys()
+LONGEST_WORD = 64  # bytes: libFuzzer leaves longer ones out
 BROKEN = 12  # inputs made of each target's seeds
 
 # Targets that know from the bytes what the value must be.
@@ -241,22 +246,34 @@ def test_the_names_are_the_targets() -> None:
     assert set(READERS.values()) <= TARGETS.keys()
     for module in READERS:
         import_module(f"attestkit.{module}")
-    named = {target.dictionary for target in TARGETS.values()} - {None}
-    assert named == {path.name for path in DICTIONARIES}
+    named = {target.dictionary for target in TARGETS.values()}
+    named |= {f"{name}.dict" for name in OF_THE_CORE}
+    assert named - {None} == {path.name for path in DICTIONARIES}
 
 
 @pytest.mark.parametrize("path", DICTIONARIES, ids=lambda path: path.stem)
 def test_a_dictionary_is_one_of_libfuzzer(path: Path) -> None:
-    """Each line is a comment or a word in quotes, of at most 64 bytes, and none is there twice."""
-    words = []
+    """Comments, and words in quotes of 1 to 64 bytes, with or without names; none is there twice.
+
+    The escapes of a backslash, of a quote, and of a byte are all that libFuzzer knows.
+    """
+    line_of = re.compile(r'([a-z_0-9]+=)?"((?:[ !#-\[\]-~]|\\\\|\\"|\\x[0-9a-f]{2})+)"')
+    words, names = [], []
     for line in path.read_text(encoding="ascii").splitlines():
         if line.startswith("#"):
             continue
-        assert re.fullmatch(r'"(?:[ !#-\[\]-~]|\\x[0-9a-f]{2})+"', line)
-        word = re.sub(r"\\x(..)", lambda found: chr(int(found[1], 16)), line[1:-1])
-        assert len(word) <= 64
-        words.append(word)
+        found = line_of.fullmatch(line)
+        assert found, line
+        names += [found[1]] if found[1] else []
+        words.append(re.sub(r"\\(?:x(..)|(.))", unescaped, found[2]))
+        assert len(words[-1]) <= LONGEST_WORD, line
     assert len(words) == len(set(words)) > 4
+    assert len(names) == len(set(names))
+
+
+def unescaped(found: re.Match[str]) -> str:
+    """Return what an escape stands for."""
+    return chr(int(found[1], 16)) if found[1] else found[2]
 
 
 # -- the program -----------------------------------------------------------------------------------
@@ -279,6 +296,45 @@ def test_seeds_go_into_an_empty_folder_alone(tmp_path: Path) -> None:
     assert sorted(path.read_bytes() for path in folder.iterdir()) == [b"one", b"two"]
     parser_target.write_seeds(folder, [b"three"])
     assert len(list(folder.iterdir())) == 2
+
+
+def test_all_targets_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first byte says which, and each gets what it would alone: seeds, corpus, length."""
+    monkeypatch.setattr(parser_target, "CORPORA", tmp_path)
+    (tmp_path / "parser-second").mkdir()
+    (tmp_path / "parser-second" / "kept").write_bytes(b"kept")
+    got: dict[str, list[bytes]] = {"first": [], "second": []}
+    two = {
+        name: ParserTarget(name, got[name].append, lambda: [b"seed"], max_len=size)
+        for name, size in (("first", 4), ("second", 7))
+    }
+    both = parser_target.together(two)
+    assert both.seeds() == [b"\0seed", b"\1seed", b"\1kept"]
+    assert both.max_len == 8
+    for data in (b"", b"\0longer than that", b"\1longer than that", b"\3x"):
+        both.run(data)
+    assert got == {"first": [b"long"], "second": [b"longer ", b"x"]}
+    assert len(TARGETS) <= 256
+
+
+def test_what_reaches_nothing_new_is_not_kept() -> None:
+    """Of those that reach the same the shortest is kept; none is, beyond what a corpus may have."""
+    target = TARGETS["options"]
+    limit, longer = b"\1body=x", b"\1body=xyz"
+    assert kept(target, target.seeds()) == []
+    assert kept(target, [longer, limit, b""]) == [limit]
+    assert kept(target, [b"\1body=" + bytes(BUDGET)]) == []
+
+
+@every_target
+def test_the_corpus_keeps_the_contract(target: ParserTarget) -> None:
+    """What campaigns have found, a few files of each parser, and within bounds."""
+    files = sorted((CORPORA / f"parser-{target.name}").glob("*"))
+    inputs = [path.read_bytes() for path in files]
+    assert sum(map(len, inputs)) <= BUDGET
+    for data in inputs:
+        assert len(data) <= target.max_len
+        target.run(data)
 
 
 DEEP = """

@@ -200,15 +200,17 @@ class P256Key(Secret):
         # Late: it brings ciphers and SSH, and most programs read no key.
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+        # Replaced, because the error of an encoder would carry the secret.
+        data = text.encode("ascii", "replace")
+        key = None
         try:
-            # Replaced, because the error of an encoder would carry the secret.
-            data = text.encode("ascii", "replace")
-            try:
-                key = load_pem_private_key(data, password=None)
-            finally:
-                wipe(data)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise FormatError("not the PEM of an unencrypted private key") from error
+            key = load_pem_private_key(data, password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            pass  # its text quotes the lines around the key, in which a part of it may be
+        finally:
+            wipe(data)
+        if key is None:
+            raise FormatError("not the PEM of an unencrypted private key")
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != _CURVE.name:
             raise FormatError("the PEM holds a private key of another kind than P-256")
         return cls(key)

@@ -1,0 +1,139 @@
+"""The corpora of the C core: together they reach every function."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("hatchling", reason="hatchling builds the package, and is not here")
+pytest.importorskip("cffi")
+
+import build_cffi
+from fuzz import drivers
+from fuzz.campaign_targets import _LENGTHS, CORPORA, folder_name
+from fuzz.samples import object_samples, samples
+
+LEVELS = (0, 0x7, 0xF, 2**32 - 1)  # AK_CPU_*: portable; with AVX2; with AVX-512; what there is
+LARGEST = 2_000_000  # bytes of all corpora
+OBJECT_FILES = sorted(name for name in build_cffi.SOURCES if name.endswith("_object.c"))
+
+
+@pytest.fixture(scope="module")
+def counting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program that gives files to a target, which counts the calls of each function."""
+    if shutil.which("gcc") is None or shutil.which("gcov") is None:
+        pytest.skip("gcc or gcov is not here")
+    return drivers.build(
+        "replay.c", tmp_path_factory.mktemp("counting"), "gcc", "-O0", "--coverage"
+    )
+
+
+def replayed(program: Path, target: str) -> set[str]:
+    """Give a target its corpus, at each level of the CPU; return the different things it wrote."""
+    files = sorted(str(file) for file in (CORPORA / folder_name(target)).iterdir())
+    assert files
+    said = set()
+    for level in LEVELS:
+        command = [str(program), target, str(level), "0", *files]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        assert done.returncode == 0, (target, level, done.stderr)
+        assert len(done.stdout.splitlines()) == len(files)
+        said.add(done.stdout)
+    return said
+
+
+def calls(folder: Path) -> dict[str, int]:
+    """Return how often each function was called, by the counts that programs left in a folder."""
+    left = sorted(str(file) for file in folder.glob("*.gcda"))
+    done = subprocess.run(  # noqa: S603
+        ["gcov", "--json-format", "--stdout", *left],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
+    )
+    counts: dict[str, int] = {}
+    for line in done.stdout.splitlines():
+        for file in json.loads(line)["files"]:
+            for function in file["functions"]:
+                counts[function["name"]] = function["execution_count"]
+    return counts
+
+
+def declared() -> set[str]:
+    """Return the functions that the core's files have for each other and for cffi."""
+    found = set()
+    for header in drivers.NATIVE.glob("*.h"):
+        if header.name != "ak_objects.h":  # of which object_targets.py is the user
+            text = re.sub(r"/\*.*?\*/", "", header.read_text(), flags=re.DOTALL)
+            found |= set(re.findall(r"^(?!static)[a-z]\w* [\w *]*?(ak_\w+)\(", text, re.MULTILINE))
+    return found
+
+
+def test_corpora_reach_every_function(counting: Path) -> None:
+    """Every kernel writes the same of each file, and no function is without a target."""
+    for file in counting.parent.glob("*.gcda"):
+        file.unlink()
+    for target in samples():
+        if target != "cpuid":
+            assert len(replayed(counting, target)) == 1, target
+    functions = declared()
+    assert {"ak_quote_walk", "ak_json_utf8", "ak_sha256_key_and", "ak_log_columns"} <= functions
+    assert len(functions) > 25
+    before = calls(counting.parent)
+    assert {name for name in functions if not before.get(name)} == {"ak_cpuid"}
+    replayed(counting, "cpuid")  # so what a single target alone reaches is seen to be missing
+    after = calls(counting.parent)
+    assert not {name for name in functions if not after.get(name)}
+
+
+def test_every_target_has_a_corpus() -> None:
+    """Small ones, which the repository keeps; and each has its bounds in a campaign."""
+    names = {*samples(), *object_samples()}
+    assert names == set(_LENGTHS)
+    there = {folder.name for folder in CORPORA.iterdir()}
+    assert {folder_name(name) for name in names} <= there
+    sizes = [file.stat().st_size for file in CORPORA.rglob("*") if file.is_file()]
+    assert sum(sizes) < LARGEST
+    assert all(sizes)
+
+
+def methods() -> set[str]:
+    """Return what the core's files for Python define: functions and methods."""
+    text = "".join((drivers.NATIVE / name).read_text() for name in OBJECT_FILES)
+    return set(re.findall(r'\{"(\w+)", \(?\w+.*?METH_', text))
+
+
+@pytest.mark.slow
+def test_corpora_reach_every_function_for_python(tmp_path: Path) -> None:
+    """Each function of the files that talk to Python, static ones too, by llvm's counts."""
+    compiler = drivers.clang()
+    suffix = (compiler or "").removeprefix("clang")
+    tools = [shutil.which(f"{tool}{suffix}") for tool in ("llvm-profdata", "llvm-cov")]
+    if compiler is None or None in tools:
+        pytest.skip("clang, or llvm-cov of its version, is not here")
+    flags = ("-fprofile-instr-generate", "-fcoverage-mapping", "-O0")
+    program = drivers.build_objects(tmp_path, compiler, *flags)
+    for name in object_samples():
+        done = subprocess.run(  # noqa: S603
+            [str(program), "-runs=0", "-detect_leaks=0", str(CORPORA / name)],
+            env={**drivers.environment(name), "LLVM_PROFILE_FILE": f"{tmp_path}/{name}.profraw"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    profiles = map(str, tmp_path.glob("*.profraw"))
+    merged = str(tmp_path / "all")
+    subprocess.run([tools[0], "merge", "-o", merged, *profiles], check=True)  # type: ignore[list-item] # noqa: S603
+    command = [tools[1], "export", f"-instr-profile={merged}", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # type: ignore[arg-type] # noqa: S603
+    counts: dict[str, int] = {}
+    for function in json.loads(done.stdout)["data"][0]["functions"]:
+        if any(name.endswith(tuple(OBJECT_FILES)) for name in function["filenames"]):
+            counts[function["name"].rpartition(":")[2]] = function["count"]
+    assert len(counts) > 60
+    assert {name for name, count in counts.items() if not count} == set()
