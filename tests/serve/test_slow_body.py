@@ -20,6 +20,14 @@ HEAD = (
 )
 
 
+async def check_quote(reader: asyncio.StreamReader) -> None:
+    """Read the quote that was asked for."""
+    status, headers, body = await response(reader)
+    assert (status, headers["content-type"]) == (200, "application/json")
+    quote = Quote.parse(bytes.fromhex(json.loads(body)["quote"]))
+    assert quote.report_data == b"\xab".ljust(64, b"\0")
+
+
 @pytest.mark.parametrize("first", [b"", BODY[:7]])
 def test_an_event_is_written_between_head_and_body(
     first: bytes, make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch
@@ -55,10 +63,7 @@ def test_an_event_is_written_between_head_and_body(
         assert (await response(other_reader))[0] == 200
         assert not Blocking.threads
         written.set()
-        status, headers, body = await response(reader)
-        assert (status, headers["content-type"]) == (200, "application/json")
-        quote = Quote.parse(bytes.fromhex(json.loads(body)["quote"]))
-        assert quote.report_data == b"\xab".ljust(64, b"\0")
+        await check_quote(reader)
         assert len(Blocking.threads) == 1
         assert threading.get_ident() not in Blocking.threads
         assert (await response(reader))[0] == 200  # what is pipelined behind it comes behind it
