@@ -259,7 +259,8 @@ def test_the_hours_that_are_left() -> None:
     assert hours_left([over], 0) == 0
     assert hours_left([over], 15_000) * 3600 == 2
     assert hours_left([over, entry(15_000)], 40_000) * 3600 == 2
-    assert hours_left([Entry(slow.target, campaign.GOAL, Progress())], 0) * 3600 == 500
+    fresh = Entry(slow.target, campaign.GOAL, Progress())
+    assert hours_left([fresh], 0) * 3600 == campaign.GOAL / campaign.GUESSED[False]
 
 
 def test_the_list_says_how_long(
