@@ -87,7 +87,11 @@ def _filled() -> list[tuple[int, tuple[Any, ...]]]:
 def json_samples() -> list[bytes]:
     """Return bodies in JSON."""
     bodies = [bytes([at]) + b"".join(json_codec.encode(found)) for at, found in _filled()]
-    others = (b'\0{"unknown":[[{}]],"subject":null}', b'\0{"unknown":1e999}')
+    others = (
+        b'\0{"unknown":[[{}]],"subject":null}',
+        b'\0{"unknown":1e999}',
+        b'\0{"subject":"a","subject":"b","x\\u003a":1}',  # of two names alike, as many colons
+    )
     return [*bodies, b"\0", *others]
 
 
