@@ -5,6 +5,7 @@ On platforms whose runtime events are measured, the app's identity is read only 
 nobody. Nothing here verifies a signature.
 """
 
+import hmac
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -285,7 +286,7 @@ def _nitro_enclave(
 def _sev_snp(platform: SevSnp, os_image_hash: bytes) -> AppInfo:
     report = SnpReport.parse(platform.report)
     expected = host_data(platform.mr_config)
-    if report.host_data != expected:
+    if not hmac.compare_digest(report.host_data, expected):
         raise ReplayError(
             f"amd sev-snp HOST_DATA mismatch, quoted: {report.host_data.hex()}, "
             f"expected: {expected.hex()}"

@@ -5,6 +5,7 @@ document, and from the document and the VM's configuration follow the registers.
 compares them with those in the evidence; whether the evidence is signed is another question.
 """
 
+import hmac
 import string
 from functools import lru_cache
 
@@ -99,7 +100,7 @@ def _check_snp(platform: SevSnp, config: VmConfig) -> bytes:
     document = platform.mr_config or config.find("mr_config")
     if not isinstance(document, str):
         raise FormatError("there is no mr_config")
-    if report.host_data != host_data(document):
+    if not hmac.compare_digest(report.host_data, host_data(document)):
         raise VerificationError("amd sev-snp host_data mismatch")
     MrConfig.parse(document).check_lengths()
     return json_text.from_hex(config.find("os_image_hash"), "os_image_hash", 32)

@@ -105,7 +105,7 @@ def parse_report(raw: bytes) -> SnpReport:
 
 def check_host_data(report: SnpReport, document: str) -> None:
     """Raise ReplayError unless the guest was launched with `document`."""
-    if report.host_data != (expected := host_data(document)):
+    if not hmac.compare_digest(report.host_data, expected := host_data(document)):
         raise ReplayError(
             f"HOST_DATA is {report.host_data.hex()}, but the hash of the host's mr_config document "
             f"is {expected.hex()}: the guest was launched with another one"

@@ -1,9 +1,12 @@
 """The app's files, as the host puts them into a folder that it shares with its guest.
 
 The names are those of the dstack guest agent: `app-compose.json`, `.appkeys.json`,
-`.sys-config.json` and `.instance_info`. Each is read when it is first asked for, and once.
+`.sys-config.json` and `.instance_info`. Each is read when it is first asked for, and once. A link
+is followed as long as it stays in the folder: one that left it would lead to one of the guest's own
+files, and what is in an app-compose or a sys-config is told to others.
 """
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +14,11 @@ from threading import Lock
 from typing import Final, TypeVar
 
 from attestkit._crypto.hashes import sha256
+from attestkit._crypto.secret import wipe
 from attestkit._files import read_regular
 from attestkit.app_compose import AppCompose
 from attestkit.attestation import json_text
+from attestkit.backends.beneath import read_beneath
 from attestkit.backends.boot_sequence import Launch, boot_events
 from attestkit.errors import (
     AttestKitError,
@@ -33,6 +38,11 @@ APP_KEYS: Final = ".appkeys.json"
 SYS_CONFIG: Final = ".sys-config.json"
 INSTANCE_INFO: Final = ".instance_info"
 LARGEST: Final = 16 << 20  # bytes of a file that is read
+_OPTIONS: Final = {  # of the server, that name a file
+    APP_COMPOSE: "--app-compose",
+    APP_KEYS: "--app-keys",
+    SYS_CONFIG: "--sys-config",
+}
 _SEED_SIZE: Final = 20
 _APP_ID_SIZE: Final = 20
 
@@ -82,19 +92,15 @@ class HostShared:
             raise ConfigError(f"{path}: {error.strerror or error}") from error
         return path
 
-    def _may_be_link(self, name: str) -> bool:
-        """Tell whether a file may be a link: not in a folder that the host fills.
+    def _bounds(self, name: str) -> Path | None:
+        """Return the folder that a file's links must not leave; of a named file they may."""
+        return None if self._named.get(name) else self._folder
 
-        A link there would lead to one of the guest's own files, and what is in an app-compose or a
-        sys-config is told to others.
-        """
-        return self._named.get(name) is not None
-
-    def _needed(self, name: str, option: str, what: str) -> Path:
+    def _needed(self, name: str, what: str) -> Path:
         if (path := self._path(name)) is None:
             raise UnsupportedError(
                 f"there is no {self._folder / name}, {what}: have the host share it, name its "
-                f"folder in $DSTACK_HOST_SHARED_DIR, or give the server {option} FILE"
+                f"folder in $DSTACK_HOST_SHARED_DIR, or give the server {_OPTIONS[name]} FILE"
             )
         return path
 
@@ -108,8 +114,8 @@ class HostShared:
         """
         with self._mutex:
             if self._app_compose is None:
-                path = self._needed(APP_COMPOSE, "--app-compose", "which says what the app is")
-                self._app_compose = read_app_compose(path, follow=self._may_be_link(APP_COMPOSE))
+                path = self._needed(APP_COMPOSE, "which says what the app is")
+                self._app_compose = read_app_compose(path, folder=self._bounds(APP_COMPOSE))
             return self._app_compose
 
     @property
@@ -125,8 +131,8 @@ class HostShared:
             if self._app_keys is None:
                 if self._closed:
                     raise UsageError("these files of the host are closed")
-                path = self._needed(APP_KEYS, "--app-keys", "which holds the app's keys")
-                self._app_keys = AppKeys.load(path, follow=self._may_be_link(APP_KEYS))
+                path = self._needed(APP_KEYS, "which holds the app's keys")
+                self._app_keys = _load_app_keys(path, folder=self._bounds(APP_KEYS))
             return self._app_keys
 
     @property
@@ -150,7 +156,7 @@ class HostShared:
     def _read_sys_config(self) -> SysConfig | None:
         with self._mutex:
             if self._sys_config is None and (path := self._path(SYS_CONFIG)) is not None:
-                self._sys_config = read_sys_config(path, follow=self._may_be_link(SYS_CONFIG))
+                self._sys_config = read_sys_config(path, folder=self._bounds(SYS_CONFIG))
             return self._sys_config
 
     def instance_id(self, app_id: bytes) -> bytes:
@@ -165,7 +171,7 @@ class HostShared:
         """
         if self.app_compose.no_instance_id or (path := self._path(INSTANCE_INFO)) is None:
             return b""
-        seed = _parsed(path, _instance_seed, follow=False)
+        seed = _parsed(path, _instance_seed, folder=self._bounds(INSTANCE_INFO))
         return sha256(seed + app_id)[:20] if seed else b""
 
     def boot_events(self, app_id: bytes | None = None) -> tuple[Event, ...]:
@@ -202,50 +208,68 @@ class HostShared:
                 self._app_keys.close()
 
 
-def read_file(path: Path, *, follow: bool = True) -> bytes:
+def read_file(path: Path, *, folder: Path | None = None) -> bytes:
     """Return what is in the regular file `path`, at most 16 MiB.
 
     Args:
         path: Where.
-        follow: Whether it may be a link, as a file that the user has named.
+        folder: That of a file which the user has not named, and which its links must not leave.
 
     Raises:
         ConfigError: It cannot be read, is something else, or is longer.
     """
     try:
-        data = read_regular(path, LARGEST + 1, follow=follow)
+        if folder is None:
+            data = read_regular(path, LARGEST + 1, follow=True)
+        else:
+            data = read_beneath(folder, path.name, LARGEST + 1)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from error
+        cure = _cure(path.name) if folder and error.errno == errno.ELOOP else ""
+        raise ConfigError(f"{path}: {error.strerror or error}{cure}") from error
     if len(data) > LARGEST:
         raise ConfigError(f"{path}: longer than {LARGEST} bytes")
     return data
 
 
-def _parsed(path: Path, parse: Callable[[bytes], T], *, follow: bool = True) -> T:
+def _cure(name: str) -> str:
+    """Return what helps where a link of the host's is not followed."""
+    option = f", or give the server {_OPTIONS[name]} FILE" if name in _OPTIONS else ""
+    return f": put a copy of the file in its place{option}"
+
+
+def _load_app_keys(path: Path, *, folder: Path | None) -> AppKeys:
+    data = read_file(path, folder=folder)
+    try:
+        return AppKeys.from_json(data, name=str(path))
+    finally:
+        wipe(data)
+
+
+def _parsed(path: Path, parse: Callable[[bytes], T], *, folder: Path | None = None) -> T:
     """Return what `parse` reads in a file; what is wrong with it is told with the file's name."""
-    data = read_file(path, follow=follow)
+    data = read_file(path, folder=folder)
     try:
         return parse(data)
     except AttestKitError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def read_app_compose(path: Path, *, follow: bool = True) -> AppCompose:
+def read_app_compose(path: Path, *, folder: Path | None = None) -> AppCompose:
     """Return the app-compose in the file `path`; its bytes are kept, for they are measured.
 
     Raises:
         ConfigError: It cannot be read, or a key has a value it may not have.
     """
-    return _parsed(path, AppCompose.parse, follow=follow)
+    return _parsed(path, AppCompose.parse, folder=folder)
 
 
-def read_sys_config(path: Path, *, follow: bool = True) -> SysConfig:
+def read_sys_config(path: Path, *, folder: Path | None = None) -> SysConfig:
     """Return the sys-config in the file `path`.
 
     Raises:
         ConfigError: It cannot be read, is not JSON, or a key has a value it may not have.
     """
-    return _parsed(path, SysConfig.parse, follow=follow)
+    return _parsed(path, SysConfig.parse, folder=folder)
 
 
 def _instance_seed(data: bytes) -> bytes:

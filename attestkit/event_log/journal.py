@@ -7,7 +7,7 @@ log belongs to, and in `runtime_event.queue` attestkit's programs line up for th
 under the lock:
 
 1. a leftover pending event is decided first;
-2. the register must equal the replay of the log;
+2. the register must equal the replay of the log, whose file must be ours to write;
 3. the pending file is written and synced, and so is the folder;
 4. the register is extended;
 5. the event is appended to the log, which is synced;
@@ -392,6 +392,7 @@ class Journal:
         self._settle()
         if (register := self._register.read()) != self._replay:
             raise self._disagree(register, self._replay)
+        self._folder.check(LOG)
         if not self._ours:
             self._put(BOOT_ID, self._boot_id.encode() + b"\n")
             self._ours = True

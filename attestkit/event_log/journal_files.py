@@ -6,6 +6,7 @@ They are a protocol so that a test can stop the world after any of them.
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ __all__ = ["LONGEST", "QUEUE", "Folder", "OsFolder", "Stamp", "WatchedFolder"]
 QUEUE: Final = "runtime_event.queue"
 LONGEST: Final = 16 << 20
 """Bytes of a file that is read: as many as a log of events may have."""
+_MOST_NAMES: Final = 1024  # in the folder, that are looked at for another name of a file
 
 
 class Stamp(NamedTuple):
@@ -56,6 +58,9 @@ class Folder(Protocol):
 
     def read(self, name: str) -> bytes | None:
         """Return a whole file of at most LONGEST bytes, None where there is none."""
+
+    def check(self, name: str) -> None:
+        """Fail if `append` would refuse a file for what it is; it is well where there is none."""
 
     def write(self, name: str, data: bytes) -> None:
         """Create or empty a file, mode 0600, and write `data`."""
@@ -163,6 +168,35 @@ class OsFolder:
             raise OSError(errno.EFBIG, f"more than {LONGEST} bytes", path)
         return data
 
+    def check(self, name: str) -> None:
+        """Fail if `append` would refuse a file for what it is; it is well where there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            os.close(self._open(name, os.O_WRONLY | os.O_APPEND))
+
+    def _open(self, name: str, flags: int) -> int:
+        """Open a file to write in it; where it has a second name the failure says which."""
+        path = self._name(name)
+        try:
+            return open_regular(path, flags)
+        except OSError as error:
+            if error.errno != errno.EMLINK:
+                raise
+            cure = f"{error.strerror}: remove {self._second_name(path)}"
+            raise OSError(errno.EMLINK, cure, path) from error
+
+    def _second_name(self, path: str) -> str:
+        try:
+            asked = os.lstat(path)
+            with os.scandir(self._path) as found:
+                for entry in itertools.islice(found, _MOST_NAMES):
+                    if entry.path != path and os.path.samestat(
+                        asked, entry.stat(follow_symlinks=False)
+                    ):
+                        return entry.path
+        except OSError:  # it is a help and no more
+            pass
+        return "its other name, which `find / -xdev -samefile FILE` tells"
+
     def write(self, name: str, data: bytes) -> None:
         """Create or empty a file, mode 0600, and write `data`."""
         self._put(name, data, os.O_TRUNC)
@@ -173,7 +207,7 @@ class OsFolder:
 
     def _put(self, name: str, data: bytes, how: int) -> None:
         path = self._name(name)
-        fd = open_regular(path, os.O_WRONLY | os.O_CREAT | how)
+        fd = self._open(name, os.O_WRONLY | os.O_CREAT | how)
         try:
             while data:  # a write may stop early
                 data = data[os.write(fd, data) :]
@@ -185,7 +219,7 @@ class OsFolder:
     def cut(self, name: str, size: int) -> None:
         """Shorten a file to `size` bytes."""
         path = self._name(name)
-        fd = open_regular(path, os.O_WRONLY)
+        fd = self._open(name, os.O_WRONLY)
         try:
             os.ftruncate(fd, size)
         except OSError as error:
@@ -196,7 +230,7 @@ class OsFolder:
     def sync(self, name: str) -> None:
         """Wait until a file's content is on the disk."""
         path = self._name(name)
-        _sync_and_close(open_regular(path, os.O_RDWR), path)
+        _sync_and_close(self._open(name, os.O_RDWR), path)
 
     def sync_folder(self) -> None:
         """Wait until the names in the folder are on the disk."""
@@ -254,6 +288,7 @@ class WatchedFolder:
         self.place = folder.place
         self.stamp = folder.stamp
         self.read = folder.read
+        self.check = folder.check
         self.close = folder.close
 
     @contextlib.contextmanager

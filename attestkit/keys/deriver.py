@@ -110,9 +110,10 @@ class LocalKeys:
     def derive_p256(self, path: str) -> P256Key:
         """Return the P-256 key of `path`, as the older DeriveKey does; UsageError when closed."""
         scalar = self._app_keys.derive(utf8("path", path))
-        key = P256Key.from_scalar(scalar)
-        wipe(scalar)
-        return key
+        try:
+            return P256Key.from_scalar(scalar)
+        finally:
+            wipe(scalar)
 
     def sign(self, data: bytes, algorithm: str) -> Signature:
         """Sign with the application's signing key, the key of path `vms` and purpose `signing`.

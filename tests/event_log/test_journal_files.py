@@ -395,3 +395,45 @@ def test_who_is_alone_reads_again_what_was_put_back(tmp_path: Path) -> None:
     (tmp_path / LOG).write_bytes(good)
     assert journal.events() == (FIRST,)
     journal.close()
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_second_name_is_told_before_the_register_is_extended(
+    tmp_path: Path,
+    inside: bool,  # noqa: FBT001 - a case
+) -> None:
+    """As a backup by hard links makes it: what is there is read, and nothing is half done."""
+    register = Register()
+    journal = journal_in(tmp_path / "log", register)
+    journal.emit(FIRST)
+    value = register.value
+    other = tmp_path / ("log" if inside else ".") / "backup.log"
+    other.hardlink_to(tmp_path / "log" / LOG)
+    cure = str(other) if inside else "its other name, which `find / -xdev -samefile FILE` tells"
+    told = f"has a second name .*: remove {re.escape(cure)}: '.*/{LOG}'; nothing was changed$"
+    with pytest.raises(JournalError, match=told):
+        journal.emit(SECOND)
+    assert register.value == value
+    assert not (tmp_path / "log" / PENDING).exists()
+    assert journal.events() == journal_in(tmp_path / "log", register).events() == (FIRST,)
+    other.unlink()
+    journal.emit(SECOND)
+    assert journal.events() == (FIRST, SECOND)
+    journal.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_log_of_somebody_else_is_told_before_the_register_is_extended(tmp_path: Path) -> None:
+    """The same for whatever else keeps a log from being written."""
+    register = Register()
+    journal = journal_in(tmp_path, register)
+    journal.emit(FIRST)
+    value = register.value
+    os.chown(tmp_path / LOG, 65534, -1)
+    with pytest.raises(
+        JournalError, match=r"belongs to user 65534, not to us.*nothing was changed"
+    ):
+        journal.emit(SECOND)
+    assert register.value == value
+    assert journal.events() == (FIRST,)
+    journal.close()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from attestkit._crypto.ecdsa import P256Key, k256_recover
 from attestkit._crypto.ed25519 import x25519_public_key
+from attestkit._crypto.secret import own_copy
 from attestkit.errors import UsageError
 from attestkit.keys import AppKeys, DerivedKey, KeyDeriver, LocalKeys
 from tests.vectors import SHARED, load, needs_shared
@@ -131,3 +132,12 @@ def test_nothing_with_a_secret_pickles(app_keys: AppKeys) -> None:
                 leak(value)
     assert isinstance(derived, DerivedKey)
     assert pickle.dumps(LocalKeys(app_keys).sign(b"", "ed25519"))  # has no secret
+
+
+def test_a_scalar_that_is_none_is_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What P-256 refuses is key material all the same: chance alone could bring it about."""
+    scalar = own_copy(b"\xff" * 32)
+    monkeypatch.setattr(AppKeys, "derive", lambda *_: scalar)
+    with pytest.raises(UsageError, match=r"1\.\.n-1"):
+        LocalKeys(AppKeys.from_seed(bytes(32))).derive_p256("path")
+    assert scalar == bytes(32)
