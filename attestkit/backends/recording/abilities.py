@@ -117,8 +117,8 @@ class RecordedLog:
 
     @property
     def place(self) -> str:
-        """Path of the file that it is in, for errors; empty where a tape plays it."""
-        return "" if self._log is None else str(self._log.place)
+        """Empty: a tape has no file, and what is recorded is told as it will be played."""
+        return ""
 
     @property
     def version(self) -> int:
