@@ -290,7 +290,8 @@ def _add_listeners(add: _Add) -> None:
         "--http",
         metavar="HOST:PORT",
         help="external listener, port 0: any free one, unix:PATH: a socket, none: off; "
-        f"default: 127.0.0.1:{HTTP_PORT} for the simulator, 0.0.0.0:{HTTP_PORT} on hardware",
+        f"default: 127.0.0.1:{HTTP_PORT} for the simulator, 0.0.0.0:{HTTP_PORT} on hardware; a "
+        "simulator's on loopback answers to localhost and loopback addresses alone",
     )
     add(
         "--limit",
