@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
             hide_memory()
         except OSError as error:
             sys.stderr.write(f"attestkit: the memory of this process cannot be hidden: {error}\n")
-            return 1
+            return 3
     try:
         from attestkit.cli import run_words
 

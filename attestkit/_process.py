@@ -4,6 +4,7 @@ Only programs do this to themselves, not the library: a process that may not be 
 be debugged or profiled by its user either, which is for its owner to choose.
 """
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -37,10 +38,11 @@ def hide_memory() -> None:
     if prctl is None:
         raise OSError("there is no prctl on this system")
     unused = (ctypes.c_ulong(0),) * 3
-    failed = prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0), *unused)
-    if failed or prctl(_PR_GET_DUMPABLE, ctypes.c_ulong(0), *unused):
+    if prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0), *unused):
         number = ctypes.get_errno()
         raise OSError(number, f"prctl(PR_SET_DUMPABLE): {os.strerror(number)}")
+    if prctl(_PR_GET_DUMPABLE, ctypes.c_ulong(0), *unused):  # a sandbox says yes and does nothing
+        raise OSError(errno.ENOSYS, "prctl(PR_SET_DUMPABLE) succeeds and changes nothing here")
 
 
 def hide_seed() -> None:

@@ -4,11 +4,13 @@ Texts of errors get into logs, onto terminals and into answers. A line end in on
 log, an escape sequence rules a terminal, and a text of a megabyte fills both.
 """
 
+import re
 from typing import Final
 
-__all__ = ["key", "one_line", "shown"]
+__all__ = ["key", "one_line", "shown", "without_hex"]
 
 _MOST: Final = 64  # characters
+_SECRET: Final = re.compile(r"[0-9A-Fa-f]{32,}")  # as a seed is written; with a slip, most of it
 _LARGE: Final = 10**20  # more than 64 bits
 
 
@@ -35,3 +37,8 @@ def one_line(text: str, most: int) -> str:
     text = "".join(letter if letter.isprintable() else " " for letter in text[: 20 * most])
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def without_hex(text: str) -> str:
+    """Return text without what may be a seed that was put in the wrong place: 32 hex digits on."""
+    return _SECRET.sub("<hex, not shown>", text)

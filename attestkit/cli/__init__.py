@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from attestkit._shown import without_hex
 from attestkit.cli.exit_codes import (
     INTERRUPTED,
     USAGE,
@@ -179,10 +180,10 @@ def _open_closed() -> None:
 
 
 def _text(error: click.ClickException | AttestKitError) -> str:
-    """Return what went wrong, and where to read how it is done."""
+    """Return what went wrong, and where to read how it is done; a stray seed is not repeated."""
     if isinstance(error, click.UsageError):
         path = "attestkit" if error.ctx is None else error.ctx.command_path
-        return f"{error.format_message().rstrip('.')}. See {path} --help."
+        return f"{without_hex(error.format_message()).rstrip('.')}. See {path} --help."
     if isinstance(error, click.ClickException):
-        return error.format_message()
+        return without_hex(error.format_message())
     return str(error)

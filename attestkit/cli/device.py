@@ -20,6 +20,7 @@ from typing import (
 
 import click
 
+from attestkit._shown import without_hex
 from attestkit.cli.complete import complete_backend, complete_option
 from attestkit.cli.exit_codes import complain
 from attestkit.cli.parameters import PATH, gathered, read_hex
@@ -212,7 +213,7 @@ def _value(name: str, text: str, kinds: tuple[object, ...]) -> object:
         except KeyError:
             failures.append(f"one of {', '.join(literals)}")
         except FormatError as error:
-            raise ConfigError(f"--option {name} {error}") from error
+            raise ConfigError(f"--option {name} {without_hex(str(error))}") from error
         except ValueError as error:
             failures.append(str(error))
     raise UsageError(f"--option {name} is {' or '.join(failures)}")

@@ -19,6 +19,11 @@ _OLD_CLIENTS = tappd.SERVICE._replace(methods={**agent.SERVICE.methods, **tappd.
 _HOST = rb"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?"
 _OUR_HOST = re.compile(_HOST, re.IGNORECASE)
 _OUR_PAGES = re.compile(rb"http://" + _HOST + rb"(/|\Z)", re.IGNORECASE)
+# Names that no server of names can lead here: browsers know themselves that localhost, and all that
+# ends in it (RFC 6761), is this machine.
+_LOOPBACK = re.compile(
+    rb"(([a-z0-9_-]+\.)*localhost\.?|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE
+)
 
 
 # What the documents call a listener, and how one gets to where it is documented to be.
@@ -40,13 +45,18 @@ def tappd_app(guest: Guest) -> App:
     return _app("tappd", guest, [agent.SERVICE, _OLD_CLIENTS])
 
 
-def external_app(guest: Guest) -> App:
-    """Return the application that strangers reach over TCP: Worker at `/prpc/`, and the pages."""
+def external_app(guest: Guest, *, only_local: bool = False) -> App:
+    """Return the application that strangers reach over TCP: Worker at `/prpc/`, and the pages.
+
+    With `only_local` it refuses the name of any other machine, as a web page would send whose name
+    was rebound to this one: then it could read what is shown here.
+    """
     release = guest.release
     version = f"v{release.version} ({release.rev})".encode("ascii")
     headers = [(b"x-app-version", version)]
     views = pages.views(guest, logs.views(guest), linked=docs.PATHS)
-    return _app("http", guest, [worker.SERVICE], headers, views=views)
+    guard = refuse_rebound if only_local else None
+    return _app("http", guest, [worker.SERVICE], headers, views=views, guard=guard)
 
 
 def dev_app(guest: Guest) -> App:
@@ -135,3 +145,20 @@ def refuse_web_pages(scope: Scope) -> None:
             host = value
     if not _OUR_HOST.fullmatch(host):
         raise UsageError("the Host is refused: use localhost or 127.0.0.1")
+
+
+def refuse_rebound(scope: Scope) -> None:
+    """Let only requests through that name this machine as one does from itself, or name none.
+
+    Browsers always name one, so what a page of another site reads here it does not get by calling
+    this machine by its own name. Without that name a page of another site sends, but reads nothing.
+
+    Raises:
+        UsageError: The request names another host.
+    """
+    for name, value in scope["headers"]:
+        if name == b"host" and not _LOOPBACK.fullmatch(value):
+            raise UsageError(
+                "the Host is refused, for this is a simulator that listens on the loopback address "
+                "alone: use localhost or 127.0.0.1, or have --http listen on another address"
+            )

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
+from attestkit._shown import without_hex
 from attestkit._version import own_version
 from attestkit.errors import ConfigError, UsageError
 from attestkit.serve.address import HTTP_PORT, OFF, Address, parse_address
@@ -147,8 +148,8 @@ class Options(NamedTuple):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage: one line is enough."""
-        raise UsageError(f"{message} (--help lists the options)")
+        """Raise instead of printing the usage: one line is enough, and it shows no seed."""
+        raise UsageError(f"{without_hex(message)} (--help lists the options)")
 
 
 class _Print(argparse.Action):
@@ -218,7 +219,11 @@ def parse_options(arguments: Sequence[str]) -> Options:
         UsageError: There is no such option, or it lacks its value or may not have it.
         SystemExit: It asked for help or for the version, which are printed.
     """
-    said = vars(_parser().parse_args(list(arguments)))
+    parser = _parser()
+    found, others = parser.parse_known_args(list(arguments))
+    if others:
+        parser.error(f"unrecognized arguments: {_without_values(others)}")
+    said = vars(found)
     limits: dict[str, float] = {}
     for text in said.pop("limit"):
         try:
@@ -228,6 +233,13 @@ def parse_options(arguments: Sequence[str]) -> Options:
         limits[name] = value
     said["fault"] = said["fault"] and tuple(said["fault"])
     return Options(**said, limits=limits)
+
+
+def _without_values(words: Sequence[str]) -> str:
+    """Return the options among words; behind one that was misspelt may be a secret."""
+    names = [word.partition("=")[0] for word in words if word.startswith("--")]
+    others = sum(not word.startswith("--") for word in words)
+    return " ".join([*names, f"(and words that are not shown: {others})" if others else ""]).strip()
 
 
 def with_config(
@@ -290,7 +302,8 @@ def _add_listeners(add: _Add) -> None:
         "--http",
         metavar="HOST:PORT",
         help="external listener, port 0: any free one, unix:PATH: a socket, none: off; "
-        f"default: 127.0.0.1:{HTTP_PORT} for the simulator, 0.0.0.0:{HTTP_PORT} on hardware",
+        f"default: 127.0.0.1:{HTTP_PORT} for the simulator, 0.0.0.0:{HTTP_PORT} on hardware; a "
+        "simulator's on loopback answers to localhost and loopback addresses alone",
     )
     add(
         "--limit",

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from attestkit._shown import without_hex
 from attestkit.backends.host_shared import read_file
 from attestkit.errors import ConfigError, UsageError
 
@@ -27,12 +28,18 @@ def read_seed(path: Path) -> bytes:
     """Return the seed in the file `path`: 32 raw bytes, or 64 hex digits and a line end.
 
     Raises:
-        ConfigError: It cannot be read or is neither.
+        ConfigError: It cannot be read or is neither. A name that looks like a seed is not shown.
     """
     from attestkit.backends.simulator import state  # who gives no such file need not know it
 
-    data = read_file(path)
     try:
+        data = read_file(path)
         return state.read_seed(data)
     except UsageError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        text = f"{path}: {error}"
+    except ConfigError as error:
+        text = str(error)
+    name = without_hex(path.name)
+    if name != path.name:
+        text = f"{text.replace(path.name, name)}; the name of a file is wanted, not the seed"
+    raise ConfigError(text)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from attestkit._crypto.pem import armour
-from attestkit._files import change_mode, close_folder, open_regular
+from attestkit._files import change_group, change_mode, close_folder, open_regular
 from attestkit._files import make_folder as make_folder_at
 from attestkit.collateral.atomic_file import replace_file
 from attestkit.errors import BackendBusyError, ConfigError, UsageError
@@ -173,7 +173,7 @@ def _admit(path: Path, mode: int, group_id: int) -> _FileId:
         if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():
             raise ConfigError(f"{path}: somebody has put something else in its place")
         if group_id != -1:
-            os.chown(f"/proc/self/fd/{fd}", -1, group_id)
+            change_group(fd, group_id)
         change_mode(fd, mode)
     finally:
         os.close(fd)

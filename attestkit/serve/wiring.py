@@ -72,14 +72,16 @@ def wire(attester: "Attester | None", places: Places, options: Options, stack: E
     _refuse_what_cannot_be(attester, places, options.verifier)
     stats, limits, access_log = Stats(), options.limits or Limits(), options.access_log
     stack.callback(_flush, access_log)
-    apps = {}
+    apps: dict[str, App] = {}
+    guest = None
     if options.verifier is not None:
         apps["verifier"] = _verifier_app(options.verifier, stats, limits, stack)
     if attester is not None:
         guest = _guest(attester, options, stats, limits)
         stack.callback(guest.close)
-        apps.update(_agent_apps(guest, places))
     bound = _listen(places, options.handed_over, stack)
+    if guest is not None:
+        apps.update(_agent_apps(guest, places, bound.sockets.get("http")))
     from attestkit.serve.listeners import Listener  # uvicorn: for those who serve, and late
 
     listeners = [
@@ -195,17 +197,27 @@ def _listen(places: Places, handed_over: "Mapping[str, socket]", stack: ExitStac
     return _Bound(sockets, where, paths)
 
 
-def _agent_apps(guest: "Guest", places: Places) -> "dict[str, App]":
+def _agent_apps(guest: "Guest", places: Places, pages: "socket | None") -> "dict[str, App]":
     from attestkit.serve import apps
 
+    # On hardware a proxy may stand before it that hands any name on, and what it shows is public.
+    only_local = guest.attester.simulated and pages is not None and _is_loopback(pages)
     of_simulator = {"pccs": apps.collateral_app(guest)} if places.pccs else {}
     return {
         **of_simulator,
         "dstack": apps.dstack_app(guest),
         "tappd": apps.tappd_app(guest),
-        "http": apps.external_app(guest),
+        "http": apps.external_app(guest, only_local=only_local),
         "dev_http": apps.dev_app(guest),
     }
+
+
+def _is_loopback(sock: "socket") -> bool:
+    """Tell whether a listening socket is TCP, and only this machine gets to it."""
+    where = sock.getsockname()
+    return isinstance(where, tuple) and (
+        where[0] == "::1" or where[0].removeprefix("::ffff:").startswith("127.")
+    )
 
 
 def _verifier_app(verifier: "Verifier", stats: Stats, limits: Limits, stack: ExitStack) -> "App":

@@ -130,6 +130,27 @@ def test_no_option_s_value_is_repeated(capsys: Capture) -> None:
         assert secret not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("quote", "--backend", "simulator", "--option", f"seed=@{SEED}"),
+        ("quote", "--sed", SEED),
+        ("quote", f"--sed={SEED}"),
+        ("quote", SEED),
+        ("mount", "/nowhere", "--seed-file", SEED),
+        ("mount", "/nowhere", "--seed", f"@{SEED}"),
+        ("mount", "/nowhere", "--sed", SEED),
+        (SEED,),
+    ],
+)
+def test_no_seed_in_the_wrong_place_is_repeated(words: tuple[str, ...], capsys: Capture) -> None:
+    """Nor one as the name of a file, behind an option that is none, or as a word too many."""
+    assert main([*words]) in {1, 5}
+    told = capsys.readouterr()
+    assert told.err.startswith("attestkit: ")
+    assert SEED not in told.out + told.err
+
+
 def test_what_cannot_be_read_is_code_5(tmp_path: Path, capsys: Capture) -> None:
     """A file that is missing, and a folder."""
     for path in (tmp_path / "none", tmp_path):

@@ -3,10 +3,14 @@
 Wrong is a link, a second name of another file, a pipe, a device, a socket, a folder.
 """
 
+import contextlib
+import ctypes
 import json
+import logging
 import os
 import socket
 import stat
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from attestkit import _files
 from attestkit._files import close_folder, make_folder, open_regular, read_regular
 from attestkit.backends.host_shared import HostShared, read_file
 from attestkit.backends.simulator import Simulator
@@ -29,6 +34,17 @@ from tests.serve.server import PATIENCE
 VICTIM = b"what somebody else wrote\n"
 OTHER = 65534
 requires_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+
+
+@contextmanager
+def as_files_of(user: int) -> Iterator[None]:
+    """Have what this thread makes belong to somebody else, as NFS does with root's files."""
+    setfsuid = ctypes.CDLL(None).setfsuid
+    setfsuid(user)
+    try:
+        yield
+    finally:
+        setfsuid(os.geteuid())
 
 
 def a_link(path: Path, victim: Path) -> None:
@@ -151,14 +167,83 @@ def test_the_hosts_instance_info(shared: Path, victim: Path, wrong: Wrong) -> No
 
 
 def test_a_file_that_was_named_may_be_a_link(tmp_path: Path) -> None:
-    """As orchestrators lay secrets down: who names a file has chosen it. It is no pipe, still."""
+    """As orchestrators lay secrets down: who names a file has chosen it. It is no device, still."""
     (tmp_path / "real").write_text("{}")
     (tmp_path / "named").symlink_to("real")
     assert read_file(tmp_path / "named") == b"{}"
-    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
     for load in (read_file, AppKeys.load):
-        with at_once(), pytest.raises(ConfigError, match="pipe: not a regular file"):
-            load(tmp_path / "pipe")
+        with at_once(), pytest.raises(ConfigError, match="device: not a regular file"):
+            load(tmp_path / "device")
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "late"])
+def test_a_pipe_that_was_named_is_read(
+    tmp_path: Path,
+    late: bool,  # noqa: FBT001 - a case
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As `<(...)` is; who writes is waited for, and once that takes long it is said."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    seed = b"ab" * 32
+    said = threading.Event()
+
+    def tell(_: logging.LogRecord) -> bool:
+        said.set()
+        return True
+
+    if late:
+        monkeypatch.setattr(_files, "_PATIENCE", 1)
+        caplog.handler.addFilter(tell)
+    else:
+        said.set()
+
+    def write() -> None:
+        assert said.wait(PATIENCE)
+        pipe.write_bytes(seed)  # which waits for who reads
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    try:
+        with at_once():
+            assert read_regular(pipe, 1 << 20, follow=True) == seed
+    finally:
+        writer.join(PATIENCE)
+    assert (f"{pipe}: a pipe: waiting for who writes to it" in caplog.text) == late
+
+
+def test_a_pipe_without_end_is_read_to_the_bound(tmp_path: Path) -> None:
+    """And no further, whoever goes on to write."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        with contextlib.suppress(BrokenPipeError), pipe.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    with at_once():
+        assert len(read_regular(pipe, 100_000, follow=True)) == 100_000
+    writer.join(PATIENCE)
+    assert not writer.is_alive()
+
+
+@requires_root
+def test_a_file_that_we_have_made_is_ours() -> None:
+    """Whoever a server of files says it belongs to; one that was there is its owner's."""
+    with tempfile.TemporaryDirectory(prefix="ak") as folder:  # nobody's way there is barred
+        path = Path(folder) / "made"
+        Path(folder).chmod(0o777)
+        os.chown(folder, OTHER, OTHER)
+        with as_files_of(OTHER - 1):
+            os.close(open_regular(path, os.O_RDWR | os.O_CREAT))
+            assert path.stat().st_uid == OTHER - 1
+            with pytest.raises(PermissionError, match=f"belongs to user {OTHER - 1}, not to us"):
+                open_regular(path, os.O_RDWR | os.O_CREAT)
 
 
 def test_a_pipe_that_was_handed_over_is_read() -> None:

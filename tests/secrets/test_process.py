@@ -6,12 +6,15 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from attestkit import __main__ as program
+from attestkit._process import hide_memory
 from attestkit.errors import ConfigError
 from attestkit.serve import __main__ as serve_program
 from tests.serve.client import call
@@ -128,6 +131,74 @@ def test_another_process_of_the_user(hidden: bool) -> None:  # noqa: FBT001 - a 
         assert found["ptrace"] == "refused"
 
 
+@pytest.fixture
+def ordinary() -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """A folder of an ordinary user's, and what makes a program that user's: us, unless we are root.
+
+    The program is started anew, by which its memory is open to its user again.
+    """
+    prefix: tuple[str, ...] = ()
+    if os.geteuid() == 0:
+        user = str(STRANGER)
+        prefix = ("setpriv", "--reuid", user, "--regid", user, "--clear-groups", "--")
+        tried = [*prefix, sys.executable, "-c", "import attestkit"]
+        if subprocess.run(tried, env=environment(), check=False).returncode:  # noqa: S603
+            pytest.skip("another user can run no Python of ours here")
+    with tempfile.TemporaryDirectory(prefix="ak") as folder:
+        if prefix:
+            os.chown(folder, STRANGER, STRANGER)
+        yield Path(folder), prefix
+
+
+OPEN_FILES = f"""if True:
+    import os, sys
+    for name in {HIDDEN_FILES}:
+        try:
+            os.close(os.open(f"/proc/{{sys.argv[1]}}/{{name}}", os.O_RDONLY))
+            print(name, "read")
+        except PermissionError:
+            print(name, "refused")
+"""
+
+
+def test_the_server_hides_its_memory_before_it_reads_a_key(
+    ordinary: tuple[Path, tuple[str, ...]],
+) -> None:
+    """Another process of its user cannot look into the server's own, from its first secret on."""
+    folder, prefix = ordinary
+    pipe = folder / "seed"
+    os.mkfifo(pipe)
+    pipe.chmod(0o644)
+    found = []
+
+    def look(pid: int) -> dict[str, str]:
+        done = subprocess.run(  # noqa: S603 - our own program
+            [*prefix, sys.executable, "-c", OPEN_FILES, str(pid)],
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE,
+            check=True,
+        )
+        return dict(line.split() for line in done.stdout.splitlines())
+
+    def hand_over() -> None:
+        with pipe.open("wb") as file:  # which waits until the server is about to read
+            [pid] = [int(text) for text in (folder / "lock").read_text().split()]
+            found.append(look(pid))
+            file.write(bytes.fromhex(SEED))
+
+    with ThreadPoolExecutor(1) as thread:
+        handed = thread.submit(hand_over)
+        try:
+            options = ("--seed-file", str(pipe))
+            with running_server(*options, folder=folder, prefix=prefix, seed=None) as server:
+                handed.result(PATIENCE)
+                found.append(look(server.process.pid))
+        finally:  # if no server came the thread waits for one
+            os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))
+    assert found == [dict.fromkeys(HIDDEN_FILES, "refused")] * 2
+
+
 @requires_root
 def test_the_server_is_hidden() -> None:
     """All that the server's own process does not hand out is root's, before any key is read."""
@@ -169,6 +240,31 @@ def forbidding(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Have the server live on such a system."""
     monkeypatch.setattr(serve_program, "hide_memory", refused)
     return refused
+
+
+def test_a_key_is_not_derived_in_the_open(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`attestkit key` ends before it reads any, with the exit code of what the machine refuses."""
+    monkeypatch.setattr(program, "hide_memory", refused)
+    monkeypatch.setattr(sys, "argv", ["attestkit", "key", "--seed", SEED])
+    assert program.main() == 3
+    assert "cannot be hidden: [Errno 1] prctl" in capsys.readouterr().err
+
+
+def test_a_system_that_only_pretends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where prctl succeeds and nothing changes, as in a sandbox, the error says just that."""
+
+    class Libc:
+        @staticmethod
+        def prctl(number: int, *_: object) -> int:
+            return int(number == 3)  # PR_GET_DUMPABLE: still
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Libc)
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    with pytest.raises(OSError, match="succeeds and changes nothing here") as caught:
+        hide_memory()
+    assert "Success" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("forbidding")

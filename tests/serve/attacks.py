@@ -14,10 +14,10 @@ __all__ = ["ATTACKS", "SMUGGLED", "Attack", "statuses"]
 SMUGGLED = "smuggled"
 _EVENT = f'{{"event":"{SMUGGLED}","payload":""}}'.encode()
 _HIDDEN = (
-    b"POST /EmitEvent HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    b"POST /EmitEvent HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     b"Content-Length: %d\r\n\r\n%s" % (len(_EVENT), _EVENT)
 )
-_KEY = b"POST /GetKey HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+_KEY = b"POST /GetKey HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}"
 
 
 class Attack(NamedTuple):
@@ -47,7 +47,7 @@ def statuses(received: bytes) -> list[int]:
 
 
 def _get(target: bytes, *headers: bytes, version: bytes = b"1.1", verb: bytes = b"GET") -> bytes:
-    lines = [verb + b" " + target + b" HTTP/" + version, b"Host: x", *headers]
+    lines = [verb + b" " + target + b" HTTP/" + version, b"Host: localhost", *headers]
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
@@ -112,8 +112,8 @@ _HEADS = [
     (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "preface of HTTP/2"),
     (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64), "hello of TLS"),
     (b"SSH-2.0-OpenSSH_9.9\r\n", "greeting of SSH"),
-    (b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n", "CONNECT"),
-    (b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", "asterisk"),
+    (b"CONNECT x:443 HTTP/1.1\r\nHost: localhost\r\n\r\n", "CONNECT"),
+    (b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", "asterisk"),
 ]
 _TARGETS = [
     b"http://x/GetKey",
@@ -228,7 +228,7 @@ def _targets() -> list[Attack]:
 
 def _slow() -> list[Attack]:
     """Clients that stop, vanish, or never take what they asked for."""
-    start = b"POST /Version HTTP/1.1\r\nHost: x\r\n"
+    start = b"POST /Version HTTP/1.1\r\nHost: localhost\r\n"
     body = b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n"
     ask = _get(b"/Info")
     return [

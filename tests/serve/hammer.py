@@ -38,7 +38,7 @@ class Client(threading.Thread):
             target = "/GetKey"
         body = b'{"path": "a"}'
         self._request = (
-            f"POST {target} HTTP/1.1\r\nHost: x\r\nConnection: {connection}\r\n"
+            f"POST {target} HTTP/1.1\r\nHost: localhost\r\nConnection: {connection}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         ).encode() + body
 

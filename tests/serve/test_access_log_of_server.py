@@ -65,9 +65,9 @@ def test_who_was_refused_is_told() -> None:
     """On a unix socket each refusal has the process and its user, of whatever form the log is."""
     me = f"pid={os.getpid()},uid={os.geteuid()},gid={os.getegid()}"
     heads = {
-        431: b"GET / HTTP/1.1\r\nHost: x\r\n" + b"x: y\r\n" * 30 + b"\r\n",
+        431: b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"x: y\r\n" * 30 + b"\r\n",
         400: b"\x16\x03\x01 what is no HTTP\r\n\r\n",
-        404: b"GET /none/such HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        404: b"GET /none/such HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
     }
     with running_server(*OPTIONS, "--log-format", "text") as server:
         for status, head in heads.items():
@@ -86,7 +86,7 @@ def test_a_client_that_leaves_is_a_line() -> None:
     with running_server(*OPTIONS) as server:
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(server.dstack)
-            head = b"POST /Nope HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
+            head = b"POST /Nope HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n"
             client.sendall(head)
             call(server.dstack, "Version")  # by then the head has been read
         with contextlib.suppress(OSError):

@@ -199,7 +199,7 @@ def test_a_log_that_is_followed_is_cut_off(tee: Attester, tmp_path: Path) -> Non
         with socket.socket() as client, Served(tee, Places(http=FREE), options) as ready:
             host, _, port = str(ready.places["http"]).removeprefix("http://").rpartition(":")
             client.connect((host, int(port)))
-            client.sendall(b"GET /logs/app?follow&text&bare HTTP/1.1\r\nHost: x\r\n\r\n")
+            client.sendall(b"GET /logs/app?follow&text&bare HTTP/1.1\r\nHost: localhost\r\n\r\n")
             got = b""
             while b"out\n" not in got:
                 got += (piece := client.recv(65536))

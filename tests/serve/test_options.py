@@ -11,6 +11,7 @@ from attestkit.serve.limits import Limits
 from attestkit.serve.options import FLAGS, Options, parse_options, with_config
 
 ONLY_IN_FILES = {"ident", "data_disks", "sources"}
+SEED = "5eed" * 16
 CHOICES = {"log_format": "json", "log_level": "debug", "platform": "snp", "quote_version": "5"}
 
 
@@ -23,6 +24,26 @@ def laid(options: Options, environ: Any = None, **values: Any) -> Options:  # no
 def test_nothing_said() -> None:
     """No option has a value of its own; defaults are decided elsewhere."""
     assert parse_options([]) == Options()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--sed", SEED), "--sed (and words that are not shown: 1)"),
+        ((f"--sed={SEED}",), "--sed"),
+        (("--sed", "s3cret", "--nope=s3cret"), "--sed --nope (and words that are not shown: 1)"),
+        ((SEED,), "(and words that are not shown: 1)"),
+        ((f"-seed={SEED}",), "(and words that are not shown: 1)"),
+        ((f"--reset={SEED}",), "argument --reset: ignored explicit argument '<hex, not shown>'"),
+        (("--platform", SEED), "argument --platform: invalid choice: '<hex, not shown>'"),
+    ],
+)
+def test_no_value_of_what_is_unknown_is_shown(words: tuple[str, ...], told: str) -> None:
+    """It may be a seed, behind a slip in an option's name."""
+    with pytest.raises(UsageError) as caught:
+        parse_options(words)
+    assert told in str(caught.value)
+    assert not any(secret in str(caught.value) for secret in ("s3cret", "5eed5eed"))
 
 
 @pytest.mark.parametrize("name", sorted(set(Options._fields) - FLAGS - ONLY_IN_FILES - {"limits"}))

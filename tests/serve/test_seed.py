@@ -1,6 +1,7 @@
 """The seed of a simulated TEE is read from a file or an option, and never shown."""
 
 from pathlib import Path
+from traceback import format_exception
 
 import pytest
 
@@ -40,3 +41,16 @@ def test_a_wrong_seed_is_refused_and_not_shown(tmp_path: Path, content: bytes) -
     for caught in (from_file, from_option):
         assert "s3cret" not in str(caught.value)
         assert "abab" not in str(caught.value)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["missing", "wrong"])
+def test_a_seed_in_place_of_its_file_is_not_shown(tmp_path: Path, *, there: bool) -> None:
+    """Who puts the seed where its file's name belongs is told so, without it."""
+    path = tmp_path / ("5eed" * 16)
+    if there:
+        path.write_bytes(b"too short")
+    with pytest.raises(ConfigError) as caught:
+        seed.read_seed(path)
+    assert "5eed5eed" not in "".join(format_exception(caught.value))
+    assert str(caught.value).startswith(f"{tmp_path}/<hex, not shown>: ")
+    assert str(caught.value).endswith("; the name of a file is wanted, not the seed")

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import stat
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.serve.client import Connection, call
-from tests.serve.server import environment, refusal, running_server
+from tests.serve.server import PATIENCE, command, environment, refusal, running_server
 
 
 @pytest.fixture
@@ -24,6 +25,17 @@ def folder() -> Iterator[Path]:
 def mode_of(path: str | Path) -> int:
     """Return the permission bits of a file."""
     return stat.S_IMODE(Path(path).stat().st_mode)
+
+
+WITHOUT_PROC = ("unshare", "--mount", "sh", "-c", 'umount -l /proc && exec "$@"', "sh")
+
+
+@pytest.fixture
+def without_proc() -> tuple[str, ...]:
+    """What runs a program where /proc is not mounted."""
+    if os.geteuid() or subprocess.run([*WITHOUT_PROC, "true"], check=False).returncode:  # noqa: S603
+        pytest.skip("/proc cannot be taken away here")
+    return WITHOUT_PROC
 
 
 # -- where they are --------------------------------------------------------------------------------
@@ -46,6 +58,26 @@ def test_defaults_are_private(folder: Path) -> None:
         )
 
 
+def test_a_server_without_proc(folder: Path, without_proc: tuple[str, ...]) -> None:
+    """It is needed to change a socket's mode or group alone, and the error says so."""
+    with running_server(folder=folder, prefix=without_proc) as server:
+        assert mode_of(server.dstack) == 0o600
+        assert call(server.dstack, "Version").status == 200
+    options = ("--backend", "simulator", "--dir", str(folder), "--http", "none")
+    for more in (("--socket-mode", "660"), ("--socket-group", "65534")):
+        done = subprocess.run(  # noqa: S603 - our own program
+            [*without_proc, *command(*options, *more)],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"{folder}/dstack.sock: cannot be given " in done.stderr
+        assert "/proc is not mounted" in done.stderr
+
+
 def test_without_options(folder: Path) -> None:
     """The simulator is picked by itself, in ./.attestkit or the session's folder."""
     (folder / "run").mkdir(mode=0o755)
@@ -55,10 +87,10 @@ def test_without_options(folder: Path) -> None:
     ):
         pass  # with --dir; the next without
     options = ("--http", "127.0.0.1:0")
-    command = [*options, "--seed", "not hex"]
-    assert "--seed" in refusal(*command, folder=folder, code=1, XDG_RUNTIME_DIR=str(folder / "run"))
+    wrong = [*options, "--seed", "not hex"]
+    assert "--seed" in refusal(*wrong, folder=folder, code=1, XDG_RUNTIME_DIR=str(folder / "run"))
     assert mode_of(folder / "run" / "attestkit") == 0o700
-    assert "--seed" in refusal(*command, folder=folder, code=1)
+    assert "--seed" in refusal(*wrong, folder=folder, code=1)
     assert mode_of(folder / ".attestkit") == 0o700
 
 

@@ -67,7 +67,7 @@ def _garbage(seed: int) -> bytes:
     """Return something that looks like a request until it does not."""
     dice = random.Random(seed)  # noqa: S311 - reproducible tests
     good = (
-        b"POST /%s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"POST /%s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b"Content-Length: %d\r\n\r\n%s"
     )
     methods = (

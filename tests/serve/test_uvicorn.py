@@ -109,7 +109,7 @@ def test_it_minds_a_client_that_wants_no_second_answer() -> None:
     with running_server("--limit", "idle_seconds=1h") as server:
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), PATIENCE) as client:
-            client.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            client.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             head, _, _ = client.makefile("rb").read().partition(b"\r\n\r\n")
     assert b"connection: close" in head.split(b"\r\n")
 
