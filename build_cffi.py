@@ -135,8 +135,8 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     def finalize(
         self,
         version: str,
-        build_data: dict[str, Any],  # noqa: ARG002
-        artifact_path: str,  # noqa: ARG002
+        build_data: dict[str, Any],  # noqa: ARG002 - hatchling's signature
+        artifact_path: str,  # noqa: ARG002 - hatchling's signature
     ) -> None:
         """Remove what the wheel now has."""
         if version == "standard":

@@ -43,7 +43,14 @@ def check_memory(parser: Parser, case: Case, size: int) -> None:
     assert peak(lambda: run(parser, data)) <= parser.memory * len(data) + ANY
 
 
-@pytest.mark.parametrize("name", PARSERS)
+# Those with the most lines of Python take the longest to count.
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow if name in {"policy", "TOML"} else ())
+    for name in PARSERS
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_lines(name: str) -> None:
     """A first look at every shape."""
     for case in CASES:

@@ -45,6 +45,7 @@ def _do(one: Scenario, form: Form) -> dict[str, Any]:
     begin = time.monotonic()
     try:
         found = {"fault": one.fault, **one.run(form)}
+        assert found["lost"] == 0, f"{found['lost']} acknowledged events are lost"
     except Exception:  # noqa: BLE001 - the others are done all the same
         traceback.print_exc()
         return {"fault": one.fault, "failed": True}

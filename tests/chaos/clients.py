@@ -46,21 +46,28 @@ class Ledger:
         """Return the requests that were under way between two moments."""
         return [seen for seen in self.seen[:] if seen.end > begin and seen.begin < end]
 
+    def lost(self, names: list[str]) -> set[str]:
+        """Return the events that were acknowledged and are not in a log of these names."""
+        return set(self.acknowledged) - set(names)
+
     def check_events(self, names: list[str]) -> int:
-        """Hold a log to what was promised; return how many events it has besides.
+        """Hold what a log has to what was promised; return how many events it has besides.
+
+        What it has not, `lost` tells.
 
         Args:
             names: Of all events that the app emitted.
 
         Raises:
-            AssertionError: An acknowledged event is missing, is there twice or out of order; or an
-                event is there of which the client was told that nothing was changed.
+            AssertionError: An acknowledged event is there twice or out of order; or an event is
+                there of which the client was told that nothing was changed.
         """
         ours = [name for name in names if name.startswith(_BEGINS)]
         assert len(ours) == len(set(ours)), "an event is in the log twice"
-        promised = set(self.acknowledged)
+        promised, lost = set(self.acknowledged), self.lost(names)
         found = [name for name in ours if name in promised]
-        assert found == self.acknowledged, "an acknowledged event is missing or out of order"
+        kept = [name for name in self.acknowledged if name not in lost]
+        assert found == kept, "an acknowledged event is out of order"
         more = [name for name in ours if name not in promised]
         for name in more:
             told = self.refused[name]

@@ -12,8 +12,9 @@ from tests.chaos.scenarios import Form, scenario
 from tests.chaos.trial import Trial
 from tests.serve.server import Server, running_server
 
-_HALF = b"POST /GetQuote HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Le"
-_UNREAD = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 20  # answers no buffer has room for
+_HEAD = b"%s HTTP/1.1\r\nHost: localhost\r\n"
+_HALF = _HEAD % b"POST /GetQuote" + b"Content-Type: application/json\r\nContent-Le"
+_UNREAD = (_HEAD % b"GET /openapi.json" + b"\r\n") * 20  # answers no buffer has room for
 _SAYS = (b"", _HALF, *(b"", _HALF) * 14, _UNREAD)
 
 

@@ -59,7 +59,7 @@ def _cell(text: str) -> str:
 
 def _lost(found: dict[str, Any]) -> str:
     more = f", {found['undecided']} more completed" if found.get("undecided") else ""
-    return f"nothing of {found['acknowledged']} acknowledged{more}"
+    return f"{found['lost'] or 'nothing'} of {found['acknowledged']} acknowledged{more}"
 
 
 def _back(found: dict[str, Any]) -> str:

@@ -77,6 +77,7 @@ class Trial:
         self.ledger = self.clients.ledger
         self.notes: dict[str, Any] = {}
         self.recovery = 0.0
+        self.lost: set[str] = set()  # acknowledged events that some log since did not have
         self._memory, self._descriptors, self._threads = memory, descriptors, threads
         self._begin = self._end = 0.0
         self._stack = contextlib.ExitStack()
@@ -173,9 +174,14 @@ class Trial:
         """Hold the server to what it promised, once all clients have ended."""
         answer = call(self.server.dstack, "GetQuote", {"report_data": "77" * 64})
         assert answer.status == 200, answer.body
-        self.notes["undecided"] = self.ledger.check_events(app_events(answer.json()))
+        self.notes["undecided"] = self.check_log(app_events(answer.json()))
         assert not self.ledger.wrong, self.ledger.wrong
         assert not (bad := [line for line in errors_in(self.server.log()) if _ours(line)]), bad
+
+    def check_log(self, names: list[str]) -> int:
+        """Hold a log to what was promised, and count what it lost; see `Ledger.check_events`."""
+        self.lost |= self.ledger.lost(names)
+        return self.ledger.check_events(names)
 
     def result(
         self, errors: Mapping[str, str], may: Mapping[str, str] | None = None
@@ -200,7 +206,7 @@ class Trial:
             "seconds": round(self._end - self._begin, 1),
             "seen": {name: _summary(name, seen) for name in self.clients.names},
             "acknowledged": len(self.ledger.acknowledged),
-            "lost": 0,  # else `_check` had not let it pass
+            "lost": len(self.lost),
             "recovery_seconds": round(self.recovery, 2),
             **self.notes,
         }

@@ -83,9 +83,9 @@ def main() -> int:
         for line in found.vulnerable:
             print(f"{name}: {line}")  # noqa: T201 - a program
         for line in found.unknown[:3]:
-            print(f"{name}: {line}", file=sys.stderr)  # noqa: T201
+            print(f"{name}: {line}", file=sys.stderr)  # noqa: T201 - a program
         told, unknown = len(found.told), len(found.unknown)
-        print(f"{name}: {told} packages looked up, {len(found.vulnerable)} vulnerabilities found")  # noqa: T201
+        print(f"{name}: {told} packages looked up, {len(found.vulnerable)} vulnerabilities found")  # noqa: T201 - a program
         if unknown:
             sys.stderr.write(f"{name}: NOTHING IS KNOWN of {unknown}: nobody told of them\n")
     return next(status for status in (VULNERABLE, UNKNOWN, CLEAN) if status in statuses)

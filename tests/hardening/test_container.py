@@ -13,7 +13,7 @@ from tests.hardening.drive import drive
 from tests.hardening.syscalls import PROFILE
 from tests.rigs.docker_engine import IMAGE, PATIENCE, DockerEngine, missing, running_engine
 from tests.rigs.emulator import environment
-from tests.serve.server import ROOT, Server, _wait, command
+from tests.serve.server import ROOT, Server, command, ready_server
 
 pytestmark = [
     pytest.mark.rig,
@@ -53,22 +53,13 @@ def words(folder: Path) -> list[str]:
 def contained(docker: DockerEngine, folder: Path) -> Iterator[Server]:
     """Run a server in a container, its sockets in `folder`."""
     options = ("--backend", "simulator", "--dir", str(folder), "--http", "none")
-    with (
-        (folder / "stderr").open("w") as errors,
-        subprocess.Popen(  # noqa: S603 - Docker's program
-            [*words(folder), *command(*options, "--access-log")],
-            env=docker.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        ) as process,
-    ):
+    line = [*words(folder), *command(*options, "--access-log")]
+    with ready_server(line, folder, docker.environment()) as server:
         try:
-            yield _wait(process, folder)
+            yield server
         finally:
             docker.cli("stop", "attestkit")
-            process.wait(PATIENCE)
+            server.process.wait(PATIENCE)
 
 
 def test_a_server_in_a_container(docker: DockerEngine) -> None:

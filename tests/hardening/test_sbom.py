@@ -91,6 +91,7 @@ def test_it_names_every_file_of_the_core() -> None:
     assert {part["name"] for part in core["components"]} == names
 
 
+@pytest.mark.slow  # the schema takes seconds to load
 def test_it_is_cyclonedx() -> None:
     """The official schema of CycloneDX 1.6 takes it, and it knows what it should refuse."""
     reason = "pip install 'cyclonedx-python-lib[json-validation]'"
@@ -103,6 +104,7 @@ def test_it_is_cyclonedx() -> None:
     assert validator.validate_str(text.replace('"purl"', '"url"', 1)) is not None
 
 
+@pytest.mark.slow
 def test_the_wheel_carries_it(tmp_path: Path) -> None:
     """It is where PEP 770 has it, and in the record; two builds have the same bytes."""
     found = []

@@ -10,16 +10,21 @@ import platform
 import shutil
 import sys
 from ctypes.util import find_library
-from typing import Any
 
 import pytest
 
 from tests.hardening.drive import Driven, short_folder
 from tests.hardening.syscalls import (
+    AARCH64,
     KILL,
     PROFILE,
+    X86_64,
     Trace,
+    allowed,
     confined,
+    docker_profile,
+    documented_calls,
+    has_call,
     run_confined,
     serve_and_drive,
     traced,
@@ -36,6 +41,7 @@ needs_systemd = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="no systemd-analyze: it comes with systemd"
 )
 
+MEASURED_ON = ((3, 11), "x86_64", "glibc")  # the list of docs/hardening.md
 # What no filter of ours lets through: other namespaces and files, other processes, the kernel.
 NEVER = frozenset(
     {
@@ -58,18 +64,6 @@ NEVER = frozenset(
         ),
     }
 )
-
-
-def allowed(profile: dict[str, Any]) -> set[str]:
-    """Return the names of the calls that a profile allows, with whatever arguments."""
-    rules = (rule for rule in profile["syscalls"] if rule["action"] == "SCMP_ACT_ALLOW")
-    return {name for rule in rules for name in rule["names"]}
-
-
-def docker_profile() -> dict[str, Any]:
-    """Return deploy/seccomp.json."""
-    found: dict[str, Any] = json.loads(PROFILE.read_text())
-    return found
 
 
 def assert_all_was_answered(driven: Driven) -> None:
@@ -95,6 +89,8 @@ def test_what_a_server_calls() -> None:
     assert trace.families <= {"AF_UNIX", "AF_INET", "AF_INET6"}
     assert [path for path in trace.connected if not path.endswith("/docker.sock")] == []
     assert trace.connected != []
+    if (sys.version_info[:2], platform.machine(), platform.libc_ver()[0]) == MEASURED_ON:
+        assert trace.names == documented_calls()
 
 
 def test_a_trace_is_read_whole() -> None:
@@ -139,6 +135,49 @@ def test_the_units_filter_is_enough() -> None:
         path = folder / "profile.json"
         path.write_text(json.dumps(unit_profile()))
         assert_all_was_answered(serve_and_drive(folder, confined(path), KILL))
+
+
+# aarch64 has only the newer one of two calls that do the same.
+ON_AARCH64 = {
+    "access": "faccessat",
+    "arch_prctl": "",  # where a thread's data is: no call at all
+    "chmod": "fchmodat",
+    "chown": "fchownat",
+    "dup2": "dup3",
+    "epoll_create": "epoll_create1",
+    "epoll_wait": "epoll_pwait",
+    "lchown": "fchownat",
+    "lstat": "newfstatat",
+    "mkdir": "mkdirat",
+    "open": "openat",
+    "pipe": "pipe2",
+    "poll": "ppoll",
+    "readlink": "readlinkat",
+    "rename": "renameat2",
+    "rmdir": "unlinkat",
+    "select": "pselect6",
+    "stat": "newfstatat",
+    "time": "clock_gettime",
+    "unlink": "unlinkat",
+}
+
+
+@needs_seccomp
+def test_the_profile_is_for_both_machines() -> None:
+    """Every name is a call on x86-64, and what aarch64 lacks of it is there under another name."""
+    names = allowed(docker_profile())
+    assert {name for name in names if not has_call(X86_64, name)} == set()
+    assert {name for name in names if not has_call(AARCH64, name)} == set(ON_AARCH64)
+    assert set(ON_AARCH64.values()) - names == {""}
+
+
+def test_what_is_newer_is_refused_as_unknown() -> None:
+    """Whoever asks goes without it on ENOSYS alone; EPERM, the default, would be an error."""
+    rules = [rule for rule in docker_profile()["syscalls"] if rule["action"] == "SCMP_ACT_ERRNO"]
+    assert {rule["errnoRet"] for rule in rules} == {errno.ENOSYS}
+    refused = {name for rule in rules for name in rule["names"]}
+    assert refused >= {"clone3", "fchmodat2", "futex_wait", "openat2"}
+    assert refused & allowed(docker_profile()) == set()
 
 
 def test_the_profile_lets_nothing_else_through() -> None:

@@ -30,7 +30,7 @@ from tests.rigs.emulator import PATIENCE, environment
 from tests.rigs.ordinary_user import requires_nobody, run_python_as_nobody
 from tests.rigs.system import AppFiles
 from tests.serve.client import call
-from tests.serve.server import Server, _wait, command
+from tests.serve.server import Server, command, ready_server
 
 pytestmark = [pytest.mark.rig, pytest.mark.slow, requires_run]
 
@@ -211,22 +211,12 @@ def server(tmp_path: Path) -> Iterator[Server]:
     """Run our server there, with the backend that it finds."""
     app = AppFiles.make(tmp_path / "app").options
     words = command("--dir", str(tmp_path), "--http", "none", "--backend", "auto", *app)
-    with (
-        (tmp_path / "stderr").open("w") as errors,
-        subprocess.Popen(  # noqa: S603 - our own program
-            [*RUN, "--", *words],
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        ) as process,
-    ):
+    with ready_server([*RUN, "--", *words], tmp_path, environment()) as server:
         try:
-            yield _wait(process, tmp_path)
+            yield server
         finally:
-            process.terminate()
-            assert process.wait(PATIENCE) == 0
+            server.process.terminate()
+            assert server.process.wait(PATIENCE) == 0
 
 
 def test_server_inside(server: Server) -> None:

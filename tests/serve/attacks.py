@@ -227,10 +227,9 @@ def _targets() -> list[Attack]:
 
 
 def _slow() -> list[Attack]:
-    """Clients that stop, vanish, or never take what they asked for."""
+    """Clients that stop."""
     start = b"POST /Version HTTP/1.1\r\nHost: localhost\r\n"
     body = b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n"
-    ask = _get(b"/Info")
     return [
         Attack("half a head", "dstack", [start], ([408],)),
         Attack("half a body", "dstack", [start + body + b"{"], ([408],)),
@@ -242,6 +241,15 @@ def _slow() -> list[Attack]:
         ),
         Attack("nothing", "dstack", [], ([],)),
         Attack("line ends and nothing else", "dstack", [b"\r\n"] * 20, ([],)),
+    ]
+
+
+def _gone() -> list[Attack]:
+    """Clients that vanish, send no more, or never take what they asked for."""
+    start = b"POST /Version HTTP/1.1\r\nHost: localhost\r\n"
+    body = b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+    ask = _get(b"/Info")
+    return [
         Attack("half a head, then gone", "dstack", [start], ([],), _reset),
         Attack("half a body, then gone", "dstack", [start + body + b"{"], ([],), _reset),
         Attack("a request, then gone", "http", [_get(b"/")], ([],), _reset),
@@ -308,4 +316,4 @@ def _large() -> list[Attack]:
     ]
 
 
-ATTACKS = [*_framing(), *_heads(), *_targets(), *_slow(), *_large()]
+ATTACKS = [*_framing(), *_heads(), *_targets(), *_slow(), *_gone(), *_large()]

@@ -146,6 +146,30 @@ def running_server(
                     process.kill()
 
 
+@contextlib.contextmanager
+def ready_server(
+    words: Sequence[str], folder: Path, environ: Mapping[str, str]
+) -> Iterator[Server]:
+    """Start a server by a command line and yield it when it is ready; to end it is the caller's."""
+    with (
+        (folder / "stderr").open("w") as errors,
+        subprocess.Popen(  # noqa: S603 - our own program
+            words,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process,
+    ):
+        try:
+            server = _wait(process, folder)
+        except BaseException:
+            process.kill()
+            raise
+        yield server
+
+
 def _wait(process: "subprocess.Popen[str]", folder: Path) -> Server:
     assert process.stdout is not None
     timer = threading.Timer(PATIENCE, process.kill)  # makes readline() return
