@@ -58,8 +58,10 @@ def open_regular(path: AnyPath, flags: int, *, follow: bool = False) -> int:
             os.fchmod(fd, _OURS)  # the umask took our own rights away
         if emptied:
             os.ftruncate(fd, 0)
-    except BaseException:
+    except BaseException as error:
         os.close(fd)
+        if isinstance(error, OSError) and error.filename is None:  # of a call with a descriptor
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         raise
     return fd
 
