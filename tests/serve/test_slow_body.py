@@ -28,6 +28,22 @@ async def check_quote(reader: asyncio.StreamReader) -> None:
     assert quote.report_data == b"\xab".ljust(64, b"\0")
 
 
+async def check_another(connect: Connect) -> asyncio.StreamWriter:
+    """Have another client served, while nobody has been given a quote."""
+    reader, writer = await connect()
+    writer.write(GET.replace(b"/path?query", b"/Version"))
+    assert (await response(reader))[0] == 200
+    assert not Blocking.threads
+    return writer
+
+
+async def check_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Ask for a quote where nothing waits any more: it is made by the loop."""
+    writer.write(HEAD % len(BODY) + BODY)
+    assert (await response(reader))[0] == 200
+    assert threading.get_ident() in Blocking.threads
+
+
 @pytest.mark.parametrize("first", [b"", BODY[:7]])
 def test_an_event_is_written_between_head_and_body(
     first: bytes, make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch
@@ -58,19 +74,14 @@ def test_an_event_is_written_between_head_and_body(
         work = asyncio.create_task(guest.on_device(lambda: write(loop), writes=True))
         await writing.wait()
         writer.write(BODY[len(first) :] + GET.replace(b"/path?query", b"/Version"))
-        other_reader, other = await connect()
-        other.write(GET.replace(b"/path?query", b"/Version"))
-        assert (await response(other_reader))[0] == 200
-        assert not Blocking.threads
+        other = await check_another(connect)
         written.set()
         await check_quote(reader)
         assert len(Blocking.threads) == 1
         assert threading.get_ident() not in Blocking.threads
         assert (await response(reader))[0] == 200  # what is pipelined behind it comes behind it
         await work
-        writer.write(HEAD % len(BODY) + BODY)  # and now nothing waits any more
-        assert (await response(reader))[0] == 200
-        assert threading.get_ident() in Blocking.threads
+        await check_at_once(reader, writer)
         for each in (writer, other):
             each.close()
 
