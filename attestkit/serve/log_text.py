@@ -50,19 +50,23 @@ class LogText:
 
     def __init__(self, style: Style) -> None:
         self._style = style
-        self._events: tuple[Event, ...] = ()
-        self._text = LongText()
+        self._known: tuple[tuple[Event, ...], LongText] = (), LongText()
 
     def of(self, log: EventLog) -> LongText:
-        """Return the text of all events of `log`, commas between them."""
-        events, known = log.events, len(self._events)
-        new, text = events[known:], self._text
-        if events[:known] != self._events or not all(event.is_runtime for event in new):
+        """Return the text of all events of `log`, commas between them.
+
+        The event loop and the device's thread may both be in here: what is known is taken once and
+        put back once, so that events and text are always those of one log.
+        """
+        events = log.events
+        known, text = self._known
+        new = events[len(known) :]
+        if events[: len(known)] != known or not all(event.is_runtime for event in new):
             new, text = (log.trimmed() if self._style.trimmed else log).events, LongText()
         if new:
             written = self._style.write(new)
             text = _appended(text, self._style.comma + written if text.pieces else written)
-        self._events, self._text = events, text
+        self._known = events, text
         return text
 
 

@@ -6,6 +6,8 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Final
 
 from attestkit.errors import UsageError
+from attestkit.event_log import EventLog
+from attestkit.event_log.runtime import runtime_event
 from attestkit.keys import AppKeys
 from tests.concurrency.explore import Run, Subject
 from tests.concurrency.rooms import SEED, Edit, private_folder
@@ -163,10 +165,36 @@ def _doubted(edit: Edit) -> Subject:
     return Subject(scenario, world.files, fine=True)
 
 
+def _log_text(edit: Edit) -> Subject:
+    """The loop and the device's thread write the same log's text, each of its own length."""
+    world = World("attestkit.serve.log_text", edit=edit)
+    module = world["attestkit.serve.log_text"]
+    log = EventLog()
+    logs = [log := log.with_runtime([runtime_event(name, b"", 1)]) for name in "abc"]
+    style = module.Style(lambda events: ",".join(event.name for event in events), ",", trimmed=True)
+    wanted = ["a", "a,b", "a,b,c"]
+
+    def scenario() -> Run:
+        text = module.LogText(style)
+        text.of(logs[0])
+
+        def write(number: int) -> None:
+            assert str(text.of(logs[number])) == wanted[number]
+
+        def check() -> None:
+            for number in (2, 1, 2):
+                write(number)
+
+        return Run([lambda: write(1), lambda: write(2)], check)
+
+    return Subject(scenario, world.files, fine=True)
+
+
 CACHES: Final[dict[str, Callable[[Edit], Subject]]] = {
     "keys": _keys,
     "issue cache": _issue_cache,
     "collateral cache": _collateral_cache,
     "one fetch": _one_fetch,
     "doubted": _doubted,
+    "log text": _log_text,
 }

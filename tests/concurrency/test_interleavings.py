@@ -50,6 +50,11 @@ GUARDS: Final[dict[str, list[tuple[str, str]]]] = {
     "collateral cache": [("if self._entries.get(key) is known:", "if True:")],
     "one fetch": [("with self._lock:\n            running =", "if True:\n            running =")],
     "doubted": [("with self._lock:  # another thread", "if True:  # another thread")],
+    "log text": [
+        ("self._known: tuple[tuple[Event, ...], LongText] = ()", "self._events, self._text = ()"),
+        ("known, text = self._known", "known = self._events; text = self._text"),
+        ("self._known = events", "self._events, self._text = events"),
+    ],
     "log lines": [("if not (self._waiting or self._refused):\n                return", "return")],
     "parts": [
         ("start, end = waiting.pop()", "start, end = waiting[-1]\n                waiting.pop()")
