@@ -42,7 +42,8 @@ FAILURES = Path(__file__).parent / "failures"
 GOAL = 20_000_000  # executions of each C target
 PYTHON_SHARE = 20  # a Python target has so many times fewer
 TOTAL_SHARE = 50  # and all together so many times more
-PART = 120.0  # seconds of a part in the long form
+PART = 120.0  # seconds of a part in the long form, at most
+FIRST = 20.0  # and at least; also of a target whose speed is not known yet
 LARGE_EVERY = 8  # of so many parts one has large inputs
 LAST_QUARTER = 0.75
 MOST_MORE = 8  # times its goal: there a target ends, new edges or not
@@ -81,6 +82,16 @@ class Entry:
     def reached(self) -> bool:
         """Whether all that is wanted of it is done."""
         return self.progress.executions >= self.goal and self.quiet
+
+
+def part_seconds(entry: Entry) -> float:
+    """Return how long a part may take: as long as what is wanted is expected to take, and a bit."""
+    done = entry.progress
+    if entry.reached:
+        return PART  # it does what the total lacks
+    wanted = max(entry.goal, done.last_new / LAST_QUARTER if entry.target.covers else 0)
+    expected = 1.2 * (wanted - done.executions) / done.rate if done.rate else 0.0
+    return min(PART, max(FIRST, expected))
 
 
 def pick(entries: list[Entry], total: int) -> Entry | None:
@@ -186,7 +197,7 @@ class Campaign:
         def take() -> tuple[Entry, float, int | None] | None:
             left = until - time.monotonic()
             entry = pick(self.entries, total) if left > 1 else None
-            return None if entry is None else (entry, min(PART, left), None)
+            return None if entry is None else (entry, min(part_seconds(entry), left), None)
 
         self.in_threads(jobs, take)
 

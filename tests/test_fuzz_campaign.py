@@ -16,7 +16,7 @@ pytest.importorskip("cffi")
 
 import build_cffi
 from fuzz import campaign, drivers
-from fuzz.campaign import Campaign, Entry, hours_left, pick
+from fuzz.campaign import FIRST, PART, Campaign, Entry, hours_left, part_seconds, pick
 from fuzz.campaign_progress import Part, Progress, load, part_of, save
 from fuzz.campaign_targets import (
     Ask,
@@ -128,6 +128,15 @@ def entry(executions: int, last_new: int = 0, *, running: int = 0, **more: bool)
     target = Target("made", "none", (), python=False, run=lambda *_: Part(), **more)
     done = Progress(executions, seconds=1.0, last_new=last_new)
     return Entry(target, 1000, done, running=running)
+
+
+def test_a_part_is_as_long_as_what_is_wanted() -> None:
+    """Of a target that is slow the longest, of one that is fast or unknown the shortest."""
+    fast, slow, late, done = entry(100), entry(100), entry(1000, 900), entry(1000)
+    fast.progress.seconds, slow.progress.seconds, late.progress.seconds = 0.1, 100.0, 200.0
+    assert part_seconds(fast) == part_seconds(entry(0)) == FIRST
+    assert part_seconds(slow) == part_seconds(done) == PART
+    assert part_seconds(late) == pytest.approx(1.2 * 200 * 0.2)  # 1200 executions are wanted
 
 
 def test_what_is_picked(tmp_path: Path) -> None:
