@@ -5,7 +5,7 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -45,6 +45,13 @@ def together(*targets: Callable[[], object]) -> None:
     assert not raised, raised
 
 
+def callers(frame: FrameType | None) -> Iterator[FrameType]:
+    """Yield a frame, and those that led to it."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
 class Interrupts:
     """Interrupts this thread where the `nth` function of attestkit's begins, within a `with`."""
 
@@ -52,7 +59,9 @@ class Interrupts:
         self.left = nth
 
     def _look(self, frame: FrameType, event: str, _: object) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(OURS):
+        ours = event == "call" and frame.f_code.co_filename.startswith(OURS)
+        # When an object goes is chance, and what is raised there Python only prints.
+        if ours and not any(each.f_code.co_name == "__del__" for each in callers(frame)):
             self.left -= 1
             if not self.left:
                 raise KeyboardInterrupt
