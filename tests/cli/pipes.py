@@ -19,6 +19,9 @@ PATIENCE: Final = 120  # seconds
 def being_read(pipe: Path, process: "subprocess.Popen[Any]") -> Iterator[None]:
     """Yield once a program has opened a pipe, and hold it open; at the end wait for the program.
 
+    A signal that comes between Python's last look for one and read(2) is seen when that returns: so
+    let the block end with the signal, for its end closes the pipe.
+
     A program that ends before fails the test, and one that takes longer than `PATIENCE` is killed.
     """
     timer = threading.Timer(PATIENCE, process.kill)

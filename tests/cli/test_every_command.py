@@ -274,7 +274,7 @@ def test_an_interrupt_is_no_wrong_use(tmp_path: Path) -> None:
     with subprocess.Popen(words, env=environ, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own program
         with being_read(pipe, process):
             process.send_signal(signal.SIGINT)
-            _, told = process.communicate(timeout=PATIENCE)
+        _, told = process.communicate(timeout=PATIENCE)
         assert (process.returncode, told) == (130, "attestkit: interrupted\n")
 
 

@@ -383,8 +383,8 @@ def test_a_signal_leaves_the_terminal_with_its_cursor(number: int, files: Files)
         os.close(theirs)
         with being_read(pipe, process):  # which is with the bar shown
             process.send_signal(number)
-            assert process.stdout is not None
-            _, bar = _both(process.stdout.fileno(), ours)
+        assert process.stdout is not None
+        _, bar = _both(process.stdout.fileno(), ours)
     os.close(ours)
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     assert bar.rindex("\x1b[?25h") > bar.rindex("\x1b[?25l")

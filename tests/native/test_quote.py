@@ -22,7 +22,7 @@ compiled = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_RE
 
 SAMPLES = samples() + made_quotes()
 EXAMPLES = 10_000  # of each part
-PARTS = range(5)
+PARTS = [0, 1, *(pytest.param(part, marks=pytest.mark.slow) for part in range(2, 5))]
 
 # Places that decide: header, descriptor, lengths and types of version 4 and 5 TD quotes, of
 # enclave quotes, and of the certification data behind them.
