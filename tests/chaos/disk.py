@@ -142,13 +142,13 @@ _failing("disk that cannot sync", "every fsync in the state folder is EIO", "fsy
 
 @scenario(
     "log that cannot be written",
-    "opening the runtime log alone is EIO, so that RTMR3 is extended before it fails",
+    "writing to the runtime log alone is EIO, so that RTMR3 is extended before it fails",
     missing,
 )
 def no_append(form: Form) -> dict[str, Any]:
     """The worst moment: nothing can be taken back any more."""
     with faulty_disk() as (disk, trial):
-        disk.set(fail={"open:runtime_events.log": errno.EIO})
+        disk.set(fail={"write:runtime_events.log": errno.EIO})
         trial.wait_for("EmitEvent", "do not repeat")
         trial.wait_answered("GetKey")
         trial.last(form.seconds(0.5, 5))

@@ -351,6 +351,8 @@ def test_help_loads_no_command() -> None:
     ours = {name for name in loaded if name.startswith("attestkit.")}
     assert ours == {
         "attestkit.__main__",
+        "attestkit._process",
+        "attestkit._shown",
         "attestkit.cli",
         "attestkit.cli.exit_codes",
         "attestkit.errors",

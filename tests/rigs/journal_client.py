@@ -96,8 +96,9 @@ def watched_folder(step: Step) -> type[OsFolder]:
 
 
 def operations() -> list[str]:
-    """Return the names of all operations of a journal's folder."""
-    return [name for name, what in vars(Folder).items() if name[0] != "_" and callable(what)]
+    """Return the names of all operations of a journal's folder; what only names a file is none."""
+    every = [name for name, what in vars(Folder).items() if name[0] != "_" and callable(what)]
+    return [name for name in every if name != "place"]
 
 
 def around(step: Step, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
