@@ -114,9 +114,9 @@ class InstantLoop(asyncio.AbstractEventLoop):
         self._ready.append(handle)
         return handle
 
-    call_soon_threadsafe = call_soon  # type: ignore[assignment]
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]  # one thread is all there is
 
-    def call_later(  # type: ignore[override]
+    def call_later(  # type: ignore[override]  # no context is ever handed in
         self,
         delay: float,
         callback: Callable[..., object],
@@ -126,7 +126,7 @@ class InstantLoop(asyncio.AbstractEventLoop):
         """Call it when that much time has passed."""
         return self.call_at(self._now + delay, callback, *args, context=context)
 
-    def call_at(  # type: ignore[override]
+    def call_at(  # type: ignore[override]  # the same
         self,
         when: float,
         callback: Callable[..., object],

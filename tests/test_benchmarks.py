@@ -173,7 +173,7 @@ def test_records_do_not_make_their_own_checkout_differ(
 
     def git(*words: str) -> None:
         who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-        subprocess.run(["git", "-C", tmp_path, *who, *words], check=True, capture_output=True)  # noqa: S603
+        subprocess.run(["git", "-C", tmp_path, *who, *words], check=True, capture_output=True)  # noqa: S603 - our own words
 
     for name in ("RECORDS", "BENCHMARKS", "ROOT"):
         path = getattr(records, name).relative_to(records.ROOT)

@@ -38,7 +38,7 @@ def replayed(program: Path, target: str) -> set[str]:
     said = set()
     for level in LEVELS:
         command = [str(program), target, str(level), "0", *files]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own words
         assert done.returncode == 0, (target, level, done.stderr)
         assert len(done.stdout.splitlines()) == len(files)
         said.add(done.stdout)
@@ -48,7 +48,7 @@ def replayed(program: Path, target: str) -> set[str]:
 def calls(folder: Path) -> dict[str, int]:
     """Return how often each function was called, by the counts that programs left in a folder."""
     left = sorted(str(file) for file in folder.glob("*.gcda"))
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(  # noqa: S603 - our own words
         ["gcov", "--json-format", "--stdout", *left],
         capture_output=True,
         text=True,
@@ -118,7 +118,7 @@ def test_corpora_reach_every_function_for_python(tmp_path: Path) -> None:
     flags = ("-fprofile-instr-generate", "-fcoverage-mapping", "-O0")
     program = drivers.build_objects(tmp_path, compiler, *flags)
     for name in object_samples():
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(  # noqa: S603 - our own words
             [str(program), "-runs=0", "-detect_leaks=0", str(CORPORA / name)],
             env={**drivers.environment(name), "LLVM_PROFILE_FILE": f"{tmp_path}/{name}.profraw"},
             capture_output=True,
@@ -128,9 +128,9 @@ def test_corpora_reach_every_function_for_python(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     profiles = map(str, tmp_path.glob("*.profraw"))
     merged = str(tmp_path / "all")
-    subprocess.run([tools[0], "merge", "-o", merged, *profiles], check=True)  # type: ignore[list-item] # noqa: S603
+    subprocess.run([tools[0], "merge", "-o", merged, *profiles], check=True)  # type: ignore[list-item] # noqa: S603 - our own words
     command = [tools[1], "export", f"-instr-profile={merged}", str(program)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)  # type: ignore[arg-type] # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # type: ignore[arg-type] # noqa: S603 - our own words
     counts: dict[str, int] = {}
     for function in json.loads(done.stdout)["data"][0]["functions"]:
         if any(name.endswith(tuple(OBJECT_FILES)) for name in function["filenames"]):

@@ -81,7 +81,7 @@ def links(compiler: str, folder: Path) -> bool:
     source = folder / "nothing.c"
     source.write_text("int main(void)\n{\n    return 0;\n}\n")
     command = [compiler, *drivers.SANITIZERS, str(source), "-o", str(folder / "nothing")]
-    return not subprocess.run(command, capture_output=True, check=False).returncode  # noqa: S603
+    return not subprocess.run(command, capture_output=True, check=False).returncode  # noqa: S603 - our own words
 
 
 @pytest.fixture(scope="module")

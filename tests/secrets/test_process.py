@@ -142,7 +142,7 @@ def ordinary() -> Iterator[tuple[Path, tuple[str, ...]]]:
         user = str(STRANGER)
         prefix = ("setpriv", "--reuid", user, "--regid", user, "--clear-groups", "--")
         tried = [*prefix, sys.executable, "-c", "import attestkit"]
-        if subprocess.run(tried, env=environment(), check=False).returncode:  # noqa: S603
+        if subprocess.run(tried, env=environment(), check=False).returncode:  # noqa: S603 - our own words
             pytest.skip("another user can run no Python of ours here")
     with tempfile.TemporaryDirectory(prefix="ak") as folder:
         if prefix:

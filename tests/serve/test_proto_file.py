@@ -30,7 +30,7 @@ EMPTY: Final = 'syntax = "proto3"; package google.protobuf; message Empty {}'
 def _protoc(folder: Path, *arguments: str, given: bytes = b"") -> bytes:
     assert PROTOC is not None
     command = [PROTOC, f"-I{folder}", *arguments, str(folder / FILE)]
-    return subprocess.run(command, input=given, capture_output=True, check=True).stdout  # noqa: S603
+    return subprocess.run(command, input=given, capture_output=True, check=True).stdout  # noqa: S603 - our own words
 
 
 @pytest.fixture(scope="module")

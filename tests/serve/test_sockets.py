@@ -33,7 +33,7 @@ WITHOUT_PROC = ("unshare", "--mount", "sh", "-c", 'umount -l /proc && exec "$@"'
 @pytest.fixture
 def without_proc() -> tuple[str, ...]:
     """What runs a program where /proc is not mounted."""
-    if os.geteuid() or subprocess.run([*WITHOUT_PROC, "true"], check=False).returncode:  # noqa: S603
+    if os.geteuid() or subprocess.run([*WITHOUT_PROC, "true"], check=False).returncode:  # noqa: S603 - our own words
         pytest.skip("/proc cannot be taken away here")
     return WITHOUT_PROC
 
