@@ -10,20 +10,25 @@ CORE_TESTS := tests/native tests/test_quote.py tests/test_columns.py \
 	tests/event_log/test_agent_json.py tests/event_log/test_event_log.py \
 	tests/event_log/test_runtime.py tests/event_log/test_tcg.py
 ARGS ?=
+# The tests start many programs, each of which would compile all that it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Where each command that has nothing to do with the project's own environment is.
 TOOLS := .tools/bin
+DOCS := .docs/bin
+DIST := .tools/dist
 LOCK := $(TOOLS)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes \
 	--no-annotate --no-header --upgrade
 
-.PHONY: serve test lint bench growth sanitize compilers aarch64 valgrind fuzz differential flake soak chaos \
-	lock audit promises devmode interleave clean help
+.PHONY: serve test lint bench growth sanitize compilers aarch64 valgrind fuzz differential flake soak chaos fleet \
+	docs lock audit promises devmode interleave architecture dist matrix clean help
 
 help:
 	@echo "make serve   start the server (options in ARGS='...')"
 	@echo "make test    run the tests; ARGS='-m slow' those that take long"
 	@echo "make lint    run every check that is not a test"
 	@echo "make bench   run the benchmarks, each beside a named peer; the tables are in docs/benchmarks/"
+	@echo "make docs    build the documentation's site; site/index.html, or ARGS=serve to look at it"
 	@echo "make growth  time and memory against the size of the input; docs/benchmarks/growth.md"
 	@echo "make sanitize  run the tests of the C core under ASan and UBSan"
 	@echo "make compilers  compile the C core with every compiler that is here, without a warning"
@@ -36,8 +41,12 @@ help:
 	@echo "make promises  run the tests that hold the promises of docs/threat-model.md"
 	@echo "make devmode  run every test in Python's development mode"
 	@echo "make interleave  explore schedules of threads and sequences of clients, for longer"
+	@echo "make matrix  run what we work with, version by version; docs/compatibility.md"
 	@echo "make lock    choose the versions that the tests run with anew: requirements/*.lock"
 	@echo "make audit   ask for known vulnerabilities of what is locked"
+	@echo "make architecture  draw the import graph anew: docs/architecture.md"
+	@echo "make dist    make sources and wheels of this commit: dist/, with their SHA-256"
+	@echo "make fleet   verify 10,000 pieces of evidence on a cluster that loses a worker; docs/records/fleet.json"
 	@echo "make flake   run the tests 20 times; the record is docs/records/flake.json"
 
 $(VENV)/.made:
@@ -68,6 +77,18 @@ $(TOOLS)/.made: requirements/tools.lock
 	  -r requirements/tools.lock
 	touch $@
 
+$(DOCS)/.made: requirements/docs.lock
+	$(PYTHON) -m venv .docs
+	$(DOCS)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	  -r requirements/docs.lock
+	touch $@
+
+$(DIST)/.made: requirements/dist.lock
+	$(PYTHON) -m venv $(DIST)
+	$(DIST)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	  -r requirements/dist.lock
+	touch $@
+
 serve: $(VENV)/.serve
 	@exec $(BIN)/python -m attestkit.serve $(ARGS)
 
@@ -78,9 +99,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run -Werror $(C_FILES) $(OTHER_C)
-	$(BIN)/codespell attestkit tests benchmarks fuzz deploy docs README.md CHANGELOG.md SECURITY.md Makefile
+	$(BIN)/codespell attestkit tests benchmarks fuzz deploy docs README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md Makefile
 
 # All of it writes docs/benchmarks/; a part (ARGS='-k quote') prints its verdicts. STRICT=1 fails on
 # a missed target. ARGS=--benchmark-disable is the quick form: everything works, nothing is timed.
@@ -95,6 +117,10 @@ bench: $(VENV)/.dev
 growth: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.growth_hostile $(if $(STRICT),--strict)
 	$(BIN)/python -m benchmarks.growth $(if $(STRICT),--strict) $(ARGS)
+
+# Every warning is an error (with --quiet none would be). `make docs ARGS=serve` shows the pages as they are written.
+docs: $(DOCS)/.made
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/python -m mkdocs $(or $(ARGS),build)
 
 # The C core again, with ASan and UBSan, over every test that feeds it; then the plain build back.
 sanitize: $(VENV)/.dev
@@ -117,7 +143,9 @@ valgrind: $(VENV)/.dev
 lock: $(TOOLS)/.made
 	$(LOCK) pyproject.toml --extra dev --output-file requirements/ci.lock
 	$(LOCK) requirements/tools.in --output-file requirements/tools.lock
+	$(LOCK) requirements/docs.in --constraint requirements/ci.lock --output-file requirements/docs.lock
 	$(LOCK) requirements/build.in --constraint requirements/ci.lock --output-file requirements/build.lock
+	$(LOCK) requirements/dist.in --constraint requirements/ci.lock --output-file requirements/dist.lock
 	$(LOCK) pyproject.toml --extra serve --extra verify --constraint requirements/ci.lock \
 	  --output-file requirements/image.lock
 	if command -v npm >/dev/null; then \
@@ -138,12 +166,23 @@ fuzz: $(VENV)/.dev
 differential: $(VENV)/.dev
 	$(BIN)/python -m fuzz.differential $(ARGS)
 
+# What is committed, and nothing else; which compiler and Python is in docs/install.md.
+dist: $(DIST)/.made
+	@$(DIST)/bin/python build_dist.py $(ARGS)
+
 flake: $(VENV)/.dev $(JS)/node_modules/.made
 	$(BIN)/python -m tests.flake $(ARGS)
+
+architecture: $(VENV)/.dev
+	$(BIN)/python -m tests.architecture
 
 # An hour; `make soak ARGS='--seconds 60'` is the form that writes no record.
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.soak $(ARGS)
+
+# Some minutes; `make fleet ARGS='--pieces 1000'` is the form that writes no record.
+fleet: $(VENV)/.dev
+	$(BIN)/python -m tests.fleet $(ARGS)
 
 # The tests that hold the promises of docs/threat-model.md; one that skips is a failure.
 promises: $(VENV)/.dev $(JS)/node_modules/.made
@@ -159,10 +198,14 @@ interleave: $(VENV)/.dev
 	ATTESTKIT_SCHEDULES=20000 ATTESTKIT_EXAMPLES=500 $(BIN)/python -m pytest -s -p no:benchmark -m slow \
 	  tests/concurrency -k 'not killed' $(ARGS)
 
+# Some twenty minutes, which may be done in parts; ARGS=--quick is the form that writes no record.
+matrix: $(VENV)/.dev $(TOOLS)/.made
+	$(BIN)/python -m tests.matrix $(ARGS)
+
 # Ten minutes; `make chaos ARGS='--short disk'` is a form that takes seconds and writes no record.
 chaos: $(VENV)/.dev
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 clean:
-	rm -rf $(VENV) .tools build dist attestkit/_native/_lib.c attestkit/_native/_lib.*so attestkit/_native/*.o
-	rm -rf $(JS)/node_modules .attestkit .bench .fuzz
+	rm -rf $(VENV) .tools .docs site build dist attestkit/_native/_lib.c attestkit/_native/_lib.*so attestkit/_native/*.o
+	rm -rf $(JS)/node_modules .attestkit .bench .fuzz .matrix

@@ -2,7 +2,13 @@
 
 Where it cannot be compiled, or with `ATTESTKIT_PURE_PYTHON=1`, the package is built without it
 and works in plain Python with the same results. pip hides what a build prints, so
-`attestkit doctor` says which core runs and why.
+`attestkit doctor` says which core runs and why. With `ATTESTKIT_STRICT_BUILD=1`, for those who
+work on the core or give it to others, a warning of the compiler is an error, and so is a core that
+does not compile. `CI` is not asked: those who install a package in continuous integration want one
+that works.
+
+The library holds nothing of where, when or by whom it was built, so that the same sources, headers
+and compiler give the same bytes; build_dist.py makes what is given to others from it.
 
 `python build_cffi.py` compiles it into the tree. With `ATTESTKIT_SANITIZE=1` it gets the address
 and undefined-behaviour sanitizers, whose runtime must be there before Python's own allocator:
@@ -21,6 +27,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 from cffi import FFI, VerificationError
+from hatchling.builders.config import BuilderConfig
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ROOT = Path(__file__).resolve().parent
@@ -57,7 +64,12 @@ SOURCES = [
 ]
 FLAGS = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-fvisibility=hidden"]
 # Threads with little stack (musl gives 128 kB) end at a guard page, which no frame may step over.
-FLAGS += ["-fstack-clash-protection", "-fstack-protector-strong"]
+FLAGS += ["-fstack-protector-strong"]
+if sys.platform == "linux":
+    FLAGS += ["-fstack-clash-protection"]  # which Apple's compiler warns that it does not know
+# Python's own flags ask for debug information, which is nine tenths of the library and has the
+# names of this machine's folders in it. Function names stay.
+PLAIN = "-g0"
 FRAMES = "-Wframe-larger-than=16384"  # bytes; of sanitizers' frames nobody knows
 # cffi drops the GIL around every call. Ours take microseconds: dropping it takes a fifth of the
 # time a quote takes, and with other threads around a race to get it back, which takes several
@@ -72,20 +84,46 @@ PREAMBLE = """
 SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover"]
 
 
+def is_strict() -> bool:
+    """Tell whether a warning, and a core that does not compile, ends the build."""
+    return os.environ.get("ATTESTKIT_STRICT_BUILD") == "1"
+
+
+def why_not_here() -> str | None:
+    """Return why this Python cannot load the core, or None.
+
+    The core is of CPython's stable ABI. A wheel that says so and was made for another Python is
+    one that pip refuses after it was built.
+    """
+    if sys.implementation.name != "cpython":
+        return f"{sys.implementation.name} has not CPython's stable ABI"
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return "a Python without the GIL has not the stable ABI"
+    return None
+
+
+def sanitizers() -> list[str]:
+    """Return the flags of the sanitizers, where they are asked for."""
+    return SANITIZE if os.environ.get("ATTESTKIT_SANITIZE") == "1" else []
+
+
+def compiler_flags() -> list[str]:
+    """Return what the compiler is told beyond what Python's own build was told."""
+    strict = ["-Werror"] if is_strict() else []
+    return [*FLAGS, *(sanitizers() or [PLAIN, FRAMES]), *strict]
+
+
 def ffi_builder() -> FFI:
     """Return the builder of `attestkit._native._lib`, from the declarations the C files share."""
     ffi = FFI()
     ffi.cdef((ROOT / NATIVE / "ak_api.cdef.h").read_text())
-    in_ci = os.environ.get("CI") == "true"
-    sanitize = SANITIZE if os.environ.get("ATTESTKIT_SANITIZE") == "1" else []
-    more = sanitize or [FRAMES]
     ffi.set_source(
         "attestkit._native._lib",
         PREAMBLE,
         sources=[f"{NATIVE}/{name}" for name in SOURCES],
         include_dirs=[NATIVE],
-        extra_compile_args=[*FLAGS, *more, *(["-Werror"] if in_ci else [])],
-        extra_link_args=sanitize,
+        extra_compile_args=compiler_flags(),
+        extra_link_args=sanitizers(),
     )
     return ffi
 
@@ -116,7 +154,7 @@ def compile_core() -> Path:
     return fresh.replace(ROOT / NATIVE / TARGET)
 
 
-class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
+class CustomBuildHook(BuildHookInterface[BuilderConfig]):
     """Compile the core into the wheel, or leave a plain-Python wheel; add its bill of materials."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
@@ -132,13 +170,9 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
             self._sbom.write_bytes(self.bill(files_of_core() if compiled else []))
             build_data["sbom_files"].append(str(self._sbom))
 
-    def finalize(
-        self,
-        version: str,
-        build_data: dict[str, Any],  # noqa: ARG002 - hatchling's signature
-        artifact_path: str,  # noqa: ARG002 - hatchling's signature
-    ) -> None:
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Remove what the wheel now has."""
+        del build_data, artifact_path  # are handed to every hook
         if version == "standard":
             shutil.rmtree(self._sbom.parent)
 
@@ -146,10 +180,13 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         if os.environ.get("ATTESTKIT_PURE_PYTHON") == "1":
             self.app.display_warning("no compiled core: ATTESTKIT_PURE_PYTHON=1")
             return False
+        if reason := why_not_here():
+            self.app.display_warning(f"no compiled core ({reason}): plain Python")
+            return False
         try:
             compile_core()
         except VerificationError as error:
-            if os.environ.get("CI") == "true":
+            if is_strict():
                 raise
             self.app.display_warning(f"no compiled core ({error}): plain Python")
             return False
@@ -166,4 +203,4 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
 
 
 if __name__ == "__main__":
-    print(compile_core())  # noqa: T201 - a person asked
+    print(compile_core())

@@ -117,15 +117,17 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> object:
-    """Load what is asked for, once."""
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"{__name__}.{home or name}")
-    value: object = getattr(module, name) if home else module
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # to whom every name would be there
+
+    def __getattr__(name: str) -> object:
+        """Load what is asked for, once."""
+        home = _HOME.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = import_module(f"{__name__}.{home or name}")
+        value: object = getattr(module, name) if home else module
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
         return serve(words[1:], own_process=own_process)
     if own_process:
         hide_seed()
-    if own_process and words[:1] == ["key"]:
+    if own_process and _reads_key(words):
         try:
             hide_memory()
         except OSError as error:
@@ -40,6 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:  # the environment wants a core that cannot be
         sys.stderr.write(f"attestkit: {error}\n")
         return 1
+
+
+def _reads_key(words: list[str]) -> bool:
+    """Tell whether a command reads a private key of its user's."""
+    signs = any(word.partition("=")[0] == "--ear-key" for word in words)
+    return words[:1] == ["key"] or signs
 
 
 if __name__ == "__main__":

@@ -11,16 +11,21 @@ import errno
 import os
 import select
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, TypeAlias
+
+from attestkit.errors import UnsupportedError
 
 __all__ = [
     "change_group",
     "change_mode",
     "close_folder",
+    "is_there",
     "make_folder",
     "open_regular",
+    "path_flag",
     "read_regular",
 ]
 
@@ -32,6 +37,15 @@ _PATIENCE: Final = 1000  # milliseconds that a pipe is waited for without a word
 _CAUTIOUSLY: Final = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # Descriptors that whoever started us handed over, as a shell does with `<(...)`: no stranger's.
 _HANDED_OVER: Final = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")
+
+
+def is_there(path: Path) -> bool:
+    """Tell whether something is at a path; False where nobody can tell, as in closed folders."""
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def open_regular(path: AnyPath, flags: int, *, follow: bool = False) -> int:
@@ -158,24 +172,41 @@ def make_folder(path: AnyPath) -> bool:
 
     Raises:
         OSError: One of them cannot be made, or what is there is no folder.
+        UnsupportedError: This is no Linux.
     """
     path = Path(path)
     if path.is_dir():
         return False
     if path.parent != path:
         make_folder(path.parent)
+    flags = path_flag() | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:
         if path.is_dir():  # somebody was quicker
             return False
         raise
-    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = os.open(path, flags)
     try:
         change_mode(fd, 0o700)  # else the umask could take our own rights away
     finally:
         os.close(fd)
     return True
+
+
+def path_flag() -> int:
+    """Return O_PATH, with which a descriptor stands for a file or folder that it does not read.
+
+    Raises:
+        UnsupportedError: This is no Linux, which alone has it.
+    """
+    flag: int | None = getattr(os, "O_PATH", None)
+    if flag is None:
+        raise UnsupportedError(
+            "this needs O_PATH, by which nobody puts another file in the place of ours, and which "
+            f"{sys.platform} has not: use Linux"
+        )
+    return flag
 
 
 def change_mode(fd: int, mode: int) -> None:

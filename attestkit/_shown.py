@@ -5,9 +5,10 @@ log, an escape sequence rules a terminal, and a text of a megabyte fills both.
 """
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["key", "one_line", "shown", "without_hex"]
+__all__ = ["key", "near", "one_line", "shown", "without_hex"]
 
 _MOST: Final = 64  # characters
 _SECRET: Final = re.compile(r"[0-9A-Fa-f]{32,}")  # as a seed is written; with a slip, most of it
@@ -30,6 +31,15 @@ def shown(value: str | int, most: int = _MOST) -> str:
 def key(name: str, most: int = _MOST) -> str:
     """Return a key of a file without quotes, in ASCII, the rest escaped; long ones are cut."""
     return ascii(name[:most])[1:-1] + ("..." if len(name) > most else "")
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """Return for the end of a clause which known names are nearest: up to three, or nothing."""
+    from difflib import get_close_matches  # late: only whoever mistypes pays
+
+    names = {one.lower(): one for one in known}
+    found = [names[one] for one in get_close_matches(name[:_MOST].lower(), names)]
+    return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
 def one_line(text: str, most: int) -> str:

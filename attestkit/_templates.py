@@ -3,9 +3,10 @@
 The library is slow to import, so whoever shows a page imports this when it does.
 """
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
 
-__all__ = ["templates"]
+__all__ = ["filled", "style", "templates"]
 
 
 def templates(package: str) -> Environment:
@@ -18,3 +19,13 @@ def templates(package: str) -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
+
+
+def style(package: str, name: str) -> Markup:
+    """Return a style sheet of that folder, a template without holes; pages name its hash."""
+    return filled(templates(package).get_template(name))
+
+
+def filled(template: Template, **values: object) -> Markup:
+    """Return what a template makes of values, for another one: it is escaped already."""
+    return template.make_module(values).__html__()

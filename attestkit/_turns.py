@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
         def acquire(self) -> bool:
             """Take it."""
+            ...
 
         def release(self) -> None:
             """Let it go, as often as it was taken."""

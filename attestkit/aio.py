@@ -9,12 +9,12 @@ import asyncio
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import NoReturn, TypeVar, final
+from typing import TYPE_CHECKING, Generic, Literal, NoReturn, TypeVar, cast, final, overload
 
 from attestkit import backends
 from attestkit.app_compose import AppCompose
 from attestkit.attestation import AppInfo, Attestation
-from attestkit.attester import Attester
+from attestkit.attester import Attester, B_co
 from attestkit.attester import open as open_attester
 from attestkit.backends.base import Backend
 from attestkit.errors import AttestKitError, UsageError
@@ -22,12 +22,44 @@ from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.keys import KeyDeriver
 from attestkit.quote import Quote
 
+if TYPE_CHECKING:
+    from attestkit.backends.configfs_tsm import ConfigfsSnp, ConfigfsTdx
+    from attestkit.backends.dstack_agent import DstackAgent
+    from attestkit.backends.recording import Recording
+    from attestkit.backends.simulator import Simulator
+    from attestkit.backends.simulator.snp_guest import SnpSimulator
+    from attestkit.backends.tdx_ioctl import TdxIoctl
+
 __all__ = ["AsyncAttester", "aopen"]
 
 T = TypeVar("T")
+B = TypeVar("B", bound=Backend)
 
 
-def aopen(backend: str | Backend | None = None, **options: object) -> "AsyncAttester":
+# As `attestkit.open`: a name that a program spells out tells the backend's class.
+@overload
+def aopen(
+    backend: Literal["simulator"], *, platform: Literal["snp"], **options: object
+) -> "AsyncAttester[SnpSimulator]": ...
+@overload
+def aopen(backend: Literal["simulator"], **options: object) -> "AsyncAttester[Simulator]": ...
+@overload
+def aopen(
+    backend: Literal["configfs_tsm"], **options: object
+) -> "AsyncAttester[ConfigfsTdx | ConfigfsSnp]": ...
+@overload
+def aopen(backend: Literal["tdx_ioctl"], **options: object) -> "AsyncAttester[TdxIoctl]": ...
+@overload
+def aopen(backend: Literal["dstack_agent"], **options: object) -> "AsyncAttester[DstackAgent]": ...
+@overload
+def aopen(backend: Literal["recording"], **options: object) -> "AsyncAttester[Recording]": ...
+@overload
+def aopen(backend: str | None = None, **options: object) -> "AsyncAttester[Backend]": ...
+@overload
+def aopen(backend: B) -> "AsyncAttester[B]": ...
+@overload
+def aopen(backend: str | Backend | None) -> "AsyncAttester[Backend]": ...
+def aopen(backend: str | Backend | None = None, **options: object) -> "AsyncAttester[Backend]":
     """Open the TEE that this program runs in, for asyncio.
 
     `tee = await aopen()` opens it, `async with aopen() as tee` closes it as well. Arguments and
@@ -37,7 +69,7 @@ def aopen(backend: str | Backend | None = None, **options: object) -> "AsyncAtte
 
 
 @final
-class AsyncAttester:
+class AsyncAttester(Generic[B_co]):
     """An `Attester` whose methods are awaited; see there for what they do and raise.
 
     A cancelled call ends for its caller at once; what the device was already doing is finished, so
@@ -47,18 +79,18 @@ class AsyncAttester:
     def __init__(self, backend: str | Backend | None, options: dict[str, object]) -> None:
         self._what = backend
         self._options = options
-        self._attester: Attester | None = None
-        self._opening: Future[Attester] | None = None  # in the device's thread
+        self._attester: Attester[B_co] | None = None
+        self._opening: Future[Attester[B_co]] | None = None  # in the device's thread
         self._thread: ThreadPoolExecutor | None = None
         self._closed = False
 
     # -- opening and closing -------------------------------------------------------------------
 
-    def __await__(self) -> Generator[object, None, "AsyncAttester"]:
+    def __await__(self) -> "Generator[object, None, AsyncAttester[B_co]]":
         """Open it, and return it."""
         return self.__aenter__().__await__()
 
-    async def __aenter__(self) -> "AsyncAttester":
+    async def __aenter__(self) -> "AsyncAttester[B_co]":
         try:
             await self._open()
         except asyncio.CancelledError:
@@ -74,7 +106,7 @@ class AsyncAttester:
     ) -> None:
         await self.close()
 
-    async def _open(self) -> Attester:
+    async def _open(self) -> "Attester[B_co]":
         """Return the open attester; whoever comes first opens it, for all."""
         if self._attester is not None:
             return self._attester
@@ -105,8 +137,8 @@ class AsyncAttester:
         name = self._what or backends.named_by_environment()
         return name is None or backends.load(name).blocking
 
-    def _open_now(self) -> Attester:
-        return open_attester(self._what, **self._options)
+    def _open_now(self) -> "Attester[B_co]":
+        return cast("Attester[B_co]", open_attester(self._what, **self._options))
 
     def _abandon(self) -> Future[None] | None:
         """Close behind everything that is on its way to the device."""
@@ -181,13 +213,13 @@ class AsyncAttester:
     # -- what it is: no device is asked, but an agent is, once, for what describes the app --------
 
     @property
-    def _opened(self) -> Attester:
+    def _opened(self) -> "Attester[B_co]":
         if self._attester is None:
             raise UsageError("this AsyncAttester is not open: await it first")
         return self._attester
 
     @property
-    def backend(self) -> Backend:
+    def backend(self) -> B_co:
         """The backend; take care not to disturb this object's turn."""
         return self._opened.backend
 

@@ -6,7 +6,7 @@ enclaves have none of these fields and are refused, rather than given zeros to b
 """
 
 from array import array
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, SupportsIndex
+from typing import TYPE_CHECKING, ClassVar, Final, NoReturn, SupportsIndex, cast
 
 from attestkit._native import Column, quote_rows
 from attestkit.errors import FormatError, UsageError
@@ -15,7 +15,11 @@ from attestkit.quote import TdQuoteBody
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from _typeshed import ReadableBuffer
+
     from attestkit._native import QuoteRows
+
+    _Four = tuple[memoryview, memoryview, memoryview, memoryview]
 
 __all__ = ["QuoteColumns", "quote_columns"]
 
@@ -38,20 +42,22 @@ class QuoteColumns:
     version: memoryview  # 4 or 5
     tee_type: memoryview  # 0x81, TDX
     body_type: memoryview  # 2: TDX 1.0; 3: TDX 1.5, only these have the last two fields
-    tee_tcb_svn = Column(0, 16)
-    mr_seam = Column(16, 48)
-    mr_signer_seam = Column(64, 48)
-    seam_attributes = Column(112, 8)
-    td_attributes = Column(120, 8)
-    xfam = Column(128, 8)
-    mr_td = Column(136, 48)
-    mr_config_id = Column(184, 48)
-    mr_owner = Column(232, 48)
-    mr_owner_config = Column(280, 48)
-    rtmrs = Column(328, 48, 4)  # a tuple: rtmr0 to rtmr3, which are gathered together
-    report_data = Column(520, 64)
-    tee_tcb_svn2 = Column(584, 16)  # zeros where the body type is 2
-    mr_service_td = Column(600, 48)  # the same
+    tee_tcb_svn: "Column[memoryview]" = Column(0, 16)
+    mr_seam: "Column[memoryview]" = Column(16, 48)
+    mr_signer_seam: "Column[memoryview]" = Column(64, 48)
+    seam_attributes: "Column[memoryview]" = Column(112, 8)
+    td_attributes: "Column[memoryview]" = Column(120, 8)
+    xfam: "Column[memoryview]" = Column(128, 8)
+    mr_td: "Column[memoryview]" = Column(136, 48)
+    mr_config_id: "Column[memoryview]" = Column(184, 48)
+    mr_owner: "Column[memoryview]" = Column(232, 48)
+    mr_owner_config: "Column[memoryview]" = Column(280, 48)
+    rtmrs: "Column[_Four]" = Column(
+        328, 48, 4
+    )  # a tuple: rtmr0 to rtmr3, which are gathered together
+    report_data: "Column[memoryview]" = Column(520, 64)
+    tee_tcb_svn2: "Column[memoryview]" = Column(584, 16)  # zeros where the body type is 2
+    mr_service_td: "Column[memoryview]" = Column(600, 48)  # the same
 
     names: ClassVar[tuple[str, ...]] = ("version", "tee_type", "body_type", *TdQuoteBody._fields)
     """The columns, in the order of the fields in a quote."""
@@ -150,10 +156,10 @@ def quote_columns(
     return columns
 
 
-def _packed(offsets: Any) -> bytes:  # noqa: ANN401 - what they are is to be seen
+def _packed(offsets: "Sequence[SupportsIndex] | memoryview") -> bytes:
     """Return offsets as the native core takes them: integers of 64 bits that nobody can change."""
     try:
-        view = memoryview(offsets)
+        view = memoryview(cast("ReadableBuffer", offsets))
     except TypeError:
         pass  # no buffer: a sequence
     else:
@@ -163,7 +169,7 @@ def _packed(offsets: Any) -> bytes:  # noqa: ANN401 - what they are is to be see
             return view.tobytes()
         offsets = view.tolist()
     try:
-        return array("Q", offsets).tobytes()
+        return array("Q", cast("Sequence[int]", offsets)).tobytes()
     except TypeError as error:
         raise UsageError("offsets are integers") from error
     except OverflowError as error:

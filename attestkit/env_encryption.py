@@ -150,7 +150,7 @@ def open_sealed(secret: bytes, sealed: bytes) -> bytes:
         wipe(key)
 
 
-def verify_env_encrypt_public_key(  # noqa: PLR0913 - the arguments of the SDKs, and the time
+def verify_env_encrypt_public_key(
     public_key: bytes,
     signature: bytes,
     app_id: str,

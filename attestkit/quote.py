@@ -384,10 +384,9 @@ def _want_size(what: str, data: bytes, *sizes: int) -> None:
         raise FormatError(f"{what} has {wanted} bytes, not {len(data)}", reason="size")
 
 
-def _plain(value: tuple[object, ...]) -> dict[str, object]:
-    fields: tuple[str, ...] = value._fields  # type: ignore[attr-defined]  # of any NamedTuple
+def _plain(value: NamedTuple) -> dict[str, object]:
     return {
         name: item.hex() if isinstance(item, bytes) else item
-        for name, item in zip(fields, value, strict=True)
+        for name, item in zip(value._fields, value, strict=True)
         if name != "raw"
     }

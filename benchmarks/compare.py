@@ -1,4 +1,4 @@
-"""One table and one picture of a run: what we need, what each peer needs, the limit, the verdicts.
+"""One table and one picture of a run: what we need and each peer, an estimate, the verdicts.
 
 `python -m benchmarks.compare FILE` prints the table's verdicts; if FILE has every target, table and
 picture go into docs/benchmarks/, and what is missing is named otherwise; a run of files that differ
@@ -55,7 +55,14 @@ def table(facts: Mapping[str, Any], results: Results) -> str:
     targets = targets_on(facts["kernels"])
     verdicts = {row: said for row, _, _, said in judged(targets, results)}
     rows = [*(row for row in targets if row in results), *(r for r in results if r not in targets)]
-    head = ["work", OURS, "peers: theirs, and how many times ours", "limit", "target", "verdict"]
+    head = [
+        "work",
+        OURS,
+        "peers: theirs, and how many times ours",
+        "prototype",
+        "target",
+        "verdict",
+    ]
     body = [_row(results[row], targets.get(row), verdicts.get(row)) for row in rows]
     lines = [
         "# Benchmarks",
@@ -72,7 +79,9 @@ def table(facts: Mapping[str, Any], results: Results) -> str:
         _cells(["---"] * len(head)),
         *map(_cells, body),
         "",
-        "![Time of attestkit, of each peer, and the limit](benchmarks.svg)",
+        "*prototype*: how many times the first peer's speed a prototype had, on another machine.",
+        "",
+        "![Time of attestkit, of each peer, and of a prototype, estimated](benchmarks.svg)",
     ]
     return "\n".join(lines) + "\n"
 

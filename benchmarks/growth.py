@@ -211,7 +211,7 @@ def main(words: list[str] | None = None) -> int:
 
 def _in_child(subject: str, size: int, seconds: float) -> Point:
     command = [sys.executable, "-m", __spec__.name, "--one", subject, str(size)]
-    done = subprocess.run(  # noqa: S603 - this program
+    done = subprocess.run(
         [*command, "--seconds", str(seconds)], check=True, capture_output=True, cwd=ROOT
     )
     return Point(*json.loads(done.stdout))

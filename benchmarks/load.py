@@ -18,11 +18,6 @@ class Load(NamedTuple):
     seconds: float
     size: int  # bytes of one response, head and body
 
-    @property
-    def per_second(self) -> float:
-        """Requests per second."""
-        return self.requests / self.seconds
-
 
 def post(path: str, body: bytes) -> bytes:
     """Return the bytes of a request."""

@@ -17,6 +17,7 @@ __all__ = ["write_growth", "write_picture"]
 
 INK: Final = "#57606a"  # of text and lines; text is lighter where the reader's page is dark
 LINES: Final = "#8c959f"
+LIMIT: Final = "prototype (est.)"  # a ratio of another machine's, so an estimate on this one
 OURS_COLOUR: Final = "#cf222e"
 DARK: Final = (
     "<style>@media (prefers-color-scheme: dark){text,tspan{fill:#d0d7de!important}}</style>"
@@ -62,7 +63,7 @@ def _draw(axes: Axes, height: int, result: Result, names: list[str]) -> None:
     if result.row in LIMITS:
         peer = TARGETS[result.row].peer if result.row in TARGETS else next(iter(result.ratios))
         limit = times[peer or OURS] / LIMITS[result.row]
-        axes.plot(limit, height, "|", color=INK, markersize=14, markeredgewidth=2, label="limit")
+        axes.plot(limit, height, "|", color=INK, markersize=14, markeredgewidth=2, label=LIMIT)
     axes.plot(times[OURS], height, "D", color=OURS_COLOUR, markersize=7, label=OURS)
 
 
@@ -79,7 +80,7 @@ def save_svg(path: Path, figure: Figure, *panels: Axes) -> None:
         for spine in axes.spines.values():
             spine.set_color(LINES)
     handles = dict(zip(*panels[0].get_legend_handles_labels()[::-1], strict=True))
-    first = [name for name in (OURS, "limit") if name in handles]
+    first = [name for name in (OURS, LIMIT) if name in handles]
     names = [*first, *(name for name in handles if name not in first)]
     figure.legend(
         [handles[name] for name in names],

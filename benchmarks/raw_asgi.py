@@ -18,7 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 
 Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 ROOT = coincurve.PrivateKey(bytes(range(1, 33)))
 QUOTING = ec.derive_private_key(12345, ec.SECP256R1())
@@ -53,7 +55,7 @@ def info() -> None:
 WORK = {"GetKey": get_key, "GetQuote": get_quote, "Sign": sign, "Info": info}
 
 
-def application(sizes: dict[str, int]) -> Any:  # noqa: ANN401 - an ASGI application
+def application(sizes: dict[str, int]) -> Application:
     """Return the application whose methods answer `sizes` bytes."""
     routes = {}
     for name, size in sizes.items():
@@ -66,7 +68,7 @@ def application(sizes: dict[str, int]) -> Any:  # noqa: ANN401 - an ASGI applica
         body = {"type": "http.response.body", "body": bytes(length)}
         routes[f"/{name}"] = (WORK[name], start, body)
 
-    async def app(scope: Message, receive: Callable[[], Awaitable[Message]], send: Send) -> None:
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
         work, start, body = routes[scope["path"]]
         await receive()
         work()

@@ -1,7 +1,8 @@
 """Every target, once: what is measured, against whom, and what counts as met.
 
-A limit is the least that anybody could take, as a ratio to the same peer: measured on a 3.7 GHz
-Zen 4 with prototypes written for the purpose, and kept as a ratio because times do not travel.
+A limit is what a prototype written for the purpose took on another machine, a 3.7 GHz Zen 4, as a
+ratio to the same peer there: times do not travel, and ratios only roughly. It is an estimate, and
+no bound: some rows are quicker.
 """
 
 from typing import Final, Literal, NamedTuple

@@ -42,13 +42,13 @@ def bare_client(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("cc") is None:
         pytest.skip("no C compiler is here")
     program = tmp_path_factory.mktemp("bare") / "bare_client"
-    subprocess.run(["cc", "-O2", "-o", program, SOURCE], check=True)  # noqa: S603, S607
+    subprocess.run(["cc", "-O2", "-o", program, SOURCE], check=True)
     return program
 
 
 def bare_quotes(program: Path, machine: Emulator, count: int) -> list[int]:
     """Return the nanoseconds of each of `count` quotes of the C client."""
-    done = subprocess.run(  # noqa: S603 - just compiled
+    done = subprocess.run(
         [program, machine.root / REPORTS, str(count)], check=True, capture_output=True, text=True
     )
     return [int(line) for line in done.stdout.split()]

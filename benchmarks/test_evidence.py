@@ -1,9 +1,9 @@
 """Evidence from bytes to values, and what a verifier asks of it before it judges.
 
 Beside attestkit stands what the same would take at the least, without most of the checks: msgspec's
-decoder and a loop over struct for reading, hashlib for digests, json for the configuration. The
-last row is everything between the bytes and the relying party's rules, beside dcap-qvl's
-verification of the same quote.
+and cbor2's decoders and a loop over struct for reading, cbor2 for writing, hashlib for digests,
+json for the configuration. The last row is everything between the bytes and the relying party's
+rules, beside dcap-qvl's verification of the same quote.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import struct
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
+import cbor2
 import msgspec.msgpack
 from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -27,11 +28,13 @@ from benchmarks.racing import Entry, Ledger, each, own_row, play
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dcap_qvl import QuoteCollateralV3
+
 AT: Final = 1790000000
 BACKEND: Final = Simulator(seed=bytes(32))
 with attestkit.open("simulator", seed=bytes(32)) as attester:
     MADE: Final = attester.attest(b"benchmark")
-ENCODINGS: Final[tuple[Encoding, ...]] = ("v0", "v1", "cbor")
+ENCODINGS: Final[tuple[Encoding, ...]] = ("v0", "v1", "v1-cbor", "cbor-tag", "cbor")
 ENCODED: Final = {encoding: MADE.to_bytes(encoding) for encoding in ENCODINGS}
 EVIDENCE: Final[Evidence] = MADE.evidence
 QUOTE, WIRE = Tdx(*EVIDENCE.platform)
@@ -62,6 +65,18 @@ def bare_scale(data: bytes) -> list[tuple[Any, ...]]:
     return found
 
 
+def bare_cmw(data: bytes) -> object:
+    """Read a message and what it holds with cbor2, which asks nothing of either."""
+    return cbor2.loads(cbor2.loads(data).value)
+
+
+def bare_cmw_writer() -> "Callable[[], bytes]":
+    """Return what writes the same objects with cbor2."""
+    tag = cbor2.loads(ENCODED["cbor-tag"]).tag
+    values = bare_cmw(ENCODED["cbor-tag"])
+    return lambda: cbor2.dumps(cbor2.CBORTag(tag, cbor2.dumps(cbor2.CBORTag(55799, values))))
+
+
 def bare_digests() -> bytes:
     """Hash and fold the runtime events as one writes it in Python."""
     register = bytes(48)
@@ -86,9 +101,9 @@ def checked() -> Attestation:
 
 
 REMEMBERED: Final = (
-    vm_config._parse_again,  # noqa: SLF001 - to measure without what is remembered
-    os_image._known_tdx_image,  # noqa: SLF001 - the same
-    tdx_launch._replay,  # noqa: SLF001 - the same
+    vm_config._parse_again,
+    os_image._known_tdx_image,
+    tdx_launch._replay,
     tdx_launch.td_hob_digest,
 )
 
@@ -137,8 +152,8 @@ def _first_of_its_image() -> AppInfo:
 
 
 @cache
-def _collateral() -> object:
-    from dcap_qvl import QuoteCollateralV3  # type: ignore[import-untyped]  # it ships no types
+def _collateral() -> "QuoteCollateralV3":
+    from dcap_qvl import QuoteCollateralV3
 
     return QuoteCollateralV3.from_json(BACKEND.collateral(AT).to_json())
 
@@ -160,7 +175,29 @@ ROWS: Final = (
         {OURS: _read("v1"), "msgspec": partial(msgspec.msgpack.decode, ENCODED["v1"])},
         lambda _: None,
     ),
-    own_row("read-cbor", "evidence in CBOR, read", {OURS: _read("cbor")}),
+    own_row("read-cbor", "evidence in CBOR, read", {OURS: _read("v1-cbor")}),
+    own_row(
+        "read-cmw",
+        "evidence in a tagged CMW, read",
+        {
+            OURS: _read("cbor-tag"),
+            "cbor2": partial(bare_cmw, ENCODED["cbor-tag"]),
+            "attestkit, what it holds": _read("v1-cbor"),
+            "attestkit, a collection": _read("cbor"),
+        },
+        lambda _: None,
+    ),
+    own_row(
+        "write-cmw",
+        "evidence in a tagged CMW, written",
+        {
+            OURS: partial(MADE.to_bytes, "cbor-tag"),
+            "cbor2": bare_cmw_writer(),
+            "attestkit, what it holds": partial(MADE.to_bytes, "v1-cbor"),
+            "attestkit, a collection": partial(MADE.to_bytes, "cbor"),
+        },
+        lambda _: None,
+    ),
     own_row(
         "read-log",
         "evidence v0, read; struct reads its log alone",
@@ -195,7 +232,7 @@ ROWS: Final = (
             OURS: partial(everything, ENCODED["v0"]),
             "dcap-qvl, the signatures": signatures,
             "attestkit, v1": partial(everything, ENCODED["v1"]),
-            "attestkit, CBOR": partial(everything, ENCODED["cbor"]),
+            "attestkit, CBOR": partial(everything, ENCODED["v1-cbor"]),
             "attestkit, first of its image": _first_of_its_image,
         },
         lambda _: None,
@@ -214,6 +251,8 @@ def test_values() -> None:
     for data in ENCODED.values():
         assert Attestation.from_bytes(data) == MADE
         assert everything(data) == fresh().app_info()
+    assert bare_cmw_writer()() == ENCODED["cbor-tag"]
+    assert cbor2.loads(ENCODED["v1-cbor"]) == bare_cmw(ENCODED["cbor-tag"])
     assert bare_scale(ENCODED["v0"]) == [event[:5] for event in WIRE]
     assert bare_digests() == RTMRS[3]
     assert checked().event_log.replay() == RTMRS

@@ -15,7 +15,7 @@ from tests.records import ROOT
 def test_smallest_size(name: str) -> None:
     """A child measures one size and says so in JSON."""
     size = SUBJECTS[name].sizes[0]
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         [
             *(sys.executable, "-m", "benchmarks.growth"),
             *("--one", name, str(size), "--seconds", "0.01"),

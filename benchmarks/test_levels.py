@@ -20,7 +20,7 @@ def test_lower_level(ledger: Ledger, level: str, *, quick: bool) -> None:
     """One log and 64, at a level that this CPU has."""
     if level not in LOWER.get(_native.CPU_LEVEL or "", ()):
         pytest.skip(f"kernels here: {_native.CPU_LEVEL or 'none, the core is plain Python'}")
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         [sys.executable, "-m", "benchmarks.at_level", "0.01" if quick else "0.6"],
         env=environment(ATTESTKIT_CPU=level),
         cwd=ROOT,

@@ -21,7 +21,7 @@ def _body(data: bytes) -> object:
 
 
 def _their_body(samples: Samples) -> Call:
-    from dcap_qvl import parse_quote  # type: ignore[import-untyped]  # it ships no types
+    from dcap_qvl import parse_quote
 
     return Call(lambda data: parse_quote(data).report.report_data, samples.quote)
 

@@ -64,7 +64,7 @@ def contestants() -> Iterator[tuple[Contestant, Contestant]]:
         ]
         path = str(server.folder / "peer.sock")
         script = Path(__file__).with_name("raw_asgi.py")
-        with subprocess.Popen(  # noqa: S603 - our own program
+        with subprocess.Popen(
             [sys.executable, str(script), path, *sizes], env=environment()
         ) as process:
             os.sched_setaffinity(0, cores[:1])

@@ -63,7 +63,7 @@ def _pytest(folder: Path, *options: str) -> float:
         "PYTHONPYCACHEPREFIX": str(folder / "compiled"),
     }
     before = _processor()
-    subprocess.run(  # noqa: S603 - our own tests
+    subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options],
         cwd=folder,
         env=environ,

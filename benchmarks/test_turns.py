@@ -57,7 +57,7 @@ def overtaken(lock: AbstractContextManager[object], seconds: float) -> list[int]
 
 @pytest.mark.parametrize("make", [threading.RLock, Turns], ids=["RLock", "Turns"])
 def test_a_turn(make: Callable[[], AbstractContextManager[object]], *, quick: bool) -> None:
-    """One lock."""
+    """Print what a turn at one lock costs, and how many others go first."""
     found = overtaken(make(), 0.05 if quick else SECONDS)
     percentile = found[int(len(found) * 0.99)]
     print(f"\n{cost(make()):.0f} ns a turn; overtaken: p99 {percentile}, at most {found[-1]}")

@@ -35,7 +35,7 @@ ENCODINGS: Final[tuple[Encoding, ...]] = ("v0", "v1", "cbor")
 MANY: Final = 1000
 
 
-def peer() -> Any:  # noqa: ANN401 - dcap-qvl ships no types
+def peer() -> object:
     """Verify the quote with dcap-qvl."""
     return dcap_qvl.verify_with_root_ca(QUOTE, THEIRS, PKI.root_der, SECONDS)
 

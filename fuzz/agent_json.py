@@ -12,7 +12,6 @@ from fuzz.havoc import havoc
 Tokens = list[bytes]
 
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*|[A-Za-z]+|[ \t\r\n]+|.', re.DOTALL)
-_MOST_TOKENS = 4000
 
 BLANKS = (b" ", b"\n", b"\t", b"\r", b"\r\n  ", b"    ", b"\x0b", b"\x0c", b"\xc2\xa0", b"\0")
 NUMBERS = (

@@ -5,10 +5,12 @@ continuous integration, in which all parsers in Python are one target, and which
 not here and says so. Without, each target runs until it has
 reached its goal and found no new edge in the last quarter of its executions. That takes hours, and
 can be done in parts, on several commits: what was done is kept in .fuzz, and added up. The record
-is docs/records/fuzz.json. Whatever is found is in fuzz/failures, and is open until it is no more.
+is docs/records/fuzz.json, from which another machine goes on. Whatever is found is in
+fuzz/failures, and is open until it is no more.
 """
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -26,7 +28,7 @@ from fuzz.campaign_targets import (
     PLANTED,
     ROOT,
     Ask,
-    Missing,
+    MissingError,
     Processes,
     Target,
     c_targets,
@@ -35,9 +37,11 @@ from fuzz.campaign_targets import (
     parser_targets,
     request_target,
 )
-from tests.records import commit, write_record
+from tests.keeping import Keeping
+from tests.records import RECORDS, commit, write_record
 
 STATE = ROOT / ".fuzz"
+RECORD = RECORDS / "fuzz.json"
 FAILURES = Path(__file__).parent / "failures"
 GOAL = 20_000_000  # executions of each C target
 PYTHON_SHARE = 20  # a Python target has so many times fewer
@@ -166,10 +170,9 @@ class Campaign:
                     if taken is None:
                         return
                     taken[0].running += 1
-                try:
+                with Keeping(errors) as kept:  # it is raised below, in the caller's thread
                     self.part(*taken)
-                except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
-                    errors.append(error)
+                if kept.error is not None:
                     self.processes.end()
 
         threads = [Thread(target=work) for _ in range(jobs)]
@@ -221,7 +224,7 @@ def _found(build: Path, names: list[str], *, short: bool) -> tuple[list[Target],
     for make in makers:
         try:
             targets += make()
-        except Missing as error:
+        except MissingError as error:
             missing.append(str(error))
     return targets, missing
 
@@ -284,7 +287,7 @@ def _record(entries: list[Entry], goal: int, command: str) -> None:
         "command": command,
         "goal": goal,
         "executions": _executions(entries),
-        "findings": sum(len(entry.progress.findings) for entry in entries),
+        "findings": sum(one["findings"] for one in by_target.values()),
         "open_findings": sum(len(entry.progress.open_findings) for entry in entries),
         "short_of_goal": [entry.target.name for entry in entries if not entry.reached],
         "seconds_of_a_core": round(sum(entry.progress.seconds for entry in entries)),
@@ -321,10 +324,12 @@ def _total(options: argparse.Namespace) -> int:
 
 
 def _entries(targets: list[Target], goal: int, state: Path | None) -> list[Entry]:
-    """Return the targets with what they did so far."""
+    """Return the targets with what they did so far, here or as the record says."""
     now, entries = commit(), []
+    known = json.loads(RECORD.read_text())["by_target"] if state and RECORD.exists() else {}
     for target in targets:
-        done = Progress() if state is None else load(state / f"{target.name}.json")
+        name = target.name
+        done = Progress() if state is None else load(state / f"{name}.json", known.get(name))
         own = goal // PYTHON_SHARE if target.python else goal
         entries.append(Entry(target, max(1, own), done, now))
     return entries

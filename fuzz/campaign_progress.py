@@ -56,6 +56,7 @@ class Progress:
     findings: list[str] = field(
         default_factory=list
     )  # files, of which those that are open are here
+    mended: int = 0  # findings of a record that this goes on from, whose files are gone
     commits: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def add(self, part: Part, size: str, commit: str = "") -> None:
@@ -106,20 +107,41 @@ class Progress:
             "executions_per_second": round(self.rate),
             "coverage": [list(point) for point in shown],
             "last_new_edge": round(self.last_new_fraction, 3),
+            "last_new_at": self.last_new,
+            "edges": self.best,
+            "edges_on": self.ran_on,
             "corpus": self.corpus,
-            "findings": len(self.findings),
+            "findings": self.mended + len(self.findings),
             "open_findings": len(self.open_findings),
             "by_commit": self.commits,
         }
 
 
-def load(path: Path) -> Progress:
-    """Return what a file keeps, or the progress of a target that has not run."""
+def load(path: Path, record: dict[str, Any] | None = None) -> Progress:
+    """Return what a file keeps; without one what a record tells, or what has not run has done."""
     if not path.exists():
-        return Progress()
+        return Progress() if record is None else recorded(record)
     kept = json.loads(path.read_text())
     kept["edges"] = [(count, edges) for count, edges in kept["edges"]]
     return Progress(**kept)
+
+
+def recorded(figures: dict[str, Any]) -> Progress:
+    """Return the progress that a record's figures tell of: where the run that made them ended.
+
+    What was found is taken for mended: its files were on the machine that it was found on.
+    """
+    return Progress(
+        executions=figures["executions"],
+        seconds=figures["seconds"],
+        best=dict(figures["edges"]),
+        ran_on=dict(figures["edges_on"]),
+        last_new=figures["last_new_at"],
+        edges=[(count, edges) for count, edges in figures["coverage"]],
+        corpus=figures["corpus"],
+        mended=figures["findings"],
+        commits=figures["by_commit"],
+    )
 
 
 def save(path: Path, progress: Progress) -> None:

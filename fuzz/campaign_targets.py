@@ -17,6 +17,8 @@ from pathlib import Path
 from threading import Event, Lock, Timer
 from typing import Any
 
+import psutil
+
 from fuzz.campaign_progress import Part, part_of
 
 HERE = Path(__file__).resolve().parent
@@ -24,6 +26,7 @@ ROOT = HERE.parent
 CORPORA = HERE / "corpora"
 DICTIONARIES = HERE / "dictionaries"
 GRACE = 90  # seconds that a process may take longer than it was asked to
+STARVED = 10  # times as long it may take where it is given little of a core
 PARSERS_WEIGHT = 20  # all parsers in one process; a C target has 1
 AFL_WEIGHT = 8
 DIFFERENTIAL_WEIGHT = 4
@@ -32,7 +35,7 @@ _WRITTEN = re.compile(r"Test unit written to (\S+)")
 _COMPARED = re.compile(r"^(\d+) inputs in ", re.MULTILINE)
 
 
-class Missing(Exception):  # noqa: N818 - says what is not here
+class MissingError(Exception):
     """An engine that is not here, in one line."""
 
 
@@ -61,7 +64,7 @@ class Processes:
     ) -> tuple[int, str]:
         """Run a command; return its status and what it said, all of which goes into the log."""
         with log.open("wb") as output:
-            process = subprocess.Popen(  # noqa: S603 - engines, on our own targets
+            process = subprocess.Popen(
                 command,
                 cwd=ROOT,
                 env=env,
@@ -75,10 +78,7 @@ class Processes:
             if self.stop.is_set():
                 self.end()
             try:
-                status = process.wait(seconds + GRACE)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                status = process.wait()
+                status = _ended(process, seconds + GRACE)
             finally:
                 with self._lock:
                     self._running.discard(process)
@@ -100,6 +100,29 @@ class Processes:
                         os.killpg(process.pid, number)
                     else:
                         process.send_signal(number)
+
+
+def _ended(process: subprocess.Popen[bytes], seconds: float) -> int:
+    """Return the status of a process, which is killed where it takes too long.
+
+    On a machine that is busy otherwise it has time: what counts is what it had of a core.
+    """
+    start = time.monotonic()
+    while time.monotonic() - start < STARVED * seconds and _of_a_core(process.pid) < seconds:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(seconds)
+    os.killpg(process.pid, signal.SIGKILL)
+    return process.wait()
+
+
+def _of_a_core(process: int) -> float:
+    """Return how many seconds of a core a process has had, with all that it started."""
+    try:
+        top = psutil.Process(process)
+        family = [top, *top.children(recursive=True)]
+        return sum(sum(one.cpu_times()[:4]) for one in family)  # its own and its children's
+    except psutil.NoSuchProcess:
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -219,16 +242,18 @@ def c_targets(build: Path, wanted: Callable[[str], bool]) -> list[Target]:
     """Build the programs of the C core that are wanted, by their targets' names; return these.
 
     Raises:
-        Missing: There is no clang with libFuzzer, or Python cannot be embedded.
+        MissingError: There is no clang with libFuzzer, or Python cannot be embedded.
     """
     try:
         drivers = importlib.import_module("fuzz.drivers")
         samples = importlib.import_module("fuzz.samples")
     except ImportError as error:
-        raise Missing(f"libFuzzer: the core cannot be built: {error}") from error
+        raise MissingError(f"libFuzzer: the core cannot be built: {error}") from error
     compiler = drivers.clang()
     if compiler is None:
-        raise Missing(f"libFuzzer: it is clang's, and none of {', '.join(drivers.CLANGS)} is here")
+        raise MissingError(
+            f"libFuzzer: it is clang's, and none of {', '.join(drivers.CLANGS)} is here"
+        )
     build.mkdir(parents=True, exist_ok=True)
     large = samples.large_samples()
     names = [name for name in _LENGTHS if wanted(folder_name(name))]
@@ -256,11 +281,11 @@ def c_targets(build: Path, wanted: Callable[[str], bool]) -> list[Target]:
     return [target(name) for name in names]
 
 
-def _program(drivers: Any, name: str, build: Path, compiler: str) -> Path:  # noqa: ANN401 - a module
+def _program(drivers: Any, name: str, build: Path, compiler: str) -> Path:
     try:
         program: Path = drivers.program_for(name, build, compiler)
     except subprocess.CalledProcessError as error:
-        raise Missing(
+        raise MissingError(
             f"libFuzzer: {compiler} does not build {name}; its message is above"
         ) from error
     return program
@@ -273,13 +298,13 @@ def parser_targets(*, together: bool = False) -> list[Target]:
     """Return the parsers that atheris runs, or one target that is all of them in one process.
 
     Raises:
-        Missing: atheris, or the module with the targets, is not here.
+        MissingError: atheris, or the module with the targets, is not here.
     """
     try:
         importlib.import_module("atheris")
         parsers = importlib.import_module("fuzz.parsers").TARGETS
     except ImportError as error:
-        raise Missing(f"atheris: {error}; pip install atheris") from error
+        raise MissingError(f"atheris: {error}; pip install atheris") from error
 
     def part(name: str, ask: Ask, processes: Processes) -> Part:
         command = [sys.executable, "-m", "fuzz.parser_target", name]  # which knows its words
@@ -327,14 +352,14 @@ def request_target() -> Target:
     """Return the server's request path under AFL++.
 
     Raises:
-        Missing: AFL++, or the module that drives it, is not here.
+        MissingError: AFL++, or the module that drives it, is not here.
     """
     try:
         request_path = importlib.import_module("fuzz.request_path")
     except ImportError as error:
-        raise Missing(f"AFL++: {error}") from error
+        raise MissingError(f"AFL++: {error}") from error
     if shutil.which("afl-fuzz") is None:
-        raise Missing("AFL++: afl-fuzz is not here; apt-get install afl++")
+        raise MissingError("AFL++: afl-fuzz is not here; apt-get install afl++")
 
     def part(ask: Ask, processes: Processes) -> Part:
         counted = ask.work / "counted.json"
@@ -359,11 +384,11 @@ def differential_target() -> Target:
     """Return the fuzzer that compares the compiled core with plain Python.
 
     Raises:
-        Missing: There is no compiled core.
+        MissingError: There is no compiled core.
     """
     native = importlib.import_module("attestkit._native")
     if native.CORE != "compiled":
-        raise Missing(f"differential: {native.CORE_REASON}")
+        raise MissingError(f"differential: {native.CORE_REASON}")
 
     def part(ask: Ask, processes: Processes) -> Part:
         ask.work.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 What a target starts from, what is in its corpus already, and what campaigns added to theirs is
 merged: libFuzzer keeps the smallest files that together reach all that any of them does. What is
 larger than LARGEST is left out, for the corpora are to be small; campaigns make such inputs anew.
+So is what has pieces of data whose licence is not for us to carry, see borrowed.py.
 Those of the parsers in Python, `parser-NAME`, are made by parser_corpora.py, which this runs.
 """
 
@@ -14,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from fuzz import drivers
+from fuzz.borrowed import has_borrowed_piece
 from fuzz.campaign import FAILURES, STATE
 from fuzz.campaign_targets import CORPORA, folder_name
 from fuzz.samples import object_samples, samples
@@ -33,7 +35,7 @@ def merged(target: str, program: Path, sources: list[Path], place: Path, *option
     place.mkdir(parents=True)
     FAILURES.mkdir(exist_ok=True)
     command = [str(program), "-merge=1", f"-max_len={LARGEST}", "-detect_leaks=0", *options]
-    done = subprocess.run(  # noqa: S603 - built here
+    done = subprocess.run(
         [*command, f"-artifact_prefix={FAILURES}/{target}-", str(place), *map(str, sources)],
         env=drivers.environment(target),
         capture_output=True,
@@ -51,12 +53,13 @@ def remake(target: str, seeds: list[bytes], build: Path, compiler: str) -> str:
     program = drivers.program_for(target, build, compiler)
     with tempfile.TemporaryDirectory() as scratch:
         samples_in, new = Path(scratch, "samples"), Path(scratch, "new")
-        drivers.write_samples(samples_in, [seed for seed in seeds if len(seed) <= LARGEST])
-        sources = [samples_in, CORPORA / name, STATE / "corpora" / name / "corpus"]
-        there = [folder for folder in sources if folder.is_dir()]
-        size = merged(target, program, there, new)
+        folders = (CORPORA / name, STATE / "corpora" / name / "corpus")
+        inputs = [*seeds, *(path.read_bytes() for place in folders for path in place.glob("*"))]
+        mine = [one for one in inputs if len(one) <= LARGEST and not has_borrowed_piece(one)]
+        drivers.write_samples(samples_in, mine)
+        size = merged(target, program, [samples_in], new)
         if size > BUDGET:
-            size = merged(target, program, there, new, "-use_counters=0")
+            size = merged(target, program, [samples_in], new, "-use_counters=0")
         shutil.rmtree(CORPORA / name, ignore_errors=True)
         shutil.copytree(new, CORPORA / name)
         return f"{name}: {len(list(new.iterdir()))} files, {size} bytes"
@@ -84,7 +87,7 @@ def main() -> int:
     if asked and not parsers:
         return 0
     command = [sys.executable, "-m", "fuzz.parser_corpora", *parsers]  # over the plain core
-    return subprocess.run(command, check=False).returncode  # noqa: S603 - our own
+    return subprocess.run(command, check=False).returncode
 
 
 if __name__ == "__main__":

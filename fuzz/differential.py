@@ -84,7 +84,7 @@ class Corpus:
     def __len__(self) -> int:
         return len(self._seeds) + len(self._sorts)
 
-    def pick(self) -> Any:  # noqa: ANN401 - whatever the reader's inputs fall into
+    def pick(self) -> Any:
         """Return one: most of the time one that both accept, for few changes are for the better."""
         chance = self._dice.random()
         grown = self._grown["refused" if chance < 0.1 else "accepted"]

@@ -51,7 +51,7 @@ def build(main: str, folder: Path, compiler: str, *flags: str) -> Path:
     program = folder / f"{Path(main).stem}-{compiler}"
     command = [compiler, *build_cffi.FLAGS, "-Werror", "-g", "-I.", f"-I{HERE}", *flags]
     command += [*sources(), str(HERE / main), "-o", str(program)]
-    subprocess.run(command, cwd=NATIVE, check=True)  # noqa: S603 - a compiler, on our own files
+    subprocess.run(command, cwd=NATIVE, check=True)
     return program
 
 
@@ -68,7 +68,7 @@ def build_objects(folder: Path, compiler: str, *flags: str) -> Path:
     command += [*build_cffi.SOURCES, str(HERE / "object_targets.c"), "-o", str(program)]
     command += [f"-L{library}", f"-Wl,-rpath,{library}"]
     command.append(f"-lpython{sysconfig.get_config_var('LDVERSION')}")
-    subprocess.run(command, cwd=NATIVE, check=True)  # noqa: S603 - as above
+    subprocess.run(command, cwd=NATIVE, check=True)
     return program
 
 
@@ -116,7 +116,7 @@ def main() -> int:
             write_samples(folder / "corpus", seeds_of[asked.target])
             options.append(str(folder / "corpus"))
         command = [str(program), *options]
-        return subprocess.run(  # noqa: S603 - just built
+        return subprocess.run(
             command, cwd=folder, env=environment(asked.target), check=False
         ).returncode
 

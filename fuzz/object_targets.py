@@ -1,11 +1,11 @@
 """What object_targets.c does with bytes: calls of the core's own functions for Python.
 
 It hands the module in, built with sanitizers, so nothing of the package is imported here. An
-exception that leaves a target is a finding; `Refused` stands for those that the package makes.
+exception that leaves a target is a finding; `RefusedError` stands for those that the package makes.
 """
 
 import binascii
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha384
 from struct import pack
@@ -16,15 +16,15 @@ _DIGEST = 48
 _MANY_EVENTS = 30  # from so many on another function is to replay
 
 
-class Refused(Exception):  # noqa: N818 - bytes are refused, which is no error here
+class RefusedError(Exception):
     """Stands for the package's errors: a status, and where."""
 
 
 def _refuse(*_: object) -> None:
-    raise Refused
+    raise RefusedError
 
 
-def quote_target(core: Any) -> Target:  # noqa: ANN401 - a module that nobody can import
+def quote_target(core: Any) -> Target:
     """Return a target that parses quotes, alone and many, and reads all fields of them."""
     td: Any = type("Td", (core.QuoteBase,), {})
     enclave: Any = type("Enclave", (core.QuoteBase,), {"__slots__": ()})
@@ -50,18 +50,18 @@ def quote_target(core: Any) -> Target:  # noqa: ANN401 - a module that nobody ca
     return run
 
 
-def log_target(core: Any) -> Target:  # noqa: ANN401 - as above
+def log_target(core: Any) -> Target:
     """Return a target that walks the bytes as a CCEL, and as a log of a TPM."""
-    ccel_walk, tpm_walk = core.log_walkers(Refused)
+    ccel_walk, tpm_walk = core.log_walkers(RefusedError)
 
     def run(data: bytes) -> None:
-        with suppress(Refused):
+        with suppress(RefusedError):
             records, registers, digests, end = ccel_walk(data)
             assert len(records) % 28 == 0
             assert len(digests) == _DIGEST * len(registers)
             assert end <= len(data)
             assert max(registers, default=0) <= 3
-        with suppress(Refused):
+        with suppress(RefusedError):
             banks, records = tpm_walk(data)
             assert len(banks) <= 16
             assert len(records) % 28 == 0
@@ -69,7 +69,7 @@ def log_target(core: Any) -> Target:  # noqa: ANN401 - as above
     return run
 
 
-def agent_target(core: Any) -> Target:  # noqa: ANN401 - as above
+def agent_target(core: Any) -> Target:
     """Return a target that reads bytes, and texts of them, as the agent's log and as hex."""
 
     def walk(text: bytes | str) -> None:
@@ -105,7 +105,7 @@ def _replayed(registers: bytes, digests: bytes) -> tuple[bytes, ...]:
     return tuple(values)
 
 
-def replay_target(core: Any) -> Target:  # noqa: ANN401 - as above
+def replay_target(core: Any) -> Target:
     """Return a target that replays the bytes as one log, and as two, some of which do not fit."""
     replay = core.replayer(_MANY_EVENTS, _refuse)
     replay_many = core.many_replayer(_MANY_EVENTS, _refuse)
@@ -116,28 +116,28 @@ def replay_target(core: Any) -> Target:  # noqa: ANN401 - as above
         whole = digests[: _DIGEST * count]
         half = count // 2
         fits = max(registers, default=0) <= 3 and count < _MANY_EVENTS
-        with suppress(Refused):
+        with suppress(RefusedError):
             assert replay(registers, whole) == _replayed(registers, whole)
             assert fits
             fits = False
         assert not fits
-        with suppress(Refused):
+        with suppress(RefusedError):
             replay(registers, digests)
-        logs: Sequence[object] = [
+        logs = [
             (registers[:half], whole[: _DIGEST * half]),
             (registers[half:], whole[_DIGEST * half :]),
         ]
-        with suppress(Refused):
+        with suppress(RefusedError):
             found = replay_many(logs)
-            assert found == [_replayed(*log) for log in logs]  # type: ignore[misc]
+            assert found == [_replayed(*log) for log in logs]
         for wrong in ([(registers,)], [registers], [(digests, registers)], iter(logs)):
-            with suppress(Refused):
+            with suppress(RefusedError):
                 replay_many(wrong)
 
     return run
 
 
-def sha384_target(core: Any) -> Target:  # noqa: ANN401 - as above
+def sha384_target(core: Any) -> Target:
     """Return a target that hashes the bytes, and parts of them that the first one numbers."""
 
     def run(data: bytes) -> None:
@@ -152,17 +152,17 @@ def sha384_target(core: Any) -> Target:  # noqa: ANN401 - as above
     return run
 
 
-def column_target(core: Any) -> Target:  # noqa: ANN401 - as above
+def column_target(core: Any) -> Target:
     """Return a target of quotes one behind the other, and of rows that nobody has checked.
 
     Four bytes: a field and its width; a byte: how many rows; eight bytes each: where they start.
     """
-    check = core.quote_checker(Refused)
+    check = core.quote_checker(RefusedError)
 
     class Quotes:
         _rows: tuple[bytes, ...]
 
-    def read(rows: tuple[bytes, ...], column: Any) -> None:  # noqa: ANN401 - a Column
+    def read(rows: tuple[bytes, ...], column: Any) -> None:
         quotes = Quotes()
         quotes._rows = rows
         with suppress(ValueError):  # no rows of these data
@@ -185,7 +185,7 @@ def column_target(core: Any) -> Target:  # noqa: ANN401 - as above
         unchecked = [(quotes, starts, bytes([4]) * count, bytes([2]) * count), (starts,) * 4]
         checked = []
         for given in (None, starts, pack("<Q", 0)):
-            with suppress(Refused):
+            with suppress(RefusedError):
                 checked.append(check(quotes, given))
         for rows in (*unchecked, *checked):
             for column in columns:

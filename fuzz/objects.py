@@ -37,7 +37,7 @@ def read(data: bytes) -> None:
         with suppress(AttestKitError):
             found = reader(data)
             if isinstance(found, Quote):
-                found.header, found.body, found.rtmrs if found.tee_type else None  # noqa: B018
+                _ = found.header, found.body, found.rtmrs if found.tee_type else None
             elif isinstance(found, EventLog):
                 found.replay(), found.events, found.warnings
     with suppress(AttestKitError):

@@ -1,7 +1,6 @@
 """Targets: what Intel's service and a PCCS answer, and files of it."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 from urllib.parse import quote as percent_encode
@@ -86,10 +85,6 @@ def signed_samples() -> list[bytes]:
         f' {{ "signature" : "{signature}" , "tcbInfo" : {{}} }} \n'.encode(),
         f'{{"tcbInfo":{GOOD.tcb_info},"signature":"{signature}"}}'.encode(),
     ]
-
-
-def _text_of(read: Callable[[str], object]) -> Callable[[bytes], object]:
-    return lambda raw: read(raw.decode("utf-8", "surrogateescape"))
 
 
 def _tcb(raw: bytes) -> TcbInfo | QeIdentity:

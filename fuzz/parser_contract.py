@@ -108,7 +108,7 @@ class Contract(Generic[T]):
 def obeys(
     read: Callable[[bytes], T],
     *refusals: type[AttestKitError],
-    **more: Any,  # noqa: ANN401 - the other attributes of Contract
+    **more: Any,
 ) -> Contract[T]:
     """Return the contract of a parser that refuses by these errors; see `Contract`."""
     return Contract(read, refusals, **more)

@@ -62,10 +62,12 @@ def kept(target: "ParserTarget", found: Iterable[bytes]) -> list[bytes]:
 
 def remake(target: "ParserTarget") -> str:
     """Remake the corpus of a target; return a line about it."""
+    from fuzz.borrowed import has_borrowed_piece
+
     place = CORPORA / f"parser-{target.name}"
     folders = (place, _FOUND / place.name / "corpus")
     found = [path.read_bytes() for folder in folders for path in sorted(folder.glob("*"))]
-    chosen = kept(target, found)
+    chosen = kept(target, [data for data in found if not has_borrowed_piece(data)])
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     for data in chosen:

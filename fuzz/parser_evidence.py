@@ -4,9 +4,18 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
-from attestkit.attestation import AppInfo, Attestation, cbor, scale, v0_scale, v1_msgpack
-from attestkit.attestation.cbor import Value, read_value
+from attestkit._cbor import Value, read_value
+from attestkit.attestation import AppInfo, Attestation, Encoding, cbor, scale, v0_scale, v1_msgpack
 from attestkit.attestation.cert_request import CertRequest, QuoteCertRequest
+from attestkit.attestation.cmw import (
+    Cmw,
+    Collection,
+    Record,
+    read_cbor,
+    write_cbor,
+    write_tag,
+)
+from attestkit.attestation.cmw_json import read_json, write_json
 from attestkit.attestation.cose import NitroDocument, read_nitro_document
 from attestkit.attestation.platforms import Evidence, Tdx
 from attestkit.attestation.scale import ScaleReader
@@ -39,7 +48,11 @@ def _encoded(encoding: str) -> list[bytes]:
 
 def evidence_samples() -> list[bytes]:
     """Return evidence in all encodings."""
-    return [sample for encoding in _ENCODE for sample in _encoded(encoding)]
+    found = [sample for encoding in _ENCODE for sample in _encoded(encoding)]
+    wrapped = Attestation(KINDS[0], None, b"{}")
+    forms: tuple[Encoding, ...] = ("cbor", "cbor-record", "cbor-tag", "json", "json-record")
+    found += [wrapped.to_bytes(form) for form in forms]
+    return found + [Attestation(kind).to_bytes("cbor") for kind in (*KINDS[1:-1], POD)]
 
 
 def _same_evidence(encoding: str, decode: Callable[[bytes], Evidence]) -> Callable[..., None]:
@@ -69,7 +82,7 @@ def _whole(raw: bytes, found: Attestation) -> None:
     check_same("and its hash", hash(again), hash(found))
     shorter = found.stripped()
     check_same("stripped twice", shorter.stripped(), shorter)
-    for encoding in ("v1", "cbor"):
+    for encoding in ("v1", "cbor", "cbor-tag", "json"):
         other = Attestation.from_bytes(found.to_bytes(encoding))
         check_same(f"the same in {encoding}", other, found)
 
@@ -192,6 +205,29 @@ def cbor_samples() -> list[bytes]:
     return [*map(bytes.fromhex, texts), b"\xd2\x80", b"\x81" * 15 + b"\0"]
 
 
+def _cmw(raw: bytes) -> Cmw:
+    return read_json(raw) if raw[:1] in {b"{", b"["} else read_cbor(raw)
+
+
+def _cmw_again(raw: bytes, found: Cmw) -> None:
+    """What was read is written, and read again, in both forms where both have it."""
+    check_same("a CMW in CBOR", read_cbor(write_cbor(found)), found)
+    if raw[:1] in {b"{", b"["}:
+        check_same("a CMW in JSON", read_json(write_json(found)), found)
+
+
+def cmw_samples() -> list[bytes]:
+    """Return records, tagged messages and collections, one in another."""
+    record = Record("text/plain; charset=utf-8", b"a", 4)
+    whole: Cmw = Collection({"a": record, "b": Collection({"c": Record(60, b"\0")}, "2.25.1")})
+    numbered = Collection({0: record, -1: Record(65_535, b"")}, "urn:a:b")
+    return [
+        *map(write_cbor, (record, whole, numbered)),
+        *map(write_json, (record, whole)),
+        write_tag(60, b"\xf6"),
+    ]
+
+
 def nitro_samples() -> list[bytes]:
     """Return documents of AWS: made, and captured where they are here."""
     return [aws.document(), data("dstack/dstack-attest/nitro_attestation.bin")]
@@ -240,6 +276,9 @@ def targets() -> list[ParserTarget]:
         ParserTarget("app_info", app_info, app_info_samples, max_len=512),
         ParserTarget(
             "cbor", obeys(read_value, FormatError, accepted=_cbor), cbor_samples, "cbor.dict", 512
+        ),
+        ParserTarget(
+            "cmw", obeys(_cmw, FormatError, accepted=_cmw_again), cmw_samples, "cbor.dict", 512
         ),
         ParserTarget("nitro", nitro, short(nitro_samples, 8192), "cbor.dict", 8192),
     ]

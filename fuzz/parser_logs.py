@@ -1,8 +1,11 @@
 """Targets: event logs, and lines of a journal."""
 
+from functools import partial
+
 from attestkit.cli.recognise import Recognised, recognise
 from attestkit.errors import FormatError, UnsupportedError, UsageError, VerificationError
 from attestkit.event_log import Event, EventLog, TpmEventLog
+from attestkit.event_log.cel import ENCODINGS
 from attestkit.event_log.runtime import parse_runtime_lines, runtime_event, runtime_line
 from fuzz import parser_evidence, parser_reports, seeds
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
@@ -29,7 +32,7 @@ def _said(log: EventLog) -> object:
 
 def _tpm(raw: bytes, log: TpmEventLog) -> None:
     for bank in log.banks:
-        tried(lambda: log.replay(bank), len(raw), FormatError, UnsupportedError)  # noqa: B023 - called now
+        tried(partial(log.replay, bank), len(raw), FormatError, UnsupportedError)
     check("no such bank", not tried(lambda: log.replay("none"), None, UsageError))
     repr(log)
 
@@ -57,6 +60,37 @@ def json_samples() -> list[bytes]:
     return [*seeds.short_agent_texts(), b"[]", b" [ ] "]
 
 
+def cel_samples() -> list[bytes]:
+    """Return Canonical Event Logs in each encoding, whole and as sequences, short."""
+    digest = bytes(range(48))
+    log = EventLog(
+        [
+            Event(0, 0xA, digest, "acpi-loader", b"ACPI DATA"),
+            Event(2, 3, digest, "", b"informative"),
+            *[runtime_event(name, b"\xab", version) for version, name in ((1, "a"), (2, "é\n"))],
+        ]
+    )
+    logs = [
+        made.to_cel(encoding) for made in (log, EventLog(log.events[:1])) for encoding in ENCODINGS
+    ]
+    management = bytes.fromhex("000000000100 010000000101 0300000000 0400000005 0200000000")
+    texts = b"\x1e" + EventLog(log.events[:1]).to_cel("json")[1:-1] + b"\n"
+    stated = (
+        b'[{"recnum":0,"pcr":1,"digests":[],"content_type":"cel","content":'
+        b'[{"type":"cel_version","data":{"major":1,"minor":1}},{"type":81,"data":"kexec"}]}]'
+    )
+    return [*logs, management, texts, stated, log.to_cel("cbor")[1:], b"\x80"]
+
+
+def _cel(raw: bytes, log: EventLog) -> None:
+    """Hold a log to what it is in the other encodings."""
+    _log(raw, log)
+    for encoding in ENCODINGS if log.events else ():
+        again = EventLog.from_cel(log.to_cel(encoding))
+        check_same("events through another encoding", again.events, log.events)
+        check_same("and their replay", again.replay(), log.replay())
+
+
 def file_samples() -> list[bytes]:
     """Return one short file of most kinds that the command line recognises."""
     return [
@@ -65,6 +99,7 @@ def file_samples() -> list[bytes]:
         *parser_reports.snp_report_samples(),
         *line_samples()[:2],
         *json_samples()[:3],
+        *cel_samples()[:3],
         *seeds.short_tcg_logs(seeds.ccels())[:2],
         seeds.tpm_logs()[0],
         parser_reports.PKI.root_der,
@@ -86,6 +121,7 @@ def targets() -> list[ParserTarget]:
     tpm = obeys(TpmEventLog.parse, FormatError, accepted=_tpm)
     agent = obeys(EventLog.from_json, FormatError, accepted=_log, said=_said)
     any_log = obeys(EventLog.parse, FormatError, accepted=_log, said=_said)
+    cel = obeys(EventLog.from_cel, FormatError, accepted=_cel, said=_said)
     lines = obeys(parse_runtime_lines, FormatError, accepted=_lines)
     files = obeys(recognise, FormatError, VerificationError, said=_kind, grows=True)
     ccels, tpms = seeds.ccels, seeds.tpm_logs
@@ -100,10 +136,11 @@ def targets() -> list[ParserTarget]:
         ParserTarget(
             "event_log",
             any_log,
-            short(lambda: [*json_samples(), *line_samples()], 2048),
+            short(lambda: [*json_samples(), *line_samples(), *cel_samples()], 2048),
             "events.dict",
             2048,
         ),
+        ParserTarget("cel", cel, short(cel_samples, 2048), "cel.dict", 2048),
         ParserTarget("runtime_lines", lines, short(line_samples, 2048), "events.dict", 2048),
         ParserTarget("file", files, short(file_samples), "evidence.dict"),
     ]

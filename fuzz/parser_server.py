@@ -1,24 +1,26 @@
 """Targets: what the server reads of strangers: bodies, queries, container logs."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from attestkit.attestation import Attestation
 from attestkit.errors import AttestKitError, BackendError, FormatError
 from attestkit.event_log import EventLog
-from attestkit.serve import json_codec, messages, protobuf_codec, query
+from attestkit.serve import json_codec, messages, protobuf_codec, query, tally
+from attestkit.serve.families import traffic_families
 from attestkit.serve.log_text import COMPACT, INDENTED, LogText, tcb_info
 from attestkit.serve.logs import parameters
 from attestkit.serve.logs.form import Form
 from attestkit.serve.logs.frames import Frame, Frames, Lines, Splitter
+from attestkit.serve.stats import Stats
 from attestkit.serve.verification import VerifyRequest
 from fuzz import seeds
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from fuzz.parser_evidence import response_samples
 
-_MESSAGES: Final[tuple[type[tuple[Any, ...]], ...]] = (
+_MESSAGES: Final[tuple[type[NamedTuple], ...]] = (
     messages.GetTlsKeyArgs,
     messages.DeriveKeyArgs,
     messages.GetKeyArgs,
@@ -29,10 +31,10 @@ _MESSAGES: Final[tuple[type[tuple[Any, ...]], ...]] = (
     messages.VerifyRequest,
     messages.GetAttestationForAppKeyRequest,
 )
-Decode = Callable[[type[tuple[Any, ...]], bytes], tuple[Any, ...]]
+Decode = Callable[[type[NamedTuple], bytes], NamedTuple]
 
 
-def _message(decode: Decode, raw: bytes) -> tuple[Any, ...] | None:
+def _message(decode: Decode, raw: bytes) -> "NamedTuple | None":
     """Read a message, of the kind that the first byte says."""
     return decode(_MESSAGES[raw[0] % len(_MESSAGES)], raw[1:]) if raw else None
 
@@ -40,12 +42,12 @@ def _message(decode: Decode, raw: bytes) -> tuple[Any, ...] | None:
 _LARGE: Final = b" " * (64 * 1024)  # from so many bytes on a body is read in another way
 
 
-def _large_message(raw: bytes) -> tuple[Any, ...] | None:
+def _large_message(raw: bytes) -> "NamedTuple | None":
     """Read a message in the body of an upload."""
     return json_codec.decode(_MESSAGES[raw[0] % len(_MESSAGES)], raw[1:] + _LARGE) if raw else None
 
 
-def _as_small(raw: bytes, found: tuple[Any, ...] | None) -> None:
+def _as_small(raw: bytes, found: "NamedTuple | None") -> None:
     try:
         small = _message(json_codec.decode, raw)
     except FormatError as error:
@@ -55,7 +57,7 @@ def _as_small(raw: bytes, found: tuple[Any, ...] | None) -> None:
         check_same("the same without blanks", small, found)
 
 
-def _again(_raw: bytes, found: tuple[Any, ...] | None) -> None:
+def _again(_raw: bytes, found: "NamedTuple | None") -> None:
     """What was read is written and read in both encodings, where the text is Unicode."""
     if found is None:
         return
@@ -71,7 +73,7 @@ def _codec(decode: Decode) -> Callable[[bytes], None]:
     return obeys(partial(_message, decode), FormatError, accepted=_again)
 
 
-def _filled() -> list[tuple[int, tuple[Any, ...]]]:
+def _filled() -> list[tuple[int, NamedTuple]]:
     """Return each message with something in every field."""
     values: dict[type, Any] = {str: "é:", bool: True, int: 1 << 40, bytes: b"\0\xff"}
     filled = []
@@ -80,7 +82,7 @@ def _filled() -> list[tuple[int, tuple[Any, ...]]]:
             (values[field.kind],) * 2 if field.repeated else values[field.kind]
             for field in messages.fields_of(message)
         ]
-        filled.append((at, message(*found)))
+        filled.append((at, message._make(found)))
     return filled
 
 
@@ -114,6 +116,36 @@ def query_samples() -> list[bytes]:
 
 
 _NOW: Final = 1_790_000_000.5
+
+
+def _counted(_raw: bytes, found: Stats) -> None:
+    again = tally.decode(tally.encode(found))
+    check_same("the counts once more", tally.encode(again), tally.encode(found))
+    summed = tally.Tally()
+    summed.hear(1, tally.encode(found))
+    summed.lose(1)
+    check_same("verdicts", summed.total().verdicts, found.verdicts)
+    check("what is shown of them", all(value >= 0 for value in _figures(found)))
+
+
+def _figures(stats: Stats) -> Iterator[float]:
+    for family in traffic_families(stats):
+        for sample in family.samples:
+            f"{sample.name}{sample.labels}".encode("ascii")
+            yield sample.value
+
+
+_counts: Final = obeys(tally.decode, FormatError, accepted=_counted, said=tally.encode)
+
+
+def tally_samples() -> list[bytes]:
+    """Return what a process of a verifier service tells its foreman."""
+    stats = Stats()
+    empty = tally.encode(stats)
+    stats.of("verifier").done("verify", 200, 0.003)
+    stats.of("verifier").refusals[503] = 2
+    stats.verdicts["refused", "quote"] = 1
+    return [empty, tally.encode(stats)]
 
 
 def _parameters(raw: bytes) -> parameters.Parameters:
@@ -243,4 +275,5 @@ def targets() -> list[ParserTarget]:
             "log_text", log_text, short(seeds.short_agent_texts, 2048), "events.dict", 2048
         ),
         ParserTarget("verify_request", verify, short(verify_samples), "evidence.dict"),
+        ParserTarget("tally", _counts, tally_samples, "tally.dict", 2048),
     ]

@@ -13,6 +13,7 @@ from fuzz import (
     parser_reports,
     parser_server,
     parser_settings,
+    parser_verdicts,
 )
 from fuzz.parser_contract import ParserTarget
 
@@ -29,6 +30,7 @@ _FILES: Final = (
     parser_settings,
     parser_server,
     parser_agents,
+    parser_verdicts,
 )
 
 TARGETS: Final[dict[str, ParserTarget]] = {
@@ -36,10 +38,12 @@ TARGETS: Final[dict[str, ParserTarget]] = {
 }
 
 READERS: Final[dict[str, str]] = {
+    "_cbor": "cbor",
     "_crypto.amd_extension": "amd_extension",
     "_crypto.certificates": "certificate",
     "_crypto.chain": "chain",
     "_crypto.ecdsa": "app_keys",
+    "_crypto.ed25519": "ear",
     "_crypto.pem": "pem",
     "_crypto.sgx_extension": "sgx_extension",
     "_crypto.x509": "crl",
@@ -51,8 +55,11 @@ READERS: Final[dict[str, str]] = {
     "attestation": "attestation",
     "attestation.agent_response": "agent_response",
     "attestation.app_info": "app_info",
-    "attestation.cbor": "cbor",
+    "attestation.cbor": "cbor_evidence",
     "attestation.cert_request": "cert_request",
+    "attestation.cmw": "cmw",
+    "attestation.cmw_evidence": "attestation",
+    "attestation.cmw_json": "cmw",
     "attestation.cose": "nitro",
     "attestation.document": "v1_msgpack",
     "attestation.json_text": "mr_config",
@@ -82,6 +89,10 @@ READERS: Final[dict[str, str]] = {
     "env_encryption": "environment",
     "event_log": "event_log",
     "event_log.agent_json": "agent_json",
+    "event_log.cel": "cel",
+    "event_log.cel_cbor": "cel",
+    "event_log.cel_json": "cel",
+    "event_log.cel_tlv": "cel",
     "event_log.runtime": "runtime_lines",
     "event_log.tcg": "tpm_log",
     "keys.agent_keys": "agent",
@@ -92,6 +103,7 @@ READERS: Final[dict[str, str]] = {
     "report_data": "options",
     "serve.address": "options",
     "serve.config": "server_config",
+    "serve.ear": "ear",
     "serve.json_codec": "json_codec",
     "serve.limits": "options",
     "serve.logs.form": "docker_frames",
@@ -100,12 +112,16 @@ READERS: Final[dict[str, str]] = {
     "serve.protobuf_codec": "protobuf",
     "serve.query": "query",
     "serve.seed": "options",
+    "serve.tally": "tally",
     "serve.verification": "verify_request",
     "snp_certificates": "snp_certificates",
     "snp_report": "snp_report",
     "sys_config": "sys_config",
     "td_report": "td_report",
     "verifier.bundle": "bundle",
+    "verifier.ear": "ear",
+    "verifier.ear_keys": "ear",
+    "verifier.ear_token": "ear",
     "verifier.pck_chain": "pck_chain",
     "verifier.policy": "policy",
     "verifier.policy_toml": "policy",
@@ -133,6 +149,7 @@ LEFT_OUT: Final[dict[str, str]] = {
     "cli.bench_logs": _BENCH,
     "cli.bench_quotes": _BENCH,
     "cli.parameters": _OWNER,
+    "verifier.fleet": "checks a number; evidence goes to the verifier as it came",
     "event_log.journal_files": "reads files; the target journal has them in memory",
     "serve.options": _OWNER,
     "serve.policy_option": "wraps AppraisalPolicy.load, the target policy",

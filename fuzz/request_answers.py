@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-__all__ = ["Answer", "BrokenPromise", "check", "read_answers"]
+__all__ = ["Answer", "BrokenPromiseError", "check", "read_answers"]
 
 _AGENT: Final = frozenset({200, 400, 404, 408, 431, 500, 503})
 STATUSES: Final[Mapping[str, frozenset[int]]] = {
@@ -24,7 +24,7 @@ _CHUNK: Final = re.compile(rb"[0-9a-f]{1,8}")
 _TRACES: Final = (b"Traceback (most recent", b'File "/', b"site-packages")
 
 
-class BrokenPromise(AssertionError):  # noqa: N818 - it is no error of ours, but what was found
+class BrokenPromiseError(AssertionError):
     """An answer, or a connection, is not what is promised."""
 
 
@@ -46,7 +46,7 @@ def read_answers(sent: bytes, methods: Sequence[bytes], *, ended: bool) -> list[
         ended: Whether the server ended the connection; then an answer may end with it.
 
     Raises:
-        BrokenPromise: It is not a row of whole responses.
+        BrokenPromiseError: It is not a row of whole responses.
     """
     found: list[Answer] = []
     while sent:
@@ -122,7 +122,7 @@ def check(listener: str, asked: bytes, answers: Sequence[Answer], secrets: Seque
         secrets: What no answer may hold, as bytes, hex or base64.
 
     Raises:
-        BrokenPromise: One holds what it must not, or is not of the form it claims.
+        BrokenPromiseError: One holds what it must not, or is not of the form it claims.
     """
     known = asked + unquote_to_bytes(asked)
     forbidden = [*_TRACES, *(b"PRIVATE KEY" for _ in range(listener in _STRANGERS))]
@@ -145,12 +145,12 @@ def _check_json(answer: Answer) -> None:
     try:
         value = json.loads(answer.body)
     except ValueError:
-        raise BrokenPromise(f"JSON that is none: {answer.body[:200]!r}") from None
+        raise BrokenPromiseError(f"JSON that is none: {answer.body[:200]!r}") from None
     if answer.status >= 400:
         told = isinstance(value, dict) and isinstance(value.get("error"), str)
         _expect(told, "an error without its text", answer.body)
 
 
-def _expect(holds: bool, problem: str, where: bytes) -> None:  # noqa: FBT001 - as assert
+def _expect(holds: object, problem: str, where: bytes) -> None:
     if not holds:
-        raise BrokenPromise(f"{problem}: {where[:200]!r}")
+        raise BrokenPromiseError(f"{problem}: {where[:200]!r}")

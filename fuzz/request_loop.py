@@ -10,7 +10,16 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
-from typing import Any, Final
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from tests.keeping import Keeping
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVarTuple, Unpack  # typing has them from Python 3.11 on
+
+    _Arguments = TypeVarTuple("_Arguments")
+    _Result = TypeVar("_Result")
 
 __all__ = ["InlineExecutor", "InstantLoop"]
 
@@ -20,13 +29,13 @@ _MOST_TURNS: Final = 100_000  # callbacks in a row; more are a loop that never r
 class InlineExecutor(Executor):
     """Does the work where it is handed over; no thread could be forked along."""
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":  # noqa: ANN401 - as inherited
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
         """Do it."""
         future: Future[Any] = Future()
-        try:
+        with Keeping() as kept:  # it is the caller's, as from a thread
             future.set_result(fn(*args, **kwargs))
-        except BaseException as error:  # noqa: BLE001 - it is the caller's, as from a thread
-            future.set_exception(error)
+        if kept.error is not None:
+            future.set_exception(kept.error)
         return future
 
 
@@ -103,35 +112,35 @@ class InstantLoop(asyncio.AbstractEventLoop):
         """Never be so."""
         return False
 
-    def call_soon(  # type: ignore[override]  # here and below: less exact than the base class
+    def call_soon(
         self,
-        callback: Callable[..., object],
-        *args: Any,  # noqa: ANN401 - as inherited
-        context: Any = None,  # noqa: ANN401 - as inherited
+        callback: "Callable[[Unpack[_Arguments]], object]",
+        *args: "Unpack[_Arguments]",
+        context: Context | None = None,
     ) -> asyncio.Handle:
         """Call it in this turn."""
         handle = asyncio.Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
 
-    call_soon_threadsafe = call_soon  # type: ignore[assignment]  # one thread is all there is
+    call_soon_threadsafe = call_soon
 
-    def call_later(  # type: ignore[override]  # no context is ever handed in
+    def call_later(
         self,
         delay: float,
-        callback: Callable[..., object],
-        *args: Any,  # noqa: ANN401 - as inherited
-        context: Any = None,  # noqa: ANN401 - as inherited
+        callback: "Callable[[Unpack[_Arguments]], object]",
+        *args: "Unpack[_Arguments]",
+        context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """Call it when that much time has passed."""
         return self.call_at(self._now + delay, callback, *args, context=context)
 
-    def call_at(  # type: ignore[override]  # the same
+    def call_at(
         self,
         when: float,
-        callback: Callable[..., object],
-        *args: Any,  # noqa: ANN401 - as inherited
-        context: Any = None,  # noqa: ANN401 - as inherited
+        callback: "Callable[[Unpack[_Arguments]], object]",
+        *args: "Unpack[_Arguments]",
+        context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """Call it then."""
         timer = asyncio.TimerHandle(when, callback, args, self, context)
@@ -148,23 +157,24 @@ class InstantLoop(asyncio.AbstractEventLoop):
 
     def create_task(
         self,
-        coro: Any,  # noqa: ANN401 - as inherited
+        coro: Any,
         *,
         name: str | None = None,
-        context: Any = None,  # noqa: ANN401 - as inherited
+        context: Any = None,
     ) -> "asyncio.Task[Any]":
         """Start a coroutine, and remember it."""
         task: asyncio.Task[Any] = asyncio.Task(coro, loop=self, name=name, context=context)
         self.tasks.append(task)
         return task
 
-    def run_in_executor(  # type: ignore[override]  # in the base class a coroutine would do too
+    def run_in_executor(
         self,
-        executor: Executor | None,  # noqa: ARG002 - its threads would do it when they please
-        func: Callable[..., Any],
-        *args: Any,  # noqa: ANN401 - as inherited
-    ) -> "asyncio.Future[Any]":
-        """Do it at once and here, whoever is asked to."""
+        executor: Executor | None,
+        func: "Callable[[Unpack[_Arguments]], _Result]",
+        *args: "Unpack[_Arguments]",
+    ) -> "asyncio.Future[_Result]":
+        """Do it at once and here, whoever is asked to: threads would do it when they please."""
+        del executor
         return asyncio.wrap_future(self._executor.submit(func, *args), loop=self)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ def campaign(
     """
     arguments, environment = command(seconds, folder, settings)
     with (folder / "afl.log").open("ab") as log:
-        done = subprocess.run(  # noqa: S603 - AFL++, on our own program
+        done = subprocess.run(
             arguments, cwd=ROOT, env=environment, stdout=log, stderr=log, check=False
         )
     if done.returncode or not (folder / "default" / "fuzzer_stats").exists():

@@ -41,8 +41,9 @@ from attestkit.serve.rpc import App, RpcApp
 from attestkit.serve.verifier import VerifierApp
 from attestkit.verifier.pipeline import Verifier
 from attestkit.verifier.policy import AppraisalPolicy
-from fuzz.request_answers import BrokenPromise, check, read_answers
+from fuzz.request_answers import BrokenPromiseError, check, read_answers
 from fuzz.request_loop import InlineExecutor, InstantLoop
+from tests.untyped import untyped
 
 __all__ = ["LISTENERS", "PLANTED", "Rig", "head"]
 
@@ -124,10 +125,10 @@ class _Wire(asyncio.Transport):
         self.is_paused = self.is_over = self.was_aborted = False
         self._closing = self._at_end = False
 
-    def get_extra_info(self, name: str, default: Any = None) -> Any:  # noqa: ANN401 - as inherited
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self._socket if name == "socket" else default
 
-    def write(self, data: Any) -> None:  # noqa: ANN401 - as inherited
+    def write(self, data: Any) -> None:
         if self._at_end:
             raise RuntimeError("write() behind write_eof()")
         if self._closing:
@@ -136,7 +137,7 @@ class _Wire(asyncio.Transport):
         if self._slow and self.sent:
             self.protocol.pause_writing()
 
-    def writelines(self, list_of_data: Any) -> None:  # noqa: ANN401 - as inherited
+    def writelines(self, list_of_data: Any) -> None:
         self.write(b"".join(list_of_data))
 
     def write_eof(self) -> None:
@@ -185,7 +186,7 @@ class _Wire(asyncio.Transport):
 class _Watched(HttpProtocol):
     """A connection that notes the requests which it reads."""
 
-    def __init__(self, config: ListenerConfig, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - handed through
+    def __init__(self, config: ListenerConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.methods: list[bytes] = []
         self.complete = 0
@@ -219,7 +220,7 @@ class _Engine(Containers):
                 await asyncio.sleep(silence)
             return pieces.pop(0) if len(pieces) > 1 else b""
 
-        yield SimpleNamespace(terminal=False, read=read)  # type: ignore[misc]  # all that is used
+        yield untyped(SimpleNamespace(terminal=False, read=read))
 
 
 class _Complaints(logging.Handler):
@@ -261,7 +262,7 @@ class Rig:
         """Give a connection what a client sends; tell whether the guest is as it was before.
 
         Raises:
-            BrokenPromise: Something that is promised to every client did not hold.
+            BrokenPromiseError: Something that is promised to every client did not hold.
         """
         if len(data) < 3:
             return True
@@ -390,16 +391,18 @@ class Rig:
         }
         for problem, found in problems.items():
             if found:
-                raise BrokenPromise(f"{problem}: {found}")
+                raise BrokenPromiseError(f"{problem}: {found}")
         if plan.end == "reset" or wire.was_aborted:
             return
         answers = read_answers(wire.sent, protocol.methods, ended=True)
         check(plan.listener, b"".join(plan.pieces), answers, _SECRETS)
         if len(answers) > len(protocol.methods) + 1:
-            raise BrokenPromise(f"{len(answers)} answers for {len(protocol.methods)} requests")
+            raise BrokenPromiseError(f"{len(answers)} answers for {len(protocol.methods)} requests")
         unanswered = len(answers) < protocol.complete
         if unanswered and not (answers and answers[-1].is_last):
-            raise BrokenPromise(f"{len(answers)} answers for {protocol.complete} whole requests")
+            raise BrokenPromiseError(
+                f"{len(answers)} answers for {protocol.complete} whole requests"
+            )
 
 
 def _plant(app: RpcApp) -> None:
@@ -409,7 +412,7 @@ def _plant(app: RpcApp) -> None:
     app._routes[b"/GetKey"] = call._replace(method=call.method._replace(run=run))
 
 
-def _planted(run: Callable[[Guest, Any], object], guest: Guest, args: Any) -> object:  # noqa: ANN401 - a message
+def _planted(run: Callable[[Guest, Any], object], guest: Guest, args: Any) -> object:
     if "/" in args.path:
         raise KeyError(args.path)
     return run(guest, args)

@@ -154,7 +154,7 @@ def _values(method: Method) -> dict[str, Any]:
     return values
 
 
-def _as_json(value: Any) -> object:  # noqa: ANN401 - a field's
+def _as_json(value: Any) -> object:
     if isinstance(value, tuple):
         return [*value]
     return value.hex() if isinstance(value, bytes) else value

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from fuzz import agent_json, seeds, tcg_log
 from fuzz.cores import Package, both
 from fuzz.havoc import havoc
+from tests.keeping import Keeping
 
 # Places in quotes that decide: header, descriptor, lengths and types of each version.
 _QUOTE_PLACES = (
@@ -75,15 +76,15 @@ def sort_of(walker: Walker, found: Comparison) -> object:
 
 
 def _judged(read: Callable[[bytes], tuple[Any, ...]], package: Package, data: bytes) -> Verdict:
-    try:
-        return Verdict("accepted", read(data))
-    except package.errors.FormatError as error:
-        return Verdict("refused", (error.reason, error.offset, str(error)))
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is to be seen
-        return Verdict("raised", (type(error).__name__, str(error)))
+    with Keeping(only=Exception) as kept:  # whatever it is, it is to be seen
+        try:
+            return Verdict("accepted", read(data))
+        except package.errors.FormatError as error:
+            return Verdict("refused", (error.reason, error.offset, str(error)))
+    return Verdict("raised", (type(kept.error).__name__, str(kept.error)))
 
 
-def _wrong_events(package: Package, log: Any) -> str | None:  # noqa: ANN401 - of either package
+def _wrong_events(package: Package, log: Any) -> str | None:
     """Return what a log has against its runtime events."""
     try:
         log.check_events()

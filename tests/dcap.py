@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-import dcap_qvl  # type: ignore[import-untyped]  # it ships no types
+import dcap_qvl
 
 from attestkit.collateral import Collateral
 

@@ -33,7 +33,7 @@ def samples() -> list[bytes]:
     return [sample(v["path"]) for v in VECTORS if v["trailing_all_zero"]]
 
 
-def made_quote(  # noqa: PLR0913 - each is one part of a quote
+def made_quote(
     version: int = 4,
     tee_type: int = 0x81,
     body_type: int = 0,

@@ -232,19 +232,19 @@ def test_cancelling_what_waits_means_that_it_never_happens() -> None:
     run(main())
 
 
-def test_cancelling_what_runs_does_not_break_it_off() -> None:
+def test_cancelling_what_runs_does_not_break_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller is free at once; the event is emitted wholly, and the next call comes after it."""
     device = Device()
     started, go_on = threading.Event(), threading.Event()
     journal = device.open_journal()
     emit = journal.emit
 
-    def slow_emit(event: Any) -> None:  # noqa: ANN401 - an Event
+    def slow_emit(event: Any) -> None:
         started.set()
         assert go_on.wait(30)
         emit(event)
 
-    journal.emit = slow_emit  # type: ignore[method-assign]  # the device takes its time
+    monkeypatch.setattr(journal, "emit", slow_emit)  # the device takes its time
 
     async def main() -> None:
         async with aopen(device) as tee:
@@ -403,7 +403,7 @@ def test_errors_come_through(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_environment_names_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for `open`."""
+    """$ATTESTKIT_BACKEND counts where none is named, as for `open`."""
     monkeypatch.setenv("ATTESTKIT_BACKEND", "simulator")
 
     async def main() -> None:

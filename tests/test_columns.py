@@ -31,7 +31,7 @@ WIDTHS = (16, 48, 48, 8, 8, 8, *[48] * 8, 64, 16, 48)  # of the fields of a body
 RTMRS = (328, 48, 4)
 
 
-def made_class(core: Any) -> Any:  # noqa: ANN401 - a module, a class
+def made_class(core: Any) -> Any:
     """Return a class with columns of a core: one of each field, and the RTMRs once more."""
     places = zip(accumulate(WIDTHS[:-1], initial=0), WIDTHS, strict=True)
     fields = [(at, width) for at, width in places] + [RTMRS]
@@ -43,8 +43,8 @@ CLASSES = [made_class(core) for core in CORES]
 
 
 def outcome(
-    core: Any,  # noqa: ANN401 - a module
-    made: Any,  # noqa: ANN401 - a class
+    core: Any,
+    made: Any,
     data: bytes,
     starts: list[int] | None,
 ) -> tuple[object, ...]:
@@ -118,7 +118,7 @@ def test_quotes_of_the_simulator() -> None:
 
 
 @pytest.mark.parametrize("kind", ["Q", "q", "L", "l", "I", "i"])
-def test_offsets_of_any_integers(kind: Any) -> None:  # noqa: ANN401 - array's types are letters
+def test_offsets_of_any_integers(kind: Any) -> None:
     """Offsets come as integers in a sequence, or in a buffer of 4 or 8 bytes each."""
     quotes = [SHORTEST, TD_15, SHORTEST]
     starts = starts_of(quotes)
@@ -203,7 +203,7 @@ def test_columns_pickle(protocol: int) -> None:
         quote_columns(data, []),
     ):
         _ = columns.rtmrs
-        again = pickle.loads(pickle.dumps(columns, protocol))  # noqa: S301 - our own
+        again = pickle.loads(pickle.dumps(columns, protocol))
         assert again == columns
         assert list(again.offsets) == list(columns.offsets)
         for name in columns.names:
@@ -216,7 +216,7 @@ def test_what_was_pickled_is_checked() -> None:
     assert data.count(SHORTEST) == 1
     forged = data.replace(SHORTEST, b"\6" + SHORTEST[1:])
     with pytest.raises(FormatError, match="quote 0: quote version is not"):
-        pickle.loads(forged)  # noqa: S301 - our own
+        pickle.loads(forged)
 
 
 def test_columns_are_values() -> None:
@@ -344,7 +344,7 @@ def test_offsets_that_cannot_be(starts: list[int], number: int) -> None:
 
 
 @pytest.mark.parametrize("offsets", [[-1], [2**64], array("i", [-1])])
-def test_offsets_that_no_buffer_has(offsets: Any) -> None:  # noqa: ANN401 - on purpose
+def test_offsets_that_no_buffer_has(offsets: Any) -> None:
     """Integers that no offset can be are refused like others; signed ones are read as they are."""
     with pytest.raises(FormatError) as caught:
         quote_columns(SHORTEST, offsets)
@@ -356,7 +356,7 @@ def test_offsets_that_no_buffer_has(offsets: Any) -> None:  # noqa: ANN401 - on 
 @pytest.mark.parametrize(
     "offsets", [5, [None], ["0"], [0.5], b"\0", array("B", [0]), array("d", [0]), array("H", [0])]
 )
-def test_offsets_are_integers(offsets: Any) -> None:  # noqa: ANN401 - on purpose
+def test_offsets_are_integers(offsets: Any) -> None:
     """Offsets of another type, or of too few bytes, are a mistake of the caller."""
     with pytest.raises(UsageError):
         quote_columns(SHORTEST, offsets)
@@ -365,7 +365,7 @@ def test_offsets_are_integers(offsets: Any) -> None:  # noqa: ANN401 - on purpos
 @pytest.mark.parametrize(
     "buffer", [bytearray(SHORTEST), memoryview(SHORTEST), "", None, [SHORTEST]]
 )
-def test_only_bytes(buffer: Any) -> None:  # noqa: ANN401 - on purpose
+def test_only_bytes(buffer: Any) -> None:
     """Buffers that others could change are not let in."""
     with pytest.raises(UsageError, match="are bytes, not"):
         quote_columns(buffer)
@@ -392,7 +392,7 @@ def keyed(source: random.Random) -> bytes:
 @given(st.integers(0, 2**64), st.integers(0, 6), st.binary(max_size=8))
 def test_any_batch(seed: int, changes: int, other: bytes) -> None:
     """Whatever is done to a batch, both cores say the same, and the same as Quote.parse."""
-    source = random.Random(seed)  # noqa: S311 - test data
+    source = random.Random(seed)
     quotes = [keyed(source) for _ in range(source.randrange(6))]
     data = bytearray(b"".join(quotes))
     for _ in range(changes // 2):
@@ -422,7 +422,7 @@ def test_any_bytes(data: bytes, starts: list[int] | None) -> None:
 
 def test_many_machines() -> None:
     """A batch of more keys than are remembered at once is right all the same."""
-    source = random.Random(384)  # noqa: S311 - test data
+    source = random.Random(384)
     fleet = [made_quote(key=source.randbytes(64)) for _ in range(400)]
     batch = [source.choice(fleet) for _ in range(1000)]
     check(quote_columns(b"".join(batch)), batch)

@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 
 from attestkit.backends.kernel_paths import KernelPaths
-from attestkit.serve.options import parse_options
+from attestkit.serve import verifier
+from attestkit.serve.options import Options, parse_options
+from attestkit.serve.verifier_settings import VerifierSettings, decide_verifier
 from tests.serve.server import ROOT
 
 DEPLOY = ROOT / "deploy"
 PYTHON = "/opt/attestkit/bin/python"
 UNITS = ("attestkit.service", "attestkit.socket", "attestkit-http.socket")
+VERIFIERS = "attestkit-verifier@.service"
+PROXY = DEPLOY / "haproxy-verifier.cfg"
 
 
 def settings(unit: str) -> list[tuple[str, str]]:
@@ -44,12 +48,20 @@ def analyze(*arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run systemd-analyze."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd-analyze: it comes with systemd")
-    return subprocess.run(  # noqa: S603 - systemd's program
+    return subprocess.run(
         ["systemd-analyze", *arguments], capture_output=True, text=True, timeout=60, check=False
     )
 
 
 # -- systemd ---------------------------------------------------------------------------------------
+
+
+def test_the_unit_says_how_to_name_the_app() -> None:
+    """On a machine of no dstack host it does not start without; the line is ready to be taken."""
+    text = (DEPLOY / "attestkit.service").read_text()
+    [line] = [line for line in text.splitlines() if line.startswith("#ExecStart=")]
+    [used] = all_of("attestkit.service", "ExecStart")
+    assert line == f"#ExecStart={used} --app-compose /etc/attestkit/app-compose.json"
 
 
 def test_systemd_takes_the_units(units: Path) -> None:
@@ -104,7 +116,7 @@ def test_udev_takes_the_rules() -> None:
     udevadm = shutil.which("udevadm")
     if udevadm is None:
         pytest.skip("no udevadm (Debian: apt install udev)")
-    done = subprocess.run(  # noqa: S603 - udev's program
+    done = subprocess.run(
         [udevadm, "verify", "--resolve-names=never", str(DEPLOY / "60-attestkit.rules")],
         capture_output=True,
         text=True,
@@ -161,6 +173,92 @@ def test_the_log_of_events_outlives_the_service() -> None:
     assert all_of("attestkit.service", "RuntimeDirectoryPreserve") == ["yes"]
 
 
+def test_systemd_takes_the_verifiers(tmp_path: Path) -> None:
+    """An instance for a port has no setting that systemd would ignore, and is exposed to little."""
+    path = tmp_path / VERIFIERS.replace("@", "@8081")
+    path.write_text((DEPLOY / VERIFIERS).read_text().replace(PYTHON, sys.executable))
+    done = analyze("verify", "--man=no", str(path))
+    ours = [line for line in done.stderr.splitlines() if "attestkit" in line]
+    assert (done.returncode, ours) == (0, [])
+    words = ("security", "--offline=yes", "--no-pager", "--threshold=11")
+    done = analyze(*words, str(path))
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout.splitlines()[-1]
+
+
+def test_the_verifiers_are_where_the_proxy_looks() -> None:
+    """The options are ours; the ports in the unit's first lines are those of the proxy."""
+    [command] = all_of(VERIFIERS, "ExecStart")
+    python, *words = shlex.split(command)
+    assert (python, words[:2]) == (PYTHON, ["-m", "attestkit.serve"])
+    words = [word.replace("%i", "8081").replace("%C", "/var/cache") for word in words]
+    options = parse_options(words[2:])
+    found = decide(options)
+    assert str(found.address) == "127.0.0.1:8081"
+    assert (found.alone, found.workers, options.watchdog) == (True, None, True)
+    assert str(found.cache) == "/var/cache/attestkit-verifier/collateral"
+    assert all_of(VERIFIERS, "CacheDirectory") == ["attestkit-verifier"]
+    ports = re.findall(r"attestkit-verifier@(\d+)", unit_text())
+    assert re.findall(r'"\$\{VERIFIER_\d-127\.0\.0\.1:(\d+)\}"', PROXY.read_text()) == ports
+    # systemd would tell each process itself, and so not let the foreman close the door first.
+    assert all_of(VERIFIERS, "KillMode") == ["mixed"]
+
+
+def test_a_verifier_is_started_again_however_often_it_ends() -> None:
+    """No count of starts leaves it failed; what waits longer each time is bounded."""
+    assert all_of(VERIFIERS, "Restart") == ["always"]
+    assert all_of(VERIFIERS, "StartLimitIntervalSec") == ["0"]
+    assert all_of(VERIFIERS, "StartLimitBurst") == []
+    assert all_of(VERIFIERS, "RestartMaxDelaySec") == ["10s"]
+
+
+def decide(options: Options) -> VerifierSettings:
+    """Return what a verifier with a PCCS of its environment is to do."""
+    found = decide_verifier(options, {"PCCS_URL": "https://pccs"})
+    assert found is not None
+    return found
+
+
+def unit_text() -> str:
+    """Return the verifiers' unit."""
+    return (DEPLOY / VERIFIERS).read_text()
+
+
+# -- the proxy -------------------------------------------------------------------------------------
+
+
+def test_haproxy_takes_its_configuration() -> None:
+    """Without a warning, with the addresses of the file and with those of the compose file."""
+    haproxy = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
+    if haproxy is None:
+        pytest.skip("no haproxy (Debian: apt install haproxy)")
+    places = {f"VERIFIER_{number}": f"127.0.0.{number}:8080" for number in (1, 2, 3)}
+    for environ in ({}, {"VERIFIER_FRONT": "0.0.0.0:8080", **places}):
+        done = subprocess.run(
+            [haproxy, "-c", "-f", str(PROXY)],
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        # A machine without a name server is none of the file's faults.
+        warned = [line for line in done.stderr.splitlines() if "resolv" not in line]
+        assert (done.returncode, warned) == (0, [])
+
+
+def test_the_proxy_asks_what_a_verifier_answers_and_repeats_little() -> None:
+    """Its check is our path; what has reached a verifier is not sent to the next."""
+    lines = [line.strip() for line in PROXY.read_text().splitlines()]
+    [check] = [line for line in lines if line.startswith("http-check send")]
+    assert check == "http-check send meth GET uri /health hdr Host localhost"
+    assert [line for line in lines if line.startswith("retry-on")] == ["retry-on conn-failure"]
+    # What is looked up once would leave a verifier down that was made anew elsewhere.
+    assert "default-server resolvers names init-addr last,libc,none" in lines
+    assert "parse-resolv-conf" in lines[lines.index("resolvers names") :]
+    [seconds] = [line.split()[2] for line in lines if line.startswith("timeout server")]
+    assert float(seconds.removesuffix("s")) > verifier.SECONDS
+
+
 # -- containers ------------------------------------------------------------------------------------
 
 
@@ -197,7 +295,8 @@ def test_the_image_is_built_from_what_a_wheel_is_built_from() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text()
     needed = {"attestkit", "build_cffi.py", "build_sbom.py", "pyproject.toml", "requirements"}
     needed |= set(re.findall(r'^readme = "(.+)"', pyproject, re.MULTILINE))
-    needed |= set(re.findall(r'^license-files = \["(.+)"\]', pyproject, re.MULTILINE))
+    [licences] = re.findall(r"^license-files = \[(.+)\]", pyproject, re.MULTILINE)
+    needed |= set(re.findall(r'"(.+?)"', licences))
     assert set(kept) == needed
 
 
@@ -222,14 +321,32 @@ def test_compose_starts_the_simulator_and_an_app() -> None:
     assert f"DSTACK_SIMULATOR_ENDPOINT: {options.dir}/dstack.sock" in text
     program_of_app = text.split("      - |\n")[1].split("\nvolumes:")[0]
     compile(re.sub(r"^ {8}", "", program_of_app, flags=re.MULTILINE), "app", "exec")
+    check_compose("compose.yaml")
+
+
+def check_compose(name: str) -> None:
+    """Have compose read a file."""
     compose = shutil.which("docker-compose")
     if compose is None:
         pytest.skip("no docker-compose: the file was not given to it")
-    done = subprocess.run(  # noqa: S603 - Docker's program
-        [compose, "-f", str(DEPLOY / "compose.yaml"), "config", "--quiet"],
+    done = subprocess.run(
+        [compose, "-f", str(DEPLOY / name), "config", "--quiet"],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_compose_starts_verifiers_behind_the_proxy() -> None:
+    """The options exist, and the proxy finds each of the three by its name and port."""
+    text = (DEPLOY / "compose.verifier.yaml").read_text()
+    found = decide(parse_options(re.findall(r"^    - (--\S+)", text, re.MULTILINE)))
+    assert (found.alone, str(found.address)) == (True, "0.0.0.0:8080")
+    services = re.findall(r"^  (verifier\d): \*verifier$", text, re.MULTILINE)
+    places = dict(re.findall(r"^      (VERIFIER_\d): (\S+)$", text, re.MULTILINE))
+    assert places == {f"VERIFIER_{name[-1]}": f"{name}:8080" for name in services}
+    assert set(places) == set(re.findall(r"VERIFIER_\d", PROXY.read_text()))
+    assert f"./{PROXY.name}:" in text
+    check_compose("compose.verifier.yaml")

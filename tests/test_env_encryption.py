@@ -43,7 +43,7 @@ def unhex(text: str) -> bytes:
     return bytes.fromhex(text)
 
 
-def sealed_items(*items: Any, **others: Any) -> bytes:  # noqa: ANN401 - any JSON
+def sealed_items(*items: Any, **others: Any) -> bytes:
     """Return an encrypted environment of these items, well formed or not."""
     return sealed_text(json.dumps({"env": items, **others}).encode())
 

@@ -22,7 +22,7 @@ def run(*command: str, path: Path | None = None, cwd: Path = ROOT) -> str:
     # What pip and the plugins of a pytest without our settings warn of is not ours to mend.
     ours = {"ATTESTKIT_BACKEND"} | ({"PYTHONWARNINGS"} if "-m" in command else set())
     environ = {name: value for name, value in os.environ.items() if name not in ours}
-    done = subprocess.run(  # noqa: S603 - our own programs
+    done = subprocess.run(
         [sys.executable, *command],
         env={**environ, "PYTHONPATH": found, "PYTHONDONTWRITEBYTECODE": "1"},
         cwd=cwd,
@@ -37,7 +37,7 @@ def run(*command: str, path: Path | None = None, cwd: Path = ROOT) -> str:
     return done.stdout
 
 
-def ask(program: str, path: Path) -> Any:  # noqa: ANN401 - JSON of any shape
+def ask(program: str, path: Path) -> Any:
     """Return the value of a Python expression over attestkit, where the package is installed."""
     text = f"import json, attestkit\nfrom attestkit import backends\nprint(json.dumps({program}))"
     return json.loads(run("-c", text, path=path))

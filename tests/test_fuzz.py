@@ -156,7 +156,7 @@ def test_drivers_say_that_there_is_no_clang(
 def test_a_corpus_keeps_one_of_a_sort(every: dict[str, Walker]) -> None:
     """Another input of the same outcome is not kept."""
     walker = every["json"]
-    corpus = Corpus(walker, Random(0))  # noqa: S311 - test data
+    corpus = Corpus(walker, Random(0))
     before = len(corpus)
     for data in (b"[ ]", b"[  ]", b"{"):
         corpus.consider(data, compare(walker, data))

@@ -1,5 +1,6 @@
 """The campaign of all fuzzers: what it counts, what it runs next, and how it ends."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from fuzz.campaign import FIRST, PART, Campaign, Entry, hours_left, part_seconds
 from fuzz.campaign_progress import Part, Progress, load, part_of, save
 from fuzz.campaign_targets import (
     Ask,
-    Missing,
+    MissingError,
     Processes,
     Target,
     _lib_fuzzer,
@@ -84,6 +85,21 @@ def test_parts_of_two_commits(tmp_path: Path) -> None:
     }
     save(tmp_path / "x.json", done)
     assert load(tmp_path / "x.json") == done
+
+
+def test_it_goes_on_from_a_record(tmp_path: Path) -> None:
+    """Where nothing was kept; what was done since is added to it, and what was found is in it."""
+    done = Progress()
+    done.add(Part(100, 2.0, [(3, 10), (50, 12)], 7, ["x"]), "small", "aaa")
+    figures = json.loads(json.dumps(done.figures()))
+    other = load(tmp_path / "x.json", figures)
+    assert other.figures() == figures
+    other.add(Part(300, 4.0, [(3, 11), (50, 12)], 8), "small", "aaa")
+    assert (other.executions, other.last_new_fraction, other.rate) == (400, 0.125, 400 / 6)
+    assert (other.best, other.corpus) == ({"small": 12}, 8)
+    assert other.figures()["by_commit"] == {"aaa": {"executions": 400, "findings": 1}}
+    save(tmp_path / "x.json", other)
+    assert load(tmp_path / "x.json", figures) == other
 
 
 def test_a_finding_is_open_until_its_file_is_gone(tmp_path: Path) -> None:
@@ -206,7 +222,7 @@ def test_seconds_are_shared(tmp_path: Path) -> None:
 
 def no_engine(*_: object) -> list[Target]:
     """Stand for an engine that is not here."""
-    raise Missing("AFL++: afl-fuzz is not here")
+    raise MissingError("AFL++: afl-fuzz is not here")
 
 
 @pytest.fixture
@@ -214,6 +230,7 @@ def only_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Ask]:
     """A campaign of one target; another engine is missing."""
     asked: list[Ask] = []
     monkeypatch.setattr(campaign, "STATE", tmp_path)
+    monkeypatch.setattr(campaign, "RECORD", tmp_path / "fuzz.json")
     monkeypatch.setattr(campaign, "c_targets", lambda *_: [counted(100, asked)])
     monkeypatch.setattr(campaign, "parser_targets", lambda **_: [])
     monkeypatch.setattr(campaign, "differential_target", lambda: counted(9, asked))
@@ -310,6 +327,19 @@ def test_any_status_is_a_finding(tmp_path: Path) -> None:
     assert "made ended with -14" in Path(part.findings[0]).read_text()
 
 
+def test_what_takes_too_long_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a core as well as waiting; but one that is given little of a core has more time."""
+    monkeypatch.setattr("fuzz.campaign_targets.GRACE", -59.9)  # of 60 seconds that are asked for
+    part = engine("while True: pass", tmp_path, Processes())
+    assert "made ended with -9" in Path(part.findings[0]).read_text()
+    idle = "import select; select.select([], [], [], 0.3); print('#9 DONE cov: 1 ft: 1')"
+    monkeypatch.setattr("fuzz.campaign_targets.STARVED", 10_000)
+    assert engine(idle, tmp_path, Processes()).findings == []
+    monkeypatch.setattr("fuzz.campaign_targets.STARVED", 2)
+    part = engine("import signal; signal.pause()", tmp_path, Processes())
+    assert "made ended with -9" in Path(part.findings[0]).read_text()
+
+
 STUBBORN = """
 import pathlib, signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -337,7 +367,8 @@ def test_an_engine_that_does_not_end_is_killed(
 ) -> None:
     """When it is told to and takes no notice; that is no finding, but an input of before is one."""
     monkeypatch.setattr("fuzz.campaign_targets.PATIENCE", 0.01)
-    for said, found in (("", 0), ("print('Test unit written to x', flush=True)", 1)):
+    written = f"print('Test unit written to {tmp_path / 'x'}', flush=True)"
+    for said, found in (("", 0), (written, 1)):
         processes, ready = Processes(), tmp_path / f"ready{found}"
         thread = when_there(ready, processes.end)
         part = engine(said + STUBBORN.format(str(ready)), tmp_path, processes)
@@ -367,7 +398,7 @@ def run_campaign(*words: str) -> "subprocess.CompletedProcess[str]":
     """Run the program in a process of its own."""
     if drivers.clang() is None:
         pytest.skip(f"none of {', '.join(drivers.CLANGS)} is here")
-    return subprocess.run(  # noqa: S603 - our own words
+    return subprocess.run(
         [sys.executable, "-m", "fuzz.campaign", *words],
         cwd=build_cffi.ROOT,
         capture_output=True,

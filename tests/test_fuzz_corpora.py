@@ -13,8 +13,10 @@ pytest.importorskip("cffi")
 
 import build_cffi
 from fuzz import drivers
+from fuzz.borrowed import has_borrowed_piece
 from fuzz.campaign_targets import _LENGTHS, CORPORA, folder_name
 from fuzz.samples import object_samples, samples
+from tests.vectors import data, needs_shared
 
 LEVELS = (0, 0x7, 0xF, 2**32 - 1)  # AK_CPU_*: portable; with AVX2; with AVX-512; what there is
 LARGEST = 2_000_000  # bytes of all corpora
@@ -38,7 +40,7 @@ def replayed(program: Path, target: str) -> set[str]:
     said = set()
     for level in LEVELS:
         command = [str(program), target, str(level), "0", *files]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own words
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, (target, level, done.stderr)
         assert len(done.stdout.splitlines()) == len(files)
         said.add(done.stdout)
@@ -48,7 +50,7 @@ def replayed(program: Path, target: str) -> set[str]:
 def calls(folder: Path) -> dict[str, int]:
     """Return how often each function was called, by the counts that programs left in a folder."""
     left = sorted(str(file) for file in folder.glob("*.gcda"))
-    done = subprocess.run(  # noqa: S603 - our own words
+    done = subprocess.run(
         ["gcov", "--json-format", "--stdout", *left],
         capture_output=True,
         text=True,
@@ -101,6 +103,16 @@ def test_every_target_has_a_corpus() -> None:
     assert all(sizes)
 
 
+@needs_shared
+def test_corpora_borrow_from_those_alone_that_are_named() -> None:
+    """Fuzzers also start from data whose licences would have to come with it."""
+    for name in ("dcap-qvl/sgx_quote", "dcap-qvl/tdx-quote.hex", "intel-qvl/quote.dat"):
+        assert has_borrowed_piece(b"before" + data(f"quotes/{name}")[100:800])
+    assert not has_borrowed_piece(data("quotes/go-tdx-guest/quote_v5_sample.dat"))
+    files = [file for file in CORPORA.rglob("*") if file.is_file()]
+    assert not [str(file) for file in files if has_borrowed_piece(file.read_bytes())]
+
+
 def methods() -> set[str]:
     """Return what the core's files for Python define: functions and methods."""
     text = "".join((drivers.NATIVE / name).read_text() for name in OBJECT_FILES)
@@ -112,13 +124,13 @@ def test_corpora_reach_every_function_for_python(tmp_path: Path) -> None:
     """Each function of the files that talk to Python, static ones too, by llvm's counts."""
     compiler = drivers.clang()
     suffix = (compiler or "").removeprefix("clang")
-    tools = [shutil.which(f"{tool}{suffix}") for tool in ("llvm-profdata", "llvm-cov")]
-    if compiler is None or None in tools:
+    profdata, cov = (shutil.which(f"{tool}{suffix}") for tool in ("llvm-profdata", "llvm-cov"))
+    if compiler is None or profdata is None or cov is None:
         pytest.skip("clang, or llvm-cov of its version, is not here")
     flags = ("-fprofile-instr-generate", "-fcoverage-mapping", "-O0")
     program = drivers.build_objects(tmp_path, compiler, *flags)
     for name in object_samples():
-        done = subprocess.run(  # noqa: S603 - our own words
+        done = subprocess.run(
             [str(program), "-runs=0", "-detect_leaks=0", str(CORPORA / name)],
             env={**drivers.environment(name), "LLVM_PROFILE_FILE": f"{tmp_path}/{name}.profraw"},
             capture_output=True,
@@ -128,9 +140,9 @@ def test_corpora_reach_every_function_for_python(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     profiles = map(str, tmp_path.glob("*.profraw"))
     merged = str(tmp_path / "all")
-    subprocess.run([tools[0], "merge", "-o", merged, *profiles], check=True)  # type: ignore[list-item] # noqa: S603 - our own words
-    command = [tools[1], "export", f"-instr-profile={merged}", str(program)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)  # type: ignore[arg-type] # noqa: S603 - our own words
+    subprocess.run([profdata, "merge", "-o", merged, *profiles], check=True)
+    command = [cov, "export", f"-instr-profile={merged}", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     counts: dict[str, int] = {}
     for function in json.loads(done.stdout)["data"][0]["functions"]:
         if any(name.endswith(tuple(OBJECT_FILES)) for name in function["filenames"]):

@@ -67,7 +67,7 @@ def test_seeds_keep_the_contract(target: ParserTarget) -> None:
 @every_target
 def test_broken_seeds_keep_the_contract(target: ParserTarget) -> None:
     """Cut and changed ones, of which some are refused."""
-    dice, seeds = Random(target.name), target.seeds()  # noqa: S311 - inputs, no secrets
+    dice, seeds = Random(target.name), target.seeds()
     refused = 0
     for _ in range(BROKEN):
         seed = dice.choice(seeds)
@@ -356,14 +356,14 @@ print(len(TARGETS))
 def test_nothing_deep_overflows_the_stack() -> None:
     """A hundred thousand brackets, arrays or elements: in a process of its own, which lives."""
     command = [sys.executable, "-c", DEEP]
-    ended = run(command, capture_output=True, text=True, check=False, cwd=PACKAGE.parent)  # noqa: S603 - ours
+    ended = run(command, capture_output=True, text=True, check=False, cwd=PACKAGE.parent)
     assert (ended.returncode, ended.stdout.strip()) == (0, str(len(TARGETS))), ended.stderr
 
 
 def fuzzer(*arguments: str) -> CompletedProcess[str]:
     """Run the program."""
     command = [sys.executable, "-m", "fuzz.parser_target", *arguments]
-    return run(command, capture_output=True, text=True, check=False, cwd=PACKAGE.parent)  # noqa: S603 - ours
+    return run(command, capture_output=True, text=True, check=False, cwd=PACKAGE.parent)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,12 +19,13 @@ from attestkit.serve.limits import parse_limit
 from attestkit.serve.rpc import RpcApp
 from fuzz import request_path
 from fuzz.request_afl import Edges, shared_map
-from fuzz.request_answers import BrokenPromise, check, read_answers
+from fuzz.request_answers import Answer, BrokenPromiseError, check, read_answers
 from fuzz.request_corpus import kept
 from fuzz.request_loop import InstantLoop
 from fuzz.request_path import CORPUS, ROOT, campaign, report
 from fuzz.request_rig import _SECRETS, LISTENERS, PLANTED, Rig, head
 from fuzz.request_words import as_text, dictionary, seeds
+from tests.untyped import untyped
 
 GET = b"GET /Version HTTP/1.1\r\n\r\n"
 KEY = b"POST /GetKey HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
@@ -84,7 +86,7 @@ def test_a_method_that_raises_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PLANTED, "1")
     rig = Rig()
     rig.run(head("dstack") + KEY % (2, b"{}"))
-    with pytest.raises(BrokenPromise, match=r"nobody reckoned with.*KeyError"):
+    with pytest.raises(BrokenPromiseError, match=r"nobody reckoned with.*KeyError"):
         rig.run(head("dstack") + KEY % (len(PLANTED_BODY), PLANTED_BODY))
     rig.close()
 
@@ -93,12 +95,12 @@ def test_a_task_that_is_left_over_is_seen(rig: Rig, monkeypatch: pytest.MonkeyPa
     """Something that waits for ever for nobody."""
     respond = RpcApp.respond
 
-    def leave(*args: object) -> object:
+    def leave(*args: Any) -> object:
         asyncio.get_running_loop().create_task(asyncio.Event().wait())
-        return respond(*args)  # type: ignore[arg-type]  # handed through
+        return respond(*args)
 
     monkeypatch.setattr(RpcApp, "respond", leave)
-    with pytest.raises(BrokenPromise, match="tasks are left over"):
+    with pytest.raises(BrokenPromiseError, match="tasks are left over"):
         rig.run(head("dstack") + GET)
     for task in rig.loop.tasks:
         task.cancel()
@@ -120,7 +122,7 @@ def test_a_broken_connection_is_seen(
 ) -> None:
     """It stays, or an answer never comes."""
     monkeypatch.setattr(HttpProtocol, name, broken)
-    with pytest.raises(BrokenPromise, match=said):
+    with pytest.raises(BrokenPromiseError, match=said):
         rig.run(head("dstack", "silent") + GET)
     monkeypatch.undo()
     for config in rig._configs.values():  # of what could not be told that a connection ended
@@ -136,7 +138,7 @@ def test_a_wrong_length_is_seen(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> No
 
     name = "attestkit.serve.http_protocol.encode_error"
     monkeypatch.setattr(name, lambda text: Longer(encode_error(text)))
-    with pytest.raises(BrokenPromise, match="shorter than its length"):
+    with pytest.raises(BrokenPromiseError, match="shorter than its length"):
         rig.run(head("http") + b"nonsense\r\n\r\n")
 
 
@@ -165,18 +167,18 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\
 def test_an_answer_that_is_none_is_seen(sent: bytes, said: str) -> None:
     """Whatever is wrong with it."""
     assert len(read_answers(OK + OK, [b"GET", b"GET"], ended=False)) == 2
-    with pytest.raises(BrokenPromise, match=said):
+    with pytest.raises(BrokenPromiseError, match=said):
         read_answers(sent, [b"GET"], ended=False)
 
 
 def test_a_body_for_head_is_seen() -> None:
     """There must be none, whatever length is told."""
     assert len(read_answers(OK[:-2] + OK, [b"HEAD", b"GET"], ended=False)) == 2
-    with pytest.raises(BrokenPromise, match="a head without its end"):
+    with pytest.raises(BrokenPromiseError, match="a head without its end"):
         read_answers(OK, [b"HEAD"], ended=True)
 
 
-def answered(body: bytes, status: int = 200) -> list[object]:
+def answered(body: bytes, status: int = 200) -> list[Answer]:
     """Return an answer in JSON with that body."""
     sent = OK.replace(b"200", b"%d" % status).replace(b": 2\r\n\r\n{}", b": %d\r\n\r\n" % len(body))
     return [*read_answers(sent + body, [b"GET"], ended=False)]
@@ -198,15 +200,15 @@ def test_what_an_answer_must_not_say_is_seen(
     listener: str, body: bytes, status: int, said: str
 ) -> None:
     """Secrets, the insides of the server, and what is not of the promised form."""
-    check(listener, b"", answered(b'{"error":"a"}', 400), _SECRETS)  # type: ignore[arg-type]
-    with pytest.raises(BrokenPromise, match=said):
-        check(listener, b"", answered(body, status), _SECRETS)  # type: ignore[arg-type]
+    check(untyped(listener), b"", answered(b'{"error":"a"}', 400), _SECRETS)
+    with pytest.raises(BrokenPromiseError, match=said):
+        check(untyped(listener), b"", answered(body, status), _SECRETS)
 
 
 def test_what_the_client_brought_may_come_back() -> None:
     """An error may quote a path."""
     body = b'{"error":"No such path: /PRIVATE KEY"}'
-    check("http", b"GET /PRIVATE%20KEY", answered(body, 404), _SECRETS)  # type: ignore[arg-type]
+    check("http", b"GET /PRIVATE%20KEY", answered(body, 404), _SECRETS)
 
 
 # -- the parts -------------------------------------------------------------------------------------
@@ -215,7 +217,7 @@ def test_what_the_client_brought_may_come_back() -> None:
 def test_the_loop_lets_time_pass_only_when_told() -> None:
     """Timers come in their order, and what a callback raises is noted."""
     called: list[str] = []
-    loop = InstantLoop()  # type: ignore[abstract]  # it has what is used here
+    loop: InstantLoop = untyped(InstantLoop)()
     loop.call_later(5.0, called.append, "late")
     loop.call_later(1.0, called.append, "soon")
     loop.call_later(2.0, called.append, "never").cancel()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit._json import MAX_DEPTH, check_depth, decode_strictly
+from attestkit._json import MAX_DEPTH, check_depth, decode_at, decode_strictly
 from attestkit.errors import FormatError
 
 
@@ -63,7 +63,7 @@ def test_the_time_grows_with_the_text_alone(tail: str) -> None:
         (r'"\\\"', False),
     ],
 )
-def test_escapes_end_no_string(string: str, deep: bool) -> None:  # noqa: FBT001 - a parameter
+def test_escapes_end_no_string(string: str, deep: bool) -> None:
     """A quote behind an odd number of backslashes is part of its string, and so is what follows."""
     text = f"[{string}," + "[" * MAX_DEPTH
     if not deep:
@@ -106,7 +106,7 @@ def test_deep_text_does_not_end_the_process(parser: str, bracket: str) -> None:
         "wide = ('[\"\\u2200\",' + deep).encode('utf-16-le')\n"
         f"try:\n    {call}\nexcept AttestKitError as error:\n    print(type(error).__name__)\n"
     )
-    done = subprocess.run(  # noqa: S603 - this very Python
+    done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -143,3 +143,13 @@ def test_strictly_is_no_other_language(text: str | bytes) -> None:
     except FormatError:
         return
     assert found == json.loads(text)
+
+
+@pytest.mark.parametrize("text", ['{"a":1,"a":2}', "[NaN]", "1" * 5000, "", "[1,", "}", " 1"])
+def test_a_value_within_a_text_is_read_as_strictly(text: str) -> None:
+    """Where one is, and where it ends; the place of an error is one in bytes."""
+    assert decode_at('é[1]{"a":[]}x', 4) == ({"a": []}, 12)
+    with pytest.raises(FormatError) as caught:
+        decode_at("é" + text, 1)
+    assert caught.value.offset is not None
+    assert 2 <= caught.value.offset <= 2 + len(text)

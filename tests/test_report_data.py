@@ -63,7 +63,7 @@ def test_too_long(size: int) -> None:
 
 
 @pytest.mark.parametrize("data", [bytearray(4), memoryview(b"abcd"), "text", None, 5])
-def test_only_bytes(data: Any) -> None:  # noqa: ANN401 - what a careless caller hands in
+def test_only_bytes(data: Any) -> None:
     """What another thread could change, or what is no bytes at all, does not get in."""
     with pytest.raises(UsageError, match=type(data).__name__):
         ReportData.pad(data)

@@ -44,7 +44,7 @@ def _run(
 ) -> "subprocess.CompletedProcess[str]":
     """Run a command with what pip needs of this environment, and nothing else."""
     keep = {k: v for k, v in os.environ.items() if k.startswith(("PIP_", "HTTP", "http", "SSL_"))}
-    return subprocess.run(  # noqa: S603 - our own commands
+    return subprocess.run(
         command,
         cwd=folder,
         env={**keep, "PATH": os.defpath, "HOME": str(folder), **environ},
@@ -94,7 +94,7 @@ def test_it_passes_with_the_network_off(python: Path, tmp_path: Path) -> None:
     """Every fixture, scenario and fault, every warning an error, no server but its own."""
     project = tmp_path / "doorman"
     shutil.copytree(SAMPLE, project, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-    if subprocess.run([*NO_NETWORK, "true"], check=False).returncode:  # noqa: S603 - our own
+    if subprocess.run([*NO_NETWORK, "true"], check=False).returncode:
         pytest.skip("no network namespaces for us here")
     offline = [*NO_NETWORK, str(python), "-c", OFFLINE]
     done = _run([*offline, "-m", "pytest", "-v", "-p", "no:cacheprovider"], project)

@@ -121,6 +121,6 @@ def test_readers_of_numbers(read: Callable[[], object]) -> None:
 
 
 def test_a_fault_that_is_not_known() -> None:
-    """What was asked for is cut; the rest is the list of those there are."""
-    with pytest.raises(UsageError, match=r"^no fault is called 'x{64}'\.\.\.; there are ebusy, "):
+    """What was asked for is cut; the rest says who lists those there are."""
+    with pytest.raises(UsageError, match=r"^no fault is called 'x{64}'\.\.\.; write it as "):
         Fault.parse(LONG)

@@ -5,12 +5,13 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestkit.errors import AttestKitError, FormatError, UsageError
 from attestkit.snp_report import SnpReport, SnpTcb
 from tests.quotes import PATTERN
+from tests.thorough import thorough
+from tests.untyped import untyped
 from tests.vectors import data, load, needs_shared
 
 VECTORS: list[dict[str, Any]] = load("quotes.json").get("snp_reports", [])
@@ -147,7 +148,7 @@ def test_fields_lie_where_they_should(version: int) -> None:
     assert bool(report.launch_mit_vector) == bool(report.current_mit_vector) == (version == 5)
     assert report.signature == raw[0x2A0:0x2D0][::-1] + raw[0x2E8:0x318][::-1]
     assert report.signed_region == raw[:0x2A0]
-    assert pickle.loads(pickle.dumps(report)) == report  # noqa: S301 - our own
+    assert pickle.loads(pickle.dumps(report)) == report
 
 
 @pytest.mark.parametrize(
@@ -255,7 +256,7 @@ def test_reserved_bytes(version: int) -> None:
 def test_only_bytes(report: object) -> None:
     """A report is bytes; anything else is a mistake of the caller."""
     with pytest.raises(UsageError, match="an SEV-SNP report is bytes, not"):
-        SnpReport.parse(report)  # type: ignore[arg-type]  # on purpose
+        SnpReport.parse(untyped(report))
 
 
 def test_as_dictionary_and_text() -> None:
@@ -269,8 +270,11 @@ def test_as_dictionary_and_text() -> None:
     assert repr(report) == f"<SnpReport v5, VLEK, report_data {said}...>"
 
 
-@settings(max_examples=1000, deadline=None)
-@given(st.one_of(st.binary(max_size=32), st.binary(min_size=37, max_size=37).map(lambda b: b * 32)))
+@thorough(
+    st.one_of(st.binary(max_size=32), st.binary(min_size=37, max_size=37).map(lambda b: b * 32)),
+    few=200,
+    many=1000,
+)
 def test_any_bytes(report: bytes) -> None:
     """Whatever bytes come, only our own errors come out."""
     with pytest.raises(AttestKitError):

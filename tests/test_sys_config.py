@@ -4,11 +4,11 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.errors import ConfigError
 from attestkit.sys_config import CollateralUrls, SysConfig, VmConfig
+from tests.thorough import thorough
 from tests.vectors import data, needs_shared
 
 VM_CONFIG = '{"cpu_count": 2, "spec_version": 1, "os_image_hash": "00ff"}'
@@ -180,8 +180,8 @@ _JSON = st.recursive(
 _KEYS = st.sampled_from(SysConfig.__struct_fields__)
 
 
-@given(content=st.binary() | st.dictionaries(_KEYS, _JSON))
-def test_any_content_raises_only_our_error(content: Any) -> None:  # noqa: ANN401 - anything
+@thorough(st.binary() | st.dictionaries(_KEYS, _JSON), few=25, many=200)
+def test_any_content_raises_only_our_error(content: Any) -> None:
     """Whatever it is, it is read or refused."""
     try:
         found = parse(content)

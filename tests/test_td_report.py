@@ -6,13 +6,14 @@ from hashlib import sha384
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestkit.errors import AttestKitError, FormatError, UsageError
 from attestkit.quote import TdQuoteBody
 from attestkit.td_report import TdReport
 from tests.quotes import PATTERN
+from tests.thorough import thorough
+from tests.untyped import untyped
 from tests.vectors import data, load, needs_shared
 
 VECTORS: list[dict[str, Any]] = load("quotes.json").get("tdreports", [])
@@ -110,11 +111,11 @@ def test_fields_lie_where_they_should(version: int, valid: int) -> None:
     assert (report.td_id, report.vmid, report.td_info_valid) == (
         (raw[960:992], 2, 0x301) if version == 3 else (bytes(32), 0, 0)
     )
-    assert pickle.loads(pickle.dumps(report)) == report  # noqa: S301 - our own
+    assert pickle.loads(pickle.dumps(report)) == report
 
 
 @pytest.mark.parametrize("extended", [False, True])
-def test_body_of_its_quote(extended: bool) -> None:  # noqa: FBT001 - a parameter of the test
+def test_body_of_its_quote(extended: bool) -> None:
     """A quote says of a TD what its report says."""
     report = TdReport.parse(hashed(made(1, 0x301FF)))
     body = TdQuoteBody.parse(report.quote_body(extended=extended))
@@ -175,7 +176,7 @@ def test_every_hashed_byte() -> None:
 def test_only_bytes(report: object) -> None:
     """A report is bytes; anything else is a mistake of the caller."""
     with pytest.raises(UsageError, match="a TD report is bytes, not"):
-        TdReport.parse(report)  # type: ignore[arg-type]  # on purpose
+        TdReport.parse(untyped(report))
 
 
 def test_as_dictionary_and_text() -> None:
@@ -188,8 +189,11 @@ def test_as_dictionary_and_text() -> None:
     assert repr(report) == f"<TdReport v1, report_data {report.report_data[:8].hex()}...>"
 
 
-@settings(max_examples=1000, deadline=None)
-@given(st.one_of(st.binary(max_size=32), st.binary(min_size=32, max_size=64).map(lambda b: b * 32)))
+@thorough(
+    st.one_of(st.binary(max_size=32), st.binary(min_size=32, max_size=64).map(lambda b: b * 32)),
+    few=200,
+    many=1000,
+)
 def test_any_bytes(report: bytes) -> None:
     """Whatever bytes come, only our own errors come out."""
     with pytest.raises(AttestKitError):

@@ -52,7 +52,7 @@ def test_every_actor_has_promises() -> None:
 def test_pytest_knows_every_test_of_a_promise() -> None:
     """Also those with parameters, whose names are made when they are collected."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:benchmark", "--collect-only"]
-    done = subprocess.run(  # noqa: S603 - our own tests
+    done = subprocess.run(
         [*command, *nodes()], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-2000:]

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -33,12 +34,16 @@ def threads(*works: Callable[[], object]) -> Iterator[list[threading.Thread]]:
             assert not thread.is_alive(), "a thread waits for ever"
 
 
+def _waits(turns: Turns, count: int) -> bool:
+    return turns.waiting == count
+
+
 def queue_up(turns: Turns, running: list[threading.Thread]) -> None:
     """Start threads one by one, each once the one before waits."""
     for thread in running:
         before = turns.waiting
         thread.start()
-        until(lambda before=before: turns.waiting == before + 1)  # type: ignore[misc]
+        until(partial(_waits, turns, before + 1))
 
 
 def test_first_come_first_served() -> None:

@@ -59,7 +59,7 @@ JSON = st.recursive(
 
 
 @given(st.binary() | st.dictionaries(st.sampled_from(["one", "inner", "x"]), JSON))
-def test_anything(content: Any) -> None:  # noqa: ANN401 - anything
+def test_anything(content: Any) -> None:
     """Whatever it is, it is read or refused."""
     data = content if isinstance(content, bytes) else json.dumps(content)
     with suppress(ConfigError):

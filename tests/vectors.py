@@ -15,7 +15,7 @@ HAVE_SHARED = (SHARED / "vectors").is_dir()
 needs_shared = pytest.mark.skipif(not HAVE_SHARED, reason="the shared vectors are not here")
 
 
-def load(name: str) -> Any:  # noqa: ANN401 - JSON of any shape
+def load(name: str) -> Any:
     """Return the JSON of `vectors/<name>`, or an empty object where the vectors are missing."""
     return json.loads((SHARED / "vectors" / name).read_text()) if HAVE_SHARED else {}
 

@@ -49,7 +49,7 @@ def vcek_extensions(product: str, spls: Mapping[str, int], hardware_id: bytes) -
     return {"1": _integer(1), "2": text, **levels, "4": hardware_id}
 
 
-def issue_amd_certificate(  # noqa: PLR0913 - a certificate has that many parts
+def issue_amd_certificate(
     subject: AmdAuthority,
     issuer: AmdAuthority,
     *,

@@ -64,6 +64,8 @@ class Certificate:
     def __init__(self, certificate: x509.Certificate) -> None:
         self._certificate = certificate
         self.der: bytes = certificate.public_bytes(Encoding.DER)
+        self.subject_der: bytes
+        self.spki_der: bytes
         self.subject_der, self.spki_der = _subject_and_key(certificate.tbs_certificate_bytes)
         # By dotted OID, the bytes inside the extension's own OCTET STRING.
         self.extensions: Mapping[str, bytes] = MappingProxyType(_extension_values(certificate))
@@ -187,7 +189,7 @@ def certificate_pem(der: bytes) -> str:
     return armour("CERTIFICATE", der)
 
 
-def issue_leaf(  # noqa: PLR0913 - the fields of a certificate
+def issue_leaf(
     *,
     public_key: P256Key,
     subject: str,
@@ -221,7 +223,7 @@ def issue_leaf(  # noqa: PLR0913 - the fields of a certificate
         return _sign(_add_private(builder, extensions), ca_key)
 
 
-def issue_ca(  # noqa: PLR0913 - the fields of a certificate
+def issue_ca(
     *,
     key: P256Key,
     subject: str,

@@ -177,9 +177,10 @@ class P256Key(Secret):
         To ask OpenSSL for it leaves copies behind that nobody can wipe.
         """
         self._scalar = own_copy(scalar)
-        self.private = private  # for attestkit._crypto alone
+        self.private: ec.EllipticCurvePrivateKey = private  # for attestkit._crypto alone
         point = private.public_key().public_numbers()
-        self.public_point = point.x.to_bytes(32, "big") + point.y.to_bytes(32, "big")  # x and y
+        x, y = point.x.to_bytes(32, "big"), point.y.to_bytes(32, "big")
+        self.public_point: bytes = x + y
 
     @classmethod
     def from_scalar(cls, scalar: bytes) -> "P256Key":

@@ -1,5 +1,6 @@
 """Ed25519 signatures (RFC 8032) and X25519 key agreement (RFC 7748)."""
 
+import binascii
 from collections.abc import Callable
 from typing import Final
 
@@ -14,8 +15,8 @@ from nacl.bindings import (
 )
 from nacl.exceptions import BadSignatureError, CryptoError
 
-from attestkit._crypto.secret import Secret, wipe_field
-from attestkit.errors import UsageError
+from attestkit._crypto.secret import Secret, wipe, wipe_field
+from attestkit.errors import FormatError, UsageError
 
 __all__ = [
     "Ed25519Key",
@@ -26,6 +27,9 @@ __all__ = [
     "x25519_public_key",
 ]
 
+# RFC 8410, 7: version 1 of PKCS#8 around the seed, as OpenSSL writes it.
+_PKCS8_HEAD: Final = bytes.fromhex("302e020100300506032b657004220420")
+_ARMOUR: Final = ("-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----")
 _FIELD: Final = 2**255 - 19
 _D: Final = -121665 * pow(121666, -1, _FIELD) % _FIELD  # the curve's constant (RFC 8032, 5.1)
 
@@ -38,8 +42,35 @@ class Ed25519Key(Secret):
     def __init__(self, seed: bytes) -> None:
         """Take the 32-byte seed; UsageError for another size."""
         _check_size("an Ed25519 seed", seed, 32)
-        public, self._secret = crypto_sign_seed_keypair(seed)
-        self.public_key = bytes(public)  # 32 bytes
+        public, secret = crypto_sign_seed_keypair(seed)
+        self._secret: bytes = secret
+        self.public_key: bytes = bytes(public)  # 32 bytes
+
+    @classmethod
+    def from_pem(cls, text: str) -> "Ed25519Key | None":
+        """Read the PEM of PKCS#8 (RFC 8410), not encrypted; None where that is no Ed25519 key.
+
+        Raises:
+            FormatError: it begins as an Ed25519 key, and goes on as none.
+        """
+        lines = text.split()
+        body = "".join(lines[3:-3])  # the armour has blanks
+        if (" ".join(lines[:3]), " ".join(lines[-3:])) != _ARMOUR:
+            return None
+        try:
+            der = binascii.a2b_base64(body)
+        except ValueError:
+            return None
+        if not der.startswith(_PKCS8_HEAD):
+            return None
+        if len(der) != len(_PKCS8_HEAD) + 32:
+            raise FormatError("the PEM of an Ed25519 key has another size than RFC 8410's")
+        seed = der[len(_PKCS8_HEAD) :]
+        try:
+            return cls(seed)
+        finally:
+            wipe(der)
+            wipe(seed)
 
     def sign(self, data: bytes) -> bytes:
         """Return the 64-byte signature over `data`."""

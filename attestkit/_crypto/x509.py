@@ -76,7 +76,7 @@ def sgx_extension(platform: SgxPlatform) -> bytes:
     tcb.append(_entry(b"\x02\x11", _integer(platform.pcesvn)))
     tcb.append(_entry(b"\x02\x12", _tlv(_OCTETS, platform.cpusvn)))
     flags = (platform.dynamic_platform, platform.cached_keys, platform.smt_enabled)
-    configuration = [_entry(bytes([7, n]), _boolean(flag)) for n, flag in enumerate(flags, 1)]
+    configuration = [_entry(bytes([7, n]), _BOOLEANS[flag]) for n, flag in enumerate(flags, 1)]
     return _sequence(
         _entry(b"\x01", _tlv(_OCTETS, platform.ppid)),
         _entry(b"\x02", _sequence(*tcb)),
@@ -88,7 +88,7 @@ def sgx_extension(platform: SgxPlatform) -> bytes:
     )
 
 
-def issue_certificate(  # noqa: PLR0913 - a certificate has that many parts
+def issue_certificate(
     subject: Authority,
     issuer: Authority,
     *,
@@ -261,8 +261,7 @@ def _integer(value: int) -> bytes:
     return _tlv(_INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big"))
 
 
-def _boolean(value: bool) -> bytes:  # noqa: FBT001 - it is the value that is encoded
-    return _tlv(_BOOLEAN, b"\xff" if value else b"\x00")
+_BOOLEANS: Final = (_tlv(_BOOLEAN, b"\x00"), _tlv(_BOOLEAN, b"\xff"))
 
 
 _COMMON_TO_ALL: Final = b"".join(

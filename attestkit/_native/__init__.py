@@ -14,6 +14,7 @@ import os
 import struct
 import sys
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from attestkit._native._level import VARIABLE, choose
@@ -54,7 +55,7 @@ __all__ = [
 ]
 
 
-def _second_module(library: str) -> Any:  # noqa: ANN401 - _objects.pyi has its types
+def _second_module(library: str) -> ModuleType:
     """Load the module of objects.c, for which the import system does not look in cffi's library."""
     loader = ExtensionFileLoader("attestkit._native._objects", library)
     spec = ModuleSpec(loader.name, loader, origin=library)

@@ -2,7 +2,7 @@
 
 from array import array
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attestkit._native._python_quote import quote_layout, quote_layout_among
 from attestkit._native._status import refuse_one
@@ -82,13 +82,14 @@ class Column:
     def __set_name__(self, _: type, name: str) -> None:
         self._name = name
 
-    def __get__(self, owner: Any, _: type | None = None) -> Any:  # noqa: ANN401 - one or a tuple
+    def __get__(self, owner: object, _: type | None = None) -> object:
         if owner is None:
             raise AttributeError("a column is one of certain quotes")
-        made = tuple([_gathered(owner._rows, *cut) for cut in self._cuts])  # noqa: SLF001 - as said
         # Where Python finds it without coming here, as this has no __set__.
-        kept = owner.__dict__[self._name] = made if len(made) > 1 else made[0]
-        return kept
+        kept = vars(owner)
+        made = [_gathered(kept["_rows"], *cut) for cut in self._cuts]
+        found = kept[self._name] = tuple(made) if len(made) > 1 else made[0]
+        return found
 
 
 def _gathered(rows: Rows, at: int, width: int) -> memoryview:

@@ -196,6 +196,10 @@ class QuoteBase:
     rtmrs: tuple[bytes, bytes, bytes, bytes]
     report_data: bytes
 
+    def hold(self, data: bytes) -> None:
+        """Keep the bytes that it is made of; nothing else is made of them yet."""
+        self._data, self._made = data, None
+
 
 def quote_parsers(
     quote: type[QuoteBase], enclave: type[QuoteBase]
@@ -213,7 +217,7 @@ def quote_parsers(
         if padding < 0:
             return None
         made = QuoteBase()
-        made._data, made._made = data, None  # noqa: SLF001 - it is going to be one of them
+        made.hold(data)
         made.padding, made.version, made.tee_type = padding, data[0], data[4]
         body = 54 if made.version == 5 else 48
         if made.tee_type == _TDX:

@@ -77,6 +77,9 @@ def in_parts(
                 errors.append(error)
 
     _side_by_side(take_parts, min(cpus(), sum(sizes) // share))
-    if errors:
-        raise errors[0]
+    try:
+        if errors:
+            raise errors[0]
+    finally:
+        errors.clear()  # which its own traceback holds, and so all that `work` was given
     return [result for start, _ in spans for result in results[start]]

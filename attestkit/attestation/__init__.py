@@ -5,10 +5,11 @@ runtime events and the configuration of the VM. Reading says what the bytes look
 may be believed is the verifier's question.
 """
 
-from collections.abc import Mapping
-from typing import Final, Literal
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Final, Literal
 
-from attestkit.attestation import agent_response, cbor, cose, v0_scale, v1_msgpack
+from attestkit.attestation import agent_response, cbor, cmw_evidence, cose, v0_scale, v1_msgpack
 from attestkit.attestation import app_info as _app_info
 from attestkit.attestation.app_info import AppInfo
 from attestkit.attestation.platforms import (
@@ -31,25 +32,55 @@ from attestkit.event_log.runtime import RUNTIME_EVENT_TYPE
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 
+if TYPE_CHECKING:
+    from attestkit.collateral import Collateral
+
 __all__ = ["MAX_SIZE", "AppInfo", "Attestation", "Encoding"]
 
-Encoding = Literal["v0", "v1", "cbor"]
+Encoding = Literal["v0", "v1", "cbor", "cbor-record", "cbor-tag", "json", "json-record", "v1-cbor"]
+"""V0 is SCALE, V1 msgpack, `v1-cbor` the same in CBOR; all others are a CMW.
+
+That is the RATS Conceptual Message Wrapper (draft-ietf-rats-msg-wrap): `cbor` and `json` are a
+collection with a message for each part, which alone has room for collateral; `cbor-record`,
+`json-record` and `cbor-tag` are one message that holds a `v1-cbor`.
+"""
 
 MAX_SIZE: Final = 10_485_760
 """Bytes that encoded evidence may have: 10 MiB."""
 
 _NO_LOG: Final = WireLog()
-_ENCODE: Final = {"v0": v0_scale.encode, "v1": v1_msgpack.encode, "cbor": cbor.encode}
+_ENCODE: Final[Mapping[Encoding, Callable[[Evidence, bytes | None], bytes]]] = {
+    "v0": lambda evidence, _: v0_scale.encode(evidence),
+    "v1": lambda evidence, _: v1_msgpack.encode(evidence),
+    "cbor": partial(cmw_evidence.encode, "cbor"),
+    "cbor-record": partial(cmw_evidence.encode, "cbor-record"),
+    "cbor-tag": partial(cmw_evidence.encode, "cbor-tag"),
+    "json": partial(cmw_evidence.encode, "json"),
+    "json-record": partial(cmw_evidence.encode, "json-record"),
+    "v1-cbor": lambda evidence, _: cbor.encode(evidence),
+}
 
 
 class Attestation:
     """One parcel of evidence. Immutable; equal to another that says the same in any encoding."""
 
-    __slots__ = ("_encoding", "_event_log", "_evidence", "_quote", "_runtime_events")
+    __slots__ = ("_collateral", "_encoding", "_event_log", "_evidence", "_quote", "_runtime_events")
 
-    def __init__(self, evidence: Evidence, encoding: Encoding | None = None) -> None:
-        """Wrap `evidence`; `encoding` is the one it came in, None for evidence made here."""
+    def __init__(
+        self,
+        evidence: Evidence,
+        encoding: Encoding | None = None,
+        collateral: bytes | None = None,
+    ) -> None:
+        """Wrap `evidence`.
+
+        Args:
+            evidence: What it says.
+            encoding: The one it came in, None for evidence made here.
+            collateral: What lay beside it in a CMW, unread.
+        """
         self._evidence = evidence
+        self._collateral = collateral
         self._encoding: Encoding | None = encoding
         self._quote: Quote | None = None
         self._event_log: EventLog | None = None
@@ -57,9 +88,10 @@ class Attestation:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Attestation":
-        """Read evidence of at most 10 MiB in SCALE (V0), msgpack (V1) or CBOR.
+        """Read evidence of at most 10 MiB in SCALE (V0), msgpack (V1), CBOR or any form of a CMW.
 
-        Only its shape is checked; a quote or report inside is parsed on first use.
+        Only its shape is checked; a quote or report inside is parsed on first use, and collateral
+        beside it if it is asked for.
 
         Raises:
             UsageError: `data` is not `bytes`.
@@ -73,10 +105,13 @@ class Attestation:
             raise FormatError(f"attestation bytes too large: {len(data)} > {MAX_SIZE}")
         if data[0] in v0_scale.FIRST_BYTES:
             return cls(v0_scale.decode(data), "v0")
+        if cmw_evidence.is_cmw(data):
+            wrapped = cmw_evidence.decode(data)
+            return cls(wrapped.evidence, wrapped.form, wrapped.collateral)
         if data[0] in v1_msgpack.FIRST_BYTES:
             return cls(v1_msgpack.decode(data), "v1")
         if data[0] in cbor.FIRST_BYTES:
-            return cls(cbor.decode(data), "cbor")
+            return cls(cbor.decode(data), "v1-cbor")
         raise FormatError("Unknown attestation wire format")
 
     @classmethod
@@ -141,17 +176,19 @@ class Attestation:
         """Return the evidence encoded.
 
         Args:
-            encoding: `v0` (SCALE), `v1` (msgpack) or `cbor`. None: as it was received; evidence
-                made here is V0 as long as no event has version 2, which only the others can carry.
+            encoding: One of `Encoding`. None: as it was received; evidence made here is V0 as long
+                as no event has version 2, which only the others can carry, and `cbor` once it has
+                collateral beside it, which the other encodings leave out.
 
         Raises:
             UsageError: There is no such encoding, V0 cannot carry this evidence, or it is so large
                 (10 MiB, 65,536 events) that nobody would read it.
         """
-        chosen = encoding or self._encoding or ("v1" if self._evidence.has_v2_event() else "v0")
-        if chosen not in _ENCODE:
-            raise UsageError(f"unknown encoding {chosen!r}: v0, v1 or cbor")
-        encoded = _ENCODE[chosen](self._evidence)
+        chosen = encoding or self._encoding or self._usual_encoding()
+        if chosen not in tuple(_ENCODE):  # which need not even be hashable
+            known = ", ".join(_ENCODE)
+            raise UsageError(f"unknown encoding {ascii(chosen)[:64]}: none of {known}")
+        encoded = _ENCODE[chosen](self._evidence, self._collateral)
         if len(encoded) > MAX_SIZE or len(self._wire_events()) > MAX_ITEMS:
             raise UsageError(f"evidence is over {MAX_SIZE} bytes or {MAX_ITEMS} events")
         return encoded
@@ -229,6 +266,42 @@ class Attestation:
         """The VM's configuration: JSON text, or empty."""
         return self._evidence.stack.config
 
+    @property
+    def enclosed_collateral(self) -> "Collateral | None":
+        """The collateral that came beside the evidence in a CMW; None where there was none.
+
+        Whoever sent the evidence chose it, so no verifier looks at it unasked. To use it, hand it
+        to `Verifier(collateral=...)`: that checks its signatures and dates like any other's.
+
+        Raises FormatError if it is malformed.
+        """
+        if self._collateral is None:
+            return None
+        from attestkit.collateral import Collateral  # late: few parcels have any
+        from attestkit.errors import CollateralError
+
+        try:
+            return Collateral.from_json(self._collateral)
+        except CollateralError as error:
+            raise FormatError(f"collateral: {error}") from error
+
+    def with_collateral(self, collateral: "Collateral | None") -> "Attestation":
+        """Return a copy with `collateral` beside the evidence, or with none.
+
+        It goes out with the encodings `cbor` and `json`, and is no part of the evidence: neither
+        equality nor a verdict depends on it.
+
+        Raises:
+            UsageError: `collateral` is something else, such as its bytes.
+        """
+        if collateral is None:
+            return Attestation(self._evidence, self._encoding)
+        from attestkit.collateral import Collateral  # late: few parcels have any
+
+        if not isinstance(collateral, Collateral):
+            raise UsageError(f"collateral is a Collateral, not {type(collateral).__name__}")
+        return Attestation(self._evidence, self._encoding, collateral.to_json().encode())
+
     def app_info(self, *, boottime: bool = False, config: str = "", device: bytes = b"") -> AppInfo:
         """Read who the app is.
 
@@ -253,7 +326,8 @@ class Attestation:
         """Return the smaller form that certificates carry, in the same encoding.
 
         On TDX the log keeps RTMR3's events without what follows from the rest, and the events that
-        measure ACPI tables. Runtime events, report data and configuration stay.
+        measure ACPI tables. Runtime events, report data and configuration stay; collateral beside
+        the evidence does not.
         """
         platform = self._evidence.platform.stripped()
         return Attestation(self._evidence._replace(platform=platform), self._encoding)
@@ -272,7 +346,12 @@ class Attestation:
         replaced = Evidence(
             platform.with_report_data(report_data), stack._replace(report_data=report_data)
         )
-        return Attestation(replaced, self._encoding)
+        return Attestation(replaced, self._encoding, self._collateral)
+
+    def _usual_encoding(self) -> Encoding:
+        if self._collateral is not None:
+            return "cbor"
+        return "v1" if self._evidence.has_v2_event() else "v0"
 
     def _wire_events(self) -> tuple[WireEvent, ...]:
         platform = self._evidence.platform
@@ -288,7 +367,7 @@ class Attestation:
         return hash((self.platform, self._evidence))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Attestation, (self._evidence, self._encoding)
+        return Attestation, (self._evidence, self._encoding, self._collateral)
 
     def __repr__(self) -> str:
         events = len(self._wire_events())

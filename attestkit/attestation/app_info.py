@@ -49,7 +49,7 @@ class AppInfo(NamedTuple):
     key_provider_info: bytes  # JSON text: {"name":"...","id":"<hex>"}
     init_script_hashes: tuple[bytes, ...] | None  # 32 bytes each, at most 5; None: not known
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the form of the agent's JSON: hex text, keys in their order."""
         hashes = self.init_script_hashes
         found: dict[str, Any] = {name: value.hex() for name, value in self._bytes().items()}

@@ -5,7 +5,7 @@ Only the shape is read here; signature and certificates are the verifier's work.
 
 from typing import NamedTuple, TypeVar
 
-from attestkit.attestation.cbor import Value, read_value
+from attestkit._cbor import Value, read_value
 from attestkit.errors import FormatError
 
 __all__ = ["NitroDocument", "read_nitro_document"]

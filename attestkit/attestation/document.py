@@ -30,7 +30,7 @@ from attestkit.attestation.scale import MAX_ITEMS
 from attestkit.errors import FormatError
 from attestkit.event_log.event import WireEvent
 
-__all__ = ["Ints", "Reader", "decode", "tree"]
+__all__ = ["Ints", "Reader", "decode", "part", "tree"]
 
 T = TypeVar("T")
 VERSION = 1
@@ -46,24 +46,31 @@ class Reader(Protocol):
 
     def header(self) -> tuple[bool, int]:
         """Read the head of a map or array: whether it is a map, and its number of entries."""
+        ...
 
     def count(self) -> int:
         """Read the head of an array: its number of items, at most as many as bytes are left."""
+        ...
 
     def integer(self) -> int:
         """Read a number that is not negative."""
+        ...
 
     def text(self) -> str:
         """Read text."""
+        ...
 
     def blob(self) -> bytes:
         """Read bytes, in whichever ways the codec may write them."""
+        ...
 
     def nil(self) -> bool:
         """Read nil if it is next, and tell so."""
+        ...
 
     def skip(self) -> None:
         """Read any one value, however deep, and forget it."""
+        ...
 
 
 class Ints(bytes):
@@ -100,6 +107,23 @@ def decode(reader: Reader, size: int, codec: str) -> Evidence:
     if left := size - reader.at:
         raise FormatError(f"trailing bytes after attestation {codec}: {left}")
     return Evidence(found["platform"], found["stack"])
+
+
+def part(reader: Reader, name: str, size: int) -> object:
+    """Read one field of a document that stands alone, and must end with the data.
+
+    Args:
+        reader: A cursor at the value.
+        name: `tpm_quote`, `cert_chain` or `runtime_events`.
+        size: Where the data ends.
+
+    Raises:
+        FormatError: It breaks the format, the offset says where; or the data goes on behind it.
+    """
+    found: object = _PARTS[name](reader)
+    if left := size - reader.at:
+        raise FormatError(f"{left} bytes behind it", offset=reader.at)
+    return found
 
 
 def tree(evidence: Evidence) -> dict[str, Any]:
@@ -351,4 +375,9 @@ _DOCUMENT = {
     "version": _Field(_document_version),
     "platform": _Field(lambda reader: _tagged(reader, _PLATFORMS)),
     "stack": _Field(lambda reader: _tagged(reader, _STACKS)),
+}
+_PARTS: dict[str, Callable[[Reader], Any]] = {
+    "tpm_quote": _TPM_QUOTE,
+    "cert_chain": _array(_blob),
+    "runtime_events": _array(_RUNTIME_EVENT),
 }

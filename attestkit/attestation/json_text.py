@@ -12,7 +12,7 @@ from attestkit.errors import FormatError
 __all__ = ["from_base64", "from_hex", "hex_field", "number_field", "read", "read_object", "string"]
 
 
-def read(text: str | bytes, what: str) -> Any:  # noqa: ANN401 - JSON of any shape
+def read(text: str | bytes, what: str) -> object:
     """Return what `text` holds; `what` names it in errors.
 
     Raises:

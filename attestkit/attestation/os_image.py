@@ -9,10 +9,10 @@ import hmac
 import string
 from functools import lru_cache
 
+from attestkit._cbor import Value, read_value
 from attestkit._crypto.hashes import sha256
 from attestkit._shown import shown
 from attestkit.attestation import cose, json_text, snp_launch, tdx_launch
-from attestkit.attestation.cbor import Value, read_value
 from attestkit.attestation.mr_config import MrConfig, host_data
 from attestkit.attestation.platforms import Evidence, NitroEnclave, SevSnp, Tdx, td_body
 from attestkit.attestation.snp_launch import SnpImage, SnpLaunch

@@ -6,7 +6,7 @@ rule raises FormatError with the offset at which it broke.
 """
 
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from attestkit.errors import FormatError, UsageError
 
@@ -38,8 +38,8 @@ class ScaleReader:
     __slots__ = ("at", "data")
 
     def __init__(self, data: bytes, at: int = 0) -> None:
-        self.data = data
-        self.at = at
+        self.data: bytes = data
+        self.at: int = at
 
     @property
     def remaining(self) -> int:
@@ -147,9 +147,8 @@ def u64(value: int) -> bytes:
     return _fixed(value, 8)
 
 
-def boolean(value: bool) -> bytes:  # noqa: FBT001 - a wire value like the others here
-    """Encode 00 or 01."""
-    return b"\1" if value else b"\0"
+boolean: Final[Callable[[bool], bytes]] = {False: b"\0", True: b"\1"}.__getitem__
+"""Encode 00 or 01."""
 
 
 def compact(value: int) -> bytes:

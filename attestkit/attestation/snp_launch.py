@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from attestkit._cbor import Value
 from attestkit._crypto.hashes import sha256, sha384
-from attestkit.attestation.cbor import Value
 from attestkit.errors import FormatError
 
 __all__ = ["Section", "SnpImage", "SnpLaunch", "measurement"]

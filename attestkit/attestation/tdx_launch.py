@@ -10,9 +10,9 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from attestkit import _native
+from attestkit._cbor import Value
 from attestkit._crypto.hashes import sha384
 from attestkit.attestation import json_text
-from attestkit.attestation.cbor import Value
 from attestkit.attestation.platforms import is_acpi_data
 from attestkit.errors import FormatError
 from attestkit.event_log.event import ACPI_DATA, WireEvent

@@ -87,7 +87,7 @@ class MsgpackReader:
     def __init__(self, data: bytes, at: int = 0) -> None:
         self._data = data
         self._skipped = 0
-        self.at = at
+        self.at: int = at
 
     def header(self) -> tuple[bool, int]:
         """Read the head of a map or array: whether it is a map, and its number of entries."""

@@ -6,7 +6,7 @@ event log says always agree: both are read under one lock, and compared before t
 
 import os
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, final
+from typing import TYPE_CHECKING, Generic, Literal, NoReturn, final, overload
 
 from attestkit import backends
 from attestkit._turns import Turns
@@ -29,12 +29,51 @@ from attestkit.quote import Quote
 from attestkit.report_data import ReportData
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # of type checkers, which have it always
+
+    from attestkit.backends.configfs_tsm import ConfigfsSnp, ConfigfsTdx
+    from attestkit.backends.dstack_agent import DstackAgent
     from attestkit.backends.host_shared import HostShared
+    from attestkit.backends.recording import Recording
+    from attestkit.backends.simulator import Simulator
+    from attestkit.backends.simulator.snp_guest import SnpSimulator
+    from attestkit.backends.tdx_ioctl import TdxIoctl
+
+    # `Attester` alone is an Attester[Backend].
+    B_co = TypeVar("B_co", bound=Backend, default=Backend, covariant=True)
+    B = TypeVar("B", bound=Backend)
+else:
+    from typing import TypeVar
+
+    B_co = TypeVar("B_co", bound=Backend, covariant=True)
 
 __all__ = ["Attester", "app_info", "make_backend", "open"]
 
 
-def open(backend: str | Backend | None = None, **options: object) -> "Attester":
+# A name that a program spells out tells the backend's class, and so what `backend` can do.
+@overload
+def open(
+    backend: Literal["simulator"], *, platform: Literal["snp"], **options: object
+) -> "Attester[SnpSimulator]": ...
+@overload
+def open(backend: Literal["simulator"], **options: object) -> "Attester[Simulator]": ...
+@overload
+def open(
+    backend: Literal["configfs_tsm"], **options: object
+) -> "Attester[ConfigfsTdx | ConfigfsSnp]": ...
+@overload
+def open(backend: Literal["tdx_ioctl"], **options: object) -> "Attester[TdxIoctl]": ...
+@overload
+def open(backend: Literal["dstack_agent"], **options: object) -> "Attester[DstackAgent]": ...
+@overload
+def open(backend: Literal["recording"], **options: object) -> "Attester[Recording]": ...
+@overload
+def open(backend: str | None = None, **options: object) -> "Attester[Backend]": ...
+@overload
+def open(backend: "B") -> "Attester[B]": ...
+@overload
+def open(backend: str | Backend | None) -> "Attester[Backend]": ...
+def open(backend: str | Backend | None = None, **options: object) -> "Attester[Backend]":
     """Open the TEE that this program runs in.
 
     Args:
@@ -71,14 +110,14 @@ def make_backend(name: str | None, options: dict[str, object]) -> Backend:
 
 
 @final
-class Attester:
+class Attester(Generic[B_co]):
     """One TEE, open. A context manager; it survives neither a fork nor pickling.
 
     Threads may share it, and are served in the order they came. Every method that asks the platform
     can raise BackendError, and UsageError once it is closed.
     """
 
-    def __init__(self, backend: Backend, host: AppHost | None = None) -> None:
+    def __init__(self, backend: B_co, host: AppHost | None = None) -> None:
         """Take `backend` over; `close` closes it.
 
         Args:
@@ -90,7 +129,7 @@ class Attester:
         Raises:
             UsageError: It is no backend; or `$DSTACK_HOST_SHARED_DIR` is not an absolute path.
         """
-        if isinstance(backend, type) or not isinstance(backend, Backend):
+        if not _is_backend(backend):
             raise UsageError(f"{backend!r} is no backend: see attestkit.backends.base")
         self._backend = backend
         self._device = Turns()  # always taken inside the journal's lock, never outside
@@ -102,7 +141,7 @@ class Attester:
 
     def _find_host(self) -> AppHost | None:
         """Return who knows the app: the backend, or the folder that a machine's host shares."""
-        backend = self._backend
+        backend: Backend = self._backend
         if hosts_app(backend):
             return backend
         if backend.simulated or isinstance(backend, GuestAgent):
@@ -114,7 +153,8 @@ class Attester:
 
     def _make_source(self) -> Source:
         """Return what makes evidence with such a backend."""
-        backend, owner = self._backend, Owner(self._device, self._check_usable)
+        backend: Backend = self._backend
+        owner = Owner(self._device, self._check_usable)
         if isinstance(backend, GuestAgent):
             from attestkit.attester.agent import AgentSource  # only who has an agent needs it
 
@@ -129,7 +169,7 @@ class Attester:
     # -- what it is ----------------------------------------------------------------------------
 
     @property
-    def backend(self) -> Backend:
+    def backend(self) -> B_co:
         """The backend, for what only it can do; take care not to disturb this object's turn."""
         return self._backend
 
@@ -324,7 +364,7 @@ class Attester:
             if self._shared is not None:
                 self._shared.close()
 
-    def __enter__(self) -> "Attester":
+    def __enter__(self) -> "Attester[B_co]":
         self._check_usable()
         return self
 
@@ -343,6 +383,10 @@ class Attester:
     def __repr__(self) -> str:
         simulated = ", simulated" if self.simulated else ""
         return f"<Attester on {self._backend.name}{simulated}>"
+
+
+def _is_backend(thing: object) -> bool:
+    return isinstance(thing, Backend) and not isinstance(thing, type)
 
 
 def _check_whole(report_data: object) -> None:

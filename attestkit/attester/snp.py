@@ -108,7 +108,8 @@ def check_host_data(report: SnpReport, document: str) -> None:
     if not hmac.compare_digest(report.host_data, expected := host_data(document)):
         raise ReplayError(
             f"HOST_DATA is {report.host_data.hex()}, but the hash of the host's mr_config document "
-            f"is {expected.hex()}: the guest was launched with another one"
+            f"is {expected.hex()}: the guest was launched with another one",
+            reason="host_data_mismatch",
         )
 
 

@@ -44,14 +44,17 @@ class App(Protocol):
     @property
     def app_compose(self) -> AppCompose:
         """What the app was deployed from."""
+        ...
 
     @property
     def vm_config(self) -> str:
         """The machine's configuration, JSON text; empty where nobody knows it."""
+        ...
 
     @property
     def keys(self) -> KeyDeriver:
         """The app's keys."""
+        ...
 
 
 class Source(Protocol):
@@ -62,30 +65,39 @@ class Source(Protocol):
     @property
     def app(self) -> App:
         """The app, as this source knows it."""
+        ...
 
     def get_quote(self, report_data: bytes) -> Quote:
         """Return a quote over exactly 64 bytes."""
+        ...
 
     def quote_and_log(self, report_data: bytes) -> tuple[Quote, EventLog]:
         """Return a quote over exactly 64 bytes, and the log that replays to its registers."""
+        ...
 
     def evidence(self, report_data: bytes) -> Attestation:
         """Return evidence over exactly 64 bytes, which agrees with itself."""
+        ...
 
     def event_log(self) -> EventLog:
         """Return the log as it is now."""
+        ...
 
     def registers(self) -> Rtmrs:
         """Return RTMR0 to RTMR3."""
+        ...
 
     def emit_event(self, name: str, payload: bytes) -> Event:
         """Extend RTMR3 by an event and log it, or neither."""
+        ...
 
     def measure_app(self, app_id: bytes | None) -> tuple[Event, ...]:
         """Measure the app as a guest does while it boots, unless that has been done."""
+        ...
 
     def alone(self) -> AbstractContextManager[None]:
         """Wait until nobody works with the backend, and keep it so."""
+        ...
 
 
 class HostApp:

@@ -84,7 +84,7 @@ class TdSource:
                 text = f"{error}{place}; {cure(journal.place)}"
             if not self._area:
                 text += "; there is no firmware's log here (CCEL) to explain RTMR0 to RTMR2"
-            raise ReplayError(text, steps=error.steps) from error
+            raise ReplayError(text, steps=error.steps, reason=error.reason) from error
 
     def _has_grown_to(self, rtmrs: Rtmrs) -> bool:
         """Tell whether the log agreed before, and its new events explain what the registers are.

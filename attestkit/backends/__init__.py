@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
+from attestkit._shown import one_line
 from attestkit.backends.kernel_paths import KernelPaths
 from attestkit.errors import AttestKitError, BackendError, BackendUnavailableError, UsageError
 
@@ -51,6 +52,7 @@ AUTO_ORDER: Final = ("dstack_agent", "configfs_tsm", "tdx_ioctl")
 # Whose probe takes the kernel's paths, so that they can be asked below another root.
 HARDWARE: Final = ("configfs_tsm", "tdx_ioctl")
 GROUP: Final = "attestkit.backends"
+_LONGEST_CAUSE: Final = 200  # characters of why a plugin cannot be loaded
 # Where a guest agent listens, in the order in which its clients look.
 AGENT_SOCKETS: Final = (
     "/var/run/dstack.sock",
@@ -162,7 +164,9 @@ def load(name: str) -> "type[Backend]":
     try:
         plugin: type[Backend] = found[0].load()
     except Exception as error:
-        raise BackendError(f"the backend {name!r} of {found[0].value} cannot be loaded") from error
+        why = one_line(f"{type(error).__name__}: {error}", _LONGEST_CAUSE)
+        text = f"the backend {name!r} of {found[0].value} cannot be loaded: {why}"
+        raise BackendError(text) from error
     return plugin
 
 

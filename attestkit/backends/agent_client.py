@@ -9,8 +9,10 @@ threads, to inherit over a fork, or to find dead after the agent was restarted.
 
 import io
 import json
+import stat
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, cast
 
 from attestkit._json import check_depth
@@ -29,6 +31,8 @@ from attestkit.errors import (
 if TYPE_CHECKING:
     import socket
     from http.client import HTTPResponse
+
+    from _typeshed import WriteableBuffer
 
 __all__ = ["MAX_ANSWER", "MAX_REQUEST", "TIMEOUT", "AgentClient", "Answer"]
 
@@ -226,6 +230,8 @@ class AgentClient:
             return UsageError(f"{self._name} cannot be: {one_line(text, _LONGEST_TEXT)}")
         if isinstance(error, BlockingIOError):  # what Linux says of a unix socket's full queue
             return BackendBusyError(f"{self._name} has too many callers waiting")
+        if isinstance(error, OSError) and (what := _no_socket(self._place.path)):
+            return BackendUnavailableError(f"{self._name} {what}")
         for kind, saying in _UNREACHABLE:
             if isinstance(error, kind):
                 return BackendUnavailableError(f"{self._name} {saying}")
@@ -275,6 +281,23 @@ def _check_arguments(endpoint: object, timeout: object) -> None:
         raise UsageError("an agent's endpoint is a URL or the path of a socket")
     if not isinstance(timeout, (int, float)) or not 0 < timeout <= 86400:
         raise UsageError(f"a timeout is a number of seconds, at most 86400, not {timeout!r}")
+
+
+def _no_socket(path: str) -> str:
+    """Say what is at a socket's place where that is something else; empty if it may be one."""
+    try:
+        mode = Path(path).stat().st_mode if path else 0
+    except (OSError, ValueError):
+        return ""
+    if stat.S_ISDIR(mode):
+        return (
+            "is a folder, and no socket: a container engine makes one where the host has no socket "
+            "to mount; start the agent on the host, remove the folder there, and make the "
+            "container anew"
+        )
+    if stat.S_ISREG(mode):
+        return "is a file, and no socket: name the socket of a running agent"
+    return ""
 
 
 def _read_url(url: str) -> _Place:
@@ -342,7 +365,7 @@ class _Incoming(io.RawIOBase):
         """Say yes."""
         return True
 
-    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - any buffer that can be written to
+    def readinto(self, buffer: "WriteableBuffer") -> int:
         """Read what there is into `buffer`, and count it."""
         _wait_no_longer(self._sock, self._time_left())
         size = self._sock.recv_into(buffer)

@@ -35,6 +35,7 @@ class Backend(Protocol):
     @classmethod
     def probe(cls) -> None:
         """Raise BackendUnavailableError, saying what is missing, if it cannot run here."""
+        ...
 
     def get_quote(self, report_data: bytes) -> bytes:
         """Return a raw quote over `report_data`, exactly 64 bytes; from an SnpReporter its report.
@@ -45,15 +46,20 @@ class Backend(Protocol):
             BackendBusyError: Somebody else has the device.
             BackendError: Anything else that went wrong.
         """
+        ...
 
     def read_event_log(self) -> bytes:
         """Return the log as `EventLog.parse` takes it; empty if there is none.
 
-        It is the firmware's, the whole area with its fill; a GuestAgent's has all events.
+        It is the firmware's, the whole area with its fill; a GuestAgent's has all events. A TD
+        without one gives quotes, but evidence only while its registers are all zero: nothing
+        explains them otherwise, and `attestkit.testing.contract` fails it as `attest` does.
         """
+        ...
 
     def close(self) -> None:
         """Let go of the device. A second call does nothing."""
+        ...
 
 
 @runtime_checkable
@@ -62,9 +68,11 @@ class RegisterExtender(Protocol):
 
     def read_rtmr(self, register: int) -> bytes:
         """Return what a register, 0 to 3, holds now."""
+        ...
 
     def extend_rtmr(self, register: int, digest: bytes) -> None:
         """Extend a register by a digest of 48 bytes; programs may extend RTMR2 and RTMR3."""
+        ...
 
     def open_journal(self, version: int | None = None) -> RuntimeLog:
         """Return the runtime events of this TEE; every call the same object.
@@ -72,6 +80,7 @@ class RegisterExtender(Protocol):
         `version` is the digest version that the app asks for, None if it asks for none; the first
         call's counts.
         """
+        ...
 
 
 class SnpEvidence(NamedTuple):
@@ -87,6 +96,7 @@ class SnpReporter(Protocol):
 
     def get_snp_report(self, report_data: bytes) -> SnpEvidence:
         """Return a report over `report_data`, exactly 64 bytes; errors as `Backend.get_quote`."""
+        ...
 
 
 @runtime_checkable
@@ -98,16 +108,20 @@ class GuestAgent(Protocol):
 
         `report_data` is exactly 64 bytes; errors are those of `Backend.get_quote`.
         """
+        ...
 
     def emit_event(self, name: str, payload: bytes) -> None:
         """Have RTMR3 extended by an event; errors are those of `Attester.emit_event`."""
+        ...
 
     def read_app_compose(self) -> bytes:
         """Return what the app was deployed from; UnsupportedError if the agent hides it."""
+        ...
 
     @property
     def keys(self) -> KeyDeriver:
         """The app's keys, which stay with the agent; nothing is asked yet."""
+        ...
 
 
 @runtime_checkable
@@ -121,14 +135,17 @@ class AppHost(Protocol):
     @property
     def app_compose(self) -> AppCompose:
         """What the app was deployed from."""
+        ...
 
     @property
     def vm_config(self) -> str:
         """The machine's configuration, JSON text, as it was handed in."""
+        ...
 
     @property
     def app_keys(self) -> AppKeys:
         """The app's keys."""
+        ...
 
 
 @runtime_checkable
@@ -138,6 +155,7 @@ class LaunchRecord(Protocol):
     @property
     def mr_config(self) -> str:
         """The document whose hash is sealed at launch, JSON text; empty if there is none."""
+        ...
 
 
 _OF_AN_APP_HOST: Final = ("app_compose", "vm_config", "app_keys")

@@ -15,7 +15,7 @@ from collections import deque
 from pathlib import Path
 from typing import Final
 
-from attestkit._files import read_regular
+from attestkit._files import path_flag, read_regular
 
 __all__ = ["read_beneath"]
 
@@ -23,7 +23,7 @@ _MOST_LINKS: Final = 8  # on one way; Kubernetes has two
 _DEEPEST: Final = 16  # folders on the way, each of which is open
 _OUT: Final = "a link that leads out of its folder, which is not followed here"
 _LONG: Final = "a link that leads on and on, which is not followed here"
-_FOLDER: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLDER: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def read_beneath(folder: Path, name: str, most: int) -> bytes:
@@ -37,8 +37,9 @@ def read_beneath(folder: Path, name: str, most: int) -> bytes:
     Raises:
         OSError: It cannot be read, is no regular file, or is a link that leads out of the folder
             (ELOOP), as every absolute one does, or on and on.
+        UnsupportedError: This is no Linux.
     """
-    way = [os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
+    way = [os.open(folder, path_flag() | os.O_DIRECTORY | os.O_CLOEXEC)]
     try:
         last = _go(way, name)
         # The descriptor stands for the folder; the last part, if it is a link now, is refused.
@@ -78,7 +79,7 @@ def _go(way: list[int], name: str) -> str:
         elif len(way) > _DEEPEST:
             raise OSError(errno.ELOOP, _LONG)
         else:
-            way.append(os.open(part, _FOLDER, dir_fd=way[-1]))
+            way.append(os.open(part, path_flag() | _FOLDER, dir_fd=way[-1]))
     raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
 
 

@@ -5,7 +5,7 @@ Linux 6.7 and later with a driver for the TEE; root, or a container that root ga
 
 import os
 import re
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from attestkit import backends
 from attestkit.backends.base import SnpEvidence
@@ -20,6 +20,9 @@ from attestkit.errors import (
     UsageError,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = ["ConfigfsSnp", "ConfigfsTdx", "ConfigfsTsm"]
 
 _SHORTEST_QUOTE: Final = 1020  # bytes: of version 4, with the smallest certification data
@@ -27,7 +30,6 @@ _REPORT_SIZE: Final = 1184  # bytes of an SNP report
 _GUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 
 _Options = tuple[tuple[str, bytes], ...]
-_Kind = TypeVar("_Kind", bound="ConfigfsTsm")
 
 
 class ConfigfsTsm:
@@ -63,8 +65,8 @@ class ConfigfsTsm:
     _options: _Options
     _has_certificates = False
 
-    def __new__(  # noqa: PLR0913, PYI019 - everything by name; Python 3.10 has no Self
-        cls: type[_Kind],
+    def __new__(
+        cls,
         *,
         root: str | os.PathLike[str] | None = None,
         paths: KernelPaths | None = None,
@@ -73,7 +75,7 @@ class ConfigfsTsm:
         service_guid: str | None = None,
         service_manifest_version: int | None = None,
         system: TsmSystem | None = None,
-    ) -> _Kind:
+    ) -> "Self":
         """Ask the kernel which TEE this is, and make its backend."""
         options = (
             *_privlevel(privlevel),

@@ -70,9 +70,9 @@ class DstackAgent:
         if endpoint is None:
             endpoint, _ = agent_endpoint()
         self._client = AgentClient(endpoint, timeout=timeout)
-        self.keys = AgentKeys(self._client)
-        self.why_simulated = self._look(random)
-        self.simulated = bool(self.why_simulated)
+        self.keys: AgentKeys = AgentKeys(self._client)
+        self.why_simulated: str = self._look(random)
+        self.simulated: bool = bool(self.why_simulated)
 
     def _look(self, random: Callable[[int], bytes]) -> str:
         """Return why it is taken to be simulated; an agent that gives no quote now is, too."""

@@ -263,6 +263,7 @@ class Rtmrs:
         """
         before = self.read_fresh(register)
         after = hashlib.sha384(before + digest).digest()
+        error: OSError | None = None
         for wait in (*BUSY_WAITS, None):
             try:
                 extend()

@@ -56,7 +56,7 @@ class TdxIoctl(TdGuest):
     simulated = False
     blocking = True
 
-    def __init__(  # noqa: PLR0913 - everything that is handed in, by name
+    def __init__(
         self,
         *,
         root: str | os.PathLike[str] | None = None,

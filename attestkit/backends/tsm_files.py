@@ -32,18 +32,23 @@ class TsmFiles(Protocol):
 
     def make(self, path: str) -> None:
         """Make a folder."""
+        ...
 
     def write(self, path: str, data: bytes) -> None:
         """Write the whole of `data`, at least a byte, to a file that is there, and close it."""
+        ...
 
     def read(self, path: str, limit: int) -> bytes:
         """Return what a file says up to its end; one byte more than `limit` if that is further."""
+        ...
 
     def list(self, path: str) -> list[Listed]:
         """Return what is in a folder."""
+        ...
 
     def remove(self, path: str) -> None:
         """Remove a folder, and nothing else: the kernel takes the files in it away itself."""
+        ...
 
 
 class OsFiles:

@@ -9,10 +9,10 @@ here waits for it, making and removing an entry too.
 """
 
 import errno
-import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Final, NamedTuple, NoReturn, TypeVar
 
 from attestkit.backends.tsm_errors import (
@@ -322,6 +322,7 @@ class TsmReports:
 
     def _in_fresh_entry(self, use: Callable[[str], _Result]) -> _Result:
         """Return what `use` returns for a new entry; the entry is gone afterwards in any case."""
+        taken = OSError(errno.EEXIST, "taken")
         for _ in range(_NAMES):
             name = f"attestkit-{self._system.pid()}-{self._system.random(16).hex()}"
             path = f"{self._folder}/{name}"
@@ -349,7 +350,7 @@ class TsmReports:
     def _is_mounted(self) -> bool:
         """Whether there is anything in the file system that the report folder should be in."""
         try:
-            return bool(self._files.list(os.path.dirname(os.path.dirname(self._folder))))  # noqa: PTH120 - text in, text out
+            return bool(self._files.list(str(Path(self._folder).parent.parent)))
         except OSError:
             return False
 

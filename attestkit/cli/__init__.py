@@ -8,8 +8,7 @@ import errno
 import os
 import sys
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -30,13 +29,14 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "commands", "run_words"]
 
-# A command is the function of its name in the module of its name, which is loaded once it is
-# called: what one of them needs is not the others' to wait for.
+# A command is the function of its name (`_` for `-`) in the module of its name, which is loaded
+# once it is called: what one of them needs is not the others' to wait for.
 COMMANDS: Final = {
     "attest": "Make evidence about this machine.",
     "bench": "Measure this machine beside the peers.",
     "completion": "Print what makes a shell complete attestkit's words.",
     "doctor": "Say what was found, what is missing, and what to do.",
+    "ear": "Check a signed verdict, and show what it says.",
     "emit": "Extend RTMR3 by an event, and log it.",
     "key": "Derive a key of the app.",
     "mount": "Mount the simulator as the kernel's files.",
@@ -48,6 +48,7 @@ COMMANDS: Final = {
     "serve": "Serve the guest agent API.",
     "show": "Show any quote, log, evidence or certificate.",
     "verify": "Verify evidence: a verdict per file.",
+    "verify-many": "Verify a fleet's evidence: a line of JSON for each.",
 }
 _EPILOG: Final = (
     "Exit codes: 0 good, 1 usage, 2 evidence rejected, 3 network or device, 4 refused by policy, "
@@ -77,7 +78,8 @@ class _Commands(click.Group):
         del ctx
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"{__name__}.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(import_module(f"{__name__}.{name}"), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -102,7 +104,7 @@ class _Commands(click.Group):
             drop(sys.stdout)
             raise click.exceptions.Exit(0) from None
 
-    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - whatever a command returns
+    def invoke(self, ctx: click.Context) -> object:
         """Run the command to its last byte of output, before click has an opinion about it."""
         try:
             result = super().invoke(ctx)
@@ -175,8 +177,9 @@ def _open_closed() -> None:
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - it stays open
-            setattr(sys, name, nowhere)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            # Not to be closed, and so not missed at the end by Python's development mode.
+            setattr(sys, name, os.fdopen(nowhere, "w", encoding="utf-8", closefd=False))
 
 
 def _text(error: click.ClickException | AttestKitError) -> str:

@@ -4,6 +4,7 @@ A file that an option names is part of the configuration: one that is missing or
 ConfigError, and its text names the option.
 """
 
+import contextlib
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,16 +13,18 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, overload
 import click
 from click.core import ParameterSource
 
+from attestkit.attestation import Attestation
 from attestkit.cli.complete import complete_policy
-from attestkit.cli.parameters import PATH, gathered, read_hex
+from attestkit.cli.parameters import PATH, gathered
 from attestkit.cli.read_input import read_file
+from attestkit.cli.report_data import given_report_data, report_data_choices
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, ConfigError, FormatError, UsageError
 
 if TYPE_CHECKING:
     from attestkit.verifier.policy import AppraisalPolicy
 
-__all__ = ["Asked", "verification_options"]
+__all__ = ["Asked", "instant", "verification_options"]
 
 _Read = TypeVar("_Read")
 
@@ -45,13 +48,16 @@ class Asked(NamedTuple):
     inputs: tuple[Path, ...]  # files that options name: nothing may be written over them
 
 
-def _asked(  # noqa: PLR0913 - one per option
+def _asked(
     *,
     collateral: Path | None,
     pccs: str | None,
     certificates: tuple[Path, ...],
     trust_anchor: Path | None,
     report_data: str | None,
+    text: str | None,
+    of_file: Path | None,
+    sha512: bool,
     policy_name: str,
     at: str | None,
 ) -> Asked:
@@ -65,17 +71,17 @@ def _asked(  # noqa: PLR0913 - one per option
         if not from_environment:
             raise UsageError("--collateral and --pccs: one of them")
         pccs = None
-    named = (collateral, *certificates, trust_anchor, Path(policy_name))
+    named = (collateral, *certificates, trust_anchor, of_file, Path(policy_name))
     return Asked(
-        collateral=_read("--collateral", collateral, Collateral.from_json),
+        collateral=_read("--collateral", collateral, _collateral),
         pccs_url=pccs or None,
         pccs_named=bool(pccs) and not from_environment,
         certificates=tuple(_read("--certificate", path, _certificate) for path in certificates),
         trust_anchor=_read("--trust-anchor", trust_anchor, _anchor),
-        report_data=None if report_data is None else _hex(report_data),
+        report_data=_report_data(report_data, text, of_file, sha512=sha512),
         policy=read_policy("--policy", policy_name),
         policy_name=policy_name,
-        at=None if at in {None, OWN_INSTANT} else _instant(at or ""),
+        at=None if at in {None, OWN_INSTANT} else instant(at or "", OWN_INSTANT),
         own_instant=at == OWN_INSTANT,
         inputs=tuple(path for path in named if path is not None),
     )
@@ -88,7 +94,7 @@ verification_options: Final = gathered(
             "--collateral",
             metavar="FILE",
             type=PATH,
-            help="Intel's word about the platform: the nine-field JSON.",
+            help="Intel's word about the platform: the nine-field JSON, or a CMW that holds it.",
         ),
         click.option(
             "--pccs",
@@ -112,10 +118,9 @@ verification_options: Final = gathered(
             type=PATH,
             help="The one root to trust, DER or PEM, in place of those of Intel, AMD and AWS.",
         ),
-        click.option(
-            "--report-data",
-            metavar="HEX",
-            help="Up to 64 bytes that the evidence must be about: shows that it is fresh.",
+        *report_data_choices(
+            "Up to 64 bytes that the evidence must be about: shows that it is fresh.",
+            "It must be about the SHA-512 of what --report-data, --text or --file gives.",
         ),
         click.option(
             "--policy",
@@ -158,6 +163,17 @@ def _read(option: str, path: Path | None, parse: Callable[[bytes], _Read]) -> _R
         raise ConfigError(f"{option} {path}: {error}") from error
 
 
+def _collateral(data: bytes) -> Collateral:
+    """Read collateral, or evidence that it lies beside: whoever names that file chose it."""
+    try:
+        return Collateral.from_json(data)
+    except CollateralError:
+        with contextlib.suppress(FormatError):
+            if (beside := Attestation.from_bytes(data).enclosed_collateral) is not None:
+                return beside
+        raise
+
+
 def _anchor(data: bytes) -> bytes | None:
     from attestkit.verifier.makers import Makers  # late: loads X.509
 
@@ -173,23 +189,35 @@ def _certificate(data: bytes) -> bytes:
     return data
 
 
-def _hex(text: str) -> bytes:
-    value = read_hex("--report-data", text)
-    if not 0 < len(value) <= 64:
-        raise UsageError(f"--report-data is 1 to 64 bytes, not {len(value)}")
-    return value
+def _report_data(
+    report_data: str | None, text: str | None, file: Path | None, *, sha512: bool
+) -> bytes | None:
+    try:
+        wanted = given_report_data(report_data, text, file, sha512=sha512)
+    except FormatError as error:  # whose text names the file
+        raise ConfigError(f"--file {error}") from error
+    if wanted == b"":  # often a variable that is not set; zeros alone would show nothing
+        raise UsageError(
+            "the report data is empty, and has to be 1 to 64 bytes: "
+            "--report-data, --text or --file has none"
+        )
+    return wanted
 
 
-def _instant(text: str) -> datetime:
+def instant(text: str, *words: str) -> datetime:
+    """Return the instant that `--at` gives, aware; where `words` would do too, the error says so.
+
+    Raises:
+        UsageError: It is no time, or none of the years 1970 to 9998.
+    """
     try:
         if text.replace(".", "", 1).isdecimal() and text.isascii():
             return datetime.fromtimestamp(float(text), timezone.utc)
         # datetime of Python 3.10 does not know the Z.
         moment = datetime.fromisoformat(text.upper().replace("Z", "+00:00"))
     except (ValueError, OverflowError, OSError) as error:
-        raise UsageError(
-            f"--at {text}: neither a date of ISO 8601, nor seconds, nor {OWN_INSTANT}"
-        ) from error
+        others = "".join(f", nor {word}" for word in words)
+        raise UsageError(f"--at {text}: neither a date of ISO 8601, nor seconds{others}") from error
     moment = moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment
     if not 1970 <= moment.year <= 9998:  # whatever the zone, it is a time of X.509's and ours
         raise UsageError(f"--at {text}: no verification is before 1970, or after 9998")

@@ -1,10 +1,13 @@
 """`attestkit attest`: evidence, which is what a relying party receives."""
 
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from attestkit.cli.request import Request, request_options
+
+if TYPE_CHECKING:
+    from attestkit.attestation import Encoding
 
 __all__ = ["attest"]
 
@@ -18,13 +21,16 @@ _EPILOG: Final = (
 @click.command(epilog=_EPILOG)
 @click.option(
     "--encoding",
-    type=click.Choice(["v1", "v0", "cbor"]),
+    type=click.Choice(
+        ["v1", "v0", "cbor", "cbor-record", "cbor-tag", "json", "json-record", "v1-cbor"]
+    ),
     default="v1",
     show_default=True,
-    help="v1 is msgpack, v0 SCALE, as older dstack has it.",
+    help="v1 is msgpack, v0 SCALE, as older dstack has it, v1-cbor is v1 in CBOR; the others are "
+    "forms of a RATS CMW.",
 )
 @request_options
-def attest(*, encoding: Literal["v1", "v0", "cbor"], request: Request) -> None:
+def attest(*, encoding: "Encoding", request: Request) -> None:
     """Make evidence about this machine.
 
     That is quote, event log and configuration in one parcel, for attestkit verify. Without -o it

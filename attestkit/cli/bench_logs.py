@@ -7,9 +7,9 @@ that a log comes with. attestkit computes those of runtime events itself.
 import binascii
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from attestkit import _native
 from attestkit.cli.bench_race import Call
@@ -91,11 +91,14 @@ def msgspec_and_hashlib(text: str) -> Call:
     """Decode with msgspec into structs of the two fields that count, and fold."""
     import msgspec
 
-    event = msgspec.defstruct("Event", [("imr", int), ("digest", str)])
-    decoder = msgspec.json.Decoder(list[event])  # type: ignore[valid-type]  # made just now
+    class Entry(msgspec.Struct):
+        imr: int
+        digest: str
+
+    decoder = msgspec.json.Decoder(list[Entry])
 
     def read(text: str) -> list[bytes]:
-        events: list[Any] = decoder.decode(text)
+        events = decoder.decode(text)
         return with_hashlib([(event.imr, bytes.fromhex(event.digest)) for event in events])
 
     return Call(read, text)
@@ -120,7 +123,7 @@ def evidence_api(samples: Samples, *, replay: bool) -> Call:
     """Read a CCEL with evidence-api, and replay it."""
     from evidence_api.eventlog import EventLogs
 
-    def read(area: bytes) -> Any:  # noqa: ANN401 - it ships no types
+    def read(area: bytes) -> object:
         logs = EventLogs(area, None, 1, 0)  # no runtime data; of a TD; in the PC client's format
         logs.select(None, None)  # which parses
         return EventLogs.replay(logs.event_logs) if replay else logs
@@ -132,7 +135,7 @@ def cctrusted_vm(samples: Samples, *, replay: bool) -> Call:
     """Read it with the parser that cctrusted-vm uses, and replay it."""
     from cctrusted_base.eventlog import EventLogs
 
-    def read(area: bytes) -> Any:  # noqa: ANN401 - it ships no types
+    def read(area: bytes) -> object:
         logs = EventLogs(area, None, 0)
         logs.select(None, None)
         return EventLogs.replay(logs.event_logs) if replay else logs
@@ -144,12 +147,18 @@ def _from_ccel_and_replay(area: bytes) -> Rtmrs:
     return EventLog.from_ccel(area).replay()
 
 
-def number_of_events(log: Any) -> int:  # noqa: ANN401 - ours, or a peer's
+class _Counted(Protocol):
+    """A peer's log."""
+
+    count: int
+
+
+def number_of_events(log: "EventLog | _Counted") -> int:
     """Return how many events a log has; peers count the header of the log as one."""
     return len(log.events) if isinstance(log, EventLog) else log.count - 1
 
 
-def registers(replayed: Any) -> tuple[bytes, ...]:  # noqa: ANN401 - ours, or a peer's
+def registers(replayed: Sequence[bytes] | dict[int, Any]) -> tuple[bytes, ...]:
     """Return RTMR0 to RTMR3, whatever somebody calls them.
 
     dstack-sdk has hex by number. evidence-api and cctrusted-vm sort values by algorithm, and leave

@@ -47,7 +47,7 @@ def ours(data: bytes) -> Fields:
 
 def dcap_qvl(_: Samples) -> Callable[[bytes], Fields]:
     """Read them with dcap-qvl, each from the quote, as its documentation does."""
-    from dcap_qvl import parse_quote  # type: ignore[import-untyped]  # it ships no types
+    from dcap_qvl import parse_quote
 
     def read(data: bytes) -> Fields:
         quote = parse_quote(data)
@@ -189,11 +189,11 @@ def columns(quotes: Sequence[bytes]) -> Call:
     return Call(eight_columns, b"".join(quotes))
 
 
-def column_rows(found: Any) -> list[Fields]:  # noqa: ANN401 - columns, or a peer's list
+def column_rows(found: QuoteColumns | list[Fields]) -> list[Fields]:
     """Return the eight fields quote by quote."""
     if isinstance(found, list):
         return [plain(fields) for fields in found]
-    columns: QuoteColumns = found
+    columns = found
     names = ("mr_td", "rtmr0", "rtmr1", "rtmr2", "rtmr3", "report_data")
     flat = [bytes(getattr(columns, name)) for name in names]
     sizes = [len(column) // len(columns) for column in flat]
@@ -210,11 +210,13 @@ def column_rows(found: Any) -> list[Fields]:  # noqa: ANN401 - columns, or a pee
 def _verification(samples: Samples) -> Call:
     """Verify a quote with attestkit, which has dcap-qvl check signatures and TCB."""
     del samples  # the simulator's own, whose root is known and whose collateral never expires
-    import dcap_qvl as _  # noqa: F401 - without it there is nothing to measure
+    import dcap_qvl as library
+
+    del library  # it is here; without it there is nothing to measure
 
     with attestkit.open("simulator", seed=SEED) as tee:
         quote = tee.get_quote(NONCE).raw
-        backend: Any = tee.backend
+        backend = tee.backend
         verifier = attestkit.Verifier(backend.trust_anchor, backend.collateral(AT))
     return Call(lambda data: verifier.verify(data, report_data=NONCE, now=AT), quote)
 
@@ -226,7 +228,7 @@ def _their_verification(samples: Samples) -> Call:
 
     with attestkit.open("simulator", seed=SEED) as tee:
         quote = tee.get_quote(NONCE).raw
-        backend: Any = tee.backend
+        backend = tee.backend
         root, collateral = backend.trust_anchor, backend.collateral(AT).to_json()
     theirs = QuoteCollateralV3.from_json(collateral)
     return Call(lambda data: verify_with_root_ca(data, theirs, root, AT), quote)

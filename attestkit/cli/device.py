@@ -207,8 +207,8 @@ def _value(name: str, text: str, kinds: tuple[object, ...]) -> object:
     """Return what a text means where a value of these types is wanted."""
     failures = []
     for kind in kinds:
+        literals = _literals(kind)
         try:
-            literals = _literals(kind)
             return literals[text] if literals else _READERS[kind](text)
         except KeyError:
             failures.append(f"one of {', '.join(literals)}")

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["doctor", "findings"]
 
-EXTRAS: Final = {
+EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "serve": ("uvicorn", "httptools", "uvloop"),
     "verify": ("dcap-qvl",),
     "cli": ("click", "rich", "jinja2"),
     "fuse": ("mfusepy",),
+    "fleet": ("dask", "distributed", "pyarrow"),
 }
 
 _EPILOG: Final = "Example: attestkit doctor --quote\n\nExit codes: 0 whatever was found, 1 usage."
@@ -131,7 +132,7 @@ def _as_json(found: "Examined") -> dict[str, Any]:
     }
 
 
-def _plain(value: object) -> Any:  # noqa: ANN401 - whatever JSON has
+def _plain(value: object) -> object:
     """Turn named tuples into objects, and tuples into lists."""
     if isinstance(value, tuple):
         as_dict = getattr(value, "_asdict", None)

@@ -4,10 +4,10 @@ import os
 import time
 from collections.abc import Callable, Container
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from attestkit import backends
-from attestkit.backends.base import RegisterExtender, SnpReporter
+from attestkit.backends.base import Backend, RegisterExtender, SnpReporter
 from attestkit.backends.ccel import read_boot_log
 from attestkit.backends.kernel_paths import KernelPaths
 from attestkit.backends.qgs import configured_port
@@ -169,8 +169,9 @@ def _boot_log(paths: KernelPaths) -> BootLog:
         return BootLog(len(area), error=f"it is malformed: {error}")
 
 
-def _make(name: str, paths: KernelPaths) -> Any:  # noqa: ANN401 - a backend, some with more
-    return backends.load(name)(**({"paths": paths} if name in backends.HARDWARE else {}))
+def _make(name: str, paths: KernelPaths) -> Backend:
+    cls: Callable[..., Backend] = backends.load(name)
+    return cls(**({"paths": paths} if name in backends.HARDWARE else {}))
 
 
 def _read_rtmr3(paths: KernelPaths, found: dict[str, str | None]) -> bytes | None:

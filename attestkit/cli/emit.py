@@ -25,7 +25,7 @@ _EPILOG: Final = "Example: attestkit emit model-loaded --text llama-3\n\n" + DEV
 )
 @device_options
 @json_option
-def emit(  # noqa: PLR0913 - one per option
+def emit(
     *,
     name: str,
     payload: str | None,

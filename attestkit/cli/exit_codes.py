@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from types import FrameType
 from typing import Final, TextIO
 
 import click
@@ -30,6 +33,7 @@ __all__ = [
     "decide",
     "decided",
     "drop",
+    "ended_in_order",
     "exit_code",
     "gravest",
     "one_line",
@@ -103,3 +107,35 @@ def decided(context: click.Context) -> int:
     """Return the exit code that the command has decided on, or 0."""
     code: int = context.meta.get(_DECIDED, 0)
     return code
+
+
+class _EndedError(BaseException):
+    """A signal that ends the process came."""
+
+
+@contextlib.contextmanager
+def ended_in_order() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP leave the block first, which puts things in order, and then end us.
+
+    A signal that somebody handles or ignores is left to them.
+    """
+    came: list[int] = []
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        del frame
+        came.append(number)
+        raise _EndedError
+
+    taken: list[int] = []
+    if threading.current_thread() is threading.main_thread():  # which alone may take them
+        deadly = (signal.SIGTERM, signal.SIGHUP)
+        taken = [one for one in deadly if signal.getsignal(one) is signal.SIG_DFL]
+    try:
+        for number in taken:
+            signal.signal(number, leave)
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+        if came:
+            os.kill(os.getpid(), came[0])

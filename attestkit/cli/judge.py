@@ -43,11 +43,11 @@ if TYPE_CHECKING:
     from attestkit.verifier.bundle import EvidenceBundle
     from attestkit.verifier.result import AttestationResult
 
-__all__ = ["Judge", "Outcome", "evidence_in"]
+__all__ = ["VERDICTS", "Judge", "Outcome", "code_of", "evidence_in"]
 
 _Got = TypeVar("_Got")
 
-_VERDICTS: Final = {
+VERDICTS: Final = {
     0: "accepted",
     USAGE: "not verified",
     REJECTED: "rejected",
@@ -81,7 +81,7 @@ class Outcome(NamedTuple):
     @property
     def verdict(self) -> str:
         """The verdict in a word or three."""
-        return _VERDICTS[self.code]
+        return VERDICTS[self.code]
 
     @property
     def reason(self) -> str:
@@ -192,12 +192,9 @@ class Judge:
             out = self._prepared(out._replace(evidence=evidence), found, evidence)
             return out._replace(result=self._judged(out, found, evidence))
         except AttestKitError as error:
-            return out._replace(error=error, code=_code(error), fresh=False)
+            return out._replace(error=error, code=code_of(error), fresh=False)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is no acceptance
-            text = f"the verification came to no end ({type(error).__name__}): refused"
-            refused = VerificationError(text, reason="internal")
-            refused.__cause__ = error
-            return out._replace(error=refused, code=REJECTED, fresh=False)
+            return out._replace(error=_no_end(error), code=REJECTED, fresh=False)
 
     def _prepared(self, out: Outcome, found: Recognised, evidence: Attestation | Quote) -> Outcome:
         """Settle by what this file is judged: our instant and collateral, or a bundle's."""
@@ -207,7 +204,8 @@ class Judge:
             raise UsageError(f"--at bundle: this is no evidence bundle, but {found.kind}")
         if found.in_certificate and asked.report_data is not None:
             raise UsageError(
-                "the report data of a certificate is the hash of its key: leave --report-data out"
+                "the report data of a certificate is the hash of its key: leave --report-data, "
+                "--text and --file out"
             )
         if found.in_certificate:
             out = out._replace(fresh=True)
@@ -318,7 +316,16 @@ def _check_named(result: "AttestationResult", named: bytes) -> None:
         )
 
 
-def _code(error: AttestKitError) -> int:
+def _no_end(error: Exception) -> VerificationError:
+    """Return the refusal of what nobody expected, from here: no frame of `error` is to hold it."""
+    text = f"the verification came to no end ({type(error).__name__}): refused"
+    refused = VerificationError(text, reason="internal")
+    refused.__cause__ = error
+    return refused
+
+
+def code_of(error: AttestKitError) -> int:
+    """Return the exit code for evidence that is not accepted."""
     # A platform that nobody verified has not been accepted.
     return REJECTED if isinstance(error, UnsupportedError) else exit_code(error)
 

@@ -48,7 +48,7 @@ _EPILOG: Final = "Example: attestkit key wallet/eth -o key.hex\n\n" + DEVICE_EXI
 )
 @device_options
 @json_option
-def key(  # noqa: PLR0913 - one per option
+def key(
     *,
     path: str,
     purpose: str | None,

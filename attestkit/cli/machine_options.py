@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import click
 
@@ -11,6 +11,9 @@ from attestkit.cli import render
 from attestkit.cli.complete import complete_fault, complete_folder, complete_scenario
 from attestkit.cli.parameters import PATH, read_hex
 from attestkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from attestkit.backends.simulator.machine import Setup
 
 __all__ = ["Serve", "machine_options"]
 
@@ -109,7 +112,7 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(command)
-    def with_machine(  # noqa: PLR0913 - one per option
+    def with_machine(
         *,
         seed: str | None,
         seed_file: Path | None,
@@ -118,8 +121,8 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         list_scenarios: bool,
         state_dir: str | None,
         qgs: str | None,
-        **given: Any,  # noqa: ANN401 - the command's own, and those of `_SETUP`
-    ) -> Any:  # noqa: ANN401 - whatever a command returns
+        **given: Any,
+    ) -> object:
         from attestkit.backends.simulator import faults as named  # only these commands need them
         from attestkit.backends.simulator.kernel_fs import serve
 
@@ -166,7 +169,7 @@ def _scenarios() -> tuple[str, ...]:
     return named_scenarios()
 
 
-def _setup(given: dict[str, Any]) -> Any:  # noqa: ANN401 - a Setup, which is loaded late
+def _setup(given: dict[str, Any]) -> "Setup":
     """Return the kind of machine that these options mean."""
     from attestkit.backends.simulator.machine import Setup  # only these commands need them
     from attestkit.backends.simulator.scenarios import chosen_scenario

@@ -4,7 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
 
@@ -23,12 +23,13 @@ else:
 class _Path(_Base):
     """A path in words; an empty one, often a variable that is not set, would be this folder."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ANN401 - as click has it
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
         """Return the path, or refuse it as click does."""
         if value == "":
             self.fail("the path is empty", param, ctx)
-        path: Path = super().convert(value, param, ctx)
-        return path
+        return super().convert(cast("str", value), param, ctx)
 
 
 PATH: Final = _Path(path_type=Path)
@@ -60,7 +61,7 @@ def gathered(
 
     def decorate(command: _Command) -> _Command:
         @functools.wraps(command)
-        def asking(**given: Any) -> Any:  # noqa: ANN401 - whatever the command takes and returns
+        def asking(**given: Any) -> object:
             own = {one: given.pop(one) for one in wanted}
             return command(**{name: gather(**own)}, **given)
 

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, Union
 from attestkit._json import check_depth, decode_strictly
 from attestkit._native import unhex
 from attestkit.attestation import Attestation
+from attestkit.attestation.cmw import KIND
+from attestkit.attestation.cmw_evidence import MEDIA_TYPES
 from attestkit.cli.read_input import read_file
 from attestkit.collateral import Collateral
 from attestkit.errors import CollateralError, FormatError, UsageError, VerificationError
 from attestkit.event_log import EventLog, TpmEventLog
+from attestkit.event_log.agent_json import CEL_KEYS
+from attestkit.event_log.cel import encoding_of
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 from attestkit.td_report import TdReport
@@ -41,6 +45,7 @@ INTEL_QE_VENDOR: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 RESPONSE_KEYS: Final = frozenset({"attestation", "quote"})
 BUNDLE_KEYS: Final = frozenset({"evidence", "at"})
 RECORDING: Final = b'"attestkit recording"'  # in the first line
+CEL: Final = "event log (CEL)"
 COLLATERAL_KEYS: Final = frozenset({"tcb_info", "qe_identity"})
 
 
@@ -115,6 +120,8 @@ def recognise(data: bytes) -> Recognised:
     if raw is not None:
         return recognise(raw)
     text = data.lstrip()
+    if text[:1] == b"\x1e":  # a sequence of JSON texts
+        return Recognised(CEL, EventLog.from_cel(data), data)
     if text[:1] in {b"[", b"{"}:
         return _json(data)._replace(raw=data)
     if text.startswith(b"-----BEGIN CERTIFICATE-----") or data[:2] == b"\x30\x82":
@@ -143,9 +150,22 @@ def _json(data: bytes) -> Recognised:
         value = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         value = None
+    if _is_cmw(value):
+        return Recognised("evidence", Attestation.from_bytes(data.lstrip()))
     if isinstance(value, dict) and (found := _object(data, value)) is not None:
         return found
-    return Recognised("event log", EventLog.parse(data))
+    first = value[0] if isinstance(value, list) and value else None
+    is_cel = isinstance(first, dict) and not CEL_KEYS.isdisjoint(first)
+    return Recognised(CEL if is_cel else "event log", EventLog.parse(data))
+
+
+def _is_cmw(value: object) -> bool:
+    """Tell a record or a collection of them: arrays stand where others have objects or text."""
+    if isinstance(value, list):
+        return len(value) in {2, 3} and isinstance(value[1], str)
+    if not isinstance(value, dict):
+        return False
+    return KIND in value or any(isinstance(value.get(label), list) for label in MEDIA_TYPES)
 
 
 def _heads_recording(line: bytes) -> bool:
@@ -195,6 +215,8 @@ def _binary(data: bytes) -> Recognised:
     try:
         return Recognised("evidence", Attestation.from_bytes(data))
     except FormatError as not_evidence:
+        if encoding_of(data) is not None:
+            return Recognised(CEL, EventLog.from_cel(data))
         return _firmware_log(data, not_evidence)
 
 

@@ -141,12 +141,14 @@ def warning(text: str) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+def progress(what: str, total: int | None) -> Iterator[Callable[[], None]]:
     """Show how many of `total` are done, on stderr; from ten on, and on a terminal only.
+
+    None is a number that nobody knows yet.
 
     Yields a function to be called after each. The bar is gone when all are done.
     """
-    if total < MANY or not sys.stderr.isatty():
+    if (total is not None and total < MANY) or not sys.stderr.isatty():
         yield lambda: None
         return
     from attestkit.cli import terminal

@@ -1,8 +1,12 @@
-"""The options that say what a quote or evidence is over, and the 64 bytes that they mean."""
+"""The options that say what a quote or evidence is over, and the 64 bytes that they mean.
+
+Who asks for it and who verifies it say it in the same words.
+"""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import click
 
@@ -11,7 +15,7 @@ from attestkit.cli.parameters import PATH, gathered, read_hex
 from attestkit.cli.read_input import open_input
 from attestkit.errors import UsageError
 
-__all__ = ["Sealed", "report_data_options"]
+__all__ = ["Sealed", "given_report_data", "report_data_choices", "report_data_options"]
 
 _SIZE: Final = 64
 _PIECE: Final = 1 << 20  # bytes of a file that are hashed at a time
@@ -26,39 +30,49 @@ class Sealed(NamedTuple):
 
 
 def _sealed(
-    *, report_data: str | None, text: str | None, file: Path | None, sha512: bool
+    *, report_data: str | None, text: str | None, of_file: Path | None, sha512: bool
 ) -> Sealed:
-    if sum(given is not None for given in (report_data, text, file)) > 1:
-        raise UsageError("--report-data, --text and --file: one of them")
-    sealed = _report_data(report_data, text, file, sha512=sha512)
-    return Sealed(sealed, () if file is None else (file,))
+    sealed = given_report_data(report_data, text, of_file, sha512=sha512) or b""
+    return Sealed(sealed.ljust(_SIZE, b"\0"), () if of_file is None else (of_file,))
+
+
+def report_data_choices(report_data: str, sha512: str) -> tuple[Callable[[Any], Any], ...]:
+    """Return the options for `given_report_data`, with the help of the first and the last."""
+    return (
+        click.option("--report-data", metavar="HEX", help=report_data),
+        click.option("--text", metavar="TEXT", help="The same as text, in UTF-8."),
+        click.option(
+            "--file",
+            "of_file",  # several commands have an argument FILE
+            metavar="FILE",
+            type=PATH,
+            help="The same as the bytes of a file; - is stdin.",
+        ),
+        click.option("--sha512", is_flag=True, help=sha512),
+    )
 
 
 report_data_options: Final = gathered(
     "sealed",
-    (
-        click.option(
-            "--report-data",
-            metavar="HEX",
-            help="What it is over, up to 64 bytes that zeros fill up: a verifier's nonce.",
-        ),
-        click.option("--text", metavar="TEXT", help="The same as text, in UTF-8."),
-        click.option(
-            "--file", metavar="FILE", type=PATH, help="The same as the bytes of a file; - is stdin."
-        ),
-        click.option(
-            "--sha512",
-            is_flag=True,
-            help="Seal the SHA-512 of what --report-data, --text or --file gives, of any length.",
-        ),
+    report_data_choices(
+        "What it is over, up to 64 bytes that zeros fill up: a verifier's nonce.",
+        "Seal the SHA-512 of what --report-data, --text or --file gives, of any length.",
     ),
     _sealed,
 )
 
 
-def _report_data(
+def given_report_data(
     report_data: str | None, text: str | None, file: Path | None, *, sha512: bool
-) -> bytes:
+) -> bytes | None:
+    """Return the up to 64 bytes that the options give, not filled up; None if none was given.
+
+    Raises:
+        UsageError: Two are given, --sha512 alone, more than 64 bytes, or what is not hex or UTF-8.
+        FormatError: The file cannot be read; the text names it.
+    """
+    if sum(given is not None for given in (report_data, text, file)) > 1:
+        raise UsageError("--report-data, --text and --file: one of them")
     if report_data is not None:
         data, option = read_hex("--report-data", report_data), "--report-data"
     elif text is not None:
@@ -70,21 +84,21 @@ def _report_data(
     elif sha512:
         raise UsageError("--sha512 of what? --report-data, --text or --file")
     else:
-        return bytes(_SIZE)
+        return None
     if sha512:
         from attestkit._crypto.hashes import digest  # late: few ask for it
 
         return digest("sha512", data)
     if len(data) > _SIZE:
         raise UsageError(
-            f"{option} has more than 64 bytes, which report data has: --sha512 seals its hash"
+            f"{option} has more than 64 bytes, which report data has: --sha512 takes its hash"
         )
-    return data.ljust(_SIZE, b"\0")
+    return data
 
 
 def _encoded(text: str) -> bytes:
     if _HEX_TEXT.fullmatch(text):
-        complain("--text looks like hex, and is sealed as text: --report-data takes hex")
+        complain("--text looks like hex, and is taken as text: --report-data takes hex")
     try:
         return text.encode()
     except UnicodeEncodeError as error:

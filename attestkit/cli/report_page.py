@@ -9,7 +9,6 @@ import re
 from base64 import b64encode
 from functools import cache
 from hashlib import sha256
-from importlib.resources import files
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from attestkit._json import check_depth
@@ -137,12 +136,11 @@ def page(outcome: Outcome) -> str:
         UsageError: The template library is not installed.
     """
     template = _template()
-    from markupsafe import Markup  # comes with the template library
+    from attestkit._templates import style  # found, since the template was
 
-    css = (files("attestkit.cli") / "templates" / "report.css").read_text("utf-8")
+    css = style("attestkit.cli", "report.css")
     css_hash = b64encode(sha256(css.encode()).digest()).decode()
-    style = Markup(css)  # noqa: S704 - our own file; the page's policy names its hash
-    return template.render(page=page_of(outcome), css=style, css_hash=css_hash) + "\n"
+    return template.render(page=page_of(outcome), css=css, css_hash=css_hash) + "\n"
 
 
 @cache
@@ -308,7 +306,8 @@ def _identity(info: "AppInfo | None") -> tuple[Row, ...]:
     }
     fields = info.to_dict()
     rows = [
-        Row(title, fields[name] or "none", mono=bool(fields[name])) for name, title in names.items()
+        Row(title, str(fields[name] or "none"), mono=bool(fields[name]))
+        for name, title in names.items()
     ]
     provider = info.key_provider_info.decode(errors="replace")
     rows.append(Row("Key provider", printable(provider, 1000) or "none", mono=bool(provider)))

@@ -14,6 +14,7 @@ import click
 
 from attestkit._json import check_depth
 from attestkit.attestation import Attestation
+from attestkit.attestation.platforms import SevSnp
 from attestkit.cli import render
 from attestkit.cli.parameters import PATH, json_option
 from attestkit.cli.recognise import Recognised, in_file, recognise, recognise_file
@@ -81,9 +82,14 @@ def tpm_replay(log: TpmEventLog, bank: str) -> dict[str, str]:
 
 
 def _attestation(evidence: Attestation) -> dict[str, Any]:
-    quote = evidence.quote
+    quote, platform = evidence.quote, evidence.evidence.platform
+    log: dict[str, Any] | None = _event_log(evidence.event_log)
+    app: dict[str, Any] | None = None
+    if isinstance(platform, SevSnp):
+        log = None  # there are no registers that it would explain
     try:
-        app: dict[str, Any] = evidence.app_info().to_dict()
+        if not isinstance(platform, SevSnp) or platform.mr_config:
+            app = evidence.app_info().to_dict()
     except AttestKitError as error:  # evidence whose parts disagree can still be looked at
         app = {"error": str(error)}
     return {
@@ -93,7 +99,7 @@ def _attestation(evidence: Attestation) -> dict[str, Any]:
         "config": evidence.config,
         "app_info": app,
         "quote": None if quote is None else quote.to_dict(),
-        "event_log": _event_log(evidence.event_log),
+        "event_log": log,
     }
 
 
@@ -168,15 +174,15 @@ def _recording(recording: "RecordingFile") -> dict[str, Any]:
     }
 
 
-DESCRIBE: Final[tuple[tuple[type, Callable[[Any], dict[str, Any]]], ...]] = (
-    (Quote, Quote.to_dict),
-    (TdReport, TdReport.to_dict),
-    (SnpReport, SnpReport.to_dict),
-    (EventLog, _event_log),
-    (TpmEventLog, _tpm_log),
-    (Attestation, _attestation),
-    (Collateral, _collateral),
-)
+DESCRIBE: Final[dict[type, Callable[[Any], dict[str, Any]]]] = {
+    Quote: Quote.to_dict,
+    TdReport: TdReport.to_dict,
+    SnpReport: SnpReport.to_dict,
+    EventLog: _event_log,
+    TpmEventLog: _tpm_log,
+    Attestation: _attestation,
+    Collateral: _collateral,
+}
 # Of classes that are loaded only with such a file, by the kind that it is.
 DESCRIBE_LATE: Final[dict[str, Callable[[Any], dict[str, Any]]]] = {
     "certificate without evidence": _certificate,
@@ -187,7 +193,7 @@ DESCRIBE_LATE: Final[dict[str, Callable[[Any], dict[str, Any]]]] = {
 
 def describe(found: Recognised) -> dict[str, Any]:
     """Return what was recognised as plain values ready for JSON; bytes are hex."""
-    for kind, description in DESCRIBE:
+    for kind, description in DESCRIBE.items():
         if isinstance(found.value, kind):
             return {"kind": found.kind, **description(found.value)}
     if (late := DESCRIBE_LATE.get(found.kind)) is not None:

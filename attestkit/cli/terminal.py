@@ -1,11 +1,8 @@
 """What `attestkit.cli.render` prints, on a terminal; the only file that knows its library."""
 
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import Final, Literal
 
 from rich.console import Console
@@ -20,6 +17,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from attestkit.cli.exit_codes import ended_in_order
 from attestkit.cli.render import Check, printable
 
 __all__ = ["checks", "fields", "lines", "progress", "rows", "steps", "verdict", "warning"]
@@ -129,46 +127,14 @@ def warning(text: str) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+def progress(what: str, total: int | None) -> Iterator[Callable[[], None]]:
     """Show how many of `total` are done, on stderr; the bar is gone when all are."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (
-        _ended_in_order(),
+        ended_in_order(),
         Progress(
             *columns, TimeRemainingColumn(), console=_console(stderr=True), transient=True
         ) as bar,
     ):
         task = bar.add_task(what, total=total)
         yield lambda: bar.advance(task)
-
-
-class _EndedError(BaseException):
-    """A signal that ends the process came."""
-
-
-@contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP leave the block first, which brings the cursor back, and then end us.
-
-    A signal that somebody handles or ignores is left to them.
-    """
-    came: list[int] = []
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        del frame
-        came.append(number)
-        raise _EndedError
-
-    taken: list[int] = []
-    if threading.current_thread() is threading.main_thread():  # which alone may take them
-        deadly = (signal.SIGTERM, signal.SIGHUP)
-        taken = [one for one in deadly if signal.getsignal(one) is signal.SIG_DFL]
-    try:
-        for number in taken:
-            signal.signal(number, leave)
-        yield
-    finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
-        if came:
-            os.kill(os.getpid(), came[0])

@@ -11,8 +11,10 @@ from attestkit.cli import render
 from attestkit.cli.asked import Asked, verification_options
 from attestkit.cli.exit_codes import complain, decide, gravest
 from attestkit.cli.parameters import PATH, json_option
-from attestkit.cli.write_output import check_output, is_stdout, write_output
+from attestkit.cli.signing import Signing, signing_options
+from attestkit.cli.write_output import check_outputs, check_places, is_stdout, write_output
 from attestkit.errors import UsageError
+from attestkit.quote import Quote
 
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
@@ -47,6 +49,7 @@ _EPILOG: Final = (
     type=PATH,
     help="Of one accepted file: write it with its collateral and instant into one file.",
 )
+@signing_options
 @click.option("-v", "--verbose", is_flag=True, help="Show the steps.")
 @json_option
 def verify(
@@ -54,6 +57,7 @@ def verify(
     files: tuple[Path, ...],
     asked: Asked,
     save_bundle: Path | None,
+    signing: Signing | None,
     verbose: bool,
     as_json: bool,
 ) -> int:
@@ -63,28 +67,49 @@ def verify(
     or an evidence bundle, whose collateral gives way to options; - is stdin. Each is judged now, or
     as --at says, in the order given.
     """
-    _check_saving(save_bundle, files, asked)
+    _check_saving(save_bundle, signing, files, asked)
     outcomes = _judge(files, asked)
     code = decide(gravest(outcome.code for outcome in outcomes))
+    if code == 0:  # before anything is told: what cannot be written is no success
+        _save(outcomes[0], save_bundle, signing, asked)
     if as_json:
         results = [outcome.to_dict() for outcome in outcomes]
         render.as_json({"results": results, "exit_code": code})
     else:
         _show(outcomes, verbose=verbose)
     _complain(outcomes)
-    if save_bundle is not None and code == 0:
-        write_output("--save-bundle", save_bundle, outcomes[0].bundle().to_json(), mode=0o600)
     return code
 
 
-def _check_saving(path: Path | None, files: tuple[Path, ...], asked: Asked) -> None:
-    if path is None:
+def _save(
+    outcome: "Outcome", save_bundle: Path | None, signing: Signing | None, asked: Asked
+) -> None:
+    """Write what is to be kept of one accepted file; all of it is made before any is written."""
+    token = None
+    if signing is not None and outcome.result is not None:
+        token = signing.sign(outcome.result, asked.policy)
+    if save_bundle is not None:
+        write_output("--save-bundle", save_bundle, outcome.bundle().to_json(), mode=0o600)
+    if signing is not None and token is not None:
+        signing.write(token)
+
+
+def _check_saving(
+    path: Path | None, signing: Signing | None, files: tuple[Path, ...], asked: Asked
+) -> None:
+    option = "--save-bundle" if path is not None else "--save-ear"
+    if path is None and signing is None:
         return
     if len(files) != 1:
-        raise UsageError("--save-bundle takes one file")
-    if is_stdout(path):
+        raise UsageError(f"{option} takes one file")
+    if path is not None and is_stdout(path):
         raise UsageError(f"--save-bundle {path}: stdout has the verdict; name a file")
-    check_output("--save-bundle", path, (*files, *asked.inputs))
+    if signing is not None and asked.own_instant:
+        raise UsageError("--save-ear and --at bundle: whoever made the bundle would date the EAR")
+    outputs = (("--save-bundle", path), *(() if signing is None else signing.outputs))
+    inputs = () if signing is None else signing.inputs
+    check_outputs(outputs, (*files, *asked.inputs, *inputs))
+    check_places(outputs)
 
 
 def _judge(files: tuple[Path, ...], asked: Asked) -> "list[Outcome]":
@@ -138,7 +163,7 @@ def _facts(outcome: "Outcome", result: "AttestationResult") -> dict[str, object]
         "platform": claims.platform,
         "TCB status": result.tcb_status,
         "advisories": ", ".join(result.advisory_ids) or None,
-        **_identity(info),
+        **_identity(info, bare=isinstance(outcome.evidence, Quote)),
         "OS image": outcome.os_image,
         "report data": claims.report_data.hex() + named,
         "policy": outcome.policy,
@@ -147,9 +172,10 @@ def _facts(outcome: "Outcome", result: "AttestationResult") -> dict[str, object]
     }
 
 
-def _identity(info: "AppInfo | None") -> dict[str, object]:
+def _identity(info: "AppInfo | None", *, bare: bool) -> dict[str, object]:
     if info is None:
-        return {"app": "none: a bare quote has no log that would name it"}
+        missing = "a bare quote has no log" if bare else "there is no configuration document"
+        return {"app": f"none: {missing} that would name it"}
     return {
         "app id": info.app_id.hex() or "none",
         "compose hash": info.compose_hash.hex() or "none",

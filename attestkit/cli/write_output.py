@@ -1,16 +1,19 @@
 """What commands write: a file holds the old or the new content, never a part of it."""
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from attestkit._files import is_there
 from attestkit.errors import UsageError
 
 __all__ = [
     "check_output",
     "check_outputs",
+    "check_places",
     "is_stdout",
     "print_bytes",
     "refuse_stdout",
@@ -63,14 +66,36 @@ def check_outputs(outputs: Iterable[tuple[str, Path | None]], inputs: Iterable[P
         before.append((option, path))
 
 
+def check_places(outputs: Iterable[tuple[str, Path | None]]) -> None:
+    """Refuse outputs that cannot be, while nothing has been done yet.
+
+    Raises:
+        UsageError: One is a folder, or would be in none; the text names its option.
+    """
+    for option, path in outputs:
+        if path is None or is_stdout(path):
+            continue
+        at = _resolved(path)
+        if is_there(at) and at.is_dir():
+            raise _not_written(option, path, os.strerror(errno.EISDIR))
+        if not is_there(at.parent):
+            raise _not_written(option, path, os.strerror(errno.ENOENT))
+        if not at.parent.is_dir():
+            raise _not_written(option, path, os.strerror(errno.ENOTDIR))
+
+
+def _not_written(option: str, path: Path, reason: str) -> UsageError:
+    return UsageError(f"{option} {path}: cannot be written: {reason}")
+
+
 def _is_file(path: Path) -> bool:
     """Tell whether it is a file; False where nobody can tell, and whoever writes it says why."""
-    return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises, of folders closed to us
+    return is_there(path) and path.is_file()
 
 
 def _is_device(path: Path) -> bool:
     """Tell whether something is there that is no file; False where nobody can tell."""
-    return os.path.exists(path) and not _is_file(path)  # noqa: PTH110 - as above
+    return is_there(path) and not path.is_file()
 
 
 def _resolved(path: Path) -> Path:
@@ -133,5 +158,5 @@ def write_output(option: str, path: Path, content: str | bytes, *, mode: int = 0
             replace_file(path.resolve(), data, mode=mode)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or "not a path"
-        raise UsageError(f"{option} {path}: cannot be written: {reason}") from error
+        raise _not_written(option, path, reason) from error
     return True

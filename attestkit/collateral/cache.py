@@ -7,6 +7,12 @@ Intel's that are valid, or keep it from work.
 A file has the SHA-256 of what follows in its first line, then JSON: version, key, when it was
 fetched, and the nine fields. Anything that is not such a file for the key it is looked up by counts
 as not there, and is replaced.
+
+Processes that want the same at once fetch it in turn, so that the second finds what the first has
+fetched: each takes the lock of `.NN.lock`, NN by the key, 256 at most. The kernel drops a lock with
+its holder, however that ends; for one that hangs nobody waits longer than `TURN_SECONDS`. A key is
+chosen by strangers, so `.salt`, 16 random bytes, goes before it: nobody outside can choose names
+that wait for each other, or that of somebody's.
 """
 
 import contextlib
@@ -16,22 +22,28 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from attestkit._files import close_folder, make_folder, read_regular
+from attestkit._files import close_folder, make_folder, open_regular, read_regular
 from attestkit.collateral import Collateral
 from attestkit.collateral.atomic_file import replace_file
 from attestkit.collateral.parts import json_object
 from attestkit.errors import CollateralError, ConfigError, UsageError
 
-__all__ = ["CollateralCache", "Key"]
+__all__ = ["TURN_SECONDS", "CollateralCache", "Key"]
 
 Key: TypeAlias = tuple[str, ...]
 """Whose collateral: the service's URL, the TEE, and what names the platform to the service."""
 
+TURN_SECONDS: Final = 20.0
+"""For which another process may be at the fetch of the same; after them it is fetched beside it."""
+
+_POLL_SECONDS: Final = 0.02
+_SALT_SIZE: Final = 16  # bytes
 _VERSION: Final = 1
 _FILE_LIMIT: Final = 16 << 20  # bytes; real ones are about 40 kB
 _STRAYS: Final = 16  # files of writers that were killed, or are at work
@@ -140,6 +152,44 @@ class CollateralCache:
         except OSError as error:
             _logger.warning("cannot keep collateral in %s: %s", self._folder, error)
 
+    @contextlib.contextmanager
+    def turn(self, key: Key, seconds: float = TURN_SECONDS) -> Iterator[bool]:
+        """Be the one of all processes on the folder that fetches what goes under `key`.
+
+        Look with `get` once more in the block: who had the turn before may have put it. Whoever
+        has none after `seconds` (another's fetch hangs) or at all (the folder cannot be written)
+        does without.
+
+        Yields:
+            Whether nobody else is at it; in memory alone always.
+        """
+        handle = None if self._folder is None else self._take_turn(self._folder, key, seconds)
+        try:
+            yield handle is not None or self._folder is None
+        finally:
+            if handle is not None:
+                os.close(handle)
+
+    @staticmethod
+    def _take_turn(folder: Path, key: Key, seconds: float) -> int | None:
+        deadline = time.monotonic() + seconds
+        try:
+            name = hashlib.sha256(_read_salt(folder / ".salt", deadline) + _key_text(key))
+            # Never removed, for a lock file that is removed is no lock; so their number is bounded.
+            handle = open_regular(folder / f".{name.hexdigest()[:2]}.lock", os.O_RDWR | os.O_CREAT)
+            try:
+                _lock(handle, deadline)
+            except BaseException:
+                os.close(handle)
+                raise
+        except BlockingIOError:
+            _logger.warning("no turn in %s in %g s: another fetches, or hangs", folder, seconds)
+            return None
+        except OSError as error:
+            _logger.warning("cannot take turns in %s: %s", folder, error)
+            return None
+        return handle
+
     def _remember(self, key: Key, entry: _Entry) -> None:
         """Keep in memory, where the lock is held."""
         self._entries.pop(key, None)  # so that it goes to the end
@@ -180,6 +230,39 @@ class CollateralCache:
         self._folder, self._max_age, self._limit, self._clock = state
         self._lock = threading.Lock()
         self._entries = {}
+
+
+def _lock(handle: int, deadline: float) -> None:
+    """Lock an open file; BlockingIOError where another holds it until the deadline."""
+    import fcntl  # late: a cache in memory does without, also where there is no such thing
+
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
+        else:
+            return
+
+
+def _read_salt(path: Path, deadline: float) -> bytes:
+    """Return what a folder's locks are salted with; the first to come makes it, under its lock."""
+    handle = open_regular(path, os.O_RDWR | os.O_CREAT)
+    try:
+        salt = os.pread(handle, _SALT_SIZE, 0)
+        if len(salt) == _SALT_SIZE:
+            return salt
+        _lock(handle, deadline)
+        salt = os.pread(handle, _SALT_SIZE, 0)
+        if len(salt) < _SALT_SIZE:  # nobody was quicker
+            salt = os.urandom(_SALT_SIZE)
+            os.pwrite(handle, salt, 0)
+            os.fsync(handle)
+        return salt
+    finally:
+        os.close(handle)
 
 
 def _check_age(max_age: timedelta | None) -> None:

@@ -12,11 +12,14 @@ import ssl
 import time
 from collections.abc import Callable
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import SplitResult, urlsplit
 
 from attestkit.collateral.pccs_client import BODY_LIMIT, Response
 from attestkit.errors import CollateralError, UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 __all__ = ["HttpGetter"]
 
@@ -171,7 +174,7 @@ class _BoundedReader(io.RawIOBase):
         """Say that it reads."""
         return True
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # all that it is given
+    def readinto(self, buffer: "WriteableBuffer") -> int:
         """Read some bytes, if there is time and room for them."""
         self._before_read()
         size = self._raw.readinto(buffer) or 0

@@ -9,6 +9,7 @@ asked more than once a minute for a platform that it knows.
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import replace
 from datetime import timedelta
@@ -50,7 +51,8 @@ class Found(NamedTuple):
 class CollateralSource:
     """A PCCS or Intel's service with a cache before it; any number of threads may share it.
 
-    Threads that want the same at once wait for one fetch.
+    Threads that want the same at once wait for one fetch, and so do processes whose caches are in
+    one folder.
     """
 
     def __init__(
@@ -173,10 +175,11 @@ class CollateralSource:
         ask: Callable[[], Collateral | None],
     ) -> tuple[Collateral | None, bool]:
         """Return what is held, or asked for by one thread for all that want it; and which."""
+        mine = Future[Collateral | None]()
         with self._lock:
             running = self._running.get(key)
             if running is None:
-                mine = self._running[key] = Future[Collateral | None]()
+                self._running[key] = mine
         if running is not None:
             try:
                 return running.result(), False
@@ -186,7 +189,10 @@ class CollateralSource:
             value = held()  # another thread may have been quicker
             cached = value is not None
             if value is None:
-                value = ask()
+                with self._turn(key):
+                    value = held()  # or another process
+                    cached = value is not None
+                    value = ask() if value is None else value
             mine.set_result(value)
         except AttestKitError as error:
             mine.set_exception(error)
@@ -198,6 +204,9 @@ class CollateralSource:
             with self._lock:
                 del self._running[key]
         return value, cached
+
+    def _turn(self, key: Key) -> AbstractContextManager[object]:
+        return nullcontext() if self._cache is None else self._cache.turn(key)
 
     def _remember(self, memory: dict[_Name, _Value], name: _Name, value: _Value) -> None:
         with self._lock:

@@ -10,7 +10,7 @@ from typing import Protocol
 from attestkit import _native
 from attestkit._shown import shown
 from attestkit.errors import FormatError, ReplayError, UsageError, VerificationError
-from attestkit.event_log import agent_json
+from attestkit.event_log import agent_json, cel
 from attestkit.event_log.agent_json import AgentJsonSource
 from attestkit.event_log.event import (
     DIGEST_SIZE,
@@ -27,6 +27,9 @@ from attestkit.event_log.tcg import CcelSource, TpmEvent, TpmEventLog, other_kin
 
 __all__ = ["Event", "EventLog", "Rtmrs", "TpmEvent", "TpmEventLog", "WireEvent"]
 
+# Bytes, blanks before them left out, that tell one kind of log from the others.
+_HEAD = 256
+
 # What objects are made with, without the Python functions around it.
 _new = object.__new__
 _new_tuple = tuple.__new__
@@ -41,6 +44,7 @@ class Measured(Protocol):
     @property
     def rtmrs(self) -> Rtmrs:
         """RTMR0 to RTMR3."""
+        ...
 
 
 class EventLog:
@@ -101,23 +105,27 @@ class EventLog:
     def parse(cls, data: bytes | str) -> "EventLog":
         """Read a log in any form a TD's log comes in, which its content tells.
 
-        That is: a CCEL (binary), the guest agent's JSON array, or lines of its runtime log. Other
-        logs, such as a TPM's, are refused by their names.
+        That is: a CCEL (binary), the guest agent's JSON array, lines of its runtime log, or a
+        Canonical Event Log (CEL) in TLV, CBOR or JSON. Other logs, such as a TPM's, are refused by
+        their names.
 
         Raises:
             FormatError: It is none of these, or breaks its format; offset or place are named.
             UsageError: `data` is neither `bytes` nor text.
         """
         if isinstance(data, str):
-            start = data.lstrip(" \t\r\n")[:1].encode(errors="replace")
+            head = data.lstrip(" \t\r\n")[:_HEAD].encode(errors="replace")
         elif isinstance(data, bytes):
-            start = data.lstrip(b" \t\r\n")[:1]
+            head = data.lstrip(b" \t\r\n")[:_HEAD]
         else:
             raise UsageError("an event log is bytes or text")
-        if not start:
+        if not head:
             raise FormatError("an event log must not be empty", offset=0, reason="empty")
+        start = head[:1]
+        if cel.encoding_of(head) is not None:
+            return cls.from_cel(data)
         if start == b"[":
-            return cls.from_json(data)
+            return cls._from_array(data)
         if start == b"{":
             lines = data if isinstance(data, bytes) else _utf8(data)
             return cls._of(parse_runtime_lines(lines))
@@ -168,6 +176,38 @@ class EventLog:
         self._source = _new_tuple(AgentJsonSource, (data, rows, digests, regular))
         self._events = self._runtime = self._fault = None
         self._warnings = ()
+        return self
+
+    @classmethod
+    def _from_array(cls, data: bytes | str) -> "EventLog":
+        """Read an array of JSON, of which the first members do not tell that it is a CEL."""
+        try:
+            return cls.from_json(data)
+        except FormatError as error:
+            if error.reason != "cel":
+                raise
+        return cls.from_cel(data)
+
+    @classmethod
+    def from_cel(cls, data: bytes | str) -> "EventLog":
+        """Read a Canonical Event Log of a TD in TLV, CBOR or JSON, which its first byte tells.
+
+        CBOR and JSON are an array of records, or a sequence of them (RFC 8742, RFC 7464). Registers
+        are numbered as in a CCEL, RTMR0 is 1; data of runtime events are the preimages of their
+        digests, and no other events have a name. Management and informative records of index 0 are
+        left out. Record numbers that do not run from 0 in each register, or through the whole log,
+        are among the warnings.
+
+        Raises:
+            FormatError: It breaks its encoding, at `offset`, or a record is not one of a TD's
+                registers, such as IMA's, systemd's or one of an NV index, or its number does not
+                grow; names the record, from 0. Or it is longer than 16 MiB, or has more than 65,536
+                records.
+            UsageError: `data` is neither `bytes` nor text.
+        """
+        events, warnings = cel.read(data)
+        self = cls.from_wire(events)
+        self._warnings = warnings + self._warnings
         return self
 
     @classmethod
@@ -227,10 +267,13 @@ class EventLog:
         """Fold the digests into the registers and return the four values, 48 bytes each."""
         return _native.replay(*self._columns)
 
+    def _packed(self) -> tuple[bytes, bytes]:
+        return self._columns
+
     @staticmethod
     def replay_many(logs: Iterable["EventLog"]) -> list[Rtmrs]:
         """Replay many logs at once."""
-        return _native.replay_many([log._columns for log in logs])  # noqa: SLF001 - own class
+        return _native.replay_many([EventLog._packed(log) for log in logs])
 
     def check(self, quote: Measured, registers: Sequence[int] = (0, 1, 2, 3)) -> None:
         """Hold the log to the registers of a quote.
@@ -240,7 +283,8 @@ class EventLog:
             registers: Numbers of the RTMRs to compare.
 
         Raises:
-            ReplayError: Names each register that differs and shows both values.
+            ReplayError: Names each register that differs and shows both values; the reason is
+                rtmr_mismatch.
             VerificationError: The events could mean something other than what was measured; see
                 `check_events`.
             UsageError: `registers` are none, or not numbers from 0 to 3.
@@ -256,7 +300,7 @@ class EventLog:
             if replayed[register] != quoted[register]
         ]
         if wrong:
-            raise ReplayError("; ".join([*wrong, *self.warnings]))
+            raise ReplayError("; ".join([*wrong, *self.warnings]), reason="rtmr_mismatch")
 
     def explained_registers(self) -> tuple[int, ...]:
         """Return the registers whose values this log can explain: all four, or RTMR3 alone.
@@ -336,6 +380,22 @@ class EventLog:
                 refuses them.
         """
         return agent_json.dump(self.events, preimages=preimages)
+
+    def to_cel(self, encoding: str) -> bytes:
+        """Return the Canonical Event Log (CEL) of these events, the same bytes each time.
+
+        Names of firmware's events, which the agent gives to those of the ACPI tables, are not in
+        it: `from_cel` reads such events with the name "". An empty log in TLV has no bytes, and no
+        reader takes that.
+
+        Args:
+            encoding: `"tlv"`, `"cbor"` or `"json"`.
+
+        Raises:
+            UsageError: There is no such encoding; a runtime event of version 1 has a colon in its
+                name; or the log would be longer than 16 MiB or 65,536 records.
+        """
+        return cel.write(self.events, encoding)
 
     def _with(
         self, events: tuple[Event, ...], columns: tuple[bytes, bytes] | None = None

@@ -16,15 +16,15 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event import Event, WireEvent, json_string, runtime_preimage
 from attestkit.event_log.event_types import NO_ACTION, RUNTIME_EVENT_TYPE
 
-__all__ = ["MAX_EVENTS", "MAX_TEXT", "AgentJsonSource", "dump", "parse"]
+__all__ = ["CEL_KEYS", "MAX_EVENTS", "MAX_TEXT", "AgentJsonSource", "dump", "parse"]
 
 MAX_TEXT = 1 << 24
 """Characters of the longest text that is read."""
 
 MAX_EVENTS = 65536
 
-# What tells a Canonical Event Log's record from an agent's event.
-_CEL_KEYS = {"recnum", "digests", "content_type"}
+CEL_KEYS = frozenset({"recnum", "digests", "content_type"})
+"""Members that tell a record of a Canonical Event Log from an event of the agent."""
 
 
 class AgentJsonSource(NamedTuple):
@@ -114,8 +114,8 @@ def _event(item: object, index: int) -> WireEvent:
         _refuse(index, f"{shown(item.name)} comes twice")
     if not isinstance(item, dict):
         _refuse(index, "not a JSON object")
-    if not _CEL_KEYS.isdisjoint(item):
-        message = "this is a Canonical Event Log (CEL), which is not supported yet"
+    if not CEL_KEYS.isdisjoint(item):
+        message = "this is a Canonical Event Log (CEL); EventLog.from_cel reads it"
         raise FormatError(message, reason="cel")
     event_type = _number(item, "event_type", index)
     runtime = event_type == RUNTIME_EVENT_TYPE
@@ -195,9 +195,9 @@ def _members(pairs: list[tuple[str, object]]) -> "dict[str, object] | _Doubled":
     seen: set[str] = set()
     for name, _ in pairs:
         if name in seen:
-            break
+            return _Doubled(name)
         seen.add(name)
-    return _Doubled(name)
+    return members
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -1,5 +1,6 @@
 """One event of a TD's log, and what its runtime events' digests cover."""
 
+from collections.abc import Callable
 from json import JSONEncoder
 from typing import NamedTuple, Protocol
 
@@ -10,6 +11,7 @@ from attestkit.event_log.event_types import ACPI_CONFIG, RUNTIME_EVENT_TYPE, typ
 
 __all__ = [
     "ACPI_DATA",
+    "ACPI_LABELS",
     "DIGEST_SIZE",
     "RUNTIME_REGISTER",
     "Event",
@@ -27,10 +29,13 @@ DIGEST_SIZE = 48
 ACPI_DATA = b"ACPI DATA"
 """Event data of the three events under which OVMF measures the host's ACPI tables."""
 
+ACPI_LABELS = ("acpi-loader", "acpi-rsdp", "acpi-tables")
+"""Names that the guest agent gives them, which it tells apart by their order."""
+
 RUNTIME_REGISTER = 3
 """RTMR3, the register that runtime events extend."""
 
-json_string = JSONEncoder(ensure_ascii=False).encode
+json_string: Callable[[object], str] = JSONEncoder(ensure_ascii=False).encode
 """Quote text for JSON with as few escapes as JSON allows, which is also its RFC 8785 form."""
 
 
@@ -101,12 +106,15 @@ class LogSource(Protocol):
     @property
     def regular(self) -> bool:
         """True where `check_runtime_events` is known to pass without asking for the events."""
+        ...
 
     def events(self) -> tuple[Event, ...]:
         """Make the events."""
+        ...
 
     def warnings(self) -> tuple[str, ...]:
         """Return what is odd about it without being wrong."""
+        ...
 
 
 def runtime_preimage(name: str, payload: bytes, version: int) -> bytes:

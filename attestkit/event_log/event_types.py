@@ -1,6 +1,13 @@
 """The event types that firmware, boot loaders and the guest agent write, by number and name."""
 
-__all__ = ["ACPI_CONFIG", "NO_ACTION", "RUNTIME_EVENT_TYPE", "type_name"]
+__all__ = [
+    "ACPI_CONFIG",
+    "NO_ACTION",
+    "RUNTIME_EVENT_TYPE",
+    "number_by_name",
+    "tcg_name",
+    "type_name",
+]
 
 NO_ACTION = 0x00000003
 """Informative events: never extended, whatever their digest says."""
@@ -55,7 +62,28 @@ _NAMES = {
     RUNTIME_EVENT_TYPE: "RUNTIME_EVENT",
 }
 
+# Names by which others know some of them: of later editions, and a misspelling that libcel writes.
+_OTHER_NAMES = {
+    "ev_efi_platform_firmwate_blob2": 0x8000000A,
+    "ev_efi_spdm_device_blob": 0x800000E1,
+    "ev_efi_spdm_device_config": 0x800000E2,
+}
+_LOWER_NAMES = {
+    number: name.lower() for number, name in _NAMES.items() if number != RUNTIME_EVENT_TYPE
+}
+_NUMBERS = {name: number for number, name in _LOWER_NAMES.items()} | _OTHER_NAMES
+
 
 def type_name(event_type: int) -> str:
     """Name an event type; a number nobody has named, which is legal, comes back as hex."""
     return _NAMES.get(event_type) or f"0x{event_type:08x}"
+
+
+def tcg_name(event_type: int) -> str | None:
+    """Return the TCG's name in lower case, as logs in JSON have it; None if it gave none."""
+    return _LOWER_NAMES.get(event_type)
+
+
+def number_by_name(name: str) -> int | None:
+    """Return the event type that a TCG name stands for, in letters of either case."""
+    return _NUMBERS.get(name.lower()) if name.isascii() else None

@@ -35,56 +35,73 @@ class Stamp(NamedTuple):
 class Folder(Protocol):
     """File operations of a journal; every failure is an OSError that names the file."""
 
-    def place(self, name: str) -> str:
+    def place(self, name: str, /) -> str:
         """Return the path of a file, for errors."""
+        ...
 
     def enter_queue(self) -> None:
         """Wait until every thread that came before has left the queue; never a failure."""
+        ...
 
     def leave_queue(self) -> None:
         """Let the next one have its turn; nothing happens to a thread that is not in the queue."""
+        ...
 
     def lock(self) -> bool:
         """Wait for the exclusive lock; False, and no lock, if the folder does not exist."""
+        ...
 
     def unlock(self) -> None:
         """Give the lock back; nothing happens without it."""
+        ...
 
     def make(self) -> None:
         """Create the folder, private to its owner, where it is missing."""
+        ...
 
-    def stamp(self, name: str) -> Stamp | None:
+    def stamp(self, name: str, /) -> Stamp | None:
         """Return identity and size of a file, None where there is none."""
+        ...
 
-    def read(self, name: str) -> bytes | None:
+    def read(self, name: str, /) -> bytes | None:
         """Return a whole file of at most LONGEST bytes, None where there is none."""
+        ...
 
-    def check(self, name: str) -> None:
+    def check(self, name: str, /) -> None:
         """Fail if `append` would refuse a file for what it is; it is well where there is none."""
+        ...
 
     def write(self, name: str, data: bytes) -> None:
         """Create or empty a file, mode 0600, and write `data`."""
+        ...
 
     def append(self, name: str, data: bytes) -> None:
         """Write `data` behind what a file holds; create it, mode 0600, where it is missing."""
+        ...
 
     def cut(self, name: str, size: int) -> None:
         """Shorten a file to `size` bytes."""
+        ...
 
     def sync(self, name: str) -> None:
         """Wait until a file's content is on the disk."""
+        ...
 
     def sync_folder(self) -> None:
         """Wait until the names in the folder are on the disk."""
+        ...
 
     def rename(self, old: str, new: str) -> None:
         """Give a file another name at once, replacing a file of that name."""
+        ...
 
     def remove(self, name: str) -> None:
         """Remove a file; nothing happens where there is none."""
+        ...
 
     def close(self) -> None:
         """Let go of what the folder holds open."""
+        ...
 
 
 class OsFolder:
@@ -281,15 +298,15 @@ class WatchedFolder:
     def __init__(self, folder: Folder, step: Callable[[str], None]) -> None:
         self._step = step
         self._folder = folder
-        self.enter_queue = folder.enter_queue
-        self.leave_queue = folder.leave_queue
-        self.lock = folder.lock
-        self.unlock = folder.unlock
-        self.place = folder.place
-        self.stamp = folder.stamp
-        self.read = folder.read
-        self.check = folder.check
-        self.close = folder.close
+        self.enter_queue: Callable[[], None] = folder.enter_queue
+        self.leave_queue: Callable[[], None] = folder.leave_queue
+        self.lock: Callable[[], bool] = folder.lock
+        self.unlock: Callable[[], None] = folder.unlock
+        self.place: Callable[[str], str] = folder.place
+        self.stamp: Callable[[str], Stamp | None] = folder.stamp
+        self.read: Callable[[str], bytes | None] = folder.read
+        self.check: Callable[[str], None] = folder.check
+        self.close: Callable[[], None] = folder.close
 
     @contextlib.contextmanager
     def _around(self, what: str) -> Iterator[None]:

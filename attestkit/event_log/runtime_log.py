@@ -38,25 +38,31 @@ class RuntimeLog(Protocol):
     @property
     def version(self) -> int:
         """Digest version of this boot's events, 1 or 2."""
+        ...
 
     @property
     def place(self) -> str:
         """Path of the file that it is in, for errors; empty where there is none."""
+        ...
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep everybody else from emitting, as a context manager; re-entrant within a thread.
 
         Those who want it get it in the order they came.
         """
+        ...
 
     def events(self) -> tuple[Event, ...]:
         """Return the events so far; the same tuple as long as nothing was added."""
+        ...
 
     def emit(self, event: Event) -> None:
         """Extend RTMR3 by the event and log it, or neither."""
+        ...
 
     def close(self) -> None:
         """Let go of what is held open."""
+        ...
 
 
 def replay_from(start: bytes, events: Iterable[Event]) -> bytes:
@@ -138,15 +144,19 @@ class MemoryJournal:
             if (register := self._register.read()) != self._replay:
                 raise disagree(register, self._replay)
             replay, events = replay_from(self._replay, (event,)), (*self._events, event)
-            failure: BaseException | None = None
             try:
                 self._register.extend(event.digest)
-            except BaseException as error:  # noqa: BLE001 - raised below: the register counts
-                failure = error
-            if done := self._register.read() == replay:
-                self._replay, self._events = replay, events
-            if failure is not None and not (done and isinstance(failure, Exception)):
-                raise failure
+            except BaseException as error:  # the register counts, whatever was said
+                if not (self._take(replay, events) and isinstance(error, Exception)):
+                    raise
+            else:
+                self._take(replay, events)
+
+    def _take(self, replay: bytes, events: tuple[Event, ...]) -> bool:
+        """Have the log be `events` if the register holds their replay; tell whether it does."""
+        if done := self._register.read() == replay:
+            self._replay, self._events = replay, events
+        return done
 
     def begin(self, boot_id: str, events: Iterable[Event] = ()) -> None:
         """Forget everything and start with `events`, which the register already holds."""

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from attestkit._native import LOG_RECORD, tpm_walk
 from attestkit.errors import FormatError, UnsupportedError, UsageError
-from attestkit.event_log.event import ACPI_DATA, RUNTIME_REGISTER, Event
+from attestkit.event_log import cel
+from attestkit.event_log.event import ACPI_DATA, ACPI_LABELS, RUNTIME_REGISTER, Event
 from attestkit.event_log.event_types import ACPI_CONFIG, NO_ACTION, type_name
 
 __all__ = ["NO_PCR", "CcelSource", "TpmEvent", "TpmEventLog", "other_kind"]
@@ -36,12 +37,7 @@ _OLD_BANKS = ((0x0004, 20),)
 
 _STARTUP_LOCALITY = b"StartupLocality\0"
 
-# OVMF measures three things under one text; the guest agent tells them apart by their order.
-_ACPI_LABELS = ("acpi-loader", "acpi-rsdp", "acpi-tables")
-
 _IMA_STARTS = tuple(bytes([byte]) for byte in b" 0123456789")
-_CEL_SECOND = (b"\x01", b"\x02", b"\x6c")
-_CEL_MAPS = (b"\xa4", b"\xa5")
 
 
 class CcelSource(NamedTuple):
@@ -66,7 +62,7 @@ class CcelSource(NamedTuple):
         """
         area = self.area
         events = []
-        labels = iter(_ACPI_LABELS)
+        labels = iter(ACPI_LABELS)
         for _, index, event_type, at, _, start, size in LOG_RECORD.iter_unpack(self.rows):
             if index == 0:
                 continue
@@ -89,16 +85,11 @@ def other_kind(data: bytes) -> str | None:
     """Name a log that is no CCEL, as far as its first bytes tell; None if they tell nothing."""
     is_table = data.startswith(b"CCEL") and int.from_bytes(data[4:8], "little") == len(data)
     is_ima = data[:1] in _IMA_STARTS and b" ima" in data[:160]
-    # A CEL record in TLV: its number in up to 8 bytes, then a PCR, NV index, or Google's register.
-    size = int.from_bytes(data[1:5], "big")
-    is_tlv = data[:1] == b"\0" and 1 <= size <= 8 and data[5 + size : 6 + size] in _CEL_SECOND
-    # An array of maps of four or five members.
-    is_cbor = b"\x80" <= data[:1] <= b"\x9f" and data[1:2] in _CEL_MAPS
+    encoding = cel.encoding_of(data)
     kinds = {
         "the ACPI table that tells where it is": is_table,
         "a list of IMA measurements": is_ima,
-        "a Canonical Event Log (CEL) in TLV, which is not supported yet": is_tlv,
-        "a Canonical Event Log (CEL) in CBOR, which is not supported yet": is_cbor,
+        f"a Canonical Event Log in {encoding}; EventLog.from_cel reads it": encoding is not None,
         "the event log of a TPM; TpmEventLog reads it": any(data[:32]) and _is_tpm_log(data),
     }
     return next((kind for kind, found in kinds.items() if found), None)

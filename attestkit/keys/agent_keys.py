@@ -26,6 +26,7 @@ class AgentCaller(Protocol):
 
     def call(self, method: str, arguments: Mapping[str, object] | None = None) -> dict[str, Any]:
         """Return the agent's answer, a JSON object."""
+        ...
 
 
 class AgentKeys:

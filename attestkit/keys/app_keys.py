@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from attestkit._crypto.ecdsa import K256Key, P256Key
 from attestkit._crypto.hashes import keccak256
@@ -12,7 +12,11 @@ from attestkit.errors import ConfigError, UsageError
 from attestkit.keys.derivation import derive_bytes, derive_p256, derive_x25519, utf8
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from attestkit._crypto.ed25519 import Ed25519Key
+else:
+    Self = TypeVar("Self")  # for who reads the hints while the program runs
 
 __all__ = ["LARGEST", "AppKeys", "ProviderName"]
 
@@ -35,7 +39,7 @@ class AppKeys(Secret):
     the copies inside the cryptography packages, cannot be wiped.
     """
 
-    def __init__(  # noqa: PLR0913 - the fields of the file
+    def __init__(
         self,
         *,
         k256_key: bytes,
@@ -223,7 +227,7 @@ class AppKeys(Secret):
             wipe(secret)
         self._signers.clear()
 
-    def __enter__(self) -> "AppKeys":  # noqa: PYI034 - Self comes with Python 3.11
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,6 +15,13 @@ from attestkit.keys.app_keys import LARGEST, AppKeys, ProviderName
 __all__ = ["read_app_keys"]
 
 _DISK_KEY: Final = "disk_crypt_key"
+_NAMES: Final = frozenset(  # of members; only these are told in an error
+    [
+        *("ca_cert", "disk_crypt_key", "env_crypt_key", "gateway_app_id", "k256_key"),
+        *("k256_signature", "key_provider", "Kms", "Local", "None", "Tpm"),
+        *("key", "mr", "pubkey", "tmp_ca_cert", "tmp_ca_key", "url"),
+    ]
+)
 # Form in the file: name, and the field that says which provider it was.
 _PROVIDERS: Final[Mapping[str, tuple[ProviderName, str]]] = {
     "None": ("none", ""),
@@ -42,7 +49,7 @@ class _Reader:
         if len(text) > LARGEST:
             raise self._error("", f"longer than {LARGEST} bytes")
         try:
-            value = decode_strictly(text)
+            value = decode_strictly(text, told=_NAMES)
         except FormatError as error:  # which has no part of the text in it
             raise self._error("", str(error)) from error
         self._fields = self._object("", value)

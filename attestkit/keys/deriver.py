@@ -54,12 +54,15 @@ class KeyDeriver(Protocol):
 
     def derive(self, path: str, purpose: str = "", algorithm: str = "secp256k1") -> DerivedKey:
         """Return the key of `path`, the same bytes for all algorithms; `purpose` is only signed."""
+        ...
 
     def derive_separated(self, path: str, algorithm: str) -> DerivedKey:
         """Return the key of `path` and `algorithm`, which shares its bytes with no other."""
+        ...
 
     def sign(self, data: bytes, algorithm: str) -> Signature:
         """Return a signature over `data` by the application's signing key."""
+        ...
 
 
 class LocalKeys:

@@ -118,7 +118,7 @@ def _now() -> float:
     return datetime.now(timezone.utc).timestamp()
 
 
-def issue(  # noqa: PLR0913 - the fields of a request for a certificate
+def issue(
     *,
     subject: str,
     alt_names: Sequence[str] = (),

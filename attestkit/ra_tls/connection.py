@@ -61,7 +61,7 @@ def peer(connection: object) -> "AttestationResult":
     found = next((one for one in known if isinstance(one, _Attested)), None)
     if found is None:
         raise UsageError("nobody's evidence was asked for: this connection has no such context")
-    result = found._result  # noqa: SLF001 - ours
+    result = found.attested_peer
     if result is None:
         raise UsageError("the peer's evidence is checked by the handshake, which is not over")
     return result
@@ -73,6 +73,11 @@ class _Attested:
     _verifier: "Verifier"  # of the context
     _result: "AttestationResult | None" = None
     _refused: tuple[str, str] | None = None  # text and reason
+
+    @property
+    def attested_peer(self) -> "AttestationResult | None":
+        """The result for the other side; None until the handshake is over."""
+        return self._result
 
     def _check(self, connection: ssl.SSLSocket | ssl.SSLObject) -> None:
         """Judge the peer, once; its key has signed this very handshake.
@@ -134,7 +139,7 @@ class AttestedObject(_Attested, ssl.SSLObject):
         if self._result is None:
             self.do_handshake()
 
-    def read(self, len: int = 1024, buffer: "WriteableBuffer | None" = None) -> Any:  # noqa: A002, ANN401
+    def read(self, len: int = 1024, buffer: "WriteableBuffer | None" = None) -> Any:
         """Read as any SSLObject, after the check."""
         self._ready()
         return super().read(len, buffer)
@@ -162,7 +167,7 @@ class AttestedSocket(_Attested, ssl.SSLSocket):
     _plain = False
     _heard = False
 
-    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - as in SSLSocket
+    def do_handshake(self, block: bool = False) -> None:
         """Do the handshake, or as much as is possible without blocking, and judge the peer."""
         self._raise_if_refused()
         self._refuse_plaintext()
@@ -192,7 +197,7 @@ class AttestedSocket(_Attested, ssl.SSLSocket):
                 errno.ENOTCONN, "the socket has no TLS connection, and does not do without"
             )
 
-    def read(self, len: int = 1024, buffer: "WriteableBuffer | None" = None) -> Any:  # noqa: A002, ANN401
+    def read(self, len: int = 1024, buffer: "WriteableBuffer | None" = None) -> Any:
         """Read as any SSLSocket, after the check.
 
         Raises:
@@ -240,14 +245,14 @@ class AttestedSocket(_Attested, ssl.SSLSocket):
         self._ready()
         return super().recv_into(buffer, nbytes, flags)
 
-    def recvfrom(self, buflen: int = 1024, flags: int = 0) -> Any:  # noqa: ANN401
+    def recvfrom(self, buflen: int = 1024, flags: int = 0) -> tuple[bytes, Any]:
         """Refuse, as any SSLSocket."""
         self._ready()
         return super().recvfrom(buflen, flags)
 
     def recvfrom_into(
         self, buffer: "WriteableBuffer", nbytes: int | None = None, flags: int = 0
-    ) -> Any:  # noqa: ANN401
+    ) -> tuple[int, Any]:
         """Refuse, as any SSLSocket."""
         self._ready()
         return super().recvfrom_into(buffer, nbytes, flags)
@@ -263,12 +268,12 @@ class AttestedSocket(_Attested, ssl.SSLSocket):
         self._ready()
         super().sendall(data, flags)
 
-    def sendto(self, *arguments: Any) -> Any:  # noqa: ANN401
+    def sendto(self, *arguments: Any, **named: Any) -> int:
         """Refuse, as any SSLSocket."""
         self._ready()
-        return super().sendto(*arguments)
+        return super().sendto(*arguments, **named)
 
-    def sendfile(self, *arguments: Any, **named: Any) -> int:  # noqa: ANN401
+    def sendfile(self, *arguments: Any, **named: Any) -> int:
         """Send a file, after the check."""
         self._ready()
         return super().sendfile(*arguments, **named)

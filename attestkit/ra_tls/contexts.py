@@ -221,7 +221,7 @@ def _file_in_memory(content: bytes) -> Iterator[str]:
         descriptor = os.memfd_create("attestkit-tls-key", os.MFD_CLOEXEC)
     except (AttributeError, OSError) as error:
         raise UnsupportedError("a key is loaded through memfd_create, which is not here") from error
-    with open(descriptor, "wb", buffering=0) as file:  # noqa: PTH123 - a descriptor
+    with os.fdopen(descriptor, "wb", buffering=0) as file:
         file.write(content)
         path = f"/proc/self/fd/{descriptor}"
         if not Path(path).exists():

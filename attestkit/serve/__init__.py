@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from attestkit.keys import AppKeys
     from attestkit.serve.access_log import AccessLog
     from attestkit.serve.limits import Limits
+    from attestkit.serve.stats import Stats
     from attestkit.serve.wiring import Wired
+    from attestkit.verifier.ear import EarKey
     from attestkit.verifier.pipeline import Verifier
 
 __all__ = ["Places", "Ready", "serve"]
@@ -40,6 +42,7 @@ class Places(NamedTuple):
     socket_group: str | None = None
     verifier: tuple[str, int] | None = None
     pccs: tuple[str, int] | None = None
+    verifier_metrics: tuple[str, int] | None = None
 
 
 class Ready:
@@ -47,13 +50,13 @@ class Ready:
 
     Attributes:
         places: The path, or the URL with the real port, of each listener that is on, by its name:
-            dstack, tappd, http, dev_http, verifier, pccs.
+            dstack, tappd, http, dev_http, verifier, pccs, verifier_metrics.
     """
 
     __slots__ = ("places",)
 
     def __init__(self, places: Mapping[str, Path | str]) -> None:
-        self.places = places
+        self.places: Mapping[str, Path | str] = places
 
     def __str__(self) -> str:
         from shlex import quote  # changes nothing unless a path has blanks in it
@@ -63,7 +66,7 @@ class Ready:
         )
 
 
-def serve(  # noqa: PLR0913 - everything by name
+def serve(
     attester: "Attester | None",
     places: Places,
     *,
@@ -80,6 +83,8 @@ def serve(  # noqa: PLR0913 - everything by name
     limits: "Limits | None" = None,
     access_log: "AccessLog | None" = None,
     docker: str | None = None,
+    ear_key: "EarKey | None" = None,
+    stats: "Stats | None" = None,
 ) -> int:
     """Serve the guest agent API, or the verifier service, or both, until a signal says to stop.
 
@@ -106,6 +111,8 @@ def serve(  # noqa: PLR0913 - everything by name
         limits: How much, how many, how long; of every listener.
         access_log: Takes every request; what it holds back is written at the end.
         docker: Where the container engine is; default `unix:///var/run/docker.sock`.
+        ear_key: Signs the verifier service's verdicts for who asks for that; None: nobody gets one.
+        stats: Counts all of it, for who wants to look.
 
     Returns:
         How many connections were cut off, because their requests outlasted `Limits.drain_seconds`.
@@ -129,18 +136,16 @@ def serve(  # noqa: PLR0913 - everything by name
         limits,
         access_log,
         docker,
+        ear_key,
+        stats,
     )
     with ExitStack() as stack:
-        wired = wire(attester, places, options, stack)
-        cut_off = _run(wired, on_ready, on_stop, background)
-        if cut_off:
-            wired.flush()
-            stack.pop_all()  # what their requests wait for may take for ever
-        return cut_off
+        return _run(wire(attester, places, options, stack), stack, on_ready, on_stop, background)
 
 
 def _run(
     wired: "Wired",
+    stack: ExitStack,
     on_ready: Callable[[Ready], None],
     on_stop: Callable[[], None],
     background: "Sequence[Callable[[Ready], Coroutine[Any, Any, None]]]",
@@ -154,4 +159,8 @@ def _run(
 
     ready = wired.ready
     works = [partial(work, ready) for work in background]
-    return listeners.run(wired.listeners, lambda: on_ready(ready), stop, works)
+    cut_off = listeners.run(wired.listeners, lambda: on_ready(ready), stop, works)
+    if cut_off:
+        wired.flush()
+        stack.pop_all()  # what their requests wait for may take for ever
+    return cut_off

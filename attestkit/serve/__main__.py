@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -17,12 +18,15 @@ from attestkit.serve.log import Log, in_one_line
 if TYPE_CHECKING:
     from attestkit.attester import Attester
     from attestkit.backends.base import Recorded
+    from attestkit.collateral.cache import CollateralCache
     from attestkit.serve import Ready
     from attestkit.serve.access_log import AccessLog
     from attestkit.serve.options import Options
     from attestkit.serve.settings import Settings
+    from attestkit.serve.stats import Stats
     from attestkit.serve.supervised import Supervisor
     from attestkit.serve.verifier_settings import VerifierSettings
+    from attestkit.verifier.ear import EarKey
     from attestkit.verifier.pipeline import Verifier
 
 __all__ = ["main"]
@@ -31,7 +35,7 @@ _Read = TypeVar("_Read")
 
 _AGENT_LISTENERS = ("dstack", "tappd", "http", "dev_http", "pccs")
 _EXTRA = frozenset({"httptools", "uvicorn", "uvloop"})
-_LISTENERS = 6
+_LISTENERS = 7
 _OPEN_FILES = 1024  # besides connections
 _MOST_TOLD = 20
 _logger = logging.getLogger("attestkit.serve")
@@ -43,37 +47,56 @@ class _Shared(NamedTuple):
     log: Log
     limits: Limits
     access_log: "AccessLog | None"
+    arguments: Sequence[str] = ()
+    link: int | None = None  # to the foreman, where this is one of several processes
     as_json: bool = False  # what listens is told on stdout as an object, not as a line
 
 
-def main(arguments: list[str] | None = None, *, own_process: bool = False) -> int:
+def main(
+    arguments: list[str] | None = None, *, own_process: bool = False, link: int | None = None
+) -> int:
     """Serve until told to stop; return the exit code.
 
     Whatever goes wrong is one line on stderr; --help says what each code means. Where the process
-    is the server's own, as it is without `arguments`, nobody else may look into its memory.
+    is the server's own, as it is without `arguments`, nobody else may look into its memory. `link`
+    is the descriptor by which one of several processes is in touch with its foreman (see link).
     """
-    own_process = own_process or arguments is None
+    own_process = own_process or arguments is None or link is not None
     if own_process:
         hide_seed()
     _hold_standard_streams()
     log = Log()
     try:
-        options = _options(sys.argv[1:] if arguments is None else arguments, log)
-        _serve(options, log, own_process=own_process)
+        arguments = sys.argv[1:] if arguments is None else arguments
+        options = _options(arguments, log)
+        shared = _Shared(
+            log,
+            Limits.of(options.limits),
+            log.access_log(time.time) if options.access_log else None,  # noqa: TID251 - handed in here
+            arguments,
+            link,
+            options.json,
+        )
+        _serve(options, shared, own_process=own_process)
     except KeyboardInterrupt:  # before the loop took the signal over
         return 130
-    except AttestKitError as error:
-        log.complain(str(error))
-        return _exit_code(error)
     except Exception as error:  # noqa: BLE001 - a person gets a line, whatever it is
-        if isinstance(error, ModuleNotFoundError) and error.name in _EXTRA:
-            log.complain(f"the server needs {error.name}: pip install 'attestkit[serve]'")
-            return 1
-        log.complain(f"internal error: {in_one_line(error)}")
-        return 3
+        return _complain(error, log)
     finally:
         log.close()
     return 0
+
+
+def _complain(error: Exception, log: Log) -> int:
+    """Say in a line what went wrong; return the exit code."""
+    if isinstance(error, AttestKitError):
+        log.complain(str(error))
+        return _exit_code(error)
+    if isinstance(error, ModuleNotFoundError) and error.name in _EXTRA:
+        log.complain(f"the server needs {error.name}: pip install 'attestkit[serve]'")
+        return 1
+    log.complain(f"internal error: {in_one_line(error)}")
+    return 3
 
 
 def _hold_standard_streams() -> None:
@@ -121,7 +144,7 @@ def _listed(keys: Sequence[str]) -> str:
     return ", ".join(keys[:_MOST_TOLD]) + more
 
 
-def _serve(options: "Options", log: Log, *, own_process: bool) -> None:
+def _serve(options: "Options", shared: _Shared, *, own_process: bool) -> None:
     from attestkit.backends import signs_of_hardware
     from attestkit.serve.settings import decide
     from attestkit.serve.sockets import Lock, make_folder
@@ -129,16 +152,9 @@ def _serve(options: "Options", log: Log, *, own_process: bool) -> None:
     from attestkit.serve.verifier_settings import decide_verifier
 
     judging = decide_verifier(options, os.environ)
-    shared = _Shared(
-        log,
-        Limits(**options.limits),  # type: ignore[arg-type]  # counts are whole numbers
-        log.access_log(time.time) if options.access_log else None,  # noqa: TID251 - handed in here
-        options.json,
-    )
     _raise_file_limit(shared.limits)
     if judging is not None and judging.alone:
-        supervisor = Supervisor.from_environ(os.environ, {"verifier"}, watchdog=options.watchdog)
-        _serve_verifier(judging, shared, supervisor)
+        _serve_alone(judging, shared, watchdog=options.watchdog)
         return
     settings = decide(options, os.environ, signs_of_hardware)
     if own_process:
@@ -167,20 +183,64 @@ def _hide_memory(*, simulated: bool) -> None:
         _logger.warning("%s", text)
 
 
+def _serve_alone(settings: "VerifierSettings", shared: _Shared, *, watchdog: bool) -> None:
+    """Serve a verifier and no agent: by this process, by several, or as one of those."""
+    from attestkit.serve.stats import Stats
+    from attestkit.serve.supervised import Supervisor
+    from attestkit.serve.tally import encode
+
+    stats = Stats()
+    if shared.link is not None:
+        # What it counts the foreman shows.
+        counted = None if settings.metrics is None else partial(encode, stats)
+        supervisor = Supervisor.of_foreman(shared.link, counted)
+        _serve_verifier(settings._replace(metrics=None), shared, supervisor, stats)
+        return
+    on = {"verifier"} if settings.metrics is None else {"verifier", "verifier_metrics"}
+    supervisor = Supervisor.from_environ(os.environ, on, watchdog=watchdog)
+    if settings.workers is None:
+        _serve_verifier(settings, shared, supervisor, stats)
+    else:
+        _serve_by_workers(settings, settings.workers, shared, supervisor)
+
+
 def _serve_verifier(
-    settings: "VerifierSettings", shared: _Shared, supervisor: "Supervisor"
+    settings: "VerifierSettings", shared: _Shared, supervisor: "Supervisor", stats: "Stats"
 ) -> None:
     """Serve the verifier alone: no agent, no TEE, nothing on disk."""
     from attestkit.serve import Places
 
     supervisor.serve(
         None,
-        Places(verifier=settings.address),
+        Places(verifier=settings.address, verifier_metrics=settings.metrics),
         lambda ready: _announce(shared, ready, "a verifier"),
         verifier=_open_verifier(settings),
+        ear_key=_ear_key(settings),
+        stats=stats,
         limits=shared.limits,
         access_log=shared.access_log,
     )
+
+
+def _serve_by_workers(
+    settings: "VerifierSettings", workers: int, shared: _Shared, supervisor: "Supervisor"
+) -> None:
+    """Serve the verifier by several processes, each of which is this program once more."""
+    from attestkit.serve.foreman import Crew, serve_by
+    from attestkit.serve.shown import Shown
+    from attestkit.serve.sockets import bind_tcp
+
+    _open_verifier(settings)  # what is wrong is said once, and before anything listens
+    given = supervisor.handed_over
+    with given.get("verifier") or bind_tcp("--verifier", settings.address) as listening:
+        shown = None
+        if settings.metrics is not None:
+            given_metrics = given.get("verifier_metrics")
+            sock = given_metrics or bind_tcp("--verifier-metrics", settings.metrics)
+            shown = Shown(sock, given_metrics is not None, shared.limits, shared.access_log)
+        what = f"a verifier, by {workers} processes"
+        crew = Crew(workers, shared.arguments, shared.limits.drain_seconds, metrics=shown)
+        serve_by(crew, listening, supervisor, lambda ready: _announce(shared, ready, what))
 
 
 def _open_verifier(settings: "VerifierSettings") -> "Verifier":
@@ -206,7 +266,28 @@ def _open_verifier(settings: "VerifierSettings") -> "Verifier":
         AppraisalPolicy.development()
         if settings.policy is None
         else read_policy(names["policy"], settings.policy),
+        cache=_open_cache(settings),
     )
+
+
+def _ear_key(settings: "VerifierSettings") -> "EarKey | None":
+    """Return the key of signed verdicts; None where no option names one."""
+    if settings.ear_key is None:
+        return None
+    from attestkit.serve.ear import read_ear_key
+
+    return read_ear_key(settings.names["ear_key"], settings.ear_key)
+
+
+def _open_cache(settings: "VerifierSettings") -> "CollateralCache | None":
+    from attestkit.collateral.cache import CollateralCache  # late: for who fetches
+
+    if settings.cache is None:
+        return None
+    try:
+        return CollateralCache(settings.cache)
+    except ConfigError as error:
+        raise ConfigError(f"{settings.names['cache']} {error}") from error
 
 
 def _trust_anchor(data: bytes) -> bytes | None:
@@ -325,6 +406,7 @@ def _listen(
         lambda ready: _announce(shared, ready, what, lines, simulated=attester.simulated),
         # Its files are read now, when the simulator has left its root.
         verifier=None if judging is None else _open_verifier(judging),
+        ear_key=None if judging is None else _ear_key(judging),
         ident=settings.ident,
         data_disks=settings.data_disks,
         limits=shared.limits,
@@ -366,7 +448,9 @@ def _announce(
     *,
     simulated: bool = False,
 ) -> None:
-    """Tell the people, and the program that started us."""
+    """Tell the people, and the program that started us; a foreman tells them itself."""
+    if shared.link is not None:
+        return
     places = {name: str(at) for name, at in ready.places.items()}
     shared.log.say(_banner(ready, what, lines, simulated=simulated), places=places)
     line = str(ready)
@@ -374,8 +458,10 @@ def _announce(
         import json  # late: few ask
 
         line = json.dumps({"places": places, "simulated": simulated, "pid": os.getpid()})
+    from attestkit.serve.options import write_out
+
     try:
-        print(line, flush=True)  # noqa: T201 - for the program that started us
+        write_out(line)
     except OSError:  # it does not read; the sockets are what counts
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tries again when it ends
 

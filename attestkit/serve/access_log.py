@@ -60,7 +60,7 @@ class AccessLog:
         self._entries: deque[_Entry] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    def note(  # noqa: PLR0913, PLR0917 - what a request was; names would cost a third more
+    def note(  # noqa: PLR0917 - what a request was; names would cost a third more
         self,
         listener: str,
         client: str,

@@ -14,7 +14,7 @@ import fcntl
 import ipaddress
 import os
 import socket
-from collections.abc import Collection, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, MutableMapping, Sequence
 from typing import Final
 
 from attestkit.errors import UsageError
@@ -24,7 +24,7 @@ __all__ = ["take_sockets"]
 FIRST: Final = 3  # SD_LISTEN_FDS_START
 _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 _UNIX: Final = ("dstack", "tappd")
-_TCP: Final = ("http", "dev_http", "verifier", "pccs")
+_TCP: Final = ("http", "dev_http", "verifier", "pccs", "verifier_metrics")
 _OPTIONS: Final = {"dstack": "--socket", "tappd": "--tappd-socket"}
 _MOST: Final = 256  # what is more is a mistake, and not worth a look at each
 
@@ -100,25 +100,24 @@ def _take(
     except OSError as error:
         raise UsageError(f"{here}it is no socket: {error.strerror}") from error
     fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
-    if reason := _objection(name, handed):
+    if reason := next(_objections(name, handed), ""):
         handed.close()
         raise UsageError(f"{here}it cannot be {name}: {reason}")
     found[name] = handed
 
 
-def _objection(name: str, handed: socket.socket) -> str:  # noqa: PLR0911 - a list of reasons
-    """Return what keeps a socket from being the listener `name`; nothing if it can be."""
+def _objections(name: str, handed: socket.socket) -> Iterator[str]:
+    """Yield what keeps a socket from being the listener `name`; the first is what to tell."""
     family, address = handed.family, handed.getsockname()
     if handed.type != socket.SOCK_STREAM:
-        return "it is not a stream socket"
+        yield "it is not a stream socket"
     if not handed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        return "it does not listen"
+        yield "it does not listen"
     if name in _UNIX and family != socket.AF_UNIX:
-        return "keys are served on unix sockets only"
+        yield "keys are served on unix sockets only"
     if name in _UNIX and not (isinstance(address, str) and address):
-        return "it has no path, so anybody could connect"
+        yield "it has no path, so anybody could connect"
     if name in _TCP and family not in {socket.AF_INET, socket.AF_INET6}:
-        return "it is not a TCP socket"
+        yield "it is not a TCP socket"
     if name == "dev_http" and not ipaddress.ip_address(address[0]).is_loopback:
-        return "only on a loopback address, for it gives keys to anybody"
-    return ""
+        yield "only on a loopback address, for it gives keys to anybody"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from inspect import getdoc
 from types import NoneType
-from typing import Any, Final, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Final, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
 
 from attestkit.serve.json_codec import Prepared
 from attestkit.serve.messages import fields_of
@@ -28,7 +28,7 @@ __all__ = [
     "words_of",
 ]
 
-Message: TypeAlias = type[tuple[Any, ...]]
+Message: TypeAlias = type[NamedTuple]
 
 _ATTRIBUTE = re.compile(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", re.MULTILINE)
 

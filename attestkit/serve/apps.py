@@ -8,6 +8,7 @@ from attestkit.serve import agent, docs, logs, pages, tappd, worker
 from attestkit.serve.address import HTTP_PORT
 from attestkit.serve.api import Api
 from attestkit.serve.guest import Guest
+from attestkit.serve.hosts import is_called_as_ours
 from attestkit.serve.rpc import App, Guard, RpcApp, Scope, Service
 from attestkit.serve.views import Header, View
 
@@ -19,11 +20,6 @@ _OLD_CLIENTS = tappd.SERVICE._replace(methods={**agent.SERVICE.methods, **tappd.
 _HOST = rb"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?"
 _OUR_HOST = re.compile(_HOST, re.IGNORECASE)
 _OUR_PAGES = re.compile(rb"http://" + _HOST + rb"(/|\Z)", re.IGNORECASE)
-# Names that no server of names can lead here: browsers know themselves that localhost, and all that
-# ends in it (RFC 6761), is this machine.
-_LOOPBACK = re.compile(
-    rb"(([a-z0-9_-]+\.)*localhost\.?|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE
-)
 
 
 # What the documents call a listener, and how one gets to where it is documented to be.
@@ -84,7 +80,7 @@ def collateral_app(guest: Guest) -> App:
     return PccsApp(pccs_of(simulator), _headers(guest), guest.stats.of("pccs"))
 
 
-def _app(  # noqa: PLR0913 - everything by name
+def _app(
     listener: str,
     guest: Guest,
     services: Sequence[Service],
@@ -156,9 +152,8 @@ def refuse_rebound(scope: Scope) -> None:
     Raises:
         UsageError: The request names another host.
     """
-    for name, value in scope["headers"]:
-        if name == b"host" and not _LOOPBACK.fullmatch(value):
-            raise UsageError(
-                "the Host is refused, for this is a simulator that listens on the loopback address "
-                "alone: use localhost or 127.0.0.1, or have --http listen on another address"
-            )
+    if not is_called_as_ours(scope["headers"]):
+        raise UsageError(
+            "the Host is refused, for this is a simulator that listens on the loopback address "
+            "alone: use localhost or 127.0.0.1, or have --http listen on another address"
+        )

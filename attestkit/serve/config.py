@@ -167,13 +167,13 @@ class _Reader:
         """Return the members of a table in a profile, or of its namesake in the global one."""
         members = {}
         for where in (profile, "global"):
-            table = self._profiles.get(where, {})
+            place, table = where, self._profiles.get(where, {})
             for step in path:
-                where, table = f"{where}.{step}", table.get(step, {})  # noqa: PLW2901 - deeper in
+                place, table = f"{place}.{step}", table.get(step, {})
                 if not isinstance(table, dict):
-                    raise self._error(where, "want a table")
+                    raise self._error(place, "want a table")
             for key, value in table.items():
-                members[key] = _Found(f"{where}.{_shown.key(key)}", value)
+                members[key] = _Found(f"{place}.{_shown.key(key)}", value)
         return members
 
     def _general(self) -> None:
@@ -272,9 +272,12 @@ class _Reader:
             elif key == "fault":
                 value = self._faults(found)
             elif choices := _CHOICES.get(key):
-                if key == "quote_version" and type(found.value) is int:  # a number is as good
-                    found = found._replace(value=str(found.value))  # noqa: PLW2901 - the same in text
-                value = self._choice(found, dict.fromkeys(choices))
+                # Of versions, a number is as good.
+                named = key == "quote_version" and type(found.value) is int
+                asked = found._replace(value=str(found.value)) if named else found
+                value = self._choice(asked, dict.fromkeys(choices))
+            elif key == "workers" and type(found.value) is int:
+                value = str(found.value)
             else:
                 value = self._text(found)
             self._set(key, found, value)

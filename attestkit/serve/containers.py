@@ -10,7 +10,7 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from attestkit.errors import BackendError, ConfigError, NotFoundError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from aiodocker import Docker
+    from aiodocker.containers import DockerContainer
     from aiohttp import ClientResponse, ClientTimeout
 
 __all__ = ["DOCKER", "Container", "Containers", "Log"]
@@ -178,13 +179,17 @@ class Containers:
                     raise DockerError(response.status, str(answer["message"]))
             return response
 
+    def _look(self) -> None:
+        """Raise FileNotFoundError if the engine's socket is not there, which takes no time."""
+        if self._path is not None:
+            Path(self._path).stat()
+
     @asynccontextmanager
     async def _engine(self) -> AsyncIterator["Docker"]:
-        if self._path is not None:
-            try:
-                Path(self._path).stat()  # noqa: ASYNC240 - takes no time
-            except FileNotFoundError as error:  # to find that out takes no library of 11 MB
-                raise self._unreachable(error) from error
+        try:
+            self._look()
+        except FileNotFoundError as error:  # to find that out takes no library of 11 MB
+            raise self._unreachable(error) from error
         await load("aiodocker")
         from aiodocker import Docker
         from aiohttp import TCPConnector, UnixConnector
@@ -246,7 +251,7 @@ def _timeout(total: float | None, silence: float | None = None) -> "ClientTimeou
     return ClientTimeout(total=total, sock_connect=ANSWER_SECONDS, sock_read=silence)
 
 
-def _container(one: Any) -> Container:  # noqa: ANN401 - JSON of the engine
+def _container(one: "DockerContainer") -> Container:
     names = tuple(str(name).removeprefix("/") for name in one["Names"] or ())
     image, state, status = (str(one[key]) for key in ("Image", "State", "Status"))
     return Container(str(one["Id"]), names, image, state, status, int(one["Created"]))

@@ -119,10 +119,9 @@ class Dashboard:
     def _measurements(self, template: "Template", identity: Identity) -> "Markup":
         """Return registers, events and TCB info as HTML; made anew when they are others."""
         if self._shown is None or self._shown[0] is not identity:
-            from markupsafe import Markup  # comes with the template library
+            from attestkit._templates import filled  # late: slow to import
 
-            html = template.render(measured=measurements(identity.measured))
-            self._shown = identity, Markup(html)  # noqa: S704 - the template has escaped it
+            self._shown = identity, filled(template, measured=measurements(identity.measured))
         return self._shown[1]
 
 

@@ -49,9 +49,11 @@ class Connection(Protocol):
 
     def last_call(self) -> None:
         """Let the request in flight, else the next one, be the last. May be called again."""
+        ...
 
     def is_idle(self) -> bool:
         """Tell whether no request is in flight, not even a part of one."""
+        ...
 
 
 class Door(NamedTuple):
@@ -90,7 +92,7 @@ class Door(NamedTuple):
         return taken
 
 
-async def drain(  # noqa: PLR0913 - everything by name
+async def drain(
     door: Door,
     connections: "set[Connection]",
     tasks: "set[asyncio.Task[None]]",

@@ -1,7 +1,7 @@
 """An example of each message, for the documents: long values are cut short with dots."""
 
 from functools import cache
-from typing import Any
+from typing import NamedTuple
 
 from attestkit.serve import messages as m
 
@@ -31,7 +31,7 @@ _SIGNATURE = bytes.fromhex(
 )
 _PUBLIC_KEY = bytes.fromhex("698f56bd587d8ce3ca8db0e1c361ba9d190089f98dc4d9df800ff92ed073a65d")
 
-_EXAMPLES: tuple[tuple[Any, ...], ...] = (
+_EXAMPLES: tuple[NamedTuple, ...] = (
     m.GetTlsKeyArgs(
         "example.com",
         ("www.example.com", "api.example.com"),
@@ -74,10 +74,10 @@ _EXAMPLES: tuple[tuple[Any, ...], ...] = (
 
 
 @cache
-def _by_class() -> dict[type, tuple[Any, ...]]:
+def _by_class() -> dict[type, NamedTuple]:
     return {type(example): example for example in _EXAMPLES}
 
 
-def example_of(message: type[tuple[Any, ...]]) -> tuple[Any, ...]:
+def example_of(message: type[NamedTuple]) -> NamedTuple:
     """Return an example of a message: one that can be sent, or the like of which is answered."""
     return _by_class()[message]

@@ -9,7 +9,7 @@ from attestkit.serve.json_codec import Prepared, encode_members, escaped
 
 __all__ = ["SMALL", "Form", "LongText"]
 
-M = TypeVar("M", bound=tuple[Any, ...])
+M = TypeVar("M", bound=NamedTuple)
 _SHORT: Final = 4096  # bytes that are copied with each answer
 
 SMALL: Final = 64 * 1024
@@ -95,8 +95,7 @@ class Form(Generic[M]):
         values: dict[str, Any] = {name: str(text) for name, text in self._texts.items()}
         for name, beginning in zip(self._varying, beginnings, strict=True):
             values[name] = beginning + getattr(self._message, name)
-        replaced: M = self._message._replace(**values)  # type: ignore[attr-defined]  # NamedTuple
-        return replaced
+        return self._message._replace(**values)
 
 
 def _joined(pieces: Iterable[bytes]) -> list[bytes]:

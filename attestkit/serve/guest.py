@@ -32,7 +32,7 @@ from attestkit.serve.system import DATA_DISKS, Machine
 __all__ = ["Guest", "Identity", "Measured", "Release"]
 
 T = TypeVar("T")
-M = TypeVar("M", bound=tuple[Any, ...])
+M = TypeVar("M", bound=NamedTuple)
 
 _NO_KEYS = (
     "this server has no app keys: start it with --app-keys FILE, or have the host share "
@@ -106,7 +106,7 @@ class Guest:
         docker: Where the container engine is; ConfigError if that cannot be.
     """
 
-    def __init__(  # noqa: PLR0913 - everything that is handed in, by name
+    def __init__(
         self,
         attester: Attester,
         *,
@@ -129,13 +129,14 @@ class Guest:
         self.now = now
         self.random = random
         simulated = attester.simulated
-        self.machine = machine or (Machine.simulated() if simulated else Machine.read())
-        self.release = release or Release(ident="attestkit simulator" if simulated else "attestkit")
-        self.stats = stats or Stats()
-        self.limits = limits or Limits()
+        self.machine: Machine = machine or (Machine.simulated() if simulated else Machine.read())
+        ident = "attestkit simulator" if simulated else "attestkit"
+        self.release: Release = release or Release(ident=ident)
+        self.stats: Stats = stats or Stats()
+        self.limits: Limits = limits or Limits()
         self.data_disks = data_disks
-        self.containers = Containers(docker)
-        self.run_id = random(4).hex()
+        self.containers: Containers = Containers(docker)
+        self.run_id: str = random(4).hex()
         self._executor: Executor | None = None
         self._writes = 0  # works under way that wait for a disk
         self._no_quote = GetQuoteResponse(vm_config=vm_config)
@@ -207,7 +208,7 @@ class Guest:
         if form is None:
             if len(known.forms) >= _MOST_FORMS:
                 known.forms.clear()
-            common = answer._replace(quote=known.tail)  # type: ignore[attr-defined]  # NamedTuple
+            common = answer._replace(quote=known.tail)
             form = Form(common, ("quote", *varying), event_log=known.event_log)
             if _size(answer) <= _LARGEST_FORM:
                 known.forms[type(answer), answer] = form
@@ -340,7 +341,7 @@ class Guest:
     def _measured(self, attestation: Attestation, info: AppInfo) -> Measured:
         quote, log = attestation.quote, attestation.event_log
         values = (None,) * 5 if quote is None else (quote.mrtd, *quote.rtmrs)
-        registers = dict(zip(_REGISTERS, values, strict=True))
+        registers: dict[str, bytes | None] = dict(zip(_REGISTERS, values, strict=True))
         hashes = {name: getattr(info, name) for name in _HASHES}
         compose = _utf8(self.app_compose.raw)
         text = tcb_info({**registers, **hashes}, self._log_of_info.of(log), compose)

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -10,7 +10,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 from attestkit.serve.json_codec import encode_error
 from attestkit.serve.views import ENDLESS
 
-__all__ = ["COPIED", "GONE", "Cycle", "Response", "without_upgrade"]
+__all__ = ["COPIED", "GONE", "AnyApp", "Cycle", "Response", "without_upgrade"]
 
 COPIED: Final = 4096
 """Bytes of a body from which on it is not copied behind its head."""
@@ -19,8 +19,8 @@ GONE: Final = 499
 """The status, in the access log alone, of a request whose client did not wait for the answer."""
 
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
-Message: TypeAlias = MutableMapping[str, Any]
-App: TypeAlias = Callable[..., Awaitable[None]]
+Message: TypeAlias = Mapping[str, Any]
+AnyApp: TypeAlias = Callable[..., Awaitable[None]]
 
 
 class Cycle(RequestResponseCycle):
@@ -30,17 +30,17 @@ class Cycle(RequestResponseCycle):
     """
 
     pending: Message | None = None  # the start of a response, until its first piece comes
-    is_chunked = False
+    is_chunked: bool = False
     is_half_closed = False  # the client says no more, or has gone
-    is_endless = False  # the answer has begun, and goes on until the client leaves
+    is_endless: bool = False  # the answer has begun, and goes on until the client leaves
     length: int | None = None  # of the body; then it leaves in one go
     pieces: list[bytes]  # that have not left yet
-    status = GONE
-    size = 0  # bytes of the body
-    request_id = b""
+    status: int = GONE
+    size: int = 0  # bytes of the body
+    request_id: bytes = b""
     on_end: Callable[["Cycle"], None] | None = None
 
-    async def answer(self, app: App, scope: Message, receive: object, send: object) -> None:
+    async def answer(self, app: AnyApp, scope: Message, receive: object, send: object) -> None:
         """Call the application; that we cut it off, see drain, is no failure of it."""
         try:
             await app(scope, receive, send)
@@ -49,7 +49,7 @@ class Cycle(RequestResponseCycle):
                 raise  # not by us, who end the connection first
             self.leave()
 
-    async def send(self, message: Message) -> None:  # type: ignore[override]  # any mapping will do
+    async def send(self, message: Message) -> None:
         """Take a piece of the response."""
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
@@ -91,7 +91,7 @@ class Cycle(RequestResponseCycle):
 
     def leave(self) -> None:
         """Take note that the client is gone."""
-        self.disconnected = True
+        self.disconnected: bool = True
         self.message_event.set()
         self.end()
 
@@ -147,7 +147,7 @@ class Cycle(RequestResponseCycle):
                 self.is_chunked = True
                 parts.append(b"transfer-encoding: chunked\r\n")
             else:
-                self.keep_alive = False  # its end is the end of the connection
+                self.keep_alive: bool = False  # its end is the end of the connection
         if not self.keep_alive:
             parts.append(b"connection: close\r\n")
         if any(b"\n" in value or b"\r" in value for value in parts[3:-1:4]):
@@ -176,7 +176,7 @@ class Response:
     def __init__(self, connection: Replying) -> None:
         self._connection = connection
         self._transport = connection.transport
-        self.is_closing = connection.transport.is_closing
+        self.is_closing: Callable[[], bool] = connection.transport.is_closing
 
     def write(self, data: bytes) -> None:
         """Send bytes behind the answers that come first."""

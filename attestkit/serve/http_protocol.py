@@ -31,9 +31,10 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from attestkit.serve.access_log import client_name
-from attestkit.serve.http_cycle import COPIED, Cycle, Response, without_upgrade
+from attestkit.serve.http_cycle import COPIED, AnyApp, Cycle, Response, without_upgrade
 from attestkit.serve.http_shared import LINGER_SECONDS, Shared, has_input
 from attestkit.serve.json_codec import encode_error
+from attestkit.serve.limits import Limits
 from attestkit.serve.rpc import App, DirectCall, RpcApp
 
 __all__ = ["HttpProtocol", "ListenerConfig"]
@@ -66,17 +67,19 @@ class ListenerConfig(uvicorn.Config):
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_graceful_shutdown=shared.limits.drain_seconds,  # type: ignore[arg-type]  # it takes any number
         )
         self.shared = shared
-        self.rpc_app = app if isinstance(app, RpcApp) else None
+        self.rpc_app: RpcApp | None = app if isinstance(app, RpcApp) else None
         self.fixed_headers: Sequence[tuple[bytes, bytes]] = getattr(app, "headers", ())
 
 
 class HttpProtocol(HttpToolsProtocol):
     """One connection."""
 
-    def __init__(self, config: ListenerConfig, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - handed through
+    limits: Limits
+    parser: httptools.HttpRequestParser  # until the connection is lost
+
+    def __init__(self, config: ListenerConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self._listener, self.limits, self._traffic = config.shared[:3]
         self._access_log, self._sweep, self._outbox = config.shared[3:]
@@ -101,19 +104,19 @@ class HttpProtocol(HttpToolsProtocol):
         self._body: list[bytes] | None = None
         self._response: Response | None = None
         self._working: Cycle | None = None  # whose answer is under way; others wait in `pipeline`
-        self.url = b""
+        self.url: bytes = b""
 
     # -- the connection ------------------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as inherited
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a connection, unless there are far too many."""
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", transport))
         self._response = Response(self)
         self._peer = "" if self._access_log is None else client_name(self.client, transport)
         self._traffic.connections += 1
         self._since = self.loop.time()
         if len(self.connections) > 2 * self.limits.connections:
-            transport.abort()
+            self.transport.abort()
             return
         self._is_extra = len(self.connections) > self.limits.connections
         self._sweep.watch(self.connections, self.loop)
@@ -272,7 +275,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Note that a request has begun."""
         self.url = b""
-        self.headers = []
+        self.headers: list[tuple[bytes, bytes]] = []
         self._since = self.loop.time()
         self._in_head = self._in_message = self._spoke = True
 
@@ -333,20 +336,20 @@ class HttpProtocol(HttpToolsProtocol):
         self.url, self.headers = url, headers
         self.scope["headers"] = headers
         expected = fields.get(b"expect", b"").lower() == b"100-continue"
-        self.expect_100_continue = expected and version == "1.1"
+        self.expect_100_continue: bool = expected and version == "1.1"
         super().on_headers_complete()
         cycle = cast("Cycle", self.cycle)
         cycle.__class__ = Cycle  # uvicorn has no other way to say which class to make
-        cycle.transport = self._response  # type: ignore[assignment]  # all that it uses of one
+        cycle.transport = cast("asyncio.Transport", self._response)  # all that it uses of one
         if self._access_log is not None:
             cycle.on_end = partial(self._note_cycle, url, perf_counter())
         if self._last:
             self.cycle.keep_alive = False
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - as inherited
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: AnyApp) -> None:
         self._working = cast("Cycle", cycle)
         # By its class: it is made one only when this returns, see above.
-        super()._start_asgi_task(cycle, partial(Cycle.answer, self._working, app))
+        super()._start_asgi_task(cycle, cast("Any", partial(Cycle.answer, self._working, app)))
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""
@@ -378,7 +381,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._respond(status, headers, pieces, size)
         if self._access_log is not None:
             verb = "POST" if self._is_post else "GET"
-            self._note(verb, self.url, status, size, begin, request_id)
+            self._note(self.url, begin, (verb, status, size, request_id))
 
     def _respond(self, status: int, headers: bytes, body: Sequence[bytes], size: int) -> None:
         """Write a whole response, whose body has `size` bytes."""
@@ -426,14 +429,12 @@ class HttpProtocol(HttpToolsProtocol):
     # -- the access log ------------------------------------------------------------------------
 
     def _note_cycle(self, url: bytes, begin: float, cycle: "Cycle") -> None:
-        verb, status = cycle.scope["method"], cycle.status
-        self._note(verb, url, status, cycle.size, begin, cycle.request_id)
+        self._note(url, begin, (cycle.scope["method"], cycle.status, cycle.size, cycle.request_id))
 
-    def _note(  # noqa: PLR0913, PLR0917 - what a request was
-        self, verb: str, url: bytes, status: int, size: int, begin: float, request_id: bytes
-    ) -> None:
+    def _note(self, url: bytes, begin: float, answered: tuple[str, int, int, bytes]) -> None:
         assert self._access_log is not None
         seconds = perf_counter() - begin
+        verb, status, size, request_id = answered
         self._access_log.note(
             self._listener, self._peer, verb, url, status, size, seconds, request_id
         )
@@ -453,7 +454,7 @@ class HttpProtocol(HttpToolsProtocol):
         sent = b"" if is_head else body
         request_id = b"" if self._app is None else self._app.new_id()
         if self._access_log is not None:
-            self._note("", self.url, status, len(sent), perf_counter(), request_id)
+            self._note(self.url, perf_counter(), ("", status, len(sent), request_id))
         reason = HTTPStatus(status).phrase.encode("ascii")
         fields = [*self.server_state.default_headers, *self._headers]
         fields += ((b"content-type", b"application/json"), (b"x-request-id", request_id))

@@ -11,13 +11,13 @@ from binascii import hexlify, unhexlify
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from json.encoder import encode_basestring_ascii
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from attestkit._json import MAX_DEPTH, check_depth
 from attestkit.errors import FormatError
-from attestkit.serve.messages import Field, fields_of
+from attestkit.serve.messages import Field, defaults_of, fields_of
 
 __all__ = [
     "Prepared",
@@ -29,7 +29,7 @@ __all__ = [
     "hex_bytes",
 ]
 
-M = TypeVar("M", bound=tuple[Any, ...])
+M = TypeVar("M", bound=NamedTuple)
 
 MAX_UINT64 = 2**64 - 1
 _ABSENT = object()
@@ -53,7 +53,7 @@ class Prepared(Generic[M]):
 
     def __init__(self, json: Sequence[bytes], make: Callable[[], M]) -> None:
         """Take the JSON of a response; `make` returns the response itself."""
-        self.json = json
+        self.json: Sequence[bytes] = json
         self.protobuf: Sequence[bytes] | None = None
         self._make = make
 
@@ -70,7 +70,7 @@ def decode(message: type[M], body: bytes) -> M:
         FormatError: the body is no JSON object, or a field has the wrong type or is given twice.
     """
     if not body:
-        return message()
+        return defaults_of(message)
     try:
         if len(body) > MAX_DEPTH and not _is_bounded(body):  # what is shorter cannot nest deeper
             check_depth(body)
@@ -89,7 +89,7 @@ def decode(message: type[M], body: bytes) -> M:
     for name, convert, default in _decoders(message):
         value = get(name, _ABSENT)
         values.append(default if value is _ABSENT else convert(name, value))
-    return message(*values)
+    return message._make(values)
 
 
 def _is_bounded(body: bytes) -> bool:
@@ -209,7 +209,7 @@ def hex_bytes(name: str, text: str) -> bytes:
         raise FormatError(f"{name} is not valid hex") from error
 
 
-def encode(message: tuple[Any, ...] | Prepared[Any] | None) -> Sequence[bytes]:
+def encode(message: "NamedTuple | Prepared[Any] | None") -> Sequence[bytes]:
     """Return the JSON of a response in pieces: compact ASCII, `null` for an empty one."""
     if message is None:
         return (b"null",)
@@ -223,7 +223,7 @@ def encode(message: tuple[Any, ...] | Prepared[Any] | None) -> Sequence[bytes]:
     return parts
 
 
-def encode_members(message: tuple[Any, ...]) -> Iterator[tuple[str, bytes, bytes]]:
+def encode_members(message: NamedTuple) -> Iterator[tuple[str, bytes, bytes]]:
     """Yield the members of a response in JSON: the name, then as bytes comma and key, and value."""
     for (name, start, write, omit), value in zip(_encoders(type(message)), message, strict=True):
         if value or not omit:
@@ -256,8 +256,7 @@ def escaped(text: str) -> bytes:
     return _write_string(text)[1:-1]
 
 
-def _write_boolean(value: bool) -> bytes:  # noqa: FBT001 - one value, one argument
-    return b"true" if value else b"false"
+_write_boolean: Final[Callable[[bool], bytes]] = {False: b"false", True: b"true"}.__getitem__
 
 
 def _write_number(value: int) -> bytes:

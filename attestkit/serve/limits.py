@@ -36,6 +36,19 @@ class Limits(NamedTuple):
     stream_seconds: float = 600.0  # for which a log stream may be silent; ended
     drain_seconds: float = 10.0  # for the requests in flight when the server stops; cancelled
 
+    @classmethod
+    def of(cls, values: Mapping[str, float]) -> "Limits":
+        """Return the limits of these names, which `parse_limit` has looked at; else the defaults.
+
+        Counts are whole numbers, whatever the type.
+
+        Raises:
+            UsageError: There is no such limit.
+        """
+        if unknown := values.keys() - cls._field_defaults.keys():
+            raise UsageError(f"limits: there is none named {', '.join(sorted(unknown))}")
+        return cls._make(values.get(name, usual) for name, usual in cls._field_defaults.items())
+
 
 class _Range(NamedTuple):
     kind: Kind

@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import uvicorn
 import uvloop
 
 from attestkit.serve.access_log import AccessLog
-from attestkit.serve.drain import Door, drain
+from attestkit.serve.drain import Connection, Door, drain
 from attestkit.serve.http_protocol import HttpProtocol, ListenerConfig
 from attestkit.serve.http_shared import Shared
 from attestkit.serve.limits import Limits
@@ -19,7 +19,7 @@ from attestkit.serve.rpc import App
 from attestkit.serve.signals import until_signalled
 from attestkit.serve.stats import Traffic
 
-__all__ = ["Listener", "run", "run_in_loop"]
+__all__ = ["Listener", "beside", "run", "run_in_loop"]
 
 Work: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
@@ -103,6 +103,26 @@ async def run_in_loop(
     return sum(server.cut_off for server in servers)
 
 
+@contextlib.asynccontextmanager
+async def beside(listener: Listener, on_end: Callable[[], None]) -> AsyncIterator[None]:
+    """Serve beside other work of the running event loop; it stops in good order with the block.
+
+    Should it fail the log has why, and `on_end` is called, as it is at the end of the block.
+    """
+    server = _Server(listener)
+
+    async def serve() -> None:
+        await server.serve(sockets=[listener.socket])
+
+    task = asyncio.create_task(_tell(serve))
+    task.add_done_callback(lambda _: on_end())
+    try:
+        yield
+    finally:
+        server.stop()
+        await task
+
+
 async def _tell(work: Work) -> None:
     """Do work in the background; if it fails the log has it, and the server goes on."""
     try:
@@ -156,7 +176,7 @@ class _Server(uvicorn.Server):
             each.close()
         self.cut_off = await drain(
             door,
-            self.server_state.connections,  # type: ignore[arg-type]  # of HttpProtocol
+            cast("set[Connection]", self.server_state.connections),
             self.server_state.tasks,
             connect=self._connect,
             end_streams=getattr(self._listener.app, "stop", lambda: None),

@@ -10,6 +10,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -56,10 +57,9 @@ def in_one_line(error: BaseException | None) -> str:
 
 
 def _message(record: logging.LogRecord) -> str:
-    try:
+    with suppress(Exception):  # arguments that do not fit, of whomever
         return record.getMessage()
-    except Exception:  # noqa: BLE001 - arguments that do not fit, of whomever
-        return str(record.msg)
+    return str(record.msg)
 
 
 def _members(record: logging.LogRecord) -> dict[str, Any]:
@@ -146,32 +146,26 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record; whatever goes wrong with it, the program goes on."""
-        try:
+        with suppress(
+            Exception
+        ):  # a program must not fail for its log, and where would it be said?
             line = self._line(record)
             if self.before_error is not None and record.levelno >= logging.ERROR:
                 self.before_error()
             self._sink.write([line], _PATIENCE)
-        except Exception:  # noqa: BLE001 - a program must not fail for its log
-            self.handleError(record)
 
     def _line(self, record: logging.LogRecord) -> bytes:
         try:
             text = self.format(record)
         except Exception as error:  # noqa: BLE001 - of whatever somebody gave it
-            text = self.format(
-                logging.makeLogRecord(
-                    {
-                        "name": "attestkit.serve",
-                        "levelno": record.levelno,
-                        "levelname": record.levelname,
-                        "msg": f"a record cannot be written: {type(error).__name__}",
-                    }
-                )
-            )
+            told = {
+                "name": "attestkit.serve",
+                "levelno": record.levelno,
+                "levelname": record.levelname,
+                "msg": f"a record cannot be written: {type(error).__name__}",
+            }
+            text = self.format(logging.makeLogRecord(told))
         return text.encode("ascii", "backslashreplace") + b"\n"
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - named by logging
-        """Say nothing: there is nowhere to say it."""
 
 
 class Log:
@@ -182,7 +176,7 @@ class Log:
     """
 
     def __init__(self, descriptor: int = 2) -> None:
-        self.format = "text"
+        self.format: str = "text"
         self._sink = Sink(descriptor, self._dropped)
         self._handler = _Handler(self._sink)
         self._logger = logging.getLogger("attestkit.serve")

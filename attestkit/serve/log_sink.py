@@ -37,7 +37,7 @@ class Sink:
 
     def __init__(self, descriptor: int, tell_dropped: Callable[[int], bytes]) -> None:
         self.tell_dropped = tell_dropped
-        self.dropped = 0
+        self.dropped: int = 0
         self._lock = threading.Lock()  # never waited for
         self._waiting: deque[bytes] = deque()
         self._refused: deque[int] = deque()  # how many lines found no place among those

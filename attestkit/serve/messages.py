@@ -18,7 +18,17 @@ Documents take their words from the docstrings, and from `Bounds` what a field m
 
 import types
 from functools import cache
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    NamedTuple,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 __all__ = [
     "OMIT_EMPTY",
@@ -46,12 +56,16 @@ __all__ = [
     "VerifyRequest",
     "VerifyResponse",
     "WorkerVersion",
+    "defaults_of",
     "fields_of",
 ]
 
 OMIT_EMPTY = "left out of JSON when it is empty"
 PACKAGE = "dstack_guest"
 """The package of all messages and services in protobuf."""
+
+
+M = TypeVar("M", bound=NamedTuple)
 
 
 class Bounds(NamedTuple):
@@ -76,15 +90,25 @@ class Field(NamedTuple):
     bounds: Bounds
 
 
-def fields_of(message: type[tuple[Any, ...]]) -> tuple[Field, ...]:
+def defaults_of(message: type[M]) -> M:
+    """Return the message whose fields are at their defaults, which all have."""
+    return cast("M", _defaults(message))
+
+
+@cache
+def _defaults(message: type[NamedTuple]) -> NamedTuple:
+    return message._make(message._field_defaults.values())
+
+
+def fields_of(message: type[NamedTuple]) -> tuple[Field, ...]:
     """Return the fields of a message class, in the order of JSON."""
     return _described(message)
 
 
 @cache
-def _described(message: type[tuple[Any, ...]]) -> tuple[Field, ...]:
+def _described(message: type[NamedTuple]) -> tuple[Field, ...]:
     hints = get_type_hints(message, include_extras=True)
-    defaults: dict[str, Any] = message._field_defaults  # type: ignore[attr-defined]  # NamedTuple
+    defaults = message._field_defaults
     return tuple(_field(name, hint, defaults[name]) for name, hint in hints.items())
 
 

@@ -6,15 +6,14 @@ comma between labels, a blank line between families. Ours are the library's to w
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from attestkit._native import CORE
 from attestkit._version import own_version
 from attestkit.errors import AttestKitError, BackendError
+from attestkit.serve.families import CONTENT_TYPE, traffic_families
 from attestkit.serve.guest import Guest
 from attestkit.serve.late import load
-from attestkit.serve.stats import BOUNDS
 from attestkit.serve.system import Disk, Figures, read_figures
 from attestkit.serve.views import Answer, Asked
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
 
-CONTENT_TYPE: Final = b"text/plain; charset=utf-8"
 _DEVICE_SECONDS: Final = 0.1  # that a device may take: who collects does not wait for long
 _DISK: Final = ("name", "mount_point")
 
@@ -151,52 +149,19 @@ class _Collector:
 
     def collect(self) -> "Iterator[Metric]":
         """Yield the families."""
-        yield from self._traffic()
-        yield from self._durations()
+        yield from traffic_families(self._guest.stats)
+        yield self._streams()
         yield from self._device()
         yield self._build()
 
-    def _traffic(self) -> "Iterator[Metric]":
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+    def _streams(self) -> "Metric":
+        from prometheus_client.core import GaugeMetricFamily
 
-        requests = CounterMetricFamily(
-            "attestkit_requests", "Requests answered", labels=("listener", "method", "status")
-        )
-        refusals = CounterMetricFamily(
-            "attestkit_refusals",
-            "Connections and messages refused before they were a request",
-            labels=("listener", "status"),
-        )
-        connections = GaugeMetricFamily(
-            "attestkit_open_connections", "Connections open now", labels=("listener",)
-        )
-        for listener, traffic in sorted(self._guest.stats.traffic.items()):
-            for (method, status), count in sorted(traffic.requests.items()):
-                requests.add_metric((listener, method, str(status)), count)
-            for status, count in sorted(traffic.refusals.items()):
-                refusals.add_metric((listener, str(status)), count)
-            connections.add_metric((listener,), traffic.connections)
-        yield from (requests, refusals, connections)
-        yield GaugeMetricFamily(
+        return GaugeMetricFamily(
             "attestkit_open_log_streams",
             "Streams of container logs open now",
             self._guest.stats.streams,
         )
-
-    def _durations(self) -> "Iterator[Metric]":
-        from prometheus_client.core import HistogramMetricFamily
-
-        durations = HistogramMetricFamily(
-            "attestkit_request_duration_seconds",
-            "Seconds from a request's headers to its answer, of a stream to its first piece",
-            labels=("listener", "method"),
-        )
-        bounds = [*map(str, BOUNDS), "+Inf"]
-        for listener, traffic in sorted(self._guest.stats.traffic.items()):
-            for method, latency in sorted(traffic.latencies.items()):
-                buckets = list(zip(bounds, accumulate(latency.buckets), strict=True))
-                durations.add_metric((listener, method), buckets, latency.seconds)
-        yield durations
 
     def _device(self) -> "Iterator[Metric]":
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily

@@ -12,7 +12,7 @@ _TEXT: Final = {"text/plain": {"schema": {"type": "string"}}}
 _JSON: Final = {"application/json": {"schema": {"type": "object"}}}
 
 
-def _page(id_: str, summary: str, content: dict[str, Any], **more: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
+def _page(id_: str, summary: str, content: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"operationId": id_, "summary": summary, "content": content, **more}
 
 

@@ -6,6 +6,7 @@ line and the environment, and remembers where each value came from, for errors.
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -31,6 +32,7 @@ __all__ = [
     "parse_options",
     "refuse_empty",
     "with_config",
+    "write_out",
 ]
 
 LOG_FORMATS: Final = ("text", "json")
@@ -99,7 +101,11 @@ class Options(NamedTuple):
     verifier_pccs: str | None = None
     verifier_collateral: str | None = None
     verifier_policy: str | None = None
+    verifier_cache: str | None = None
+    verifier_metrics: str | None = None
     trust_anchor: str | None = None
+    ear_key: str | None = None
+    workers: str | None = None
     watchdog: bool = False
     json: bool = False
     log_format: str | None = None
@@ -147,6 +153,10 @@ class Options(NamedTuple):
 
 
 class _Parser(argparse.ArgumentParser):
+    def names(self) -> tuple[str, ...]:
+        """Return all options as they are written, those that argparse adds too."""
+        return tuple(self._option_string_actions)
+
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage: one line is enough, and it shows no seed."""
         raise UsageError(f"{without_hex(message)} (--help lists the options)")
@@ -155,16 +165,23 @@ class _Parser(argparse.ArgumentParser):
 class _Print(argparse.Action):
     """Print what is asked for, and stop."""
 
-    def __init__(self, option_strings: Sequence[str], dest: str, **rest: Any) -> None:  # noqa: ANN401 - handed through
+    def __init__(self, option_strings: Sequence[str], dest: str, **rest: Any) -> None:
         self._text: Callable[[], str] = rest.pop("const")
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **rest)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         try:
-            print(self._text(), flush=True)  # noqa: T201 - what was asked for
+            write_out(self._text())
         except OSError:  # nobody reads on, as behind `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tries again when it ends
         parser.exit()
+
+
+def write_out(line: str) -> None:
+    """Write a line to stdout at once; nowhere, if whoever started us closed it."""
+    if sys.stdout is not None:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
 
 
 def _version() -> str:
@@ -209,7 +226,7 @@ def _parser() -> _Parser:
 
 def option_names() -> tuple[str, ...]:
     """Return all options as they are written, for a shell that completes them."""
-    return tuple(_parser()._option_string_actions)  # noqa: SLF001 - argparse has no other way
+    return _parser().names()
 
 
 def parse_options(arguments: Sequence[str]) -> Options:
@@ -371,6 +388,30 @@ def _add_verifier(add: _Add) -> None:
         help="one root, DER or PEM, in place of the makers'; a simulator leaves its own in "
         "DIR/trust-anchor.pem",
     )
+    add(
+        "--ear-key",
+        metavar="FILE",
+        help="private key that signs verdicts (/verify?format=ear), Ed25519 or P-256 in PEM, or "
+        "32 raw bytes of Ed25519; its mode must be 0600",
+    )
+
+
+def _add_service(add: _Add) -> None:
+    add(
+        "--verifier-cache",
+        metavar="DIR",
+        help="where fetched collateral is kept, for all processes that name it; default: in memory",
+    )
+    add(
+        "--verifier-metrics",
+        metavar="HOST:PORT",
+        help="GET /metrics of a verifier alone, all its processes together; default: off",
+    )
+    add(
+        "--workers",
+        metavar="N",
+        help="processes that share the verifier's socket; with --backend none alone",
+    )
 
 
 def _add_log(add: _Add) -> None:
@@ -389,5 +430,6 @@ _GROUPS: Final = (
     ("the app", _add_app),
     ("the simulator", _add_simulator),
     ("the verifier service", _add_verifier),
+    ("the verifier service, by several processes", _add_service),
     ("the log", _add_log),
 )

@@ -6,7 +6,7 @@ them beside these. What a message does not know is skipped, and what is at its d
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
@@ -19,11 +19,11 @@ from google.protobuf.message_factory import GetMessageClass
 
 from attestkit.errors import FormatError
 from attestkit.serve.json_codec import Prepared
-from attestkit.serve.messages import PACKAGE, Error, Field, fields_of
+from attestkit.serve.messages import PACKAGE, Error, Field, defaults_of, fields_of
 
 __all__ = ["decode", "describe", "encode", "encode_error"]
 
-M = TypeVar("M", bound=tuple[Any, ...])
+M = TypeVar("M", bound=NamedTuple)
 
 _TYPES = {
     str: FieldDescriptorProto.TYPE_STRING,
@@ -41,22 +41,22 @@ def decode(message: type[M], body: bytes) -> M:
         FormatError: The body is cut or malformed, or a text in it is not UTF-8.
     """
     if not body:
-        return message()
+        return defaults_of(message)
     try:
         found = _class_of(message).FromString(body)
     except (DecodeError, ValueError) as error:  # ValueError: bad UTF-8, without the library's C
         raise FormatError(f"the body is not a protobuf message {message.__name__}") from error
-    return message(*[_value(field, found) for field in fields_of(message)])
+    return message._make([_value(field, found) for field in fields_of(message)])
 
 
-def _value(field: Field, found: Message) -> Any:  # noqa: ANN401 - of any kind
+def _value(field: Field, found: Message) -> object:
     if field.optional and not found.HasField(field.name):
         return None
     value = getattr(found, field.name)
     return tuple(value) if field.repeated else value
 
 
-def encode(message: tuple[Any, ...] | Prepared[Any] | None) -> Sequence[bytes]:
+def encode(message: "NamedTuple | Prepared[Any] | None") -> Sequence[bytes]:
     """Return the bytes of a response; none for an empty one."""
     if message is None:
         return ()
@@ -64,7 +64,7 @@ def encode(message: tuple[Any, ...] | Prepared[Any] | None) -> Sequence[bytes]:
         if message.protobuf is None:
             message.protobuf = encode(message.message)
         return message.protobuf
-    values = message._asdict()  # type: ignore[attr-defined]  # NamedTuple
+    values = message._asdict()
     return (_class_of(type(message))(**values).SerializeToString(),)
 
 
@@ -74,7 +74,7 @@ def encode_error(text: str) -> bytes:
 
 
 @cache
-def _class_of(message: type[tuple[Any, ...]]) -> type[Message]:
+def _class_of(message: type[NamedTuple]) -> type[Message]:
     """Return the library's class for a message, in a file of its own so that each comes late."""
     name = message.__name__
     file = FileDescriptorProto(name=f"{name}.proto", package=PACKAGE, syntax="proto3")
@@ -83,7 +83,7 @@ def _class_of(message: type[tuple[Any, ...]]) -> type[Message]:
     return GetMessageClass(_pool.FindMessageTypeByName(f"{PACKAGE}.{name}"))
 
 
-def describe(message: type[tuple[Any, ...]]) -> DescriptorProto:
+def describe(message: type[NamedTuple]) -> DescriptorProto:
     """Return the descriptor of a message, the one that protoc would make."""
     descriptor = DescriptorProto(name=message.__name__)
     for field in fields_of(message):

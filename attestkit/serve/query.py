@@ -5,16 +5,16 @@ are ignored, and a known key given twice is an error.
 """
 
 import re
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from attestkit.errors import FormatError
 from attestkit.serve.json_codec import MAX_UINT64, hex_bytes
-from attestkit.serve.messages import Field, fields_of
+from attestkit.serve.messages import Field, defaults_of, fields_of
 
 __all__ = ["asks_for_json", "decode"]
 
-M = TypeVar("M", bound=tuple[Any, ...])
+M = TypeVar("M", bound=NamedTuple)
 
 _JSON_FLAGS = frozenset({b"json", b"json=", b"json=1", b"json=true"})
 _NUMBER = re.compile(r"[0-9]{1,20}\Z")
@@ -33,9 +33,9 @@ def decode(message: type[M], query: bytes) -> M:
         FormatError: a field of the wrong type, given twice, or without the brackets of an array.
     """
     if not query:
-        return message()
+        return defaults_of(message)
     found = _collect(message, query)
-    return message(*[_value(field, found.get(field.name)) for field in fields_of(message)])
+    return message._make([_value(field, found.get(field.name)) for field in fields_of(message)])
 
 
 def _collect(message: type[M], query: bytes) -> dict[str, dict[str, str]]:
@@ -77,7 +77,7 @@ def _place(field: Field, brackets: str, count: int) -> str:
     return str(int(index[1])) if index[1] else f"+{count}"
 
 
-def _value(field: Field, texts: dict[str, str] | None) -> Any:  # noqa: ANN401 - of any kind
+def _value(field: Field, texts: dict[str, str] | None) -> object:
     if texts is None:
         return field.default
     if field.repeated:

@@ -171,7 +171,7 @@ class RpcApp:
         run_id: The first half of every request's id; the second counts.
     """
 
-    def __init__(  # noqa: PLR0913 - everything by name
+    def __init__(
         self,
         guest: Guest,
         services: Sequence[Service],
@@ -186,11 +186,12 @@ class RpcApp:
         self._guest = guest
         self._services = sorted(services, key=lambda service: -len(service.mount))
         self._views = dict(views or {})
-        self.headers = list(headers)
+        self.headers: list[Header] = list(headers)
         self._guard = guard
         self._limits = limits or Limits()
         self._traffic = traffic or Traffic()
-        self.new_id = map(f"{run_id}-%08x".encode("ascii").__mod__, count(1)).__next__
+        ids = map(f"{run_id}-%08x".encode("ascii").__mod__, count(1))
+        self.new_id: Callable[[], bytes] = ids.__next__
         self._heads: dict[tuple[int, bytes], bytes] = {}
         self._held = 0  # bytes of bodies that are being read
         self._endless: set[asyncio.Future[None]] = set()

@@ -24,6 +24,7 @@ import logging
 import os
 import socket
 from collections.abc import Mapping, MutableMapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -33,7 +34,9 @@ from attestkit.errors import UsageError
 __all__ = ["ServiceManager"]
 
 _VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
-_PROBES: Final = {  # what each listener answers without work; the first that is on is asked
+# What each listener answers without work; the first that is on is asked. A verifier's metrics are
+# never served alone.
+_PROBES: Final = {
     "http": "/prpc/Worker.Version",
     "dstack": "/Version",
     "tappd": "/prpc/Tappd.Version",
@@ -65,7 +68,7 @@ class ServiceManager:
     def __init__(self, address: str | None, watchdog_seconds: float | None = None) -> None:
         self._address = address
         self._status = ""
-        self.watchdog_seconds = None if address is None else watchdog_seconds
+        self.watchdog_seconds: float | None = None if address is None else watchdog_seconds
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str]) -> "ServiceManager":
@@ -89,6 +92,9 @@ class ServiceManager:
     def stopping(self) -> None:
         """Say that we are about to end."""
         self._send("STOPPING=1")
+
+    def ended(self) -> None:
+        """Say nothing: it sees that the process has ended."""
 
     @property
     def interval(self) -> float:
@@ -179,6 +185,15 @@ async def _connect(place: Path | str) -> tuple[asyncio.StreamReader, asyncio.Str
     if isinstance(place, Path):
         return await asyncio.open_unix_connection(place)
     url = urlsplit(place)
-    own = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - asked there, not bound there
-    host = url.hostname or ""
-    return await asyncio.open_connection(own.get(host, host), url.port)
+    return await asyncio.open_connection(_reachable(url.hostname or ""), url.port)
+
+
+def _reachable(host: str) -> str:
+    """Return where to ask what listens on all addresses: on the loopback one."""
+    try:
+        address = ip_address(host)
+    except ValueError:  # a name
+        return host
+    if not address.is_unspecified:
+        return host
+    return "127.0.0.1" if address.version == 4 else "::1"

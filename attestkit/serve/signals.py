@@ -2,7 +2,7 @@
 
 | signal | first | later |
 |---|---|---|
-| SIGTERM, SIGINT | stops in good order | the default action: the process ends at once |
+| SIGTERM, SIGINT | stops in good order | `at_once`, and the default action: the process ends |
 | SIGHUP | stops in good order, for its terminal is gone; ignored where it was (nohup) | nothing |
 
 There is nothing to reload on SIGHUP: what an app was measured with stays for its life. `timeout`
@@ -24,8 +24,12 @@ _DEADLY: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextlib.contextmanager
-def until_signalled(stop: Callable[[], None]) -> Iterator[None]:
+def until_signalled(
+    stop: Callable[[], None], at_once: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Call `stop` in the running event loop, once, when a signal says so.
+
+    A second one calls `at_once`, wherever the main thread is, before it ends the process.
 
     In another thread than the main one signals are somebody else's business. At the end of the
     block all handlers are as before.
@@ -42,7 +46,7 @@ def until_signalled(stop: Callable[[], None]) -> Iterator[None]:
 
     def signalled() -> None:
         if not timers:
-            timers.append(loop.call_later(SAME_SECONDS, _be_deadly, loop))
+            timers.append(loop.call_later(SAME_SECONDS, _be_deadly, loop, at_once))
             stop()
 
     for number in numbers:
@@ -57,7 +61,16 @@ def until_signalled(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def _be_deadly(loop: asyncio.AbstractEventLoop) -> None:
+def _be_deadly(loop: asyncio.AbstractEventLoop, at_once: Callable[[], None] | None) -> None:
+    def end(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        try:
+            if at_once is not None:
+                at_once()
+        finally:
+            signal.raise_signal(number)
+
     for number in _DEADLY:
         loop.remove_signal_handler(number)
-        signal.signal(number, signal.SIG_DFL)
+        # Without anything to do first it is the kernel's, which needs no bytecode of ours to run.
+        signal.signal(number, signal.SIG_DFL if at_once is None else end)

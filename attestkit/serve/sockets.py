@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from attestkit._crypto.pem import armour
-from attestkit._files import change_group, change_mode, close_folder, open_regular
+from attestkit._files import change_group, change_mode, close_folder, open_regular, path_flag
 from attestkit._files import make_folder as make_folder_at
 from attestkit.collateral.atomic_file import replace_file
 from attestkit.errors import BackendBusyError, ConfigError, UsageError
@@ -128,7 +128,7 @@ class UnixListener:
             raise UsageError(f"{path}: longer than the {_MAX_PATH} bytes a socket's path may have")
         group_id = -1 if group is None else _group_id(group)
         self.path = path
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket: socket.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._process = os.getpid()
         self._file: _FileId | None = None
         try:
@@ -167,7 +167,7 @@ def _admit(path: Path, mode: int, group_id: int) -> _FileId:
 
     By one descriptor: whoever else may write the folder may have put a link in its place.
     """
-    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = os.open(path, path_flag() | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
         if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid():

@@ -31,8 +31,8 @@ class Latency:
     __slots__ = ("buckets", "seconds")
 
     def __init__(self) -> None:
-        self.buckets = [0] * (len(BOUNDS) + 1)
-        self.seconds = 0.0
+        self.buckets: list[int] = [0] * (len(BOUNDS) + 1)
+        self.seconds: float = 0.0
 
 
 class Traffic:
@@ -51,7 +51,7 @@ class Traffic:
         self.requests: Counter[tuple[str, int]] = Counter()
         self.latencies: dict[str, Latency] = {}
         self.refusals: Counter[int] = Counter()
-        self.connections = 0
+        self.connections: int = 0
 
     def done(self, method: str, status: int, seconds: float) -> None:
         """Count an answered request."""
@@ -71,15 +71,17 @@ class Stats:
         quotes: How many the platform has given.
         device_errors: How many it has refused or failed, by the name of the error's class.
         streams: How many streams of container logs are open.
+        verdicts: Of the verifier service: "accepted", "refused" or "failed", and the step.
     """
 
-    __slots__ = ("device_errors", "quotes", "streams", "traffic")
+    __slots__ = ("device_errors", "quotes", "streams", "traffic", "verdicts")
 
     def __init__(self) -> None:
         self.traffic: dict[str, Traffic] = {}
-        self.quotes = 0
+        self.quotes: int = 0
         self.device_errors: Counter[str] = Counter()
-        self.streams = 0
+        self.streams: int = 0
+        self.verdicts: Counter[tuple[str, str]] = Counter()
 
     def of(self, listener: str) -> Traffic:
         """Return what the listener of that name has seen."""

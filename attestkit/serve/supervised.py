@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attestkit.serve import Places, Ready, serve
 from attestkit.serve.activation import take_sockets
+from attestkit.serve.link import Link, take_socket
 from attestkit.serve.service_manager import ServiceManager
 
 if TYPE_CHECKING:
@@ -40,12 +41,25 @@ class Supervisor(NamedTuple):
             _logger.warning("$WATCHDOG_USEC is set, and only --watchdog makes us answer it")
         return cls(manager, take_sockets(environ, on), watchdog and expected)
 
+    @classmethod
+    def of_foreman(cls, link: int, counted: Callable[[], bytes] | None = None) -> "Supervisor":
+        """Take what a foreman gave to one of its processes.
+
+        Args:
+            link: The descriptor to tell it by.
+            counted: Returns what the process has counted, for a foreman that shows it.
+
+        Raises:
+            UsageError: Nobody gave it.
+        """
+        return cls(Link(link, counted), take_socket(), watchdog=True)
+
     def serve(
         self,
         attester: "Attester | None",
         places: Places,
         on_ready: Callable[[Ready], None],
-        **options: Any,  # noqa: ANN401 - handed on
+        **options: Any,
     ) -> None:
         """Serve as `attestkit.serve.serve` does; where requests had to be cut off, end there.
 
@@ -66,6 +80,7 @@ class Supervisor(NamedTuple):
             handed_over=self.handed_over,
             **options,
         )
+        self.manager.ended()
         if cut_off:
             logging.shutdown()
             os._exit(0)

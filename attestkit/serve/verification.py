@@ -6,20 +6,26 @@ and 10.3). What `details` shows has been verified; a step that was not reached l
 
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from attestkit.attestation import Attestation, json_text
 from attestkit.attestation.os_image import expected_tdx_registers, verified_hash
 from attestkit.attestation.platforms import Tdx, td_body
 from attestkit.attestation.vm_config import VmConfig
-from attestkit.errors import AttestKitError, FormatError, UsageError, VerificationError
+from attestkit.errors import (
+    AttestKitError,
+    CollateralError,
+    FormatError,
+    UsageError,
+    VerificationError,
+)
 from attestkit.verifier.result import AttestationResult, Authenticated
 
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
     from attestkit.verifier.pipeline import Examination, Verifier
 
-__all__ = ["Outcome", "VerifyRequest", "WrongTypeError", "judge"]
+__all__ = ["STEPS", "Outcome", "VerifyRequest", "WrongTypeError", "judge"]
 
 _FLAGS: Final = (
     "quote_verified",
@@ -28,6 +34,19 @@ _FLAGS: Final = (
     "acpi_tables_verified",
 )
 _BEFORE: Final = "Internal error"  # the documented name of what comes before the first step
+_QUOTE: Final = "Quote verification failed"
+_OS_IMAGE: Final = "OS image hash verification failed"
+_EVENT_LOG: Final = "Event log verification failed"
+_POLICY: Final = "Policy"
+STEPS: Final = {
+    _BEFORE: "reading",
+    _QUOTE: "quote",
+    _OS_IMAGE: "os_image",
+    _EVENT_LOG: "event_log",
+    _POLICY: "policy",
+}
+"""The steps of a verification: as a reason begins, and as the metrics name them."""
+
 _NULLS: Final = ("os_image_is_dev", "os_image_version", "tee_variant", "report_data", "tcb_status")
 
 
@@ -64,7 +83,10 @@ class VerifyRequest(NamedTuple):
         )
 
 
-def _typed(fields: dict[str, Any], name: str, kind: type, what: str) -> Any:  # noqa: ANN401 - JSON
+T = TypeVar("T")
+
+
+def _typed(fields: dict[str, Any], name: str, kind: type[T], what: str) -> T | None:
     value = fields.get(name)
     if value is not None and not isinstance(value, kind):
         raise WrongTypeError(f"{name} is not {what}")
@@ -87,6 +109,8 @@ class Outcome(NamedTuple):
     reason: str | None
     result: AttestationResult | None  # None unless everything passed
     cause: AttestKitError | None = None  # that the documented reason does not tell
+    step: str = ""  # that failed, as the reason begins
+    failed: bool = False  # it is not the evidence's fault, as far as we can tell
 
     def to_json(self) -> bytes:
         """Return the documented response, compact and in ASCII."""
@@ -114,12 +138,15 @@ def judge(
         return Outcome(run.details, None, run.take())
     except AttestKitError as error:
         if isinstance(error.__cause__, AttestKitError) and run.step == _BEFORE:
-            return Outcome(run.details, f"{run.step}: {error}", None, error.__cause__)
+            return Outcome(run.details, f"{run.step}: {error}", None, error.__cause__, run.step)
         expected = getattr(error, "reason", "") != "internal"
         text = str(error) if expected else f"internal error, request {report(error)}"
+        # Where collateral cannot be had nothing was said of the evidence yet.
+        collateral = isinstance(error, CollateralError) and not isinstance(error, VerificationError)
+        failed = collateral or not expected
     except BaseException as error:  # noqa: BLE001 - a panic of a library in Rust is none of Exception
-        text = f"internal error, request {report(error)}"
-    return Outcome(run.details, f"{run.step}: {text}", None)
+        text, failed = f"internal error, request {report(error)}", True
+    return Outcome(run.details, f"{run.step}: {text}", None, step=run.step, failed=failed)
 
 
 class _Run:
@@ -139,13 +166,13 @@ class _Run:
 
     def take(self) -> AttestationResult:
         attestation = _attestation(self._request)
-        self.step = "Quote verification failed"
+        self.step = _QUOTE
         examination, authenticated = self._authenticate(attestation)
-        self.step = "OS image hash verification failed"
+        self.step = _OS_IMAGE
         image_hash = self._os_image(examination, attestation)
-        self.step = "Event log verification failed"
+        self.step = _EVENT_LOG
         self._app_info(examination, authenticated, image_hash)
-        self.step = "Policy"
+        self.step = _POLICY
         result = examination.appraise(None)
         if not isinstance(result, AttestationResult):  # the only thing that says yes
             raise TypeError(f"appraise() returned {type(result).__name__}")

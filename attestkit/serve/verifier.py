@@ -1,13 +1,15 @@
 """The verifier service over HTTP: POST /verify and GET /health (attestation-format.md section 10).
 
-It judges evidence for whoever asks and holds no secret. Every judgement is 200 with a response
-object; what cannot be judged is an error:
+It judges evidence for whoever asks and holds no secret but the key of signed verdicts, if it was
+given one; GET /verify/keys has the public half. Every judgement is 200 with a response object, or,
+where evidence passed and `?format=ear` asks for it, the signed verdict. A refusal is never signed.
+What cannot be judged is an error:
 
 | status | when |
 |---|---|
-| 400 | the body is not JSON |
+| 400 | the body is not JSON, or a parameter is malformed; an EAR, and there is no key |
 | 413 | it is larger than the limit `verifier_body` |
-| 422 | a field has the wrong type |
+| 422 | a field has the wrong type; an EAR would be over 256 KiB |
 | 503 | too many verifications are waiting, or this one took too long |
 
 A verification runs in a worker thread, because it may fetch, so the other listeners go on.
@@ -17,21 +19,25 @@ import asyncio
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from attestkit.errors import AttestKitError, FormatError
+from attestkit.errors import AttestKitError, FormatError, UsageError
 from attestkit.serve.json_codec import encode_error
 from attestkit.serve.limits import Limits
 from attestkit.serve.rpc import Receive, Scope, Send
 from attestkit.serve.stats import OTHER, Traffic
-from attestkit.serve.verification import VerifyRequest, WrongTypeError, judge
+from attestkit.serve.verification import STEPS, Outcome, VerifyRequest, WrongTypeError, judge
 from attestkit.serve.views import Header
 
 if TYPE_CHECKING:
+    from attestkit.serve.ear import EarRequest
+    from attestkit.verifier.ear import EarKey
     from attestkit.verifier.pipeline import Verifier
+    from attestkit.verifier.result import AttestationResult
 
 __all__ = ["LIMIT", "MAX_BODY", "SECONDS", "WORKERS", "VerifierApp"]
 
@@ -55,6 +61,15 @@ _HEADERS: Final = (
     (b"x-frame-options", b"SAMEORIGIN"),
     (b"permissions-policy", b"interest-cohort=()"),
 )
+_NO_KEY: Final = "this verifier signs no verdicts: it was started without --ear-key FILE"
+_ACCEPTED: Final = ("accepted", "")
+_VERDICTS: Final = (
+    _ACCEPTED,
+    *(("refused", step) for step in STEPS.values()),
+    *(("failed", step) for step in STEPS.values()),
+)
+_JSON: Final = b"application/json"
+_CLOSE: Final = ((b"connection", b"close"),)
 _READING: Final = frozenset({"GET", "HEAD"})
 _logger = logging.getLogger("attestkit.serve")
 
@@ -63,6 +78,8 @@ class _Answer(NamedTuple):
     status: int
     body: bytes
     headers: Sequence[Header] = ()
+    media_type: bytes = _JSON
+    verdict: tuple[str, str] | None = None  # as it is counted
 
 
 class VerifierApp:
@@ -76,12 +93,14 @@ class VerifierApp:
         max_body: Bytes of the largest request.
         random: Returns that many bytes, for ids of requests.
         traffic: Counts the requests.
+        verdicts: Counts what was judged, as `Stats` has it.
+        ear_key: Signs verdicts for who asks for that; None: nobody gets one.
     """
 
     headers = _HEADERS
     """Sent with every response, and by a listener with what it refuses itself."""
 
-    def __init__(  # noqa: PLR0913 - everything by name
+    def __init__(
         self,
         verifier: "Verifier",
         executor: Executor,
@@ -91,6 +110,8 @@ class VerifierApp:
         max_body: int = MAX_BODY,
         random: Callable[[int], bytes] = os.urandom,
         traffic: Traffic | None = None,
+        verdicts: "Counter[tuple[str, str]] | None" = None,
+        ear_key: "EarKey | None" = None,
     ) -> None:
         self._verifier = verifier
         self._executor = executor
@@ -99,6 +120,10 @@ class VerifierApp:
         self._max_body = max_body
         self._random = random
         self._traffic = traffic or Traffic()
+        self._verdicts = Counter() if verdicts is None else verdicts
+        for verdict in _VERDICTS:  # else the first of each would be no increase
+            self._verdicts[verdict] += 0
+        self._ear_key = ear_key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -112,11 +137,15 @@ class VerifierApp:
                 return  # the client went away before its request was complete
         elif path == b"/health" and verb in _READING:
             name, answer = "health", _Answer(200, _HEALTH)
+        elif path == b"/verify/keys" and verb in _READING:
+            name, answer = "verify/keys", self._keys()
         else:
             answer = _error(404, "No such path: this is POST /verify and GET /health")
         self._traffic.done(name, answer.status, perf_counter() - begin)
+        if answer.verdict is not None:
+            self._verdicts[answer.verdict] += 1
         headers = [
-            (b"content-type", b"application/json"),
+            (b"content-type", answer.media_type),
             (b"content-length", b"%d" % len(answer.body)),
             *self.headers,
             *answer.headers,
@@ -125,7 +154,25 @@ class VerifierApp:
         body = b"" if verb == "HEAD" else answer.body
         await send({"type": "http.response.body", "body": body})
 
+    def _keys(self) -> _Answer:
+        if self._ear_key is None:
+            return _error(404, _NO_KEY)
+        from attestkit.serve.ear import key_set  # late: for who has a key
+
+        return _Answer(200, key_set(self._ear_key), media_type=b"application/jwk-set+json")
+
     async def _verify(self, scope: Scope, receive: Receive) -> _Answer | None:
+        try:
+            ear = _wanted_ear(scope)
+        except FormatError as error:
+            return _error(400, str(error), _CLOSE)
+        if ear is not None and self._ear_key is None:
+            return _error(400, _NO_KEY, _CLOSE)
+        body = await self._body(scope, receive)
+        return body if body is None or isinstance(body, _Answer) else await self._judged(body, ear)
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes | _Answer | None:
+        """Return the body of a request, or what is answered in its place; None: nobody is there."""
         for name, value in scope["headers"]:
             if name == b"content-length" and int(value) > self._max_body:
                 return _too_large(self._max_body)
@@ -141,13 +188,13 @@ class VerifierApp:
                 return _too_large(self._max_body)
             parts.append(part)
             more = message.get("more_body", False)
-        return await self._in_thread(b"".join(parts))
+        return b"".join(parts)
 
-    async def _in_thread(self, body: bytes) -> _Answer:
+    async def _judged(self, body: bytes, ear: "EarRequest | None") -> _Answer:
         if not self._free.acquire(blocking=False):
             return _busy("too many verifications are waiting: try again later")
         try:
-            future = self._executor.submit(self._answer, body)
+            future = self._executor.submit(self._answer, body, ear)
         except RuntimeError:  # the executor has been shut down
             self._free.release()
             return _busy("the server is about to stop")
@@ -158,7 +205,7 @@ class VerifierApp:
         except asyncio.TimeoutError:
             return _busy(f"the verification did not end within {self._seconds:g} seconds")
 
-    def _answer(self, body: bytes) -> _Answer:
+    def _answer(self, body: bytes, ear: "EarRequest | None") -> _Answer:
         """Judge what a body asks for; runs in a worker thread, and never raises."""
         try:
             outcome = judge(self._verifier, VerifyRequest.from_json(body), self._report)
@@ -166,13 +213,26 @@ class VerifierApp:
             marks = [(b"x-attestkit-simulated", b"true")] if simulated else []
             if outcome.cause is not None:
                 marks.append((b"x-attestkit-request", self._explain(outcome.cause).encode()))
-            return _Answer(200, outcome.to_json(), marks)
+            if ear is not None and outcome.result is not None:
+                return self._signed(ear, outcome.result, marks)
+            return _Answer(200, outcome.to_json(), marks, verdict=_verdict(outcome))
         except WrongTypeError as error:
             return _error(422, str(error))
         except FormatError as error:
             return _error(400, str(error))
         except Exception as error:  # noqa: BLE001 - judge() lets none through; the rest is logged
             return _error(500, f"internal error, request {self._report(error)}")
+
+    def _signed(
+        self, ear: "EarRequest", result: "AttestationResult", marks: list[Header]
+    ) -> _Answer:
+        """Return the verdict on evidence that passed, signed."""
+        assert self._ear_key is not None  # else nobody would have judged
+        try:
+            token = ear.sign(result, self._ear_key, self._verifier.policy)
+        except UsageError as error:
+            return _error(422, str(error))
+        return _Answer(200, token, marks, ear.media_type, _ACCEPTED)
 
     def _explain(self, cause: AttestKitError) -> str:
         """Log what is wrong with evidence that cannot be read; return the id of its line."""
@@ -190,13 +250,29 @@ class VerifierApp:
         return request_id
 
 
+def _wanted_ear(scope: Scope) -> "EarRequest | None":
+    """Return how somebody wants a verdict signed; None where it is the documented object."""
+    if not (query := scope.get("query_string")):
+        return None
+    from attestkit.serve.ear import EarRequest  # late: most never ask
+
+    return EarRequest.from_request(query, scope["headers"])
+
+
+def _verdict(outcome: Outcome) -> tuple[str, str]:
+    """Return a verdict as it is counted."""
+    if outcome.result is not None:
+        return _ACCEPTED
+    return "failed" if outcome.failed else "refused", STEPS[outcome.step]
+
+
 def _error(status: int, text: str, headers: Sequence[Header] = ()) -> _Answer:
     return _Answer(status, encode_error(text), headers)
 
 
 def _too_large(limit: int) -> _Answer:
     # What is left of the body is not read, so the connection ends.
-    return _error(413, f"the request is over {limit} bytes", [(b"connection", b"close")])
+    return _error(413, f"the request is over {limit} bytes", _CLOSE)
 
 
 def _busy(text: str) -> _Answer:

@@ -5,15 +5,21 @@ Nothing is made or opened; the caller does that with what this module says.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from attestkit.errors import UsageError
 from attestkit.serve.address import OFF, Address
 from attestkit.serve.options import Options, refuse_empty
 
-__all__ = ["VerifierSettings", "decide_verifier"]
+__all__ = ["MOST_WORKERS", "VerifierSettings", "decide_verifier"]
 
-_FOR_VERIFIER = ("verifier_pccs", "verifier_collateral", "verifier_policy", "trust_anchor")
+MOST_WORKERS: Final = 64
+"""Processes of one service; more than that many processors gain nothing."""
+
+_FOR_VERIFIER = (
+    *("verifier_pccs", "verifier_collateral", "verifier_policy", "trust_anchor"),
+    *("ear_key", "verifier_cache", "verifier_metrics", "workers"),
+)
 _FOR_AGENT = (
     *("dir", "state_dir", "socket", "tappd_socket", "socket_mode", "socket_group", "http"),
     *("dev_http", "pccs", "app_keys", "app_compose", "sys_config", "app_id", "measure_app"),
@@ -26,12 +32,16 @@ _OPTIONS = {
     "collateral": "verifier_collateral",
     "policy": "verifier_policy",
     "trust_anchor": "trust_anchor",
+    "ear_key": "ear_key",
+    "cache": "verifier_cache",
 }
 _NAMES: Mapping[str, str] = {
     "pccs_url": "--verifier-pccs or $PCCS_URL:",
     "collateral": "--verifier-collateral",
     "policy": "--verifier-policy",
     "trust_anchor": "--trust-anchor",
+    "ear_key": "--ear-key",
+    "cache": "--verifier-cache",
 }
 
 
@@ -39,7 +49,9 @@ class VerifierSettings(NamedTuple):
     """What the verifier service is to do; paths are absolute, None is not at all.
 
     `alone` says that it is all there is to serve: no agent, and no TEE is opened. `policy` stands
-    as it was given, a name or a file. `names` begins what is told of each of the last four.
+    as it was given, a name or a file. `cache` is a folder of fetched collateral; `workers` is how
+    many processes serve, None is this one alone; `metrics` is where their counts are shown. `names`
+    begins what is told of the others.
     """
 
     address: Address
@@ -48,6 +60,10 @@ class VerifierSettings(NamedTuple):
     collateral: Path | None
     policy: str | None
     trust_anchor: Path | None
+    ear_key: Path | None = None
+    cache: Path | None = None
+    workers: int | None = None
+    metrics: Address | None = None
     names: Mapping[str, str] = _NAMES
 
 
@@ -75,18 +91,50 @@ def decide_verifier(options: Options, environ: Mapping[str, str]) -> VerifierSet
         raise options.refusal(
             "verifier_pccs", f"and {options.named('verifier_collateral')}: one of them is enough"
         )
-    pccs_url = options.verifier_pccs
-    if pccs_url is None and options.verifier_collateral is None:
-        pccs_url = environ.get("PCCS_URL") or None
+    metrics = options.address("verifier_metrics")
+    if backend != OFF:
+        _refuse_beside_an_agent(options, metrics)
+    pccs_url = _pccs_url(options, environ)
+    if options.verifier_cache is not None and pccs_url is None:
+        reason = "keeps what is fetched, and nothing is without --verifier-pccs or $PCCS_URL"
+        raise options.refusal("verifier_cache", reason)
     return VerifierSettings(
         address=address,
         alone=backend == OFF,
-        pccs_url=None if pccs_url == OFF else pccs_url,
+        pccs_url=pccs_url,
         collateral=options.path("verifier_collateral"),
         policy=options.verifier_policy,
         trust_anchor=options.path("trust_anchor"),
+        ear_key=options.path("ear_key"),
+        cache=options.path("verifier_cache"),
+        workers=_workers(options),
+        metrics=metrics,
         names={**_NAMES, **_sources(options)},
     )
+
+
+def _refuse_beside_an_agent(options: Options, metrics: Address | None) -> None:
+    alone = f"is for the verifier alone (--backend {OFF}): an agent"
+    if options.workers is not None:
+        raise options.refusal("workers", f"{alone} is one process")
+    if metrics is not None:
+        raise options.refusal("verifier_metrics", f"{alone} has /metrics at --http")
+
+
+def _pccs_url(options: Options, environ: Mapping[str, str]) -> str | None:
+    found = options.verifier_pccs
+    if found is None and options.verifier_collateral is None:
+        found = environ.get("PCCS_URL") or None
+    return None if found == OFF else found
+
+
+def _workers(options: Options) -> int | None:
+    text = options.workers
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 5 and 1 <= int(text) <= MOST_WORKERS):
+        raise options.wrong("workers", f"want a number from 1 to {MOST_WORKERS}")
+    return int(text)
 
 
 def _given(options: Options, names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from attestkit.errors import UnsupportedError, UsageError
 from attestkit.serve import Places, Ready
+from attestkit.serve.hosts import is_loopback
 from attestkit.serve.limits import Limits
 from attestkit.serve.stats import Stats
 from attestkit.serve.system import DATA_DISKS
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from attestkit.serve.listeners import Listener
     from attestkit.serve.rpc import App
     from attestkit.serve.sockets import UnixListener
+    from attestkit.verifier.ear import EarKey
     from attestkit.verifier.pipeline import Verifier
 
 __all__ = ["Options", "Wired", "wire"]
@@ -41,6 +43,8 @@ class Options(NamedTuple):
     limits: Limits | None = None
     access_log: "AccessLog | None" = None
     docker: str | None = None
+    ear_key: "EarKey | None" = None
+    stats: Stats | None = None
 
 
 class Wired(NamedTuple):
@@ -70,16 +74,19 @@ def wire(attester: "Attester | None", places: Places, options: Options, stack: E
         ConfigError: A socket cannot be made, a file of the host or the engine's address is wrong.
     """
     _refuse_what_cannot_be(attester, places, options.verifier)
-    stats, limits, access_log = Stats(), options.limits or Limits(), options.access_log
+    stats, limits = options.stats or Stats(), options.limits or Limits()
+    access_log = options.access_log
     stack.callback(_flush, access_log)
     apps: dict[str, App] = {}
     guest = None
     if options.verifier is not None:
-        apps["verifier"] = _verifier_app(options.verifier, stats, limits, stack)
+        apps["verifier"] = _verifier_app(options.verifier, options.ear_key, stats, limits, stack)
     if attester is not None:
         guest = _guest(attester, options, stats, limits)
         stack.callback(guest.close)
     bound = _listen(places, options.handed_over, stack)
+    if "verifier_metrics" in bound.sockets:
+        apps["verifier_metrics"] = _metrics_app(stats, bound.sockets["verifier_metrics"])
     if guest is not None:
         apps.update(_agent_apps(guest, places, bound.sockets.get("http")))
     from attestkit.serve.listeners import Listener  # uvicorn: for those who serve, and late
@@ -114,6 +121,8 @@ def _refuse_what_cannot_be(
         raise UsageError("an agent's listeners need an attester")
     if places.verifier and verifier is None:
         raise UsageError("the verifier service needs a Verifier")
+    if places.verifier_metrics and not places.verifier:
+        raise UsageError("the metrics of a verifier need the verifier service")
     if places.dev_http and not (attester and attester.simulated):
         raise UsageError("keys are given out over TCP by the simulator only")
 
@@ -128,7 +137,10 @@ def _guest(attester: "Attester", options: Options, stats: Stats, limits: Limits)
     try:
         app_compose = options.app_compose or attester.app_compose
     except UnsupportedError as error:
-        raise UsageError(f"a server must know its app, by an app-compose file: {error}") from error
+        raise UsageError(
+            f"a server must know its app, by an app-compose file: {error}; "
+            "--app-compose FILE names one"
+        ) from error
     app_keys, ident = options.app_keys, options.ident
     if app_keys is None and attester.host is not None:
         with suppress(UnsupportedError):  # the methods that need them say so
@@ -186,6 +198,7 @@ def _listen(places: Places, handed_over: "Mapping[str, socket]", stack: ExitStac
         ("dev_http", places.dev_http),
         ("verifier", places.verifier),
         ("pccs", places.pccs),
+        ("verifier_metrics", places.verifier_metrics),
     )
     for name, address in addresses:
         taken = handed_over.get(name)
@@ -201,7 +214,7 @@ def _agent_apps(guest: "Guest", places: Places, pages: "socket | None") -> "dict
     from attestkit.serve import apps
 
     # On hardware a proxy may stand before it that hands any name on, and what it shows is public.
-    only_local = guest.attester.simulated and pages is not None and _is_loopback(pages)
+    only_local = guest.attester.simulated and pages is not None and is_loopback(pages)
     of_simulator = {"pccs": apps.collateral_app(guest)} if places.pccs else {}
     return {
         **of_simulator,
@@ -212,15 +225,19 @@ def _agent_apps(guest: "Guest", places: Places, pages: "socket | None") -> "dict
     }
 
 
-def _is_loopback(sock: "socket") -> bool:
-    """Tell whether a listening socket is TCP, and only this machine gets to it."""
-    where = sock.getsockname()
-    return isinstance(where, tuple) and (
-        where[0] == "::1" or where[0].removeprefix("::ffff:").startswith("127.")
-    )
+def _metrics_app(stats: Stats, sock: "socket") -> "App":
+    from attestkit.serve.verifier_metrics import NAME, VerifierMetricsApp
+
+    return VerifierMetricsApp(lambda: stats, stats.of(NAME), only_local=is_loopback(sock))
 
 
-def _verifier_app(verifier: "Verifier", stats: Stats, limits: Limits, stack: ExitStack) -> "App":
+def _verifier_app(
+    verifier: "Verifier",
+    ear_key: "EarKey | None",
+    stats: Stats,
+    limits: Limits,
+    stack: ExitStack,
+) -> "App":
     """Return the verifier service; its threads end with `stack`."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -229,5 +246,10 @@ def _verifier_app(verifier: "Verifier", stats: Stats, limits: Limits, stack: Exi
     executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="verifier")
     stack.callback(executor.shutdown, cancel_futures=True)
     return VerifierApp(
-        verifier, executor, max_body=limits.verifier_body, traffic=stats.of("verifier")
+        verifier,
+        executor,
+        max_body=limits.verifier_body,
+        traffic=stats.of("verifier"),
+        verdicts=stats.verdicts,
+        ear_key=ear_key,
     )

@@ -17,14 +17,16 @@ __all__ = ["BackendContract", "SimulatedTee"]
 _HOME = {"BackendContract": "contract", "SimulatedTee": "tee"}
 
 
-def __getattr__(name: str) -> object:
-    """Load what is asked for, once."""
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # to whom every name would be there
+
+    def __getattr__(name: str) -> object:
+        """Load what is asked for, once."""
+        home = _HOME.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value: object = getattr(import_module(f"{__name__}.{home}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

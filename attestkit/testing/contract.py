@@ -106,7 +106,10 @@ class BackendContract:
                     raise AssertionError(f"evidence over {size} bytes")
 
     def test_the_log_replays_to_the_quote(self) -> None:
-        """What firmware wrote, and the runtime events behind it, explain the registers."""
+        """What firmware wrote, and the runtime events behind it, explain the registers.
+
+        So a TD without a log passes with registers of zeros only: it could make no evidence.
+        """
         with self.opened() as backend:
             area = backend.read_event_log()
             assert type(area) is bytes

@@ -114,7 +114,7 @@ def tee_factory(
     """
     with ExitStack() as stack:
 
-        def make(**options: Any) -> "SimulatedTee":  # noqa: ANN401 - handed on
+        def make(**options: Any) -> "SimulatedTee":
             return _made(_attestkit_run, monkeypatch.setenv, stack, options)
 
         yield make

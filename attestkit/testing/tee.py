@@ -72,7 +72,7 @@ class SimulatedTee:
         BackendBusyError: Another program uses `state_dir`.
     """
 
-    def __init__(  # noqa: PLR0913 - everything by name
+    def __init__(
         self,
         *,
         scenario: "str | Scenario | None" = None,
@@ -82,7 +82,7 @@ class SimulatedTee:
         seed: bytes | None = None,
         state_dir: str | os.PathLike[str] | None = None,
         surroundings: Surroundings | None = None,
-        **options: Any,  # noqa: ANN401 - handed on
+        **options: object,
     ) -> None:
         if isinstance(faults, Iterator):  # it is read twice
             faults = tuple(faults)
@@ -100,7 +100,7 @@ class SimulatedTee:
         self._process, self._ended = os.getpid(), threading.Event()
         options.setdefault("wait", self._ended.wait)  # nobody waits for a host that is slow
         _refuse_what_cannot_be_called(options)
-        self._now: Callable[[], float] | None = options.get("now")
+        self._now = cast("Callable[[], float] | None", options.get("now"))
         try:
             if state_dir is None and _names_one_on_disk(faults):
                 options["state_dir"] = self._make_folder() / "state"
@@ -115,7 +115,7 @@ class SimulatedTee:
     # -- evidence ------------------------------------------------------------------------------
 
     @property
-    def attester(self) -> Attester:
+    def attester(self) -> "Attester[Simulator]":
         """The TEE as a program sees it; the server, if there is one, has the same."""
         return self._attester
 
@@ -127,7 +127,7 @@ class SimulatedTee:
     @property
     def simulator(self) -> Simulator:
         """The backend, for what only it can do."""
-        return cast("Simulator", self._attester.backend)
+        return self._attester.backend
 
     def _open_simulator(self) -> Simulator:
         if self._ended.is_set():
@@ -226,7 +226,7 @@ class SimulatedTee:
         """What the stand-in for Intel says now; UnsupportedError on SEV-SNP."""
         return self._open_simulator().collateral()
 
-    def verifier(self, **options: Any) -> "Verifier":  # noqa: ANN401 - handed on
+    def verifier(self, **options: object) -> "Verifier":
         """Return a verifier that believes this TEE as far as its scenario lets it.
 
         Args:
@@ -240,14 +240,14 @@ class SimulatedTee:
             options["collateral"] = self.collateral
         if self._now is not None:
             options.setdefault("clock", partial(_moment, self._now))
-        return Verifier(**options)
+        return Verifier(**cast("dict[str, Any]", options))
 
     def verify(
         self,
         evidence: "bytes | Attestation | Quote",
         *,
         report_data: bytes | None,
-        **options: Any,  # noqa: ANN401 - handed on
+        **options: object,
     ) -> "AttestationResult":
         """Return the verdict on evidence, by a verifier made for it; its errors are `Verifier`'s.
 
@@ -344,7 +344,7 @@ class SimulatedTee:
         return f"<SimulatedTee, {state}>"
 
 
-def _refuse_what_cannot_be_called(options: dict[str, Any]) -> None:
+def _refuse_what_cannot_be_called(options: dict[str, object]) -> None:
     for name in ("now", "random", "wait"):
         if name in options and not callable(options[name]):
             raise UsageError(f"{name} is a function, not {options[name]!r}")

@@ -8,7 +8,8 @@ refused). Its refusals come out as our exceptions with a stable `reason` (`dcap_
 from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache, partial
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -25,6 +26,9 @@ from attestkit.verifier.dcap_refusals import refuse
 from attestkit.verifier.endorsements import Endorsements, not_valid, objection, read_endorsements
 from attestkit.verifier.pck_chain import IN_QUOTE, PckChain, chain_of, read_pck_chain
 from attestkit.verifier.result import Authenticated, Tcb, TcbStatus
+
+if TYPE_CHECKING:
+    from dcap_qvl import QuoteCollateralV3
 
 __all__ = ["Dcap"]
 
@@ -124,28 +128,31 @@ class Dcap:
             ),
         )
 
-    def _theirs(self, given: Collateral, chain: PckChain | None) -> Any:  # noqa: ANN401 - untyped
+    def _theirs(self, given: Collateral, chain: PckChain | None) -> "QuoteCollateralV3":
         """Return collateral as dcap-qvl takes it, with the PCK chain where the quote has none."""
+        theirs: QuoteCollateralV3
         try:
             if chain is not None:
                 # Its constructor does not take the chain, and where it has one it takes no other.
                 pem = "".join(one.pem for one in chain.certificates)
                 text = replace(given, pck_certificate_chain=pem).to_json()
-                return self._qvl.QuoteCollateralV3.from_json(text)
-            return self._qvl.QuoteCollateralV3(
-                given.pck_crl_issuer_chain,
-                given.root_ca_crl,
-                given.pck_crl,
-                given.tcb_info_issuer_chain,
-                given.tcb_info,
-                given.tcb_info_signature,
-                given.qe_identity_issuer_chain,
-                given.qe_identity,
-                given.qe_identity_signature,
-            )
+                theirs = self._qvl.QuoteCollateralV3.from_json(text)
+            else:
+                theirs = self._qvl.QuoteCollateralV3(
+                    given.pck_crl_issuer_chain,
+                    given.root_ca_crl,
+                    given.pck_crl,
+                    given.tcb_info_issuer_chain,
+                    given.tcb_info,
+                    given.tcb_info_signature,
+                    given.qe_identity_issuer_chain,
+                    given.qe_identity,
+                    given.qe_identity_signature,
+                )
         except ValueError as error:  # of all of it, the first chain alone has not been read yet
             message = "pck_crl_issuer_chain is no text: fetch fresh collateral"
             raise refuse("cert_malformed", message) from error
+        return theirs
 
     def _ask(self, quote: Quote, setting: "_Setting", now: int, *, details: bool) -> "_Said":
         """Have dcap-qvl verify; whatever it does not accept is refused."""
@@ -310,10 +317,10 @@ def _root(der: bytes) -> Certificate:
     return root
 
 
-def _load_dcap_qvl() -> Any:  # noqa: ANN401 - it ships no types
+def _load_dcap_qvl() -> ModuleType:
     """Return dcap-qvl, loaded late because it is an extra; or say what to install."""
     try:
-        import dcap_qvl  # type: ignore[import-untyped]
+        import dcap_qvl
     except ImportError as error:
         raise UsageError(
             "verifying quotes of Intel's TEEs needs dcap-qvl: pip install 'attestkit[verify]'"

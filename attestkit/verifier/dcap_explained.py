@@ -12,6 +12,7 @@ from attestkit._crypto.certificates import Certificate
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError
 from attestkit.quote import Quote, TdQuoteBody
+from attestkit.verifier.another_root import ANOTHER_ROOT
 from attestkit.verifier.dcap_refusals import moment, refuse
 from attestkit.verifier.endorsements import Endorsements
 from attestkit.verifier.pck_chain import PckChain, read_chain
@@ -122,13 +123,13 @@ def _certificate_revoked(text: str, judged: Judged) -> AttestKitError:
 def _root_crl(text: str, judged: Judged) -> AttestKitError:
     if "InvalidCrlSignatureForPublicKey" not in text:
         return refuse("crl_malformed", f"the root CA's CRL is malformed: {_FRESH}")
-    message = "the root CA's CRL is not signed by the trust anchor"
     if judged.endorsed.roots[0] == judged.root.spki_der:
-        return refuse("crl_bad_signature", f"{message}: {_FRESH}")
+        message = f"the root CA's CRL is not signed by the trust anchor: {_FRESH}"
+        return refuse("crl_bad_signature", message)
     return refuse(
-        "crl_bad_signature",
-        f"{message}, and the collateral names another root: evidence of a simulator needs the "
-        "simulator's root as trust anchor, evidence of hardware needs none",
+        "crl_bad_signature",  # which is what dcap-qvl looks at first
+        "the collateral names another root than the trust anchor, which did not sign its root CA's "
+        f"CRL: {ANOTHER_ROOT}",
     )
 
 
@@ -141,7 +142,7 @@ def _unsigned_certificate(_: str, judged: Judged) -> AttestKitError:
         ends.append(("the quote's PCK certificate chain", judged.chain.root.spki_der))
     for name, key in ends:
         if key != judged.root.spki_der:
-            message = f"{name} leads to another root than the trust anchor"
+            message = f"{name} leads to another root than the trust anchor: {ANOTHER_ROOT}"
             return refuse("untrusted_root", message)
     return refuse(
         "cert_bad_signature",

@@ -16,6 +16,7 @@ from attestkit._crypto.x509 import Window, crl_window
 from attestkit._shown import shown
 from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, FormatError
+from attestkit.verifier.another_root import ANOTHER_ROOT
 from attestkit.verifier.dcap_refusals import moment, refuse
 from attestkit.verifier.pck_chain import INTEL, PckChain, Reader, read_chain
 from attestkit.verifier.tcb_info import QeIdentity, TcbInfo, read_qe_identity, read_tcb_info
@@ -103,10 +104,8 @@ def objection(endorsed: Endorsements, chain: PckChain, root: Certificate) -> tup
     """
     key = root.spki_der
     if endorsed.roots != (key, key) or (chain.root is not None and chain.root.spki_der != key):
-        return (
-            "untrusted_root",
-            "a chain of the quote or the collateral names another root than the trust anchor",
-        )
+        message = "a chain of the quote or the collateral names another root than the trust anchor"
+        return "untrusted_root", f"{message}: {ANOTHER_ROOT}"
     if endorsed.pce_id != chain.platform.pceid:
         theirs, ours = endorsed.pce_id.hex(), chain.platform.pceid.hex()
         message = f"TCB info is for PCEID {theirs}, the PCK certificate has {ours}: {_FRESH}"

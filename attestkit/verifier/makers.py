@@ -51,8 +51,10 @@ class Makers:
         Raises:
             UsageError: It is not one certificate.
         """
-        self.trust_anchor = None if trust_anchor is None else _one_certificate(trust_anchor)
-        self.snp_certificates = tuple(snp_certificates)
+        self.trust_anchor: bytes | None = (
+            None if trust_anchor is None else _one_certificate(trust_anchor)
+        )
+        self.snp_certificates: tuple[bytes, ...] = tuple(snp_certificates)
         self._dcap: Dcap | None = None
         self._snp: Snp | None = None
         self._nitro: Nitro | None = None

@@ -1,11 +1,11 @@
-"""Many verifications, on any executor: order kept, each outcome in its place."""
+"""One verification of many, and how it gets to a worker; `fleet` sends them out."""
 
 import pickle
 from collections.abc import Callable, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from datetime import datetime
 from functools import lru_cache
-from typing import Final, NamedTuple, Protocol, TypeVar
+from secrets import token_hex
+from typing import NamedTuple, Protocol, TypeVar
 
 from attestkit.attestation import Attestation
 from attestkit.collateral import Collateral
@@ -13,9 +13,17 @@ from attestkit.errors import AttestKitError, UsageError, VerificationError
 from attestkit.quote import Quote
 from attestkit.verifier.result import AttestationResult
 
-__all__ = ["Item", "guarded", "verify_all"]
-
-_CHUNK: Final = 16  # verifications a task: sending one to a process costs less than one of them
+__all__ = [
+    "Item",
+    "Judge",
+    "Outcome",
+    "Sent",
+    "Task",
+    "guarded",
+    "is_failure",
+    "run_task",
+    "verify_one",
+]
 
 
 class Item(NamedTuple):
@@ -27,10 +35,10 @@ class Item(NamedTuple):
 
 
 _Got = TypeVar("_Got")
-_Outcome = AttestationResult | AttestKitError
+Outcome = AttestationResult | AttestKitError
 
 
-class _Judge(Protocol):
+class Judge(Protocol):
     """A Verifier."""
 
     def verify(
@@ -42,24 +50,40 @@ class _Judge(Protocol):
         collateral: Collateral | None = None,
     ) -> AttestationResult:
         """Judge one."""
+        ...
 
 
-class _Sent:
+class Sent:
     """A verifier on its way to workers: threads get this very one, a process its own once."""
 
-    def __init__(self, verifier: _Judge) -> None:
+    def __init__(self, verifier: Judge) -> None:
         self.verifier = verifier
         self._pickled = b""
 
+    def pickled(self) -> bytes:
+        """Return the verifier as a process gets it.
+
+        Raises:
+            UsageError: It does not pickle: that is its owner's mistake, and no evidence's.
+        """
+        if not self._pickled:
+            try:
+                self._pickled = pickle.dumps(self.verifier)
+            except Exception as error:
+                raise UsageError(
+                    f"the verifier does not pickle ({error}), as it must for other processes: "
+                    "give it functions of a module in place of lambdas, or take threads"
+                ) from error
+        return self._pickled
+
     def __reduce__(self) -> tuple[object, ...]:
-        self._pickled = self._pickled or pickle.dumps(self.verifier)
-        return _received, (self._pickled,)
+        return _received, (self.pickled(),)
 
 
 @lru_cache(maxsize=4)
-def _received(pickled: bytes) -> _Sent:
+def _received(pickled: bytes) -> Sent:
     """Return what was sent; the same again for the next chunk, with all that it has cached."""
-    return _Sent(pickle.loads(pickled))  # noqa: S301 - by the executor's owner, like all it is sent
+    return Sent(pickle.loads(pickled))  # noqa: S301 - by the executor's owner, like all it is sent
 
 
 def guarded(name: str, steps: Sequence[str], step: Callable[[], _Got]) -> _Got:
@@ -72,7 +96,7 @@ def guarded(name: str, steps: Sequence[str], step: Callable[[], _Got]) -> _Got:
     except AttestKitError:
         raise
     except BaseException as error:
-        if not _is_failure(error):
+        if not is_failure(error):
             raise
         raise VerificationError(
             f"{name}: the verifier failed ({type(error).__name__}); the evidence is refused",
@@ -81,79 +105,44 @@ def guarded(name: str, steps: Sequence[str], step: Callable[[], _Got]) -> _Got:
         ) from error
 
 
-def _is_failure(error: BaseException) -> bool:
+def is_failure(error: BaseException) -> bool:
     """Tell what went wrong in a step, as a panic of Rust code's, from an interrupt or an exit."""
     # What Rust calls a panic comes out as an exception that Exception does not cover.
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
-def verify_all(
-    verifier: _Judge,
-    items: Sequence[Item],
-    executor: Executor | None,
-    progress: Callable[[int, int], None] | None,
-    now: datetime,
-) -> list[_Outcome]:
-    """Return the outcome of each item, in their order; see `Verifier.verify_many`."""
-    chunks = [items[at : at + _CHUNK] for at in range(0, len(items), _CHUNK)]
-    outcomes: list[list[_Outcome]] = [[] for _ in chunks]
-    done = 0
+class Task:
+    """Some items on their way to a worker, with the verifier and the instant.
 
-    def keep(index: int, found: list[_Outcome]) -> None:
-        nonlocal done
-        outcomes[index] = found
-        done += len(found)
-        if progress is not None:
-            progress(done, len(items))
+    An object of ours, into which no executor looks: dask takes lists and tuples apart, and what it
+    finds in them for the names of other tasks.
+    """
 
-    if executor is None:
-        for index, chunk in enumerate(chunks):
-            keep(index, [_verify_one(verifier, item, now) for item in chunk])
-    else:
-        tasks: dict[Future[list[_Outcome]], int] = {}
-        sent = _Sent(verifier)
-        try:
-            for index, chunk in enumerate(chunks):
-                tasks[_submitted(executor, sent, chunk, now)] = index
-            for task in as_completed(tasks):
-                keep(tasks[task], _outcomes(task, len(chunks[tasks[task]])))
-        finally:  # somebody's Ctrl-C, or a progress callback that failed
-            for task in tasks:
-                task.cancel()
-    return [outcome for chunk in outcomes for outcome in chunk]
+    __slots__ = ("_items", "_now", "_sent")
+
+    def __init__(self, sent: "Sent", items: Sequence[Item], now: datetime) -> None:
+        self._sent, self._items, self._now = sent, tuple(items), now
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Task, (self._sent, self._items, self._now)
+
+    def __dask_tokenize__(self) -> str:
+        # Two tasks of one name are one to dask, and it makes names with MD5: whoever writes the
+        # evidence could have his share the verdict of somebody else's.
+        return token_hex(16)
+
+    def outcomes(self) -> list[Outcome]:
+        """Judge them; return the outcome of each."""
+        return [verify_one(self._sent.verifier, item, self._now) for item in self._items]
 
 
-def _submitted(
-    executor: Executor, sent: _Sent, chunk: Sequence[Item], now: datetime
-) -> "Future[list[_Outcome]]":
-    try:
-        return executor.submit(_verify_chunk, sent, chunk, now)
-    except BrokenExecutor as error:  # a worker died: evidence is refused, the others still count
-        refused: Future[list[_Outcome]] = Future()
-        refused.set_exception(error)
-        return refused
-    except RuntimeError as error:
-        raise UsageError(f"the executor takes no work: {error}") from error
+def run_task(task: Task) -> list[Outcome]:
+    """Do a task, in a worker."""
+    return task.outcomes()
 
 
-def _outcomes(task: "Future[list[_Outcome]]", size: int) -> list[_Outcome]:
-    """Return what a task found; if it came to nothing, its evidence is refused."""
-    try:
-        return task.result()
-    except BaseException as error:  # a dead process, a value that does not pickle
-        if not _is_failure(error):
-            raise
-        text = f"the verification did not come to its end ({type(error).__name__}: {error})"
-        refused = VerificationError(text, reason="internal")
-        refused.__cause__ = error
-        return [refused] * size
-
-
-def _verify_chunk(sent: _Sent, items: Sequence[Item], now: datetime) -> list[_Outcome]:
-    return [_verify_one(sent.verifier, item, now) for item in items]
-
-
-def _verify_one(verifier: _Judge, item: Item, now: datetime) -> _Outcome:
+def verify_one(verifier: Judge, item: Item, now: datetime) -> Outcome:
+    """Judge one; whatever it is, the answer is an outcome."""
     try:
         evidence, report_data, collateral = item
     except (TypeError, ValueError) as error:

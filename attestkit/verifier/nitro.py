@@ -8,10 +8,10 @@ looks the same and is another platform's: it is refused.
 from datetime import datetime, timedelta, timezone
 from typing import Final
 
+from attestkit._cbor import read_value
 from attestkit._crypto.aws_root import AWS_ROOT
 from attestkit._crypto.p384 import p384_verify
 from attestkit._crypto.x509_path import PathCertificate, check_path, read_path_certificate
-from attestkit.attestation.cbor import read_value
 from attestkit.attestation.cose import NitroDocument, read_nitro_document
 from attestkit.errors import (
     FormatError,

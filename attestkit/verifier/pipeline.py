@@ -5,29 +5,33 @@ image, identity, policy. Every step either passes, and says so in a sentence, or
 exception; one that nobody expected is a rejection too. Nothing is fetched unless a PCCS is named.
 """
 
-import hmac
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from attestkit.attestation import Attestation
 from attestkit.collateral import Collateral
-from attestkit.errors import (
-    AttestKitError,
-    CollateralError,
-    PolicyError,
-    UsageError,
-)
+from attestkit.errors import AttestKitError, CollateralError, UsageError
 from attestkit.quote import Quote
 from attestkit.report_data import ReportData
 from attestkit.verifier.bundle import EvidenceBundle
+from attestkit.verifier.fleet import WINDOW, verify_all, verify_each
 from attestkit.verifier.makers import Makers, is_own_fault
-from attestkit.verifier.many import Item, guarded, verify_all
-from attestkit.verifier.policy import PRESETS, AppraisalPolicy
+from attestkit.verifier.many import Item, guarded
+from attestkit.verifier.policy import AppraisalPolicy, checked_policy, name_of
 from attestkit.verifier.result import AttestationResult, Authenticated, Claims, Verdict, accepted
-from attestkit.verifier.steps import Parcel, app_info, claims, history, os_image, reported_data
+from attestkit.verifier.steps import (
+    Parcel,
+    app_info,
+    claims,
+    fresh,
+    history,
+    os_image,
+    reported_data,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from concurrent.futures import Executor
 
     from attestkit.attestation import AppInfo
@@ -41,7 +45,6 @@ Evidence = bytes | Attestation | Quote
 """Evidence of any encoding, a raw quote, or either as the object it parses to."""
 
 _Got = TypeVar("_Got")
-_PRESETS: Final = tuple((name, preset()) for name, preset in PRESETS.items())
 _RAW_QUOTES: Final = (b"\3\0", b"\4\0", b"\5\0")  # first bytes: the version; no evidence has them
 
 
@@ -73,7 +76,7 @@ class Verifier:
             that is none.
     """
 
-    def __init__(  # noqa: PLR0913 - each is one thing that a relying party decides
+    def __init__(
         self,
         trust_anchor: bytes | str | None = None,
         collateral: Collateral | None = None,
@@ -89,14 +92,16 @@ class Verifier:
         _check_collateral(collateral)
         if collateral is not None and pccs_url is not None:
             raise UsageError("collateral is handed in or fetched from pccs_url, not both")
-        self.policy = AppraisalPolicy.default() if policy is None else _checked_policy(policy)
+        self.policy: AppraisalPolicy = (
+            AppraisalPolicy.default() if policy is None else checked_policy(policy)
+        )
         self._makers = Makers(trust_anchor, snp_certificates)
         self._collateral = collateral
         self._pccs_url = pccs_url
         self._getter, self._cache = getter, cache
         self._clock = clock
         self._tcb_details = tcb_details
-        self._named = self.policy, _name_of(self.policy)
+        self._named = self.policy, name_of(self.policy)
         self._source = self._open_source()
 
     def verify(
@@ -187,7 +192,7 @@ class Verifier:
     def _terms(self) -> "_Terms":
         policy = self.policy
         if self._named[0] is not policy:
-            self._named = policy, _name_of(policy)
+            self._named = policy, name_of(policy)
         details = self._tcb_details or policy.needs_tcb_details
         return _Terms(self._makers, policy, self._named[1], self._collateral, self._source, details)
 
@@ -202,13 +207,51 @@ class Verifier:
 
         Args:
             items: Evidence, the report data it must be about, and perhaps its own collateral.
-            executor: Any of `concurrent.futures`; None does it here. Processes scale, threads
-                less, because the interpreter's lock is held while signatures are checked.
+            executor: Any of `concurrent.futures`, or dask's `Client.get_executor()`; None does it
+                here. Processes scale, threads less, because the interpreter's lock is held while
+                signatures are checked. What a worker had that dies is judged again in a process of
+                ours; evidence that ends that, too, is refused by itself. Such a process runs the
+                `initializer` of the `ProcessPoolExecutor` that was given; nobody can know another
+                executor's, without which the verifier has to be whole.
             progress: Called with how many are done and how many there are, in this thread.
             now: The instant, as for `verify`.
         """
         moment = guarded("time", (), lambda: self._moment(now))
         return verify_all(self, list(items), executor, progress, moment)
+
+    def verify_stream(
+        self,
+        items: Iterable[Item],
+        executor: "Executor | None" = None,
+        *,
+        window: int = WINDOW,
+        ordered: bool = False,
+        now: datetime | float | None = None,
+    ) -> "Generator[tuple[int, AttestationResult | AttestKitError], None, None]":
+        """Judge any number at one instant; yield each outcome with the place of its item, from 0.
+
+        An iterator of millions is taken bit by bit: at most `window` items are taken and not yet
+        yielded, and from 64 MiB of evidence under way none is taken. An outcome is yielded once it
+        is there, also while the iterator waits. An item waits 10 ms at most for others of its task.
+
+        Args:
+            items: As for `verify_many`. With an executor an iterator runs in a thread of its own;
+                what it raises is raised after the outcomes of its items. To close the stream ends
+                that thread; one that waits in the iterator ends when that has its next item. What
+                it waits on is opened and closed in the iterator, stdin by `open(0, "rb",
+                closefd=False)`: another thread that closes what this one reads, as Python does at
+                its end with `sys.stdin`, waits for it, or aborts.
+            executor: As for `verify_many`.
+            window: How many items may be under way, 1 to 1,000,000.
+            ordered: Yield in the order of the items, not as they are done.
+            now: The instant, as for `verify`.
+
+        Raises:
+            UsageError: `window` or `now` is none, the executor takes no work, or it has processes
+                and the verifier does not pickle.
+        """
+        moment = guarded("time", (), lambda: self._moment(now))
+        return verify_each(self, items, executor, window, moment, ordered=ordered)
 
     def _moment(self, now: datetime | float | None) -> datetime:
         what = "now"
@@ -369,7 +412,7 @@ class Examination:
         wanted = None if report_data is None else ReportData.pad(report_data)
         authenticated = _must_be(self._authenticated)
         found = self._claims()
-        self._steps.append(_fresh(authenticated.report_data, wanted))
+        self._steps.append(fresh(authenticated.report_data, wanted))
         terms = self._terms
         simulated = not terms.makers.genuine(self.parcel)
         self._steps.extend(
@@ -425,24 +468,6 @@ def _check_collateral(given: object) -> None:
         raise UsageError(f"collateral is a Collateral, not {type(given).__name__}")
 
 
-def _checked_policy(given: object) -> AppraisalPolicy:
-    if not isinstance(given, AppraisalPolicy):
-        presets = ", ".join(f"AppraisalPolicy.{name}()" for name in PRESETS)
-        raise UsageError(
-            f"policy is an AppraisalPolicy, not {type(given).__name__}: {presets}, or one that "
-            "AppraisalPolicy.load reads from a file"
-        )
-    return given
-
-
-def _name_of(policy: AppraisalPolicy) -> str:
-    """Return what people call a policy."""
-    for name, preset in _PRESETS:
-        if preset == policy:
-            return f"the policy preset {name}"
-    return "a policy of the relying party's own"
-
-
 def _opened(evidence: object) -> Parcel:
     """Return evidence of either kind; a quote is told from other bytes by its version."""
     if isinstance(evidence, Attestation):
@@ -458,19 +483,7 @@ def _opened(evidence: object) -> Parcel:
     return Parcel.of(Attestation.from_bytes(evidence))
 
 
-def _fresh(signed: bytes, wanted: bytes | None) -> str:
-    if wanted is None:
-        return "freshness was not checked: any report data was accepted"
-    if not hmac.compare_digest(signed.ljust(len(wanted), b"\0"), wanted):
-        raise PolicyError(
-            f"the report data is {signed.hex()}, not {wanted.hex()}: the evidence was made for "
-            "another request; ask for new evidence over this request's report data",
-            reason="report_data",
-        )
-    return "the report data is the expected one"
-
-
-def verify(  # noqa: PLR0913 - as Verifier and its verify together
+def verify(
     evidence: Evidence,
     *,
     report_data: bytes | None,

@@ -24,7 +24,7 @@ import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation import AppInfo
@@ -61,6 +61,8 @@ __all__ = [
     "KeyProvider",
     "ReferenceValues",
     "RequiredEvent",
+    "checked_policy",
+    "name_of",
 ]
 
 VERIFIED_PLATFORMS: Final = ("dstack-tdx", "dstack-amd-sev-snp", "dstack-nitro-enclave", "sgx")
@@ -247,20 +249,20 @@ class AppraisalPolicy:
         except UsageError as error:
             raise ConfigError(f"{source}: {error}") from error
 
-    def replace(self, **rules: Any) -> "AppraisalPolicy":  # noqa: ANN401 - any of the fields
+    def replace(self, **rules: object) -> "AppraisalPolicy":
         """Return a policy with these rules in place of its own.
 
         Raises:
             UsageError: As the constructor.
         """
-        return replace(self, **rules)
+        return replace(self, **cast("dict[str, Any]", rules))
 
     @property
     def needs_tcb_details(self) -> bool:
         """Whether it judges dates or evaluation numbers, which cost a second look at collateral."""
         return self._tcb.has_grace or self.minimum_evaluation_data_number is not None
 
-    def appraise(  # noqa: PLR0913 - all that a verification finds
+    def appraise(
         self,
         claims: Claims,
         authenticated: Authenticated,
@@ -300,7 +302,7 @@ class AppraisalPolicy:
         claims, authenticated, info = subject.claims, subject.authenticated, subject.app_info
         yield self._platform(claims)
         _refuse_debug(claims)
-        yield self._simulated(subject.simulated)
+        yield self._simulated(subject)
         yield from self._tcb.judge(authenticated, claims.platform, subject.now, subject.explain)
         yield self.reference_values.judge(claims)
         for name, mask in (("td_attributes", self.td_attributes), ("xfam", self.xfam)):
@@ -329,10 +331,10 @@ class AppraisalPolicy:
             )
         return f"platform {claims.platform} is accepted"
 
-    def _simulated(self, simulated: bool | None) -> str:  # noqa: FBT001 - a value that is judged
+    def _simulated(self, subject: _Subject) -> str:
         if not self.refuse_simulated:
             return ""
-        if simulated is not False:
+        if subject.simulated is not False:
             raise refused(
                 "simulated",
                 "the evidence does not lead to its platform's maker, and refuse_simulated is set; "
@@ -438,3 +440,23 @@ PRESETS: Final = {
     "default": AppraisalPolicy.default,
     "development": AppraisalPolicy.development,
 }
+_MADE: Final = tuple((name, preset()) for name, preset in PRESETS.items())
+
+
+def name_of(policy: AppraisalPolicy) -> str:
+    """Return what people call a policy."""
+    for name, preset in _MADE:
+        if preset == policy:
+            return f"the policy preset {name}"
+    return "a policy of the relying party's own"
+
+
+def checked_policy(given: object) -> AppraisalPolicy:
+    """Return what is given as a policy; UsageError where it is none."""
+    if not isinstance(given, AppraisalPolicy):
+        presets = ", ".join(f"AppraisalPolicy.{name}()" for name in PRESETS)
+        raise UsageError(
+            f"policy is an AppraisalPolicy, not {type(given).__name__}: {presets}, or one that "
+            "AppraisalPolicy.load reads from a file"
+        )
+    return given

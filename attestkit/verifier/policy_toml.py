@@ -97,7 +97,7 @@ def _preset(table: Mapping[str, Any]) -> str | None:
     return preset
 
 
-def _rule(key: str, value: object) -> Any:  # noqa: ANN401 - what a field of the policy takes
+def _rule(key: str, value: object) -> object:
     if key in _DEMANDS and value in ([], {}):  # whoever writes one means to ask for something
         raise ConfigError(f"{key}: asks for nothing; name something, or leave it out")
     return _KEYS[key](key, value)

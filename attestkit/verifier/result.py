@@ -6,7 +6,7 @@ verifier's accepted verdict. A refusal is never one of these values; it is an ex
 
 from datetime import datetime
 from enum import Enum
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 from attestkit.attestation import AppInfo
 from attestkit.event_log.event import Event
@@ -133,7 +133,7 @@ class AttestationResult:
 
     @property
     def app_info(self) -> AppInfo | None:
-        """Who the app is; fields that nothing vouches for are empty. None for a bare quote."""
+        """Who the app is; fields that nothing vouches for are empty. None where none is named."""
         return self._verdict.app_info
 
     @property
@@ -151,7 +151,7 @@ class AttestationResult:
         """What was checked, and what was left out and why: a sentence each, for people."""
         return self._verdict.steps
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values ready for JSON; bytes in hex, times in ISO 8601."""
         claims, tcb, info = self.claims, self.tcb, self.app_info
         return {

@@ -19,6 +19,7 @@ from attestkit._crypto.x509_path import PathCertificate, check_path, read_path_c
 from attestkit.errors import CollateralError, FormatError, SignatureError, UnsupportedError
 from attestkit.snp_certificates import SnpCertificates
 from attestkit.snp_report import SnpReport, SnpTcb
+from attestkit.verifier.another_root import ANOTHER_ROOT
 
 __all__ = ["Endorsement", "Signer", "find_signer", "read_endorsements"]
 
@@ -104,7 +105,7 @@ def find_signer(
     authority = _authority(leaf, key, product, endorsements)
     root_name, root = _root(product, trust_anchor)
     path = ((f"the {key.kind}", leaf), (f"the {_AUTHORITY[key.kind]}", authority))
-    check_path((*path, (root_name, root)), now)
+    _check_path((*path, (root_name, root)), now)
     _check_authority(authority, key.kind, product)
     if wrong:
         raise SignatureError(wrong, reason=reason)
@@ -168,6 +169,18 @@ def _authority(
         f"the {_AUTHORITY[key.kind]} certificate, which signs the {key.kind}, is missing: AMD has "
         f"it at {_KDS}/{key.kind.lower()}/v1/{product}/cert_chain"
     )
+
+
+def _check_path(path: Sequence[tuple[str, PathCertificate]], now: datetime) -> None:
+    """Check a path as `check_path`; of one to another root say what that may mean."""
+    try:
+        check_path(path, now)
+    except SignatureError as error:
+        if error.reason != "untrusted_root":
+            raise
+        (name, _), (root, _) = path[-2:]
+        text = f"{name} is not signed by {root}, which alone is trusted: {ANOTHER_ROOT}"
+        raise SignatureError(text, reason=error.reason) from error
 
 
 def _check_authority(authority: PathCertificate, kind: str, product: str) -> None:

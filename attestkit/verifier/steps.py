@@ -17,7 +17,13 @@ from attestkit.attestation.platforms import (
     SevSnp,
 )
 from attestkit.attestation.vm_config import VmConfig
-from attestkit.errors import FormatError, ReplayError, UnsupportedError, VerificationError
+from attestkit.errors import (
+    FormatError,
+    PolicyError,
+    ReplayError,
+    UnsupportedError,
+    VerificationError,
+)
 from attestkit.event_log.event import Event
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.report_data import ReportData
@@ -28,7 +34,7 @@ if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
     from attestkit.snp_report import SnpReport
 
-__all__ = ["Parcel", "app_info", "claims", "history", "os_image", "reported_data"]
+__all__ = ["Parcel", "app_info", "claims", "fresh", "history", "os_image", "reported_data"]
 
 _IDENTITY = {"app_id": 20, "compose_hash": 32, "instance_id": 20}  # bytes, where not empty
 _TD_ATTRIBUTES = (
@@ -307,3 +313,16 @@ def _reported(report: "SnpReport") -> tuple[_Fields, _Fields]:
         (("measurement", report.measurement), ("host_data", report.host_data)),
         (*numbers, *plain),
     )
+
+
+def fresh(signed: bytes, wanted: bytes | None) -> str:
+    """Return what is to be said of the report data; refuse another than was wanted."""
+    if wanted is None:
+        return "freshness was not checked: any report data was accepted"
+    if not hmac.compare_digest(signed.ljust(len(wanted), b"\0"), wanted):
+        raise PolicyError(
+            f"the report data is {signed.hex()}, not {wanted.hex()}: the evidence was made for "
+            "another request; ask for new evidence over this request's report data",
+            reason="report_data",
+        )
+    return "the report data is the expected one"

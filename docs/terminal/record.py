@@ -1,10 +1,12 @@
-"""Record a session of attestkit in a terminal of 100 columns, as a picture: session.svg.
+"""Record a session of attestkit in a terminal of 100 columns, as two pictures.
 
-Usage, in a checkout: PYTHONPATH=. python docs/terminal/record.py [PICTURE]
+Usage, in a checkout: PYTHONPATH=. python docs/terminal/record.py
+
+session.svg has all of it, short.svg the five commands that the README shows.
 
 All of it is simulated from one seed and judged at one instant, so that a recording changes with the
 program only.
-"""  # noqa: INP001 - a script, and no package
+"""
 
 import io
 import os
@@ -22,15 +24,19 @@ from rich.text import Text
 
 import attestkit
 from attestkit._crypto.pem import armour
+from attestkit.attester import Attester
+from attestkit.backends.simulator import Simulator
 
-__all__ = ["SESSION", "Recorded", "picture", "record"]
+__all__ = ["SESSION", "SHORT", "Recorded", "picture", "record"]
 
 COLUMNS: Final = 100
 SEED: Final = bytes(range(32))
 NOW: Final = 1_790_000_000.0  # 2026-09-21T14:13:20Z
 PICTURE: Final = Path(__file__).with_name("session.svg")
-TRUST: Final = "--trust-anchor root.pem --collateral intel.json --at 1790000000"
-SAVED: Final = "--save-trust-anchor its-root.pem --save-collateral its-intel.json"
+SHORT_PICTURE: Final = Path(__file__).with_name("short.svg")
+SHORT: Final = slice(1, 6)  # what of the session is in it: one accepted, one refused
+TRUST: Final = "--trust-anchor root.pem --collateral collateral.json --at 1790000000"
+SAVED: Final = "--save-trust-anchor its-root.pem --save-collateral its-collateral.json"
 # Each command with the exit code that it must end with.
 SESSION: Final = (
     ("attestkit --help", 0),
@@ -43,7 +49,7 @@ SESSION: Final = (
         f"attestkit attest --option seed=@seed --option scenario=pck-revoked -o revoked {SAVED}",
         0,
     ),
-    ("attestkit verify revoked --trust-anchor its-root.pem --collateral its-intel.json", 2),
+    ("attestkit verify revoked --trust-anchor its-root.pem --collateral its-collateral.json", 2),
     ("attestkit replay evidence", 0),
     ("attestkit emit model-loaded --text llama-3 --option seed=@seed", 0),
     ("attestkit key wallet/eth --public --option seed=@seed", 0),
@@ -63,22 +69,21 @@ class Recorded(NamedTuple):
 def _prepare(folder: Path) -> None:
     """Write what the session starts with: a seed, who to trust, and a quote with a flipped bit."""
     (folder / "seed").write_bytes(SEED)
-    with attestkit.open("simulator", seed=SEED, now=lambda: NOW) as tee:
-        simulator = tee.backend
+    simulator = Simulator(seed=SEED, now=lambda: NOW)
+    with Attester(simulator) as tee:
         tampered = bytearray(tee.get_quote(b"nonce").raw)
-        root: bytes = simulator.trust_anchor  # type: ignore[attr-defined]  # the simulator's
-        collateral: str = simulator.collateral().to_json()  # type: ignore[attr-defined]
+        root, collateral = simulator.trust_anchor, simulator.collateral().to_json()
     tampered[200] ^= 1
     (folder / "tampered").write_bytes(tampered)
     (folder / "root.pem").write_text(armour("CERTIFICATE", root))
-    (folder / "intel.json").write_text(collateral)
+    (folder / "collateral.json").write_text(collateral)
 
 
 def _run(command: str, folder: Path, variables: dict[str, str]) -> Recorded:
     ours, theirs = pty.openpty()
     try:
         program = shlex.join([sys.executable, "-m", "attestkit"])
-        with subprocess.Popen(  # noqa: S603 - the session above
+        with subprocess.Popen(
             ["/bin/sh", "-c", re.sub(r"^attestkit\b", lambda _: program, command)],
             cwd=folder,
             env=variables,
@@ -156,10 +161,11 @@ def picture(session: list[Recorded]) -> str:
 
 
 def main() -> None:
-    """Record, and write the picture."""
-    path = Path(sys.argv[1]) if sys.argv[1:] else PICTURE
-    path.write_text(picture(record()))
-    print(path)  # noqa: T201 - what was written
+    """Record, and write the pictures."""
+    session = record()
+    for path, part in ((PICTURE, session), (SHORT_PICTURE, session[SHORT])):
+        path.write_text(picture(part))
+        print(path)
 
 
 if __name__ == "__main__":

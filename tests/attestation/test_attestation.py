@@ -228,7 +228,7 @@ def test_decode_errors_have_the_listed_texts(row: dict[str, str]) -> None:
     with pytest.raises(FormatError) as caught:
         Attestation.from_bytes(bytes.fromhex(row["hex"]))
     assert str(caught.value) == row["error"]
-    assert str(pickle.loads(pickle.dumps(caught.value))) == row["error"]  # noqa: S301 - our own
+    assert str(pickle.loads(pickle.dumps(caught.value))) == row["error"]
 
 
 @pytest.mark.parametrize("first", [1, 0x7F, 0x90, 0xD8, 0xDA, 0xDD, 0xFF])
@@ -262,7 +262,7 @@ def test_evidence_that_nobody_would_read_is_not_written() -> None:
 
 
 @pytest.mark.parametrize("value", [bytearray(FIXTURE), memoryview(FIXTURE), "00", None])
-def test_only_bytes_get_in(value: Any) -> None:  # noqa: ANN401 - anything at all
+def test_only_bytes_get_in(value: Any) -> None:
     """Anything but bytes is the caller's mistake."""
     with pytest.raises(UsageError):
         Attestation.from_bytes(value)
@@ -296,7 +296,7 @@ def test_it_pickles(evidence: Evidence) -> None:
     """Evidence goes through pickle unchanged, with its encoding."""
     encoded = Attestation(evidence).to_bytes("v1")
     attestation = Attestation.from_bytes(encoded)
-    again = pickle.loads(pickle.dumps(attestation))  # noqa: S301 - our own
+    again = pickle.loads(pickle.dumps(attestation))
     assert again == attestation
     assert again.to_bytes() == encoded
 
@@ -350,7 +350,7 @@ def test_report_data_of_other_sizes_is_refused(fixture: Attestation) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["v2", "V0", "msgpack"])
-def test_unknown_encodings_are_refused(encoding: Any) -> None:  # noqa: ANN401 - no encoding
+def test_unknown_encodings_are_refused(encoding: Any) -> None:
     """There are three encodings."""
     with pytest.raises(UsageError, match="unknown encoding"):
         Attestation(KINDS[0]).to_bytes(encoding)

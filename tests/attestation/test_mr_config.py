@@ -19,6 +19,7 @@ from attestkit.attestation.mr_config import (
 from attestkit.attestation.platforms import SevSnp
 from attestkit.errors import FormatError, UsageError
 from tests.attestation.samples import FIXTURE, refused
+from tests.untyped import untyped
 from tests.vectors import data, load, needs_shared
 
 VECTORS: dict[str, Any] = load("mr_config.json")
@@ -90,7 +91,7 @@ def test_launched_guests_have_these_ids() -> None:
     """A TD's MR_CONFIG_ID and an SNP guest's HOST_DATA are what is computed here."""
     td = Attestation.from_bytes(FIXTURE)
     assert td.quote is not None
-    assert td.quote.body.mr_config_id == config_id_v1(td.app_info().compose_hash)  # type: ignore[union-attr]  # a TD's
+    assert untyped(td.quote.body).mr_config_id == config_id_v1(td.app_info().compose_hash)
     guest = Attestation.from_bytes(data("dstack/dstack-attest/sev_snp_attestation.bin"))
     assert guest.snp_report is not None
     document = SevSnp(*guest.evidence.platform).mr_config

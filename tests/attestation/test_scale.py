@@ -55,7 +55,7 @@ def test_values_come_back_in_order() -> None:
             b"\x07",
             scale.u32(0x01020304),
             scale.u64(2**64 - 1),
-            scale.boolean(value=True),
+            scale.boolean(True),
             scale.blob(b"abc"),
             scale.text("grün"),
             scale.vector([scale.u32(1), scale.u32(2)]),

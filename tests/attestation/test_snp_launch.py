@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from attestkit.attestation.cbor import Value
+from attestkit._cbor import Value
 from attestkit.attestation.snp_launch import Section, SnpImage, SnpLaunch, measurement
 from attestkit.errors import FormatError
 from tests.vectors import load, needs_shared

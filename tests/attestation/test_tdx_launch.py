@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestkit.attestation.cbor import Value
+from attestkit._cbor import Value
 from attestkit.attestation.tdx_launch import TdxImage, _cut, registers, td_hob_digest
 from attestkit.errors import FormatError
 from attestkit.event_log import WireEvent
@@ -91,7 +91,7 @@ def test_empty_ranges_change_nothing() -> None:
         ({"qemu_version": "9.2.1", "qemu_single_pass_add_pages": True}, True),
     ],
 )
-def test_mrtd_depends_on_qemu(config: dict[str, Any], two_pass: bool) -> None:  # noqa: FBT001 - a parameter
+def test_mrtd_depends_on_qemu(config: dict[str, Any], two_pass: bool) -> None:
     """Which of two MRTDs holds is stated, or follows from QEMU's version."""
     expected = IMAGE.mrtd_two_pass if two_pass else IMAGE.mrtd_single_pass
     assert registers(IMAGE, CONFIG | config, LOG).mrtd == expected

@@ -133,8 +133,9 @@ def test_a_missing_digest_is_empty_and_a_missing_version_is_1() -> None:
     whole = msgspec.msgpack.decode(ENCODED[0])
     del whole["platform"]["data"]["event_log"][0]["digest"]
     platform = v1_msgpack.decode(msgspec.msgpack.encode(whole)).platform
-    assert platform.event_log[0].digest == b""  # type: ignore[union-attr]  # it is Tdx
-    assert platform.event_log[0].version == 1  # type: ignore[union-attr]  # it is Tdx
+    assert isinstance(platform, Tdx)
+    assert platform.event_log[0].digest == b""
+    assert platform.event_log[0].version == 1
 
 
 EVENT = ("platform", "data", "event_log", 0)

@@ -6,6 +6,7 @@ import pytest
 
 from attestkit.attestation.vm_config import VmConfig
 from attestkit.errors import FormatError
+from tests.untyped import untyped
 
 INNER = '{"os_image_hash":"ab","cpu_count":2}'
 
@@ -53,7 +54,7 @@ def test_what_is_shared_cannot_be_changed() -> None:
     found = VmConfig.parse(text)
     for fields in found:
         with pytest.raises(TypeError):
-            fields["memory_size"] = 2  # type: ignore[index]  # as it should be
+            untyped(fields)["memory_size"] = 2
     assert VmConfig.parse(text) == found
     assert VmConfig.parse(text + " ") == found
 

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -110,17 +112,16 @@ def test_a_wrong_answer_is_the_platforms_fault(
         assert type(caught.value) is BackendError
 
 
+def _with_log_until(end: int, answer: dict[str, Any]) -> dict[str, Any]:
+    return {**answer, "event_log": json.dumps(json.loads(answer["event_log"])[:end])}
+
+
 def test_a_log_that_does_not_explain_the_quote_does_not_leave(
     agent: FakeAgent, tee: Attester
 ) -> None:
     """An event that is missing, and one that is too many."""
     for cut in (-1, 1):
-        agent.change = (
-            lambda answer, cut=cut: {  # type: ignore[misc]
-                **answer,
-                "event_log": json.dumps(json.loads(answer["event_log"])[:cut]),
-            }
-        )
+        agent.change = partial(_with_log_until, cut)
         with pytest.raises(ReplayError, match="RTMR"):
             tee.attest(DATA)
 
@@ -232,11 +233,13 @@ def test_an_app_that_is_hidden_is_not_known(agent: FakeAgent, tee: Attester) -> 
         tee.measure_app()
 
 
-def test_a_log_that_is_empty_is_empty(agent: FakeAgent, tee: Attester) -> None:
+def test_a_log_that_is_empty_is_empty(
+    agent: FakeAgent, tee: Attester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As an agent off TDX has it."""
-    agent._log = lambda: ""  # type: ignore[method-assign]
+    monkeypatch.setattr(agent, "_log", lambda: "")
     assert tee.event_log() == EventLog()
-    agent._log = lambda: "[{}]"  # type: ignore[method-assign]
+    monkeypatch.setattr(agent, "_log", lambda: "[{}]")
     with pytest.raises(BackendError, match="malformed"):
         tee.event_log()
 

@@ -23,7 +23,7 @@ def run(folder: Path, clients: list[int]) -> list[list[int]]:
     with contextlib.ExitStack() as stack:
         programs = [
             stack.enter_context(
-                subprocess.Popen(  # noqa: S603 - our own program
+                subprocess.Popen(
                     [sys.executable, str(RIG), str(folder), str(threads), str(ROUNDS)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,

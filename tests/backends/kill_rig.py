@@ -36,9 +36,9 @@ def run_and_kill(folder: str, round_number: int) -> list[str]:
             os._exit(1)
     os.close(write)
     # Now and then while it starts, mostly once it emits.
-    start = random.choice([0, 0.01, 10, 10, 10])  # noqa: S311 - a moment is no secret
+    start = random.choice([0, 0.01, 10, 10, 10])
     select.select([read], [], [], start)
-    select.select([], [], [], random.uniform(0, 0.006))  # noqa: S311 - a moment is no secret
+    select.select([], [], [], random.uniform(0, 0.006))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     with os.fdopen(read, "rb") as pipe:

@@ -19,7 +19,7 @@ KEY_ID: Final = bytes.fromhex("e86c046e8cc44d958173fc43c1fa4f3f")
 Behaviour = Callable[["QgsServer", socket.socket], None]
 
 
-def response(  # noqa: PLR0913 - every field that can be wrong
+def response(
     quote: bytes = QUOTE,
     *,
     key_id: bytes = b"",

@@ -14,6 +14,7 @@ import pytest
 
 from attestkit.backends.agent_client import AgentClient
 from attestkit.errors import AttestKitError
+from tests.keeping import Keeping
 from tests.quotes import made_quote
 
 SECRET = "5ec2e7" * 10 + "5ec2"  # what answers have in place of a key
@@ -60,14 +61,12 @@ class ScriptedAgent:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            with connection, contextlib.suppress(ConnectionError):
+            with connection:
                 connection.settimeout(PATIENCE)
-                try:
+                with Keeping() as kept, contextlib.suppress(ConnectionError):
                     self._answer(connection)
-                except ConnectionError:
-                    raise
-                except BaseException as error:  # noqa: BLE001 - the test is told
-                    self.failure = error
+                if kept.error is not None:
+                    self.failure = kept.error
 
     def _answer(self, connection: socket.socket) -> None:
         request = read_request(connection)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from attestkit.backends.simulator.named_scenarios import scenario
 from attestkit.backends.simulator.pki import SimulatedPki
@@ -56,12 +56,12 @@ def flip(quote: bytes, offset: int, bit: int = 0) -> bytes:
     return quote[:offset] + bytes([quote[offset] ^ 1 << bit]) + quote[offset + 1 :]
 
 
-def _quote(**config: object) -> Callable[[Scenario], Scenario]:
-    return lambda it: replace(it, quote=replace(it.quote, **config))  # type: ignore[arg-type]
+def _quote(**config: Any) -> Callable[[Scenario], Scenario]:
+    return lambda it: replace(it, quote=replace(it.quote, **config))
 
 
-def _part(**parts: object) -> Callable[[Scenario], Scenario]:
-    return lambda it: replace(it, collateral=replace(it.collateral, **parts))  # type: ignore[arg-type]
+def _part(**parts: Any) -> Callable[[Scenario], Scenario]:
+    return lambda it: replace(it, collateral=replace(it.collateral, **parts))
 
 
 _STRANGER: Final = SimulatedPki(OTHER_SEED).platform()

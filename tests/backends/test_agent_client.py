@@ -39,6 +39,7 @@ from tests.backends.scripted_agent import (
     until_it_goes,
 )
 from tests.serve.server import ROOT, running_server
+from tests.untyped import untyped
 
 # -- what is sent, and answers that are well -----------------------------------------------------
 
@@ -189,10 +190,19 @@ def test_each_way_of_not_being_there_has_its_words(tmp_path: Path) -> None:
         with pytest.raises(BackendUnavailableError, match=f"{path} is not there: no such socket"):
             AgentClient(str(path)).call("Info")
         path.touch()
-        with pytest.raises(BackendUnavailableError, match="not running: nobody listens"):
+        with pytest.raises(BackendUnavailableError, match=f"{path} is a file, and no socket: name"):
             AgentClient(str(path)).call("Info")
         with pytest.raises(BackendUnavailableError, match="no such socket"):
             AgentClient(str(path / "below")).call("Info")
+        path.unlink()
+        path.mkdir()  # as a container engine does
+        with pytest.raises(BackendUnavailableError, match=f"{path} is a folder, .* on the host, "):
+            AgentClient(str(path)).call("Info")
+        path.rmdir()
+        with socket.socket(socket.AF_UNIX) as ended:
+            ended.bind(str(path))
+        with pytest.raises(BackendUnavailableError, match="not running: nobody listens"):
+            AgentClient(str(path)).call("Info")
         path.unlink()
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
             other.bind(str(path))
@@ -262,9 +272,9 @@ def test_wrong_arguments_are_refused() -> None:
     """Types, times, names and sizes."""
     for timeout in (0, -1, float("nan"), float("inf"), "5", None):
         with pytest.raises(UsageError, match="timeout"):
-            AgentClient("/x", timeout=timeout)  # type: ignore[arg-type]  # that is the point
+            AgentClient("/x", timeout=untyped(timeout))
     with pytest.raises(UsageError, match="endpoint"):
-        AgentClient(None)  # type: ignore[arg-type]  # that is the point
+        AgentClient(untyped(None))
     client = AgentClient("/nowhere")
     for method in ("", "a/b", "a b", "../x", "Get\r\nX: y"):
         with pytest.raises(UsageError, match="method is a name"):
@@ -339,7 +349,7 @@ def test_a_client_survives_fork_and_pickle() -> None:
     with running_server() as server:
         client = AgentClient(server.dstack, timeout=7)
         version = client.call("Version")
-        copy = pickle.loads(pickle.dumps(client))  # noqa: S301 - our own
+        copy = pickle.loads(pickle.dumps(client))
         assert copy.call("Version") == version
         assert repr(copy) == repr(client) == f"AgentClient({server.dstack!r})"
         context = multiprocessing.get_context("fork")
@@ -425,7 +435,7 @@ assert "attestkit.backends" not in sys.modules
 import attestkit.backends.dstack_agent
 print([name for name in ("http", "http.client", "ssl", "asyncio") if name in sys.modules])
 """
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -188,7 +188,7 @@ def test_a_file_becomes_a_link(shared: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_folder_becomes_a_link(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor is that."""
+    """A folder on the way that turns into a link is not followed either."""
     (shared / "sub").mkdir()
     (shared / "name").symlink_to("sub/file")
 

@@ -120,7 +120,7 @@ def test_a_quote_comes_as_it_is() -> None:
 
 @pytest.mark.parametrize("kernel", [TsmKernel(), snp()])
 @pytest.mark.parametrize("asked", [b"", bytes(63), bytes(65), bytearray(64), "x" * 64, None])
-def test_report_data_are_64_bytes(kernel: TsmKernel, asked: Any) -> None:  # noqa: ANN401 - all kinds
+def test_report_data_are_64_bytes(kernel: TsmKernel, asked: Any) -> None:
     """Nothing else reaches the kernel."""
     backend = ConfigfsTsm(system=kernel.system(), paths=PATHS)
     kernel.calls.clear()

@@ -16,6 +16,7 @@ import pytest
 from attestkit.backends import device_calls
 from attestkit.backends.device_calls import DeviceCalls, ior, read_file
 from attestkit.errors import UsageError
+from tests.untyped import untyped
 
 PATIENCE = 30  # seconds that a loaded machine may take for what takes none
 FIONREAD_LIKE = ior("T", 1, 4)
@@ -70,7 +71,7 @@ def test_an_absurd_read_is_refused(size: int) -> None:
 def test_only_bytes_are_written() -> None:
     """What another thread could change meanwhile is not taken."""
     with pytest.raises(UsageError):
-        device_calls.write(1, bytearray(b"x"))  # type: ignore[arg-type]
+        device_calls.write(1, untyped(bytearray(b"x")))
 
 
 def test_failures_are_os_errors_with_their_number() -> None:
@@ -109,7 +110,7 @@ def test_failures_are_os_errors_with_their_number() -> None:
 def test_a_buffer_that_does_not_fit_the_number_never_reaches_the_kernel(buffer: object) -> None:
     """Shorter, longer, or of another kind: the descriptor is bad, and nobody noticed."""
     with pytest.raises(UsageError, match="bytearray of 4 bytes"):
-        device_calls.ioctl(-1, FIONREAD_LIKE, buffer)  # type: ignore[arg-type]
+        device_calls.ioctl(-1, FIONREAD_LIKE, untyped(buffer))
 
 
 @pytest.mark.parametrize("number", [0x5401, 0, 1 << 40 | FIONREAD_LIKE])
@@ -151,7 +152,7 @@ def test_an_address_is_where_the_memory_is() -> None:
 
 def in_another_process(*words: str) -> str:
     """Return what a Python process prints; one that hangs on a held GIL fails the test."""
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         [sys.executable, *words],
         capture_output=True,
         text=True,

@@ -29,6 +29,7 @@ from tests.backends.scripted_agent import (
     usual_agent,
 )
 from tests.serve.server import SEED, Server, running_server
+from tests.untyped import untyped
 from tests.vectors import data, needs_shared
 
 VARIABLE = "DSTACK_SIMULATOR_ENDPOINT"
@@ -140,10 +141,10 @@ def test_what_cannot_be_asked_is_not(server: Server) -> None:
         ("app-id", b"", "reserved"),
     ):
         with pytest.raises(UsageError, match=text):
-            backend.emit_event(name, payload)  # type: ignore[arg-type]  # that is the point
+            backend.emit_event(untyped(name), untyped(payload))
     for report_data in (b"", bytes(65), bytearray(64), "0" * 64):
         with pytest.raises(UsageError, match="64 bytes"):
-            backend.get_quote_response(report_data)  # type: ignore[arg-type]  # that is the point
+            backend.get_quote_response(untyped(report_data))
     assert len(EventLog.parse(backend.read_event_log()).events) == count
 
 

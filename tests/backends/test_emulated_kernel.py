@@ -44,7 +44,7 @@ def test_features(last_without: str, first_with: str) -> None:
         *(("7.0.0", True), ("7.3", True)),
     ],
 )
-def test_length_check(text: str, checks: bool) -> None:  # noqa: FBT001 - a table's column
+def test_length_check(text: str, checks: bool) -> None:
     """The host's length is checked from the patch level of each series on; a series is its last."""
     assert EmulatedKernel.parse(text).checks_length is checks
 

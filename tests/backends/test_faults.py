@@ -66,12 +66,13 @@ def test_text(text: str, shown: str) -> None:
         *("mkdir=EIO=EIO", "ioctl:GET_REPORT=EIO", "ebusy:3\nebusy:3", "ebusy:٣", "slow:٢s"),
     ],
 )
-def test_unknown_fault_lists_all(text: str) -> None:
-    """What is no fault is a caller's mistake; the text names every fault, operation and errno."""
+def test_unknown_fault_says_who_lists_all(text: str) -> None:
+    """What is no fault is a caller's mistake, told in a short line."""
     with pytest.raises(UsageError) as caught:
         Fault.parse(text)
-    for word in (*NAMED, *OPERATIONS, "ETIMEDOUT", repr(text.strip())):
-        assert word in str(caught.value)
+    assert repr(text.strip()) in str(caught.value)
+    assert "attestkit serve --list-faults" in str(caught.value)
+    assert len(str(caught.value)) < 240
 
 
 def test_slow_has_a_limit() -> None:
@@ -155,6 +156,28 @@ def test_faults_without_any_are_faults_to_arm() -> None:
     faults.arm("ebusy")
     assert (before, faults.any) == (False, True)
     assert Faults.of(faults) is faults
+
+
+@pytest.mark.parametrize(
+    ("text", "proposed"),
+    [
+        ("ebsuy:3@1", "; did you mean ebusy"),
+        ("write:rmtr3=EIO", "; did you mean write:rtmr3"),
+        ("write:rtmr3=EBUSSY:2", "; did you mean EBUSY"),
+        ("slow", "; write it as ebusy:3@1, slow:2s"),
+        ("zzzz", "; write it as"),
+    ],
+)
+def test_a_slip_is_told_the_nearest(text: str, proposed: str) -> None:
+    """In a line that fits on a screen, with who lists the rest: and that list has all of them."""
+    with pytest.raises(UsageError) as caught:
+        Fault.parse(text)
+    told = str(caught.value)
+    assert told.startswith(f"no fault is called {text!r}{proposed}")
+    assert told.endswith("attestkit serve --list-faults has them all")
+    assert len(told) < 220
+    listed = "\n".join(named_faults())
+    assert all(name in listed for name in (*NAMED, *OPERATIONS, "EBUSY"))
 
 
 def test_of_several_that_are_armed_at_once_all_count_or_none() -> None:

@@ -368,9 +368,10 @@ def test_the_list_for_people() -> None:
         ("tdx", OF_KERNEL),
         ("snp", OF_KERNEL | OF_REGISTERS | {"torn_journal"}),
     ):
-        *named, general = simulator_faults(platform)
+        *named, general, operations, errors = simulator_faults(platform)
         assert {line.partition(":")[0].split()[0] for line in named} == NAMED.keys() - missing
         assert general.startswith("OPERATION=ERRNO")
+        assert (operations.split()[0], errors.split()[0]) == ("OPERATION", "ERRNO")
         calls = FaultyCalls(Faults(), platform=platform, has_log=True, wait=lambda _: None)
         for name, fault in NAMED.items():
             text = f"{name}:1s" if fault.argument else name

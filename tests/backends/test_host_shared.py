@@ -15,6 +15,7 @@ from attestkit.backends.host_shared import HostShared
 from attestkit.errors import ConfigError, UnsupportedError, UsageError
 from attestkit.event_log.runtime_log import ZERO, replay_from
 from attestkit.keys import AppKeys
+from tests.untyped import untyped
 from tests.vectors import data, needs_shared
 
 SEED = bytes(range(20))
@@ -217,7 +218,7 @@ def test_a_boot_needs_an_app(tmp_path: Path) -> None:
     folder_with(tmp_path, app_compose=compose())
     for wrong in (b"", bytes(19), bytearray(20), "a" * 20):
         with pytest.raises(UsageError, match="20 bytes"):
-            HostShared(tmp_path).boot_events(wrong)  # type: ignore[arg-type]  # on purpose
+            HostShared(tmp_path).boot_events(untyped(wrong))
 
 
 def test_the_version_of_events_is_the_apps(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from attestkit.backends.simulator import kernel_fs
+from tests.untyped import untyped
 
 
 @pytest.fixture
@@ -19,10 +20,10 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return []
 
 
-def end(told: list[str], place: Path) -> Any:  # noqa: ANN401 - of a private class
+def end(told: list[str], place: Path) -> Any:
     """Return the end of a mount that only notes what it is told."""
     library = SimpleNamespace(fuse_exit=lambda _: told.append("exit"))
-    return kernel_fs._End(SimpleNamespace(_libfuse=library), place, {signal.SIGTERM})  # type: ignore[arg-type]
+    return kernel_fs._End(untyped(SimpleNamespace(_libfuse=library)), place, {signal.SIGTERM})
 
 
 @pytest.mark.parametrize("calls", [["exit", "ask"], ["exit", "ask", "SIGUSR1"]])

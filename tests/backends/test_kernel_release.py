@@ -64,7 +64,7 @@ def test_features_come_with_their_release(text: str, features: set[str]) -> None
         ("7.3.4", True),
     ],
 )
-def test_the_repair_of_the_quote_s_length_is_known(text: str, repaired: bool) -> None:  # noqa: FBT001 - a table's column
+def test_the_repair_of_the_quote_s_length_is_known(text: str, repaired: bool) -> None:
     """CVE-2026-31470: by series and patch level; from 7.0 on all have it."""
     assert KernelRelease.parse(text).repaired is repaired
 

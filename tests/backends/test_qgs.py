@@ -47,6 +47,7 @@ from tests.backends.qgs_server import (
     response,
     silent,
 )
+from tests.untyped import untyped
 
 REPORT = bytes(range(256)) * 4
 SHORT = Deadlines(connect=5.0, answer=0.2)
@@ -107,7 +108,7 @@ def test_what_follows_the_message_is_not_read(place: Path) -> None:
 def test_a_report_is_1024_bytes(report: object) -> None:
     """Nobody is asked otherwise."""
     with pytest.raises(UsageError, match="1024 bytes"):
-        get_quote(Endpoint(socket.AF_UNIX, "/none"), report)  # type: ignore[arg-type]
+        get_quote(Endpoint(socket.AF_UNIX, "/none"), untyped(report))
 
 
 # -- misbehaviour ------------------------------------------------------------------------------
@@ -270,7 +271,7 @@ class Bytewise:
 def exchange(peer: Bytewise) -> bytes:
     """Return the message that comes over a connection."""
     run = qgs._Exchange(host_endpoint(4050), Deadlines(), time.monotonic).run
-    return run(peer, qgs.quote_request(REPORT))  # type: ignore[arg-type]
+    return run(untyped(peer), qgs.quote_request(REPORT))
 
 
 @given(st.binary(max_size=100) | st.builds(framed, st.binary(max_size=60)))

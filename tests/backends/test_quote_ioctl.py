@@ -132,7 +132,7 @@ def test_each_generation_has_its_request(driver: Driver) -> None:
 
 
 def test_the_key_id_is_no_part_of_the_quote(framing: Driver) -> None:
-    """As over vsock."""
+    """What the service sends in front of the quote is left out, as over vsock."""
     framing.reply = (0, framed(response(key_id=KEY_ID)), None)
     assert framing.quote() == QUOTE
 
@@ -183,7 +183,7 @@ def test_a_request_that_stays_in_flight_is_given_up(driver: Driver) -> None:
     assert len(driver.commands) == 1
 
 
-def test_waiting_in_the_driver_counts(driver: Driver) -> None:
+def test_waiting_in_the_driver_counts(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     """The deadline is that of the whole request."""
     driver.reply = (IN_FLIGHT, b"", None)
     plain = driver.ioctl
@@ -192,7 +192,7 @@ def test_waiting_in_the_driver_counts(driver: Driver) -> None:
         driver.now += 29.5
         return plain(fd, command, buffer)
 
-    driver.ioctl = slow  # type: ignore[method-assign]
+    monkeypatch.setattr(driver, "ioctl", slow)
     with pytest.raises(QuoteUnavailableError, match="in flight"):
         driver.quote()
     assert 30 <= driver.now < 30.1
@@ -251,7 +251,7 @@ MALFORMED = [
 def test_a_malformed_message_is_told_by_what_is_wrong(
     framing: Driver, answer: bytes, text: str
 ) -> None:
-    """As over vsock."""
+    """It is a BackendError that names the field, as over vsock."""
     framing.reply = (0, answer, None)
     with pytest.raises(BackendError, match=text) as caught:
         framing.quote()
@@ -259,7 +259,7 @@ def test_a_malformed_message_is_told_by_what_is_wrong(
 
 
 def test_a_failure_in_a_message_is_told_by_its_name(framing: Driver) -> None:
-    """As over vsock."""
+    """The service's code is told with its name, as over vsock."""
     framing.reply = (0, framed(response(b"", code=0x12003)), None)
     with pytest.raises(QuoteUnavailableError, match="0x00012003, invalid parameter"):
         framing.quote()
@@ -306,12 +306,14 @@ def test_each_errno_has_its_text_and_is_final(
     assert driver.commands == [driver.generation.number]
 
 
-def test_a_driver_of_another_generation_is_not_searched_for(driver: Driver) -> None:
+def test_a_driver_of_another_generation_is_not_searched_for(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The one number that was named is the only one that is called."""
     for name, other in GENERATIONS.items():
         if other != driver.generation:
             asked = Driver(driver.td.paths.tdx_guest.parents[1] / name, name)
-            asked.ioctl = driver.ioctl  # type: ignore[method-assign]
+            monkeypatch.setattr(asked, "ioctl", driver.ioctl)
             driver.commands.clear()
             with pytest.raises(BackendUnavailableError, match="ENOTTY"):
                 asked.quote()

@@ -27,6 +27,7 @@ from attestkit.event_log.journal import RuntimeLog
 from attestkit.event_log.runtime import runtime_event
 from tests.backends.recorded import ASKED, leave_the_machine_out, record
 from tests.tees import SEED, FakeAgent, FakeSnp
+from tests.untyped import untyped
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +60,7 @@ def test_several_answers_come_in_their_order(tmp_path: Path) -> None:
             backend.host_data = bytes([number] * 32)
             tee.attest(b"")
     with attestkit.open("recording", path=tmp_path / "a.jsonl") as tee:
-        found = [tee.backend.get_snp_report(bytes(64)).report for _ in range(5)]  # type: ignore[attr-defined]
+        found = [untyped(tee.backend).get_snp_report(bytes(64)).report for _ in range(5)]
     assert [bytes([number] * 32) in report for number, report in enumerate(found[:3])] == [True] * 3
     assert found[2] == found[3] == found[4]
 
@@ -99,12 +100,11 @@ def test_what_was_not_recorded_fails_with_what_was(tmp_path: Path) -> None:
 def test_each_stretch_has_answers_of_its_own(tmp_path: Path) -> None:
     """Behind a change the first of them comes first again, however many were given before it."""
 
-    def use(backend: Any) -> list[object]:  # noqa: ANN401 - a RegisterExtender that is a Backend
-        found = []
+    def use(backend: Any) -> list[object]:
+        found: list[object] = []
         for number in (1, 2, 3):
             backend.extend_rtmr(3, bytes([number]) * 48)
-            for _ in range(3):
-                found.append(backend.read_event_log())  # noqa: PERF401 - as a program does
+            found.extend(backend.read_event_log() for _ in range(3))
         return found
 
     class Counting(Simulator):
@@ -233,7 +233,7 @@ class Stubborn(Simulator):
 
     attempts = 0
 
-    def open_journal(self, version: int | None = None) -> Any:  # noqa: ANN401 - itself, as a journal
+    def open_journal(self, version: int | None = None) -> Any:
         """Return a journal with such a lock."""
         del version
         return self
@@ -250,7 +250,7 @@ class Stubborn(Simulator):
 def test_a_journal_that_cannot_be_locked_is_recorded(tmp_path: Path) -> None:
     """At the attempts at which it could not, and not at others; a change counts anew."""
 
-    def use(tee: Any) -> list[str]:  # noqa: ANN401 - a RegisterExtender that is a Backend
+    def use(tee: Any) -> list[str]:
         told = []
         for _ in range(5):
             try:

@@ -82,7 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _no_host(folder: Path) -> Any:  # noqa: ANN401 - a generator
+def _no_host(folder: Path) -> Any:
     """No host shares files."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DSTACK_HOST_SHARED_DIR", str(folder / "none"))

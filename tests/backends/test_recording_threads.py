@@ -19,7 +19,9 @@ from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendError, UsageError
 from attestkit.event_log.runtime import runtime_event
 from tests.backends.recorded import ASKED, lines, record
+from tests.keeping import Keeping
 from tests.tees import SEED
+from tests.untyped import untyped
 
 OURS = str(Path(attestkit.__file__).parent)
 EVENT = runtime_event("one", b"")
@@ -31,10 +33,8 @@ def together(*targets: Callable[[], object]) -> None:
     raised: list[BaseException] = []
 
     def run(target: Callable[[], object]) -> None:
-        try:
+        with Keeping(raised):
             target()
-        except BaseException as error:  # noqa: BLE001 - told below
-            raised.append(error)
 
     threads = [threading.Thread(target=run, args=(target,), daemon=True) for target in targets]
     for thread in threads:
@@ -93,12 +93,12 @@ def interrupted_everywhere(journal: Callable[[], Any], use: Callable[[Any], obje
     raise AssertionError
 
 
-def emit(log: Any) -> None:  # noqa: ANN401 - a RuntimeLog
+def emit(log: Any) -> None:
     """Emit an event."""
     log.emit(EVENT)
 
 
-def read(log: Any) -> None:  # noqa: ANN401 - a RuntimeLog
+def read(log: Any) -> None:
     """Ask for the events, as whoever has the lock may."""
     with log.locked():
         log.events()
@@ -113,12 +113,12 @@ def test_an_interrupt_keeps_no_lock(tmp_path: Path, use: Callable[[Any], object]
     use(recording.open_journal())
     recording.close()
 
-    def recorded() -> Any:  # noqa: ANN401 - a RuntimeLog
+    def recorded() -> Any:
         new: Any = Recording(tmp_path / f"{next(number)}.jsonl", of=Simulator(seed=SEED))
         made.append(new)
         return new.open_journal()
 
-    def replayed() -> Any:  # noqa: ANN401 - a RuntimeLog
+    def replayed() -> Any:
         new: Any = Recording(path)
         return new.open_journal()
 
@@ -129,7 +129,7 @@ def test_an_interrupt_keeps_no_lock(tmp_path: Path, use: Callable[[Any], object]
             one.close()
 
 
-def _stacked(log: Any) -> ExitStack:  # noqa: ANN401 - a RuntimeLog
+def _stacked(log: Any) -> ExitStack:
     stack = ExitStack()
     stack.enter_context(log.locked())
     return stack
@@ -170,7 +170,8 @@ def test_a_reboot_waits_for_whoever_has_the_journal(tmp_path: Path) -> None:
         with log.locked():
             has_it.set()
             for _ in range(1000):  # until the reboot waits, or is wrongly under way
-                if backend.open_journal().locked().waiting or backend.reboots.wait(0.01):  # type: ignore[attr-defined]
+                waiting = untyped(backend.open_journal().locked()).waiting
+                if waiting or backend.reboots.wait(0.01):
                     break
             told.append("rebooted" if backend.reboots.is_set() else "before")
             log.events()
@@ -201,12 +202,12 @@ def test_reboots_and_events_of_many_threads(tmp_path: Path) -> None:
         recording: Any = Recording(path, of=Simulator(seed=SEED))
         start = threading.Barrier(4)
 
-        def reboots(recording: Any = recording, start: threading.Barrier = start) -> None:  # noqa: ANN401
+        def reboots(recording: Any = recording, start: threading.Barrier = start) -> None:
             start.wait(PATIENCE)
             for _ in range(10):
                 recording.reset()
 
-        def emits(recording: Any = recording, start: threading.Barrier = start) -> None:  # noqa: ANN401
+        def emits(recording: Any = recording, start: threading.Barrier = start) -> None:
             start.wait(PATIENCE)
             for _ in range(10):
                 recording.open_journal().emit(EVENT)

@@ -23,6 +23,7 @@ from attestkit.errors import (
 )
 from tests.backends.recorded import ASKED, leave_the_machine_out, lines, record
 from tests.tees import SEED, FakeSnp, FakeTd, Machine
+from tests.untyped import untyped
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,7 +59,7 @@ def test_a_backend_that_cannot_be_made_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="takes no options"):
         record(path, Simulator(), seed=SEED)
     with pytest.raises(UsageError, match="no backend"):
-        record(path, Simulator)  # type: ignore[arg-type]  # a class
+        record(path, untyped(Simulator))
     assert not path.exists()
 
 
@@ -67,7 +68,7 @@ def test_arguments_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UsageError, match="name it, by of"):
         attestkit.open("recording", path=tmp_path / "a", options={})
     with pytest.raises(UsageError, match="is a path"):
-        Recording(7)  # type: ignore[arg-type]
+        Recording(untyped(7))
     for ask in (Recording, Recording.probe, lambda: attestkit.open("recording")):
         with pytest.raises(BackendUnavailableError, match=r"\$ATTESTKIT_RECORDING"):
             ask()
@@ -92,7 +93,7 @@ def test_what_is_recorded_is_there_at_once(tmp_path: Path) -> None:
         "print(tee.get_quote(b'nonce').raw.hex(), flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -140,7 +141,7 @@ def test_an_answer_of_no_known_kind_is_given(tmp_path: Path) -> None:
     """A plugin may answer anything: that ends the recording, and is its caller's to refuse."""
 
     class Odd(FakeSnp):
-        def read_event_log(self) -> Any:  # noqa: ANN401 - no bytes
+        def read_event_log(self) -> Any:
             return None
 
     recording = record(tmp_path / "a.jsonl", Odd())
@@ -204,11 +205,11 @@ def test_it_ends_once(tmp_path: Path) -> None:
 def test_it_does_not_survive_a_fork(tmp_path: Path) -> None:
     """Two programs would write one file; the child's calls are refused, its close does nothing."""
     recording = record(tmp_path / "a.jsonl", Simulator())
-    recording._inside.tape._process = os.getpid() + 1  # type: ignore[attr-defined]  # as in a child
+    untyped(recording._inside).tape._process = os.getpid() + 1
     with pytest.raises(UsageError, match="does not survive a fork"):
         recording.get_quote(ASKED)
     recording._inside.tape.close()
-    recording._inside.tape._process = os.getpid()  # type: ignore[attr-defined]
+    untyped(recording._inside).tape._process = os.getpid()
     recording.get_quote(ASKED)
     recording.close()
     assert Recording(tmp_path / "a.jsonl").complete

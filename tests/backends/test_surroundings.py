@@ -352,7 +352,7 @@ def test_each_platform_is_named(
     tmp_path: Path,
     files: dict[str, str],
     name: str,
-    supported: bool,  # noqa: FBT001 - a table's column
+    supported: bool,
 ) -> None:
     """With what gave it away, and whether this release can do anything there."""
     [found] = platforms(make(tmp_path, files), ordinary)

@@ -6,6 +6,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ from attestkit.testing import BackendContract
 from tests.backends.fake_td import FakeTd, open_files
 from tests.backends.qgs_server import QUOTE, answering, closing, framed, qgs_server, response
 from tests.rigs.emulator import Emulator, emulator, requires_fuse
+from tests.untyped import untyped
 
 ASKED = bytes(range(64))
 CONF = b"port = 4050\n"
@@ -44,9 +46,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("q") / "s"
 
 
-def backend(td: FakeTd, **options: object) -> TdxIoctl:
+def backend(td: FakeTd, **options: Any) -> TdxIoctl:
     """Return what is tested, on a fake TD, with nothing on record of its making."""
-    found = TdxIoctl(paths=td.paths, calls=td.calls, sleep=td.sleep, **options)  # type: ignore[arg-type]
+    found = TdxIoctl(paths=td.paths, calls=td.calls, sleep=td.sleep, **options)
     td.made.clear()
     return found
 
@@ -134,7 +136,7 @@ def test_a_bad_configuration_is_told_by_its_line(td: FakeTd) -> None:
 def test_report_data_is_64_bytes(td: FakeTd, report_data: object) -> None:
     """Nothing is opened otherwise."""
     with pytest.raises(UsageError, match="64 bytes"):
-        backend(td, generation="D").get_quote(report_data)  # type: ignore[arg-type]
+        backend(td, generation="D").get_quote(untyped(report_data))
     assert td.made == []
 
 
@@ -188,13 +190,13 @@ def test_a_named_generation_that_is_not_there_ends_it(td: FakeTd) -> None:
     ],
 )
 def test_options_that_cannot_be_are_the_callers_mistake(
-    td: FakeTd, options: dict[str, object]
+    td: FakeTd, options: dict[str, Any]
 ) -> None:
     """When it is made, and when it is only probed."""
     with pytest.raises(UsageError):
         backend(td, **options)
     with pytest.raises(UsageError):
-        TdxIoctl.probe(td.paths, **options)  # type: ignore[arg-type]
+        TdxIoctl.probe(td.paths, **options)
 
 
 def test_it_looks_below_a_root(td: FakeTd, tmp_path: Path) -> None:

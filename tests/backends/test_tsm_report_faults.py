@@ -219,7 +219,7 @@ def stale(pid: int, number: int = 0) -> str:
         ("com.intel.dcap", 99999, False),
     ],
 )
-def test_stale_entries(name: str, age: float, goes: bool) -> None:  # noqa: FBT001 - a column
+def test_stale_entries(name: str, age: float, goes: bool) -> None:
     """Only ours, only old, only of a process that is gone."""
     kernel = TsmKernel(living={6, 77}, time=NOW)
     reports = opened(kernel)
@@ -286,7 +286,7 @@ faults = st.one_of(
 def test_whatever_goes_wrong(
     what: list[Fault],
     provider: str,
-    named: bool,  # noqa: FBT001 - drawn
+    named: bool,
     requests: int,
 ) -> None:
     """A good report over what was asked, made for this very request; else one of our errors."""

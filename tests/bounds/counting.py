@@ -13,7 +13,7 @@ def lines(call: Callable[[], object]) -> int:
     """Return how many lines of Python a call runs, each as often as it does."""
     count = 0
 
-    def trace(_frame: FrameType, event: str, _value: Any) -> Any:  # noqa: ANN401 - sys.settrace
+    def trace(_frame: FrameType, event: str, _value: Any) -> Any:
         nonlocal count
         count += event == "line"
         return trace

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from attestkit import _toml, env_encryption
+from attestkit._cbor import read_value
 from attestkit._crypto import x509_path
 from attestkit._crypto.certificates import read_certificate
 from attestkit._crypto.chain import split_chain
@@ -18,7 +19,6 @@ from attestkit._native import _python, _python_json_depth, _python_log
 from attestkit.app_compose import AppCompose
 from attestkit.attestation import Attestation, os_image, tdx_launch, vm_config
 from attestkit.attestation.app_info import AppInfo
-from attestkit.attestation.cbor import read_value
 from attestkit.attestation.cert_request import QuoteCertRequest
 from attestkit.attestation.mr_config import MrConfig
 from attestkit.attestation.vm_config import VmConfig
@@ -27,7 +27,7 @@ from attestkit.cli.bench_quotes import eight_columns
 from attestkit.collateral import Collateral
 from attestkit.collateral.signed_body import split_signed
 from attestkit.errors import AttestKitError
-from attestkit.event_log import EventLog, TpmEventLog, agent_json
+from attestkit.event_log import Event, EventLog, TpmEventLog, agent_json
 from attestkit.event_log.runtime import parse_runtime_lines
 from attestkit.keys import AppKeys
 from attestkit.keys.derivation import derive_p256
@@ -41,9 +41,10 @@ from attestkit.serve.verification import VerifyRequest
 from attestkit.snp_certificates import SnpCertificates
 from attestkit.sys_config import SysConfig
 from attestkit.verifier.bundle import EvidenceBundle
+from attestkit.verifier.ear_keys import EarPublicKey
 from attestkit.verifier.policy_toml import parse as parse_policy
 from attestkit.verifier.tcb_info import read_qe_identity, read_tcb_info
-from tests.bounds import shapes
+from tests.bounds import shapes, verdicts
 from tests.bounds.shapes import Shape, Shapes, json_event, repeated
 from tests.quotes import made_quote
 
@@ -242,6 +243,59 @@ COMPOSE: Final = b'{"manifest_version":1,"name":"","runner":"bash","x":'
 SIGNED: Final = b'{"signature":"' + b"00" * 64 + b'","tcbInfo":{"x":'
 HEADER: Final = b'{"format":"attestkit recording","version":1}\n'
 
+
+def of_records(encoding: str) -> Shape:
+    """Return Canonical Event Logs of small records, all in one register."""
+    event = Event(1, 4, bytes(48), "", b"")
+    return lambda size: EventLog([event] * (size // 80 + 1)).to_cel(encoding)
+
+
+def in_tlv(content: bytes) -> bytes:
+    """Return a record of RTMR3 in TLV with that content, whole."""
+    digests = b"\3" + (53).to_bytes(4, "big") + b"\x0c\0\0\0\x30" + bytes(48)
+    return bytes.fromhex("000000000100 010000000104") + digests + content
+
+
+def runtime_json(shape: Shape) -> Shape:
+    """Return records in TLV whose runtime event has an unknown member of that shape."""
+
+    def made(size: int) -> bytes:
+        data = b'{"x":' + shape(size) + b"}"
+        event = bytes.fromhex("00000000 0408000001 01") + len(data).to_bytes(4, "big") + data
+        return in_tlv(b"\5" + len(event).to_bytes(4, "big") + event)
+
+    return made
+
+
+def statements(size: int) -> bytes:
+    """Return a record in TLV of many statements of management."""
+    content = bytes.fromhex("0200000000") * (size // 5 + 1)
+    return in_tlv(b"\4" + len(content).to_bytes(4, "big") + content)
+
+
+CEL_TLV: Final[Shapes] = {
+    "records": of_records("tlv"),
+    "management": statements,
+    **{f"{name}, in a runtime event": runtime_json(shape) for name, shape in shapes.JSON.items()},
+}
+CEL_CBOR: Final[Shapes] = {
+    "records": of_records("cbor"),
+    "sequence": lambda size: b"\xa5" + of_records("cbor")(size).partition(b"\xa5")[2],
+    "small numbers": repeated(b"\0", b"\x9a\0\1\0\0"),
+    "nested arrays": repeated(b"\x81"),
+}
+CEL_JSON: Final[Shapes] = {
+    "records": of_records("json"),
+    "marks": repeated(b"\x1e"),
+    "blanks": repeated(b" ", b"["),
+    "management": repeated(
+        b'{"type":2},',
+        b'[{"recnum":0,"pcr":1,"digests":[],"content_type":4,"content":[',
+        b'{"type":2}]}]',
+    ),
+    **inside(b'[{"recnum":', b"}]"),
+}
+
 PARSERS: Final[Mapping[str, Parser]] = {
     "quote": Parser(Quote.parse, shapes.QUOTE, 4, 1, 131_072),
     "quote, plain Python": Parser(_python.quote_layout, shapes.QUOTE, 4, 1, 131_072),
@@ -260,6 +314,9 @@ PARSERS: Final[Mapping[str, Parser]] = {
     "agent's log, plain Python": Parser(
         agent_json.parse, inside(json_event(b"\0").partition(b"\0")[0], b"}]"), 45, 8
     ),
+    "CEL in TLV": Parser(lambda data: EventLog.from_cel(data).events, CEL_TLV, 45, 4),
+    "CEL in CBOR": Parser(lambda data: EventLog.from_cel(data).events, CEL_CBOR, 16, 12),
+    "CEL in JSON": Parser(lambda data: EventLog.from_cel(data).events, CEL_JSON, 45, 4),
     "JSON's depth": Parser(check_depth, shapes.JSON, 6, 2),
     "JSON's depth, plain Python": Parser(
         lambda data: _python_json_depth.json_depth(data, 200), shapes.JSON, 6, 8, least=4
@@ -273,6 +330,8 @@ PARSERS: Final[Mapping[str, Parser]] = {
     "evidence in SCALE": Parser(Attestation.from_bytes, shapes.EVIDENCE_SCALE, 64, 16, 131_072),
     "evidence in msgpack": Parser(Attestation.from_bytes, shapes.EVIDENCE_MSGPACK, 60, 24),
     "evidence in CBOR": Parser(Attestation.from_bytes, shapes.EVIDENCE_CBOR, 8, 32),
+    "evidence as a CMW": Parser(Attestation.from_bytes, shapes.CMW_CBOR, 10, 32),
+    "evidence as a CMW in JSON": Parser(Attestation.from_bytes, inside(b'{"x":'), 60, 8),
     "CBOR": Parser(read_value, shapes.CBOR, 100, 40, 65_536),
     "app info": Parser(
         AppInfo.from_msgpack,
@@ -314,6 +373,9 @@ PARSERS: Final[Mapping[str, Parser]] = {
     "collateral": Parser(Collateral.from_json, inside(b'{"x":'), 45, 4),
     "bundle": Parser(EvidenceBundle.from_json, inside(b'{"x":'), 45, 4),
     "signed body": Parser(lambda data: split_signed(data, "tcbInfo"), inside(SIGNED, b"}}"), 45, 4),
+    "signed verdict as a JWT": Parser(verdicts.read, verdicts.JWT, 45, 4, 190_000),
+    "signed verdict in COSE": Parser(verdicts.read, verdicts.COSE, 100, 40, 200_000),
+    "keys of signed verdicts": Parser(EarPublicKey.from_jwks, verdicts.KEY_SET, 45, 4, 65_000),
     "TCB info": Parser(text(read_tcb_info), inside(b'{"id":"TDX","x":'), 45, 4),
     "QE identity": Parser(text(read_qe_identity), inside(b'{"id":"QE","x":'), 45, 4),
     # As much as is read of the worst shapes, and then as much as there may be of any.

@@ -16,6 +16,7 @@ from tests.quotes import made_quote
 __all__ = [
     "CBOR",
     "CCEL",
+    "CMW_CBOR",
     "EVIDENCE_CBOR",
     "EVIDENCE_MSGPACK",
     "EVIDENCE_SCALE",
@@ -208,6 +209,32 @@ EVIDENCE_CBOR: Final[Shapes] = {
     "unknown tags": lambda size: _CBOR_START + b"\xa2\x61x" + b"\xc1" * size,
     "unknown numbers": lambda size: _CBOR_START + b"\xa2\x61x" + b"\x99\x02\0" + b"\x18\x20" * size,
     "long text": lambda size: _CBOR_START + b"\xa1\x7a" + struct.pack(">I", 1 << 20) + b"a" * size,
+}
+
+CMW_CBOR: Final[Shapes] = {
+    "nested collections": lambda size: b"\xa1\x61x" * (size // 3) + b"\x82\0\x40",
+    "labels": lambda size: (
+        b"\xba" + struct.pack(">I", max(size, 65_536)) + b"\x61a\x82\0\x40" * (size // 5)
+    ),
+    "collections": lambda size: (
+        b"\xb8\x40"
+        + b"".join(
+            [
+                b"\x18%c\xb8\x40" % outer
+                + b"".join([b"\x18%c\x82\0\x40" % inner for inner in range(24, 88)])
+                for outer in range(24, 25 + min(size // 320, 63))
+            ]
+        )
+    ),
+    "long media type": lambda size: b"\x82\x7a" + struct.pack(">I", size) + b"a/;" * (size // 3),
+    "spaces": lambda size: b"\x82\x78\xff" + b"a/b" + b" " * 252 + b"\x40" * size,
+    "long label": lambda size: b"\xa1\x7a" + struct.pack(">I", size) + b"a" * size,
+    "a count without items": lambda size: b"\xbb\xff" + b"\xff" * 7 + bytes(size),
+    "events": lambda size: (
+        b"\xa1\x69event_log\x82\x78\x29application/vnd.attestkit.event-log+json\x5a"
+        + struct.pack(">I", size + 2)
+        + b"[%b0]" % (b"0," * (size // 2))
+    ),
 }
 
 CBOR: Final[Shapes] = {

@@ -28,11 +28,13 @@ from attestkit.keys import AppKeys, app_keys
 from attestkit.quote import Quote
 from attestkit.sys_config import SysConfig
 from attestkit.verifier.bundle import EvidenceBundle
+from attestkit.verifier.ear import MAX_TOKEN, EarPublicKey, verify_ear
 from attestkit.verifier.policy_toml import parse as parse_policy
 from benchmarks import growth_hostile
 from tests.bounds.counting import peak
 from tests.bounds.parsers import PARSERS, certificate, extension, tlv
 from tests.records import ROOT
+from tests.verifier.ears import ED25519, NOW
 
 DOCUMENT = (ROOT / "docs" / "bounds.md").read_text(encoding="utf-8")
 LIMITS = re.findall(r"^\| .* \| ([0-9,]+) \| `([\w.]+)` \|$", DOCUMENT, re.MULTILINE)
@@ -42,7 +44,7 @@ ROW = re.compile(
 COSTS = ROW.findall(DOCUMENT)
 
 
-def constant(path: str) -> Any:  # noqa: ANN401 - of any module
+def constant(path: str) -> Any:
     """Return what a dotted path names: in a module, or a default of the server's limits."""
     module, _, name = path.rpartition(".")
     if module.endswith(".Limits"):
@@ -89,6 +91,7 @@ TOO_LONG: dict[str, tuple[Callable[[bytes], object], int]] = {
     "CCEL": (EventLog.from_ccel, 1 << 24),
     "TPM log": (TpmEventLog.parse, 1 << 24),
     "agent's log": (EventLog.from_json, agent_json.MAX_TEXT),
+    "CEL": (EventLog.from_cel, 1 << 24),
     "evidence": (Attestation.from_bytes, MAX_SIZE),
     "agent's answer": (Attestation.from_agent_response, agent_response._LARGEST),
     "vm_config": (lambda data: vm_config.VmConfig.parse(data.decode()), vm_config._LARGEST),
@@ -104,6 +107,11 @@ TOO_LONG: dict[str, tuple[Callable[[bytes], object], int]] = {
     "certificate of AMD or AWS": (read_path_certificate, 16_384),
     "collateral": (Collateral.from_json, 1 << 24),
     "bundle": (EvidenceBundle.from_json, 1 << 25),
+    "signed verdict": (
+        lambda data: verify_ear(data, ED25519.public, nonce=None, now=NOW),
+        MAX_TOKEN,
+    ),
+    "keys of signed verdicts": (EarPublicKey.from_jwks, 65_536),
     "TOML": (_toml.decode, _toml.LARGEST),
 }
 

@@ -13,6 +13,7 @@ from typing import Any
 from tests.chaos.every import ALL
 from tests.chaos.scenarios import Form, Scenario
 from tests.chaos.table import DOCUMENT, with_table
+from tests.keeping import Keeping
 from tests.records import write_record
 
 
@@ -30,7 +31,7 @@ def main() -> int:
     form = Form(full=not options.short)
     found = {name: _do(one, form) for name, one in chosen.items()}
     failed = [name for name, one in found.items() if "failed" in one]
-    print(f"{len(found)} scenarios, {len(failed)} failed", *failed, sep="\n")  # noqa: T201 - a program
+    sys.stdout.write("\n".join([f"{len(found)} scenarios, {len(failed)} failed", *failed, ""]))
     if form.full and not options.scenario and not failed:
         record = {"command": "python -m tests.chaos", "scenarios": found}
         path = write_record("chaos", record)
@@ -40,18 +41,23 @@ def main() -> int:
 
 def _do(one: Scenario, form: Form) -> dict[str, Any]:
     if why := one.missing():
-        print(f"{one.name}: skipped, {why}", flush=True)  # noqa: T201 - a program
+        _tell(f"{one.name}: skipped, {why}")
         return {"fault": one.fault, "skipped": why}
     begin = time.monotonic()
-    try:
-        found = {"fault": one.fault, **one.run(form)}
-        assert found["lost"] == 0, f"{found['lost']} acknowledged events are lost"
-    except Exception:  # noqa: BLE001 - the others are done all the same
-        traceback.print_exc()
-        return {"fault": one.fault, "failed": True}
-    finally:
-        print(f"{one.name}: {time.monotonic() - begin:.1f} s", flush=True)  # noqa: T201 - a program
+    found: dict[str, Any] = {"fault": one.fault, "failed": True}
+    with Keeping(only=Exception) as kept:  # the others are done all the same
+        result = one.run(form)
+        assert result["lost"] == 0, f"{result['lost']} acknowledged events are lost"
+        found = {"fault": one.fault, **result}
+    if kept.error is not None:
+        traceback.print_exception(kept.error)
+    _tell(f"{one.name}: {time.monotonic() - begin:.1f} s")
     return found
+
+
+def _tell(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _write_table(text: str) -> None:

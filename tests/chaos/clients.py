@@ -10,9 +10,11 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import Any, Final, NamedTuple, final
 
 from attestkit import EventLog, Quote
+from tests.keeping import Keeping
 from tests.serve.client import Answer, Connection
 from tests.serve.server import Server
 
@@ -93,18 +95,17 @@ class _Client(threading.Thread):
 
     def run(self) -> None:
         connection = _Patient(self._place)
-        try:
+        with Keeping() as kept:  # it is raised by whoever ends us
             while not self.ending.is_set():
                 if self._ask(connection).status == 0:
                     connection.close()
                     connection = _Patient(self._place)
                 self.ending.wait(_PAUSE)
-        except BaseException as error:  # noqa: BLE001 - raised by whoever ends it
-            self.failure = error
-        finally:
-            connection.close()
+        self.failure = kept.error
+        connection.close()
 
 
+@final
 class Clients:
     """The clients of one server, a thread for each thing that is asked for.
 
@@ -127,11 +128,11 @@ class Clients:
             "Info": (server.dstack, lambda c: self._same(c, "Info", {}, "app_id")),
         }
         for name, path in {"/metrics": "/metrics", **(get or {})}.items():
-            asks[name] = (server.url, lambda c, n=name, p=path: self._get(c, n, p))  # type: ignore[misc]  # bound at once
+            asks[name] = (server.url, partial(self._get, name=name, path=path))
         self.names = tuple(name for name in asks if name not in without)
         self._threads = [_Client(name, *asks[name]) for name in self.names]
 
-    def __enter__(self) -> "Clients":  # noqa: PYI034 - Self is Python 3.11's
+    def __enter__(self) -> "Clients":
         for thread in self._threads:
             thread.start()
         return self
@@ -213,7 +214,7 @@ class Clients:
         return self._keep(self._note(name, lambda: connection.send_request("GET", path))[0])
 
 
-def app_events(answer: Any) -> list[str]:  # noqa: ANN401 - JSON
+def app_events(answer: Any) -> list[str]:
     """Return the names of what was emitted, of a quote and the log that must explain it."""
     log = EventLog.from_json(answer["event_log"])
     quote = Quote.parse(bytes.fromhex(answer["quote"]))

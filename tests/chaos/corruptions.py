@@ -213,7 +213,7 @@ _IN_PLACE: Final[dict[str, Change]] = {
     "noise": lambda path: path.write_bytes(bytes(range(128, 256))),
     "1 GiB, sparse": _sparse,
     "a folder": partial(_replaced, lambda path: path.mkdir()),
-    "a FIFO": partial(_replaced, lambda path: os.mkfifo(path)),  # noqa: PLW0108 - one parameter
+    "a FIFO": partial(_replaced, os.mkfifo),
     "a socket": partial(_replaced, _socket),
     "a link to nothing": partial(_replaced, lambda path: path.symlink_to("nothing")),
     "a link to itself": partial(_replaced, lambda path: path.symlink_to(path.name)),

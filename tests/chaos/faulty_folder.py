@@ -63,7 +63,8 @@ class _Operations:
 
     def init_with_config(self, *_: object) -> None:
         """Say that it is mounted."""
-        print("ready", flush=True)  # noqa: T201 - for whoever started us
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
 
     def _told(self, operation: str, path: str = "") -> bool:
         """Wait and fail as told; return whether half is to be done before failing."""
@@ -94,7 +95,7 @@ class _Operations:
 
     def readdir(self, path: str, _: int) -> list[str]:
         """Return all names."""
-        return [".", "..", *os.listdir(self._path(path))]  # noqa: PTH208 - names are what is asked for
+        return [".", "..", *(found.name for found in Path(self._path(path)).iterdir())]
 
     def open(self, path: str, flags: int) -> int:
         """Open a file."""
@@ -172,7 +173,7 @@ def faulty_folder() -> Iterator[Disk]:
         for part in ("source", "disk"):
             (top / part).mkdir()
         words = [sys.executable, "-m", "tests.chaos.faulty_folder", name]
-        with subprocess.Popen(  # noqa: S603 - ourselves
+        with subprocess.Popen(
             words, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
         ) as process:
             disk = Disk(top / "disk", process, top / "control")
@@ -190,9 +191,15 @@ def _mount(top: str) -> None:
     import mfusepy  # late: only this process needs it, and libfuse may be missing
 
     operations = _Operations(f"{top}/source", f"{top}/control")
-    options = {"attr_timeout": 0, "entry_timeout": 0, "fsname": "chaos"}
     with contextlib.suppress(RuntimeError):  # which is how it ends when it is told to
-        mfusepy.FUSE(operations, f"{top}/disk", foreground=True, **options)
+        mfusepy.FUSE(
+            operations,
+            f"{top}/disk",
+            foreground=True,
+            attr_timeout=0,
+            entry_timeout=0,
+            fsname="chaos",
+        )
 
 
 if __name__ == "__main__":

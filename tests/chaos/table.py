@@ -90,7 +90,7 @@ def _seen(found: dict[str, Any]) -> Iterator[str]:
         yield f"/verify: {len(found['verdicts'])} times asked, each refusal with the dates"
 
 
-def _note(value: Any) -> str:  # noqa: ANN401 - of a record
+def _note(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{count} x {text}" for text, count in value.items())
     return ", ".join(map(str, value))

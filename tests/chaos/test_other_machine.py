@@ -47,9 +47,7 @@ def another_machine(guest: System) -> Iterator[None]:
     for place in (*PLACES, str(root)):
         run(guest, "umount", "-l", place)
     words = guest.words(*emulator.command(root))
-    with subprocess.Popen(  # noqa: S603 - our own program
-        words, env=environment(), stdout=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline().startswith("ready ")

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, final
 
 from tests.chaos.clients import Clients, Seen, app_events
 from tests.serve.client import call
@@ -27,7 +27,7 @@ __all__ = ["Trial", "plain"]
 _WARM: Final = 3  # answers of each kind before something goes wrong
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _VARIES: Final = (
-    (re.compile(r"/tmp/[\w./-]*/(?=[\w.-]+)|/proc/\d+/root/"), "DIR/"),  # noqa: S108 - what is hidden
+    (re.compile(r"/tmp/[\w./-]*/(?=[\w.-]+)|/proc/\d+/root/"), "DIR/"),
     (re.compile(r"\b[0-9a-f]{32,}\b"), "HEX"),
     (re.compile(r"chaos-\d+"), "EVENT"),
     (re.compile(r"\b(?:localhost|127\.0\.0\.1):\d+"), "HOST:PORT"),
@@ -52,6 +52,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
+@final
 class Trial:
     """A server, its clients, and one fault.
 
@@ -87,7 +88,7 @@ class Trial:
         """The server's process."""
         return self.server.process.pid
 
-    def __enter__(self) -> "Trial":  # noqa: PYI034 - Self is Python 3.11's
+    def __enter__(self) -> "Trial":
         self._stack.enter_context(self.clients)
         start = time.monotonic()
         self.clients.wait_until(

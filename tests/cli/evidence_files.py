@@ -50,6 +50,12 @@ class Files(NamedTuple):
         path.write_bytes(content)
         return path
 
+    def tampered(self) -> Path:
+        """Write a quote that nobody signed."""
+        quote = bytearray(self.quote.read_bytes())
+        quote[200] ^= 1  # in MRTD
+        return self.put("tampered", bytes(quote))
+
 
 @functools.cache
 def _contents() -> dict[str, bytes]:

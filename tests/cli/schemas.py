@@ -29,7 +29,7 @@ def _validator(command: str) -> jsonschema_rs.Draft202012Validator:
     )
 
 
-def check(command: str, text: str) -> Any:  # noqa: ANN401 - whatever JSON has
+def check(command: str, text: str) -> Any:
     """Return what a command printed with `--json`, once its schema has taken it."""
     value = json.loads(text)
     _validator(command).validate(value)

@@ -8,6 +8,7 @@ from attestkit.__main__ import main
 from attestkit._crypto.pem import armour
 from tests.cli import evidence_files
 from tests.cli.evidence_files import Files
+from tests.verifier.parcels import NONCE
 
 Capture = pytest.CaptureFixture[str]
 OPTIONS = ["--collateral", "--certificate", "--trust-anchor", "--policy"]
@@ -77,3 +78,47 @@ def test_an_instant_that_is_none(at: str, files: Files, capsys: Capture) -> None
     """It is the caller's mistake, and not the evidence's."""
     err = refusal(capsys, "verify", str(files.evidence), *files.trusted, f"--at={at}")
     assert f"--at {at}: " in err
+
+
+def test_report_data_in_the_words_of_those_who_ask_for_evidence(
+    files: Files, tmp_path: Path
+) -> None:
+    """A nonce as text, or in a file, or hashed, is what attest sealed under the same options."""
+    nonce = files.put("nonce", NONCE)
+    for words in (["--text", NONCE.decode()], ["--file", str(nonce)], ["--text", "other"]):
+        code = 4 if "other" in words else 0
+        assert main(["verify", str(files.evidence), *files.trusted, *words]) == code
+    long = str(files.put("long", bytes(100_000)))
+    hashed, root, word = (tmp_path / name for name in ("hashed", "root.pem", "word.json"))
+    saved = ["--save-trust-anchor", str(root), "--save-collateral", str(word)]
+    sealed = ["--file", long, "--sha512"]
+    assert main(["attest", "--backend", "simulator", *sealed, "-o", str(hashed), *saved]) == 0
+    trusted = ["--trust-anchor", str(root), "--collateral", str(word)]
+    assert main(["verify", str(hashed), *trusted, *sealed]) == 0
+    assert main(["verify", str(hashed), *trusted, "--text", "long", "--sha512"]) == 4
+
+
+@pytest.mark.parametrize("command", ["verify", "policy"])
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--text", ""], "the report data is empty, and has to be 1 to 64 bytes"),
+        (["--text", "a" * 65], "--text has more than 64 bytes"),
+        (["--text", "a", "--report-data", "00"], "one of them"),
+        (["--sha512"], "--sha512 of what?"),
+        (["--file", "/gone"], "attestkit: --file /gone: No such file or directory"),
+    ],
+)
+def test_report_data_that_is_none(
+    words: list[str], text: str, command: str, files: Files, capsys: Capture
+) -> None:
+    """It is the caller's mistake, also where an empty variable would have asked for zeros."""
+    assert text in refusal(capsys, command, str(files.evidence), *files.trusted, *words)
+
+
+def test_the_file_of_the_report_data_is_not_written_over(files: Files, capsys: Capture) -> None:
+    """A bundle saved there would take away what it is to be judged by."""
+    nonce = files.put("nonce", NONCE)
+    words = ["--file", str(nonce), "--save-bundle", str(nonce)]
+    refusal(capsys, "verify", str(files.evidence), *files.trusted, *words)
+    assert nonce.read_bytes() == NONCE

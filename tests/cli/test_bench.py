@@ -71,7 +71,7 @@ def test_people_get_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("options", [(), ("--json",)])
 def test_a_machine_without_peers_still_measures(options: tuple[str, ...]) -> None:
     """What the standard library has is there; the rest is named."""
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         [sys.executable, "-c", WITHOUT_PEERS.format((*PEERS, *OTHERS)), *options],
         env=environment(),
         capture_output=True,

@@ -33,10 +33,10 @@ def program(tmp_path: Path) -> dict[str, str]:
     return {**environment(), **home, "PATH": f"{folder}:{os.environ['PATH']}"}
 
 
-def _shell(name: str, script: str, env: dict[str, str], **more: Any) -> str:  # noqa: ANN401 - of subprocess
+def _shell(name: str, script: str, env: dict[str, str], **more: Any) -> str:
     if shutil.which(name) is None:
         pytest.skip(f"there is no {name} here")
-    done: subprocess.CompletedProcess[str] = subprocess.run(  # noqa: S603 - a shell, our script
+    done: subprocess.CompletedProcess[str] = subprocess.run(
         [name, *(["--norc"] if name == "bash" else ["-f"] if name == "zsh" else []), "-c", script],
         env=env,
         capture_output=True,
@@ -72,7 +72,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
         ("attestkit quote --backend simulator --option faults=ebu", {"ebusy"}),
         ("attestkit quote --backend simulator --option scenario=pck-rev", {"pck-revoked"}),
         ("attestkit quote --backend simulator --option platform=", {"tdx", "snp"}),
-        ("attestkit attest --encoding v", {"v0", "v1"}),
+        ("attestkit attest --encoding v", {"v0", "v1", "v1-cbor"}),
         ("attestkit key x --algorithm x", {"x25519"}),
         ("attestkit verify --policy st", {"strict"}),
         (
@@ -115,7 +115,7 @@ def test_fish(program: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "evidence").touch()
     for line, expected in (
         ("attestkit sh", ["show"]),
-        ("attestkit attest --encoding c", ["cbor"]),
+        ("attestkit attest --encoding json-", ["json-record"]),
         ("attestkit quote --backend simulator --option faults=ebu", ["faults=ebusy"]),
         ("attestkit quote --backend=sim", ["--backend=simulator"]),
         ("attestkit run --scenario=pck-rev", ["--scenario=pck-revoked"]),

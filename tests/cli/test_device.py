@@ -8,14 +8,14 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
 import attestkit
 from attestkit import backends
 from attestkit.__main__ import main
-from attestkit.attestation import Attestation
+from attestkit.attestation import Attestation, Encoding
 from attestkit.errors import FormatError
 from attestkit.quote import Quote
 from tests.cli.snp_guest import SnpGuest
@@ -27,8 +27,8 @@ SIMULATED = ["--backend", "simulator", "--option", f"seed={SEED}"]
 SAID = "attestkit: SIMULATED: proves nothing about hardware"
 
 
-def _program(*words: str, **more: Any) -> "subprocess.CompletedProcess[bytes]":  # noqa: ANN401 - of subprocess
-    return subprocess.run(  # noqa: S603 - our own program
+def _program(*words: str, **more: Any) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run(
         [sys.executable, "-m", "attestkit", *words],
         env=environment(),
         capture_output=True,
@@ -73,7 +73,7 @@ def test_sha512_takes_any_length(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_report_data_from_stdin() -> None:
-    """`-` is stdin."""
+    """The file `-` is stdin, whose bytes are sealed."""
     done = _program("quote", *SIMULATED, "--file", "-", input=b"nonce")
     assert Quote.parse(done.stdout).report_data == b"nonce".ljust(64, b"\0")
 
@@ -85,7 +85,7 @@ def test_hex_given_as_text_is_remarked(capsys: Capture) -> None:
     told = capsys.readouterr()
     assert json.loads(told.out)["report_data"] == digits.encode().hex()
     assert [line for line in told.err.splitlines() if "SIMULATED" not in line] == [
-        "attestkit: --text looks like hex, and is sealed as text: --report-data takes hex"
+        "attestkit: --text looks like hex, and is taken as text: --report-data takes hex"
     ]
 
 
@@ -169,7 +169,7 @@ def test_a_pipe_gets_the_bytes_and_a_terminal_hex() -> None:
     quote = Quote.parse(raw.stdout)
     ours, theirs = pty.openpty()
     try:
-        with subprocess.Popen(  # noqa: S603 - our own program
+        with subprocess.Popen(
             [sys.executable, "-m", "attestkit", "quote", *SIMULATED, "--text", "x"],
             stdout=theirs,
             stderr=subprocess.DEVNULL,
@@ -218,8 +218,8 @@ def test_no_input_is_written_over(tmp_path: Path, capsys: Capture) -> None:
 # -- evidence and events --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encoding", ["v0", "v1", "cbor"])
-def test_evidence_in_each_encoding(encoding: Literal["v0", "v1", "cbor"]) -> None:
+@pytest.mark.parametrize("encoding", ["v0", "v1", "cbor", "json"])
+def test_evidence_in_each_encoding(encoding: Encoding) -> None:
     """What comes out of the pipe is evidence of the TD that the seed makes."""
     done = _program("attest", *SIMULATED, "--report-data", "00ff", "--encoding", encoding)
     evidence = Attestation.from_bytes(done.stdout)

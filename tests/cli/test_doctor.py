@@ -160,7 +160,7 @@ class Slow(Simulator):
 def test_a_quote_is_timed_and_read(
     monkeypatch: pytest.MonkeyPatch,
     failure: Exception | None,
-    other: bool,  # noqa: FBT001 - a table's column
+    other: bool,
     error: str | None,
 ) -> None:
     """How long it took, how long it is, and if it is what was asked for."""
@@ -289,9 +289,7 @@ def test_a_wrong_call_is_code_1_and_one_line(
 def test_other_commands_do_not_pay_for_the_doctor() -> None:
     """Its backends are loaded when it runs, not with the command tree."""
     code = "import sys, attestkit.cli; print([n for n in sys.modules if 'doctor_' in n])"
-    done = subprocess.run(  # noqa: S603 - this very Python
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
 

@@ -65,8 +65,9 @@ CASES: list[tuple[str, dict[str, bytes], bytes | None, str, str]] = [
 
 
 @pytest.mark.parametrize(("state", "files", "register", "says", "advice"), CASES)
-def test_each_state_is_told(  # noqa: PLR0913, PLR0917 - the columns of a table
+def test_each_state_is_told(
     tmp_path: Path,
+    *,
     state: str,
     files: dict[str, bytes],
     register: bytes | None,

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -15,32 +15,33 @@ import pytest
 
 from attestkit.__main__ import main
 from attestkit.cli import COMMANDS, commands
+from attestkit.serve.ear import key_set
+from attestkit.verifier.ear import sign_ear
 from tests.cli import evidence_files, schemas
 from tests.cli.evidence_files import Files
 from tests.cli.pipes import being_read
 from tests.serve.server import environment
+from tests.verifier import ears
 
 pytestmark = pytest.mark.slow  # hundreds of programs
 
 SIMULATED: Final = ["--backend", "simulator", "--option", f"seed={'11' * 32}"]
 PATIENCE: Final = 120  # seconds
 Capture = pytest.CaptureFixture[str]
+Wrong = list[tuple[list[str], int]]  # words, and the exit code that they get
 
 
 class Way(NamedTuple):
     """How a command is called well, and what is wrong with it otherwise."""
 
     good: list[str]
-    wrong: list[tuple[list[str], int]] = []  # noqa: RUF012 - nobody adds to it
+    wrong: Sequence[tuple[list[str], int]] = ()
     json: bool = True
 
 
-def ways(files: Files) -> dict[str, Way]:
-    """Return the table."""
-    evidence, folder, none = str(files.evidence), str(files.folder), str(files.folder / "none")
-    unread = [([none], 5), ([folder], 5), ([""], 1), ([], 1), ([evidence, "--nothing"], 1)]
-    judged = [*unread, ([evidence, "--at", "soon"], 1), ([evidence, "--policy", none], 1)]
-    device = [
+def _wrong_devices(folder: str, none: str) -> tuple[Wrong, Wrong, Wrong]:
+    """Return what every command that asks a device refuses; those that seal data, and `key`."""
+    device: Wrong = [
         (["--nothing"], 1),
         (["--backend"], 1),
         (["--backend", "nothing"], 1),
@@ -48,17 +49,31 @@ def ways(files: Files) -> dict[str, Way]:
         ([*SIMULATED, "--record", folder], 1),
     ]
     sealed = [*device, ([*SIMULATED, "--file", none], 5), ([*SIMULATED, "-o", folder], 1)]
+    named = [([], 1), ([*SIMULATED, ""], 1), ([*SIMULATED, "x", "-o", folder], 1)]
+    return device, sealed, [*device, *named]
+
+
+def ways(files: Files) -> dict[str, Way]:
+    """Return the table."""
+    evidence, folder, none = str(files.evidence), str(files.folder), str(files.folder / "none")
+    unread = [([none], 5), ([folder], 5), ([""], 1), ([], 1), ([evidence, "--nothing"], 1)]
+    judged = [*unread, ([evidence, "--at", "soon"], 1), ([evidence, "--policy", none], 1)]
+    device, sealed, named = _wrong_devices(folder, none)
+    lines = files.put(
+        "lines.ndjson", b'{"evidence": "%s"}\n' % files.evidence.read_bytes().hex().encode()
+    )
+    token = files.put("verdict.jwt", sign_ear(ears.verdict(), ears.ED25519))
+    keys = files.put("keys.json", key_set(ears.ED25519))
+    key = ["--key", str(keys), "--at", ears.NOW.isoformat()]
     page, full = str(files.folder / "page"), "/dev/full"
     return {
         "attest": Way(SIMULATED, sealed),
         "bench": Way(["--seconds", "0.1"], [(["--seconds", "0"], 1), (["--seconds", "nan"], 1)]),
         "completion": Way(["bash"], [([], 1), (["tcsh"], 1)], json=False),
         "doctor": Way([], [(["--root", none], 1), (["--root", ""], 1), (["more"], 1)]),
+        "ear": Way([str(token), *key], [*((w + key, code) for w, code in unread), ([evidence], 1)]),
         "emit": Way([*SIMULATED, "event", "00"], [*device, ([], 1)]),
-        "key": Way(
-            [*SIMULATED, "path"],
-            [*device, ([], 1), ([*SIMULATED, ""], 1), ([*SIMULATED, "x", "-o", folder], 1)],
-        ),
+        "key": Way([*SIMULATED, "path"], named),
         "mount": Way(["--list-faults"], [([], 1), ([none], 1), ([folder, "--fault", "bad"], 1)]),
         "policy": Way([evidence, *files.trusted], judged),
         "quote": Way(SIMULATED, sealed),
@@ -71,6 +86,11 @@ def ways(files: Files) -> dict[str, Way]:
         "serve": Way(["--version"], [(["--nothing"], 1), (["--backend"], 1)], json=False),
         "show": Way([evidence], unread),
         "verify": Way([evidence, *files.trusted], judged),
+        "verify-many": Way(
+            [str(lines), *files.trusted, "--workers", "0"],
+            [*(way for way in judged if way[0] != [folder]), ([folder, "--window", "0"], 1)],
+            json=False,
+        ),
     }
 
 
@@ -87,9 +107,9 @@ def command(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def _program(words: list[str], **more: Any) -> "subprocess.CompletedProcess[str]":  # noqa: ANN401
+def _program(words: list[str], **more: Any) -> "subprocess.CompletedProcess[str]":
     more.setdefault("stdout", subprocess.PIPE)
-    return subprocess.run(  # noqa: S603 - our own program
+    return subprocess.run(
         [sys.executable, "-m", "attestkit", *words],
         env=environment(**more.pop("variables", {})),
         stderr=subprocess.PIPE,
@@ -124,7 +144,7 @@ def test_help_says_what_and_how(command: str) -> None:
     if command != "serve":  # whose parser is another
         assert f"\n  {first}" in text
         assert "Example" in text or command == "completion"
-        assert ("--json" in text) == (command not in {"completion", "run"})
+        assert ("--json" in text) == (command not in {"completion", "run", "verify-many"})
 
 
 def test_words_for_values_are_few() -> None:
@@ -207,7 +227,7 @@ def test_without_a_stdout(command: str, files: Files) -> None:
     if command == "serve":
         pytest.skip("it is another program")
     words = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "attestkit", command]
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         [*words, *ways(files)[command].good],
         env=environment(),
         stderr=subprocess.PIPE,
@@ -248,7 +268,7 @@ def _without_stderr(how: str, words: list[str]) -> tuple[int, bytes]:
     os.close(reader)
     broken: dict[str, Any] = {"closed pipe": {"stderr": writer}}.get(how, {})
     shell = {"full": "2>/dev/full", "closed": "2>&-"}.get(how, "")
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         ["sh", "-c", f'exec "$@" {shell}', "sh", sys.executable, "-m", "attestkit", *words],
         env=environment(),
         stdin=subprocess.DEVNULL,
@@ -271,7 +291,7 @@ def test_an_interrupt_is_no_wrong_use(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "attestkit", "show", str(pipe)]
     # Python itself leaves a file behind when it is interrupted in the call that opens it.
     environ = environment() | {"PYTHONDEVMODE": "", "PYTHONWARNINGS": "ignore::ResourceWarning"}
-    with subprocess.Popen(words, env=environ, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own program
+    with subprocess.Popen(words, env=environ, stderr=subprocess.PIPE, text=True) as process:
         with being_read(pipe, process):
             process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=PATIENCE)
@@ -314,7 +334,7 @@ def test_stdin_is_read_once(files: Files, capsys: Capture) -> None:
 def test_a_stdin_that_is_closed(files: Files) -> None:
     """It cannot be read, as a file that is not there."""
     words = ["sh", "-c", 'exec "$@" <&-', "sh", sys.executable, "-m", "attestkit", "show", "-"]
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         words, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert (done.returncode, done.stderr) == (5, "attestkit: -: stdin is closed\n")
@@ -331,7 +351,7 @@ def _loaded(*words: str) -> set[str]:
         "code = main(sys.argv[1:])\n"
         "print('\\n'.join(sys.modules), file=sys.stderr)\nsys.exit(code)"
     )
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         [sys.executable, "-c", script, *words],
         env=environment(),
         capture_output=True,

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import weakref
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -303,3 +304,23 @@ def test_without_dcap_qvl_evidence_is_not_to_blame(
     monkeypatch.setitem(sys.modules, "dcap_qvl", None)
     assert main(["verify", str(files.evidence), *files.trusted]) == 1
     assert "attestkit[verify]" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("unexpected", [False, True])
+def test_refused_evidence_is_freed_with_its_outcome(
+    unexpected: bool, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read and found does not wait for the collector of cycles; nor does who judged."""
+
+    def fail(*_: object) -> None:
+        raise KeyError
+
+    if unexpected:
+        monkeypatch.setattr(Judge, "_prepared", fail)
+    judge = Judge(NOTHING_ASKED)
+    alive = weakref.ref(judge)
+    outcome = judge.outcome(files.evidence)
+    assert outcome.reason == ("internal" if unexpected else "")
+    del judge, outcome
+    assert alive() is None

@@ -5,15 +5,18 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit.__main__ import main
+from attestkit.attestation import Attestation, Encoding
 from attestkit.cli.recognise import recognise
 from attestkit.errors import AttestKitError, FormatError
 from attestkit.quote import Quote
+from tests.attestation.samples import KINDS
 from tests.cli import evidence_files
 from tests.cli.evidence_files import Files
 from tests.vectors import data, needs_shared
@@ -53,6 +56,28 @@ def test_hex_gives_what_the_bytes_give() -> None:
         found = recognise(text.encode())
         assert isinstance(found.value, Quote)
         assert found.value == Quote.parse(raw)
+
+
+@pytest.mark.parametrize("encoding", get_args(Encoding))
+def test_evidence_in_every_encoding_is_evidence(encoding: Encoding) -> None:
+    """As bytes, as hex, and JSON also behind white space; what it says is the same."""
+    raw = Attestation(KINDS[0]).to_bytes(encoding)
+    forms = [raw, raw.hex().encode()]
+    if encoding.startswith("json"):
+        forms.append(b" \r\n\t" + raw + b"\n")
+    for form in forms:
+        found = recognise(form)
+        assert (found.kind, found.value) == ("evidence", Attestation(KINDS[0]))
+
+
+def test_an_array_does_not_make_a_cmw() -> None:
+    """Answers and logs with arrays where nobody looks stay what they are."""
+    answer = {"x": [1, 2], "attestation": Attestation(KINDS[0]).to_bytes().hex()}
+    assert recognise(json.dumps(answer).encode()).kind == "guest agent response"
+    assert recognise(b"[]").kind == "event log"
+    for text in (b'{"quote":[0,""]}', b'[0,""]', b'{"__cmwc_t":7}'):
+        with pytest.raises(FormatError):
+            recognise(text)
 
 
 @needs_shared
@@ -95,6 +120,32 @@ def give(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
 
     return given_bytes
+
+
+CEL = sorted((Path(__file__).parents[1] / "data" / "cel").glob("simulator.*"))
+
+
+@pytest.mark.parametrize("path", CEL, ids=[path.name for path in CEL])
+def test_canonical_event_logs_are_taken(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In each encoding one is recognised, shown, and replayed to the registers that are kept."""
+    assert recognise(path.read_bytes()).kind == "event log (CEL)"
+    assert main(["show", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "event log (CEL)"
+    assert main(["replay", str(path), "--json"]) == 0
+    replayed = json.loads(capsys.readouterr().out)["registers"].values()
+    registers = path.with_name("registers.txt").read_text(encoding="utf-8").split()
+    assert [one["replayed"] for one in replayed] == registers
+
+
+def test_a_sequence_of_json_texts_is_a_canonical_event_log() -> None:
+    """And one that is broken is refused as what it is."""
+    records = json.loads(CEL[1].read_bytes())
+    sequence = b"".join(b"\x1e" + json.dumps(one).encode() + b"\n" for one in records)
+    assert recognise(sequence).kind == "event log (CEL)"
+    assert recognise(sequence).raw == sequence
+    for path in CEL:
+        with pytest.raises(FormatError, match="CEL record"):
+            recognise(path.read_bytes()[:-1])
 
 
 @pytest.mark.parametrize("command", ["verify", "show", "replay", "report", "policy"])

@@ -1,34 +1,25 @@
 """`attestkit verify`: a verdict per file, the exit code of the gravest, and nothing hidden."""
 
 import json
-import os
-import pty
-import select
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, get_args
 
 import pytest
 
 from attestkit.__main__ import main
+from attestkit.attestation import Encoding
 from attestkit.cli.exit_codes import gravest
 from attestkit.cli.recognise import recognise
 from attestkit.verifier import Verifier
 from attestkit.verifier.bundle import EvidenceBundle
 from tests.cli import evidence_files
 from tests.cli.evidence_files import AT, HOSTILE, NONCE_HEX, Files
-from tests.cli.pipes import being_read
 from tests.ra_tls import tds
-from tests.serve.server import environment
 from tests.vectors import SHARED, data, needs_shared
 from tests.verifier import parcels
 
 DCAP = SHARED / "data/quotes/dcap-qvl"
+ENCODINGS: Final[tuple[Encoding, ...]] = get_args(Encoding)
 Capture = pytest.CaptureFixture[str]
 
 
@@ -60,7 +51,7 @@ def test_good_evidence_is_accepted_and_told_to_people(files: Files, capsys: Capt
     assert told.err == ""
 
 
-@pytest.mark.parametrize("form", ["raw", "hex", "0x", "v0", "v1", "cbor", "response", "quote"])
+@pytest.mark.parametrize("form", [*ENCODINGS, "raw", "hex", "0x", "response", "quote"])
 def test_every_form_of_evidence_is_taken(form: str, files: Files, capsys: Capture) -> None:
     """Any encoding, as bytes or hex, an answer of the agent, and a quote alone."""
     evidence = parcels.evidence()
@@ -68,19 +59,35 @@ def test_every_form_of_evidence_is_taken(form: str, files: Files, capsys: Captur
     raw = evidence.to_bytes()
     answer = {"quote": evidence.quote.raw.hex(), "event_log": evidence.event_log.to_json()}
     answer["vm_config"] = evidence.config
-    content = {
+    content: dict[str, bytes] = {
         "raw": raw,
         "hex": raw.hex().encode(),
         "0x": b"0x" + raw.hex().encode() + b"\n",
         "response": json.dumps(answer).encode(),
         "quote": evidence.quote.raw,
-    }.get(form)
-    if form in ("v0", "v1", "cbor"):
-        content = evidence.to_bytes(form)  # type: ignore[arg-type]  # one of the three
-    assert content is not None
-    path = files.put("given", content)
+    }
+    for encoding in ENCODINGS:
+        content[encoding] = evidence.to_bytes(encoding)
+    path = files.put("given", content[form])
     assert main(["verify", "--json", str(path), *files.trusted]) == 0
     assert results(capsys)[0]["verdict"] == "accepted"
+
+
+@pytest.mark.parametrize("encoding", ["cbor", "json"])
+def test_collateral_beside_evidence_is_used_when_named(
+    encoding: Encoding, files: Files, capsys: Capture
+) -> None:
+    """That of a CMW counts for nothing until --collateral names the file, and then as any other."""
+    parcel = parcels.evidence().with_collateral(parcels.collateral())
+    path = str(files.put("parcel", parcel.to_bytes(encoding)))
+    assert main(["verify", "--json", path, *files.anchored]) != 0
+    told = capsys.readouterr()
+    assert "no collateral" in told.err
+    assert main(["verify", "--json", path, *files.anchored, "--collateral", path]) == 0
+    assert results(capsys)[0]["verdict"] == "accepted"
+    bare = str(files.put("bare", parcels.evidence().to_bytes(encoding)))
+    assert main(["verify", path, *files.anchored, "--collateral", bare]) == 1
+    assert "--collateral" in capsys.readouterr().err
 
 
 def test_report_data_is_freshness(files: Files, capsys: Capture) -> None:
@@ -123,7 +130,7 @@ def test_a_certificate_is_held_to_its_key(files: Files, capsys: Capture) -> None
     [told] = results(capsys)
     assert (told["kind"], told["freshness_checked"]) == ("RA-TLS certificate", True)
     assert main([*words, str(files.certificate), "--report-data", NONCE_HEX]) == 1
-    assert "leave --report-data out" in capsys.readouterr().err
+    assert "leave --report-data, --text and --file out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", sorted(tds.UNSOUND))
@@ -172,7 +179,7 @@ def test_a_bundle_is_saved_and_verifies_again(files: Files, tmp_path: Path) -> N
         ("tdx_quote", "tdx_quote", "1752919235", 2, None),  # one later
     ],
 )
-def test_real_quotes_at_an_instant(  # noqa: PLR0913 - a row of the table
+def test_real_quotes_at_an_instant(
     capsys: Capture, *, name: str, collateral: str, at: str, code: int, status: str | None
 ) -> None:
     """Intel's root and Intel's collateral, judged inside their validity and one second past it."""
@@ -198,12 +205,6 @@ def test_a_report_is_verified_with_certificates_from_files(capsys: Capture) -> N
 
 
 # -- exit codes --------------------------------------------------------------------------------
-
-
-def _tampered(files: Files) -> Path:
-    quote = bytearray(files.quote.read_bytes())
-    quote[200] ^= 1  # in MRTD
-    return files.put("tampered", bytes(quote))
 
 
 @pytest.mark.parametrize(
@@ -244,7 +245,7 @@ def test_exit_codes(name: str, code: int, files: Files, capsys: Capture) -> None
         "no time": [good, *trusted, "--at", "yesterday"],
         "policy with an unknown key": [good, *trusted, "--policy", str(unknown)],
         "both collaterals": [good, *trusted, "--pccs", "http://127.0.0.1:1"],
-        "tampered": [str(_tampered(files)), *trusted],
+        "tampered": [str(files.tampered()), *trusted],
         "without the root": [good, "--collateral", str(files.collateral), "--at", AT],
         "no collateral": [good, *files.anchored],
         "nobody at the PCCS": [good, *files.anchored, "--pccs", "http://127.0.0.1:1"],
@@ -265,7 +266,7 @@ def test_exit_codes(name: str, code: int, files: Files, capsys: Capture) -> None
 def test_of_several_the_gravest_counts(files: Files, capsys: Capture) -> None:
     """Order is kept, and a rejected file is not hidden by one that cannot be read."""
     missing = files.folder / "missing"
-    paths = [files.evidence, missing, _tampered(files), files.quote]
+    paths = [files.evidence, missing, files.tampered(), files.quote]
     assert main(["verify", "--json", *map(str, paths), *files.trusted]) == 2
     told = results(capsys)
     assert [one["file"] for one in told] == [str(path) for path in paths]
@@ -305,156 +306,6 @@ def test_what_nobody_expected_is_a_rejection(
     assert "rejected" in told.out
     assert told.err.count("\n") == 1
     assert "RuntimeError" in told.err
-
-
-def test_a_closed_pipe_does_not_turn_a_rejection_into_good(files: Files) -> None:
-    """Whoever stops reading the verdicts still gets the exit code."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    done = subprocess.run(  # noqa: S603 - this very Python
-        [sys.executable, "-m", "attestkit", "verify", str(_tampered(files)), *files.trusted],
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        check=False,
-    )
-    os.close(writer)
-    assert done.returncode == 2
-
-
-# -- many --------------------------------------------------------------------------------------
-
-
-def _fifty(files: Files) -> list[str]:
-    paths = [files.put(f"{n:02}.bin", files.evidence.read_bytes()) for n in range(49)]
-    return [*map(str, paths), str(_tampered(files))]
-
-
-def test_fifty_files_show_progress_on_a_terminal(files: Files) -> None:
-    """On stderr a bar moves; verdicts go to stdout, and the one bad file decides the exit code."""
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(  # noqa: S603 - this very Python
-        [sys.executable, "-m", "attestkit", "verify", *_fifty(files), *files.trusted],
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
-    ) as process:
-        os.close(theirs)
-        assert process.stdout is not None
-        told, bar = _both(process.stdout.fileno(), ours)
-        assert process.wait() == 2
-    os.close(ours)
-    assert "verifying" in bar
-    assert "/50" in bar
-    assert f"{files.folder}/tampered: " in bar  # what went wrong is there after the bar
-    assert "49 of 50 accepted, 1 not" in told
-    assert told.count("accepted  ") == 49
-
-
-def _both(stdout: int, terminal: int) -> tuple[str, str]:
-    """Read both to their ends; that of a terminal is an error of the system's."""
-    found: dict[int, bytes] = {stdout: b"", terminal: b""}
-    unread = set(found)
-    while unread:
-        for ready in select.select(unread, [], [], 60)[0]:
-            try:
-                got = os.read(ready, 65536)
-            except OSError:
-                got = b""
-            found[ready] += got
-            if not got:
-                unread.discard(ready)
-    return found[stdout].decode(), found[terminal].decode(errors="replace")
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_leaves_the_terminal_with_its_cursor(number: int, files: Files) -> None:
-    """The bar has hidden it; the signal ends the process all the same."""
-    pipe = files.folder / "pipe"
-    os.mkfifo(pipe)
-    ours, theirs = pty.openpty()
-    words = ["verify", *[str(files.evidence)] * 10, str(pipe), *files.trusted]
-    with subprocess.Popen(  # noqa: S603 - our own program
-        [sys.executable, "-m", "attestkit", *words],
-        env={**environment(), "TERM": "xterm"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-    ) as process:
-        os.close(theirs)
-        with being_read(pipe, process):  # which is with the bar shown
-            process.send_signal(number)
-        assert process.stdout is not None
-        _, bar = _both(process.stdout.fileno(), ours)
-    os.close(ours)
-    assert process.returncode == (130 if number == signal.SIGINT else -number)
-    assert bar.rindex("\x1b[?25h") > bar.rindex("\x1b[?25l")
-
-
-def test_without_a_terminal_there_is_no_bar(files: Files, capsys: Capture) -> None:
-    """Then stderr has the refusals and nothing else."""
-    assert main(["verify", *_fifty(files), *files.trusted]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    assert "verifying" not in err
-
-
-# -- fetching ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def pccs() -> Iterator[tuple[str, list[str]]]:
-    """A PCCS of the simulator's on a socket: its URL, and the paths that it was asked for."""
-    from attestkit.backends.simulator.pccs import ServedPlatform, SimulatedPccs
-
-    asked: list[str] = []
-    platform = parcels.PKI.platform()
-    service = SimulatedPccs(parcels.collateral, [ServedPlatform(platform.qe_id, platform.pck_der)])
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            status, headers, body = service.answer(*self.path.partition("?")[::2])
-            self.send_response(status)
-            for name, value in headers:
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def test_collateral_is_fetched_where_that_is_asked_for(
-    pccs: tuple[str, list[str]], files: Files, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By option or by $PCCS_URL; once for many files; and never beside a file that is given."""
-    url, asked = pccs
-    one = str(files.evidence)
-    assert main(["verify", one, *files.anchored]) == 3
-    assert main(["verify", one, *files.trusted]) == 0
-    assert asked == []
-    assert (
-        main(["verify", *[one] * 12, str(files.certificate), *files.anchored, "--pccs", url]) == 0
-    )
-    assert 0 < len(asked) < 12
-    asked.clear()
-    monkeypatch.setenv("PCCS_URL", url)
-    assert main(["verify", one, *files.trusted]) == 0
-    assert main(["verify", str(files.bundle), *files.own_instant]) == 0
-    assert asked == []
-    assert main(["verify", one, *files.anchored]) == 0
-    assert asked
 
 
 # -- hostile -----------------------------------------------------------------------------------

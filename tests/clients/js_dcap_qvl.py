@@ -27,7 +27,7 @@ def node_program() -> str:
 
 def judge(node: str, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the verdict of @phala/dcap-qvl on each case."""
-    done = subprocess.run(  # noqa: S603 - our own script
+    done = subprocess.run(
         [node, "verify.mjs"],
         cwd=FOLDER,
         input=json.dumps(cases),

@@ -29,13 +29,13 @@ def server() -> Iterator[Server]:
 class Caller:
     """A client whose methods can be awaited, be it the sync or the async one."""
 
-    def __init__(self, client: Any) -> None:  # noqa: ANN401 - the client ships no types
+    def __init__(self, client: Any) -> None:
         self._client = client
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         method = getattr(self._client, name)
 
-        async def call(*args: object, **kwargs: object) -> Any:  # noqa: ANN401 - as the client
+        async def call(*args: object, **kwargs: object) -> Any:
             answer = method(*args, **kwargs)
             return await answer if inspect.isawaitable(answer) else answer
 
@@ -88,7 +88,7 @@ def tappd(
     monkeypatch.setenv("TAPPD_SIMULATOR_ENDPOINT", server.tappd)
     endpoint = {"socket": server.tappd, "environment": None, "url": server.dev_url}[transport]
 
-    def make(*args: str) -> Any:  # noqa: ANN401 - the client ships no types
+    def make(*args: str) -> Any:
         with pytest.deprecated_call():
             return getattr(sdk, request.param)(*args)
 
@@ -321,7 +321,7 @@ def known_keys() -> Iterator[Any]:
 
 @needs_shared
 @pytest.mark.parametrize("case", load("getkey.json").get("cases", []))
-def test_known_keys(known_keys: Any, case: dict[str, Any]) -> None:  # noqa: ANN401 - no types
+def test_known_keys(known_keys: Any, case: dict[str, Any]) -> None:
     """GetKey gives the known bytes for known app keys."""
     answer = known_keys.get_key(**case["request"])
     assert answer.model_dump() == case["response"]
@@ -329,7 +329,7 @@ def test_known_keys(known_keys: Any, case: dict[str, Any]) -> None:  # noqa: ANN
 
 @needs_shared
 @pytest.mark.parametrize("case", load("sign_verify.json").get("sign", []))
-def test_known_signatures(known_keys: Any, case: dict[str, Any]) -> None:  # noqa: ANN401 - no types
+def test_known_signatures(known_keys: Any, case: dict[str, Any]) -> None:
     """Sign gives the known bytes for known app keys, and Verify accepts them."""
     data = bytes.fromhex(case["request"]["data"])
     answer = known_keys.sign(case["request"]["algorithm"], data)
@@ -344,7 +344,7 @@ def _accounts() -> dict[str, dict[str, str]]:
 
 
 @needs_shared
-def test_known_ethereum_account(known_keys: Any) -> None:  # noqa: ANN401 - no types
+def test_known_ethereum_account(known_keys: Any) -> None:
     """The client's Ethereum helpers find the known address behind our key."""
     pytest.importorskip("eth_account")
     from dstack_sdk.ethereum import to_account, to_account_secure
@@ -355,7 +355,7 @@ def test_known_ethereum_account(known_keys: Any) -> None:  # noqa: ANN401 - no t
 
 
 @needs_shared
-def test_known_solana_account(known_keys: Any) -> None:  # noqa: ANN401 - no types
+def test_known_solana_account(known_keys: Any) -> None:
     """The client's Solana helpers find the known key pair behind our key."""
     pytest.importorskip("solders")
     from dstack_sdk.solana import to_keypair, to_keypair_secure

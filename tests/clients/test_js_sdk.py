@@ -40,7 +40,7 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module", params=["socket", "environment", "url"])
-def answers(node: str, server: Server, request: pytest.FixtureRequest) -> Any:  # noqa: ANN401 - JSON
+def answers(node: str, server: Server, request: pytest.FixtureRequest) -> Any:
     """What the client got for all its calls."""
     endpoints = {
         "socket": (server.dstack, server.tappd),
@@ -50,7 +50,7 @@ def answers(node: str, server: Server, request: pytest.FixtureRequest) -> Any:  
     named = environment(
         DSTACK_SIMULATOR_ENDPOINT=server.dstack, TAPPD_SIMULATOR_ENDPOINT=server.tappd
     )
-    done = subprocess.run(  # noqa: S603 - our own script
+    done = subprocess.run(
         [node, "sdk.mjs", *endpoints],
         cwd=FOLDER,
         env=named if request.param == "environment" else environment(),
@@ -64,12 +64,12 @@ def answers(node: str, server: Server, request: pytest.FixtureRequest) -> Any:  
 
 
 @pytest.fixture(params=["dstack", "tappd"])
-def found(answers: Any, request: pytest.FixtureRequest) -> Any:  # noqa: ANN401 - JSON
+def found(answers: Any, request: pytest.FixtureRequest) -> Any:
     """What either client got, for the older one has all methods of the newer."""
     return answers["dstack"] if request.param == "dstack" else answers["tappd"]["inherited"]
 
 
-def check_quote(answer: Any) -> Quote:  # noqa: ANN401 - JSON
+def check_quote(answer: Any) -> Quote:
     """Check that log and quote agree, and that the client's own replay says so."""
     quote = Quote.parse(bytes.fromhex(answer["quote"]))
     EventLog.from_json(answer["event_log"]).check(quote)
@@ -77,7 +77,7 @@ def check_quote(answer: Any) -> Quote:  # noqa: ANN401 - JSON
     return quote
 
 
-def test_quotes_and_evidence(found: Any) -> None:  # noqa: ANN401 - JSON
+def test_quotes_and_evidence(found: Any) -> None:
     """GetQuote and Attest are over what was asked, and replay."""
     hello = b"hello".ljust(64, b"\0")
     assert check_quote(found["quote"]).report_data == hello
@@ -86,7 +86,7 @@ def test_quotes_and_evidence(found: Any) -> None:  # noqa: ANN401 - JSON
     assert found["refused"] is None  # this client sends nothing; 64 zeros are quoted
 
 
-def test_events(found: Any) -> None:  # noqa: ANN401 - JSON
+def test_events(found: Any) -> None:
     """EmitEvent answers something that parses, and its event is in the next log."""
     assert found["emitted"] is None
     assert found["info"]["tcb_info"]["rtmr3"] != found["before"]
@@ -94,7 +94,7 @@ def test_events(found: Any) -> None:  # noqa: ANN401 - JSON
     assert (last["event"], last["event_payload"]) == ("from-javascript", "deadbeef")
 
 
-def test_info_and_version(found: Any) -> None:  # noqa: ANN401 - JSON
+def test_info_and_version(found: Any) -> None:
     """Info's parts belong together; the version is new enough for every option."""
     info = found["info"]
     app_compose = info["tcb_info"]["app_compose"].encode()
@@ -104,7 +104,7 @@ def test_info_and_version(found: Any) -> None:  # noqa: ANN401 - JSON
     assert found["reachable"] is True
 
 
-def test_tls_key(found: Any) -> None:  # noqa: ANN401 - JSON
+def test_tls_key(found: Any) -> None:
     """GetTlsKey takes every option."""
     from cryptography import x509
 
@@ -116,7 +116,7 @@ def test_tls_key(found: Any) -> None:  # noqa: ANN401 - JSON
 
 
 @pytest.mark.parametrize("algorithm", ["ed25519", "secp256k1", "secp256k1_prehashed"])
-def test_signatures(found: Any, algorithm: str) -> None:  # noqa: ANN401 - JSON
+def test_signatures(found: Any, algorithm: str) -> None:
     """What Sign signs, Verify accepts; another text it does not."""
     answer = found["signatures"][algorithm]
     assert answer["chain"][0] == answer["signature"]
@@ -124,7 +124,7 @@ def test_signatures(found: Any, algorithm: str) -> None:  # noqa: ANN401 - JSON
 
 
 @needs_shared
-def test_known_keys_and_accounts(found: Any) -> None:  # noqa: ANN401 - JSON
+def test_known_keys_and_accounts(found: Any) -> None:
     """Keys, chains and the accounts made of them are the known ones for known app keys."""
     known = {
         f"{case['request']['path']} {case['request']['algorithm']}": case["response"]
@@ -138,7 +138,7 @@ def test_known_keys_and_accounts(found: Any) -> None:  # noqa: ANN401 - JSON
     assert found["solana"]["address"] == solana["solana_public_key_base58"]
 
 
-def test_tappd(answers: Any) -> None:  # noqa: ANN401 - JSON
+def test_tappd(answers: Any) -> None:
     """The old client derives keys that depend on the path alone, and gets quotes."""
     found = answers["tappd"]
     assert found["key"] == found["again"]
@@ -154,13 +154,13 @@ def test_tappd(answers: Any) -> None:  # noqa: ANN401 - JSON
     assert found["secret"] == P256Key.from_pem(found["key"]).scalar.hex()
 
 
-def test_what_the_newer_client_has_left_of_the_older(answers: Any) -> None:  # noqa: ANN401 - JSON
+def test_what_the_newer_client_has_left_of_the_older(answers: Any) -> None:
     """Its tdxQuote is GetQuote, and its deriveKey asks nobody."""
     found = answers["old"]
     assert check_quote(found["quote"]).report_data == b"hello".ljust(64, b"\0")
     assert "deprecated" in found["refused"]
 
 
-def test_no_method_is_left_out(answers: Any) -> None:  # noqa: ANN401 - JSON
+def test_no_method_is_left_out(answers: Any) -> None:
     """Every method that the clients have was called."""
     assert answers["uncalled"] == []

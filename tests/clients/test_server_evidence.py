@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import httpx
@@ -179,6 +180,10 @@ def test_every_register(asked: Answers, method: str, name: str) -> None:
     assert error.reason == "quote_bad_signature"
 
 
+def _with_quote(quote: bytes, platform: Any) -> Any:
+    return platform._replace(quote=quote)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_certificate(asked: Answers, method: str) -> None:
     """A changed letter in the PCK certificate or its authority's: the chain is named."""
@@ -193,7 +198,7 @@ def test_every_certificate(asked: Answers, method: str) -> None:
             asked,
             changed(
                 asked.evidence(method),
-                lambda platform, quote=quote: platform._replace(quote=quote),  # type: ignore[misc]
+                partial(_with_quote, quote),
             ),
         )
         assert isinstance(error, (SignatureError, FormatError)), error

@@ -22,6 +22,7 @@ from attestkit.collateral import Collateral
 from attestkit.collateral.cache import CollateralCache, Key
 from attestkit.errors import CollateralError, ConfigError, UsageError
 from tests.collateral.services import BASE, COLLATERAL, NOW, PKI, QUOTE, TCB, Service
+from tests.keeping import Keeping
 
 KEY: Final[Key] = (BASE, "tdx", "A77E57000000", "platform")
 START: Final = datetime.fromtimestamp(NOW, timezone.utc)
@@ -312,7 +313,7 @@ cache.put(tuple(sys.argv[3:]), COLLATERAL)
 
 def run(script: str, *arguments: str) -> int:
     """Run a script in a process of its own; return how it ended."""
-    done = subprocess.run(  # noqa: S603 - our own code
+    done = subprocess.run(
         [sys.executable, "-c", script, str(ROOT), *arguments], check=False, timeout=60
     )
     return done.returncode
@@ -374,13 +375,11 @@ def test_threads_share_a_cache(clock: Clock) -> None:
     failures: list[BaseException] = []
 
     def work(number: int) -> None:
-        try:
+        with Keeping(failures):
             for turn in range(50):
                 key = (str((number + turn) % 5),)
                 cache.put(key, COLLATERAL)
                 assert cache.get(key) in {None, COLLATERAL}
-        except BaseException as error:  # noqa: BLE001 - the test tells it
-            failures.append(error)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -395,7 +394,7 @@ def test_it_pickles_without_what_it_holds(tmp_path: Path, clock: Clock) -> None:
     for folder, found in ((None, None), (tmp_path, COLLATERAL)):
         cache = CollateralCache(folder, clock=clock, max_age=timedelta(hours=1), limit=7)
         cache.put(KEY, COLLATERAL)
-        again = pickle.loads(pickle.dumps(cache))  # noqa: S301 - our own bytes
+        again = pickle.loads(pickle.dumps(cache))
         assert again.get(KEY) == found
         assert (again._limit, again._max_age) == (7, timedelta(hours=1))
 
@@ -454,7 +453,7 @@ def test_any_changed_byte_is_noticed(
     tmp_path_factory: pytest.TempPathFactory,
     at: int,
     flip: int,
-    resealed: bool,  # noqa: FBT001 - drawn
+    resealed: bool,
 ) -> None:
     """A damaged file is as none; one with a right checksum is as none, or a value."""
     folder = tmp_path_factory.mktemp("cache")

@@ -79,16 +79,17 @@ class Server:
         assert not self._thread.is_alive()
 
 
+def _saying(answer: bytes) -> Talk:
+    return lambda connection: connection.sendall(answer)
+
+
 @pytest.fixture
 def make_server() -> Iterator[Callable[..., Server]]:
     """Make servers that end with the test."""
     with contextlib.ExitStack() as stack:
 
         def make(talk: Talk | bytes, context: ssl.SSLContext | None = None) -> Server:
-            if isinstance(talk, bytes):
-                answer = talk
-                talk = lambda connection: connection.sendall(answer)  # noqa: E731 - a short one
-            server = Server(talk, context)
+            server = Server(_saying(talk) if isinstance(talk, bytes) else talk, context)
             stack.callback(server.close)
             return server
 

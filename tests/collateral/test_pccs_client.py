@@ -29,6 +29,7 @@ from tests.collateral.services import (
     TCB,
     Service,
 )
+from tests.untyped import untyped
 from tests.vectors import data, needs_shared
 
 URLS: Final = {
@@ -111,7 +112,7 @@ def test_the_base_url_is_taken_in_each_of_its_forms(given_url: str, base: str) -
         b"http://h",
     ],
 )
-def test_what_is_no_base_url_is_a_usage_error(url: Any) -> None:  # noqa: ANN401 - wrong types too
+def test_what_is_no_base_url_is_a_usage_error(url: Any) -> None:
     """Nothing is fetched from it."""
     service = Service()
     with pytest.raises(UsageError, match="the PCCS URL"):
@@ -257,7 +258,7 @@ def test_what_a_getter_raises_is_named(path: str) -> None:
 def test_a_getter_returns_a_response() -> None:
     """Another library's response is refused by its type, which is the caller's mistake."""
     with pytest.raises(UsageError, match="returns a Response, not dict"):
-        Collateral.fetch(QUOTE, BASE, getter=lambda _: {})  # type: ignore[arg-type, return-value]
+        Collateral.fetch(QUOTE, BASE, getter=untyped(lambda _: {}))
 
 
 @pytest.mark.parametrize("path", URLS)
@@ -290,24 +291,23 @@ def test_what_is_no_crl_is_named(path: str, body: bytes) -> None:
     assert text.startswith(("the CRL: malformed", "the answer is neither DER nor the hex of it"))
 
 
+_MALFORMED: Final = {
+    "empty": "",
+    "word": "x",
+    "bad-escape": "%zz",
+    "not-utf8": "%ff",
+    "open": "-----BEGIN%20CERTIFICATE-----%0A",
+    "no-certificate": armour("CERTIFICATE", b"\x30\x00").replace("\n", "%0A"),
+    "cut": COLLATERAL.pck_crl_issuer_chain[:-30].replace("\n", "%0A"),
+    "more": (COLLATERAL.pck_crl_issuer_chain + "x").replace("\n", "%0A"),
+    "twice": (COLLATERAL.pck_crl_issuer_chain + ", " + COLLATERAL.pck_crl_issuer_chain),
+    "plus": COLLATERAL.pck_crl_issuer_chain.replace(" ", "+").replace("\n", "%0A"),
+    "many": COLLATERAL.pck_crl_issuer_chain * 6,
+}
+
+
 @pytest.mark.parametrize(("path", "name"), CHAINS.items())
-@pytest.mark.parametrize(
-    "value",
-    [
-        "",
-        "x",
-        "%zz",
-        "%ff",
-        "-----BEGIN%20CERTIFICATE-----%0A",
-        armour("CERTIFICATE", b"\x30\x00").replace("\n", "%0A"),
-        COLLATERAL.pck_crl_issuer_chain[:-30].replace("\n", "%0A"),
-        (COLLATERAL.pck_crl_issuer_chain + "x").replace("\n", "%0A"),
-        (COLLATERAL.pck_crl_issuer_chain + ", " + COLLATERAL.pck_crl_issuer_chain),
-        COLLATERAL.pck_crl_issuer_chain.replace(" ", "+").replace("\n", "%0A"),
-        COLLATERAL.pck_crl_issuer_chain * 6,
-    ],
-    ids="empty word bad-escape not-utf8 open no-certificate cut more twice plus many".split(),  # noqa: SIM905
-)
+@pytest.mark.parametrize("value", _MALFORMED.values(), ids=_MALFORMED)
 def test_a_malformed_chain_is_named(path: str, name: str, value: str) -> None:
     """A chain that is none, or has something else in it, is named with header and URL."""
     changed = {name.replace("-", "_"): value}
@@ -429,7 +429,7 @@ def test_a_quote_whose_first_certificate_is_another() -> None:
     with pytest.raises(FormatError, match="not a PCK certificate"):
         service.fetch(Quote.parse(bytes(raw)))
     with pytest.raises(UsageError, match="quote is a Quote, not bytes"):
-        service.fetch(QUOTE.raw)  # type: ignore[arg-type]  # that is what must fail
+        service.fetch(untyped(QUOTE.raw))
     assert not service.urls
 
 
@@ -493,7 +493,7 @@ def test_nothing_of_the_network_is_loaded_before_a_fetch() -> None:
         "import attestkit.collateral.pccs_client, attestkit.collateral.cache\n"
         "assert not {'http.client', 'ssl'} & set(sys.modules)\n"
     )
-    done = subprocess.run(  # noqa: S603 - our own code
+    done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stderr

@@ -97,7 +97,7 @@ values = st.recursive(
 def test_any_body_is_what_was_sent(
     body: dict[str, object],
     indent: int | None,
-    escaped: bool,  # noqa: FBT001 - drawn
+    escaped: bool,
 ) -> None:
     """Any JSON object, however it is written, is cut out as written."""
     text = json.dumps(body, indent=indent, ensure_ascii=escaped)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import Any, Final
 
 from attestkit.errors import UsageError
@@ -95,7 +96,7 @@ def _collateral_cache(edit: Edit) -> Subject:
     module = world["attestkit.collateral.cache"]
     key = ("https://pccs", "tdx", "platform")
 
-    def decode(_: object, content: bytes) -> Any:  # noqa: ANN401 - a copy has no type
+    def decode(_: object, content: bytes) -> Any:
         found = _Collateral("new" if b'"new"' in content else "old")
         return module._Entry(found, found.valid_from, found.valid_from, found.valid_until)
 
@@ -112,7 +113,7 @@ def _collateral_cache(edit: Edit) -> Subject:
             assert cache.get(key).name == "new"
             assert len(cache._entries) == 1
 
-        get = lambda: cache.get(key)  # noqa: E731 - short, and twice
+        get = partial(cache.get, key)
         return Run([get, lambda: cache.put(key, _Collateral("new")), get], check, stack.close)
 
     return Subject(scenario, world.files)
@@ -159,7 +160,7 @@ def _doubted(edit: Edit) -> Subject:
             assert "c" in fetcher._certificates
             assert len(fetcher._certificates) <= 2
 
-        remember = lambda: fetcher._remember(fetcher._certificates, "c", (None, ""))  # noqa: E731 - one line
+        remember = partial(fetcher._remember, fetcher._certificates, "c", (None, ""))
         return Run([remember, lambda: fetcher.find_again(found)], check)
 
     return Subject(scenario, world.files, fine=True)

@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import NamedTuple, TypeAlias
 
 from tests.concurrency.stage import Choose, Stage
+from tests.keeping import Keeping
 
 __all__ = [
     "Explored",
@@ -82,7 +83,7 @@ def explore(
         RaceError: One goes wrong.
     """
     level, tried, longest = [b""], 0, 0
-    order = random.Random(seed)  # noqa: S311 - not a secret
+    order = random.Random(seed)
     for used in range(preemptions + 1):
         order.shuffle(level)
         following: list[bytes] = []
@@ -143,7 +144,7 @@ class _Priorities:
     """The able thread of the highest priority, which is lost at some moments."""
 
     def __init__(self, seed: str, decisions: int, depth: int) -> None:
-        self._random = random.Random(seed)  # noqa: S311 - not a secret
+        self._random = random.Random(seed)
         self._priorities: dict[int, float] = {}
         self._drops = {self._random.randrange(max(1, decisions)) for _ in range(depth)}
         self._made = 0
@@ -178,10 +179,9 @@ def _error(subject: Subject, stage: Stage, check: Callable[[], None]) -> BaseExc
     if error is None and stage.timeouts and not subject.timeouts:
         error = AssertionError("a wake-up is missing: only time ended a wait")
     if error is None:
-        try:
+        with Keeping(only=Exception) as kept:  # it is told with its schedule
             check()
-        except Exception as wrong:  # noqa: BLE001 - told with its schedule
-            error = wrong
+        error = kept.error
     return error
 
 

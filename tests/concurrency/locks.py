@@ -29,7 +29,7 @@ class Lock:
     def __init__(self) -> None:
         self._held = False
 
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002 - as that of threading
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Take it."""
         if task := task_here():
             task.pause("a lock")
@@ -68,7 +68,7 @@ class RLock:
         self._owner: Task | str | None = None
         self._count = 0
 
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002 - as that of threading
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Take it, once more if it is this thread's."""
         me = _who()
         if self._owner == me:
@@ -96,7 +96,7 @@ class RLock:
     def _is_owned(self) -> bool:
         return self._owner == _who()
 
-    def __enter__(self) -> Any:  # noqa: ANN401 - subclasses return None
+    def __enter__(self) -> Any:
         return self.acquire()
 
     def __exit__(
@@ -184,7 +184,7 @@ class Thread:
 class OsLocks:
     """As the module `fcntl`: the kernel's own locks, asked for without waiting in the kernel."""
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever that module has
+    def __getattr__(self, name: str) -> Any:
         return getattr(real_fcntl, name)
 
     @staticmethod
@@ -198,7 +198,7 @@ class OsLocks:
         real_fcntl.flock(fd, operation)
 
     @staticmethod
-    def fcntl(fd: int, command: int, arg: Any = 0) -> Any:  # noqa: ANN401 - as of that module
+    def fcntl(fd: int, command: int, arg: Any = 0) -> Any:
         """Lock bytes of an open file, or whatever else is asked."""
         task = task_here()
         if task is not None and command == real_fcntl.F_OFD_SETLKW:

@@ -11,7 +11,7 @@ __all__ = ["SEED", "Edit", "private_folder"]
 Edit: TypeAlias = Callable[[str], str]
 """Changes the text of a module; `str` leaves it as it is."""
 SEED: Final = bytes(range(32))
-_FAST: Final = Path("/dev/shm")  # noqa: S108 - where there is one; the folder in it is private
+_FAST: Final = Path("/dev/shm")
 
 
 def private_folder(stack: ExitStack) -> Path:

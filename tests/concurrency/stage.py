@@ -16,6 +16,8 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final, NamedTuple, Protocol
 
+from tests.keeping import Keeping
+
 __all__ = [
     "Choose",
     "DeadlockError",
@@ -133,19 +135,19 @@ class Task:
     def _play(self) -> None:
         _here.task = self
         self.gate.acquire()
-        try:
-            if not self._stage.over:
-                sys.settrace(self._stage.trace)
-                self._work()
-        except _Abandoned:
-            pass
-        except BaseException as error:  # noqa: BLE001 - raised by who looks at the run
-            self.error = error
-        finally:
-            sys.settrace(None)
-            self.ended = True
-            _here.task = None
-            self._stage.leave()
+        with Keeping() as kept:  # it is raised by who looks at the run
+            try:
+                if not self._stage.over:
+                    sys.settrace(self._stage.trace)
+                    self._work()
+            except _Abandoned:
+                pass
+            finally:
+                sys.settrace(None)
+        self.error = kept.error
+        self.ended = True
+        _here.task = None
+        self._stage.leave()
 
 
 class Stage:
@@ -254,7 +256,7 @@ class Stage:
 
     # -- steps ---------------------------------------------------------------------------------
 
-    def trace(self, frame: FrameType, event: str, arg: Any) -> Any:  # noqa: ANN401 - as of settrace
+    def trace(self, frame: FrameType, event: str, arg: Any) -> Any:
         """Watch the frames of watched files."""
         del event, arg
         if frame.f_code.co_filename not in self._watched:
@@ -262,7 +264,7 @@ class Stage:
         frame.f_trace_opcodes = self._fine
         return self._step
 
-    def _step(self, frame: FrameType, event: str, arg: Any) -> Any:  # noqa: ANN401 - as of settrace
+    def _step(self, frame: FrameType, event: str, arg: Any) -> Any:
         del arg
         if event == "line" or (event == "opcode" and self._is_access(frame)):
             task = task_here()

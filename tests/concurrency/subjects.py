@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any, Final
 
 from attestkit.backends.simulator import Simulator
@@ -81,7 +82,7 @@ def _file_queue(edit: Edit) -> Subject:
             stack.callback(queue.close)
         inside, most = list[int](), list[int]()
 
-        def work(queue: Any) -> None:  # noqa: ANN401 - a copy has no type
+        def work(queue: Any) -> None:
             queue.enter()
             inside.append(1)
             most.append(len(inside))
@@ -98,6 +99,10 @@ def _file_queue(edit: Edit) -> Subject:
     return Subject(scenario, world.files | {__file__})
 
 
+def _descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def _closed_queue(edit: Edit) -> Subject:
     """A queue that is closed while a thread has a place in it keeps no file open."""
     world = World("attestkit.event_log.journal_queue", edit=edit)
@@ -110,14 +115,14 @@ def _closed_queue(edit: Edit) -> Subject:
         stack.callback(queue.close)
         queue.enter()
         queue.leave()  # so that there is a spare
-        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a number
+        before = _descriptors()
 
         def work() -> None:
             queue.enter()
             queue.leave()
 
         def check() -> None:
-            assert len(os.listdir("/proc/self/fd")) == before - 1  # noqa: PTH208 - a number
+            assert _descriptors() == before - 1
 
         return Run([work, queue.close, work], check, stack.close)
 
@@ -170,7 +175,7 @@ def _journal(edit: Edit) -> Subject:
 # -- the attester ----------------------------------------------------------------------------------
 
 
-def _attester(world: World, state: str | None = None) -> Any:  # noqa: ANN401 - a copy has no type
+def _attester(world: World, state: str | None = None) -> Any:
     """Return an Attester whose TD has the stage's locks."""
     backend = Simulator(seed=SEED, state_dir=state)
     old, module = backend._td, world["attestkit.backends.simulator.td"]

@@ -258,7 +258,7 @@ def test_programs_on_an_emulated_kernel(machine: Emulator, tmp_path: Path, backe
 @contextlib.contextmanager
 def _emitter(machine: Emulator, backend: str) -> Iterator[Emitter]:
     words = [sys.executable, "-c", EMITTER, backend, str(machine.root), str(machine.qgs)]
-    with subprocess.Popen(  # noqa: S603 - our own program
+    with subprocess.Popen(
         words,
         cwd=ROOT,
         env=environment(),

@@ -10,8 +10,9 @@ so that a test can show what is found once a lock is taken out.
 import builtins
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from importlib.abc import InspectLoader
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any, Final
 
 from tests.concurrency.locks import THREADING, Future, OsLocks
@@ -24,6 +25,22 @@ _STAND_INS: Final = {
     "fcntl": OsLocks(),
     "threading": SimpleNamespace(**THREADING),
 }
+
+
+class _Edited(InspectLoader):
+    """Loads a module from a text that stands for its file."""
+
+    def __init__(self, text: str, file: str) -> None:
+        self._text, self._file = text, file
+
+    def get_source(self, fullname: str) -> str:
+        """Return the text."""
+        del fullname
+        return self._text
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Return the text compiled, as of its file."""
+        return compile(self.get_source(fullname), self._file, "exec")
 
 
 class World:
@@ -43,7 +60,7 @@ class World:
         """The files of the copies."""
         return frozenset(str(importlib.import_module(name).__file__) for name in self._names)
 
-    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - whatever that module has
+    def __getitem__(self, name: str) -> Any:
         if name not in self._copies:
             original = importlib.import_module(name)
             assert original.__file__ is not None
@@ -55,19 +72,19 @@ class World:
                 copy.__path__ = original.__path__
             self._copies[name] = copy
             text = self._edit(Path(original.__file__).read_text())
-            exec(compile(text, original.__file__, "exec"), copy.__dict__)  # noqa: S102 - our own
+            _Edited(text, original.__file__).exec_module(copy)
         return self._copies[name]
 
     def _import(
         self,
         name: str,
-        globals: Any = None,  # noqa: A002, ANN401 - as of __import__
-        locals: Any = None,  # noqa: A002, ANN401 - as of __import__
+        module: Any = None,
+        scope: Any = None,
         fromlist: Sequence[str] = (),
         level: int = 0,
-    ) -> Any:  # noqa: ANN401 - as of __import__
+    ) -> Any:
         if name in self._stand_ins and (fromlist or "." not in name):
             return self._stand_ins[name]
         if name in self._names and fromlist:
             return self[name]
-        return builtins.__import__(name, globals, locals, fromlist, level)
+        return builtins.__import__(name, module, scope, fromlist, level)

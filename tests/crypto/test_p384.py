@@ -23,7 +23,7 @@ KEY = ec.generate_private_key(ec.SECP384R1())
 DATA = b"what was signed"
 IN_DER = KEY.sign(DATA, ec.ECDSA(SHA384()))
 SIGNATURE = b"".join(part.to_bytes(48, "big") for part in decode_dss_signature(IN_DER))
-ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973  # noqa: E501
+ORDER = int("F" * 48 + "C7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973", 16)
 
 
 def spki(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
@@ -87,7 +87,7 @@ def test_keys_of_other_kinds() -> None:
 
 
 def test_another_hash_is_refused() -> None:
-    """SHA-384 it is."""
+    """A signature over the SHA-256 of the data does not hold."""
     with pytest.raises(SignatureError, match="does not hold"):
         p384_verify_der(spki(KEY), KEY.sign(DATA, ec.ECDSA(SHA256())), DATA)
 

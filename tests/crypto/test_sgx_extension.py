@@ -4,7 +4,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Final
 
-import dcap_qvl  # type: ignore[import-untyped]  # it ships no types
+import dcap_qvl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

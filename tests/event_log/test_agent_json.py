@@ -6,7 +6,6 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestkit import _native
@@ -14,6 +13,7 @@ from attestkit.errors import FormatError, VerificationError
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.event_log.agent_json import MAX_EVENTS, MAX_TEXT, AgentJsonSource
 from attestkit.event_log.runtime import RUNTIME_EVENT_TYPE, runtime_event
+from tests.thorough import thorough
 from tests.vectors import data, needs_shared
 
 FIRMWARE = {
@@ -39,7 +39,7 @@ class Registers(NamedTuple):
     rtmrs: Rtmrs
 
 
-def read(*events: Any) -> EventLog:  # noqa: ANN401 - JSON of any shape
+def read(*events: Any) -> EventLog:
     """Read an array of these events."""
     return EventLog.from_json(json.dumps(events))
 
@@ -92,7 +92,7 @@ def test_events_are_made_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch
                 _ = log.events
         assert log.events is log.events
         assert log.runtime[0] is log.events[1]
-        assert pickle.loads(pickle.dumps(log)) == log  # noqa: S301 - our own
+        assert pickle.loads(pickle.dumps(log)) == log
 
 
 @pytest.mark.parametrize("name", ["a:b", "a\\u003ab", "\\u0061:\\ud83e\\udd80"])
@@ -192,7 +192,7 @@ def test_a_missing_member_is_refused(key: str) -> None:
 
 
 @pytest.mark.parametrize("item", [None, 7, "text", [], [FIRMWARE]])
-def test_an_item_that_is_no_object_is_refused(item: Any) -> None:  # noqa: ANN401 - JSON
+def test_an_item_that_is_no_object_is_refused(item: Any) -> None:
     """An event is an object."""
     with pytest.raises(FormatError, match=r"^event 1: not a JSON object"):
         read(FIRMWARE, item)
@@ -287,20 +287,24 @@ EVENTS = st.builds(
 )
 
 
-@settings(max_examples=1000, database=None, deadline=None)
-@given(st.lists(JSON, max_size=4))
+@thorough(st.lists(JSON, max_size=4), few=150, many=1000)
 def test_json_of_any_shape_is_a_log_or_a_format_error(items: list[Any]) -> None:
     """Values of the wrong kind in every place raise FormatError and nothing else."""
     with suppress(FormatError):
         read(*items)
 
 
-@settings(max_examples=1000, database=None, deadline=None)
-@given(st.sampled_from([FIRMWARE, RUNTIME]), st.sampled_from([*FIRMWARE, "version"]), JSON)
+@thorough(
+    st.sampled_from([FIRMWARE, RUNTIME]),
+    st.sampled_from([*FIRMWARE, "version"]),
+    JSON,
+    few=150,
+    many=1000,
+)
 def test_an_event_with_one_odd_member(
     event: dict[str, Any],
     key: str,
-    value: Any,  # noqa: ANN401 - JSON
+    value: Any,
 ) -> None:
     """Any value for any key of a good event gives a log that can be replayed, or FormatError."""
     with suppress(FormatError):
@@ -316,8 +320,7 @@ def fault(log: EventLog) -> str:
     return ""
 
 
-@settings(max_examples=1000, database=None, deadline=None)
-@given(st.lists(EVENTS, max_size=5))
+@thorough(st.lists(EVENTS, max_size=5), few=150, many=1000)
 def test_what_is_written_is_read_back(events: list[Event]) -> None:
     """A log survives its own text, in all its forms."""
     log = EventLog(events)
@@ -330,7 +333,7 @@ def test_what_is_written_is_read_back(events: list[Event]) -> None:
 class Other(bytes):
     """Bytes whose slices are something else."""
 
-    def __getitem__(self, key: Any) -> Any:  # noqa: ANN401 - any slice
+    def __getitem__(self, key: Any) -> Any:
         """Return what an attacker would like to be shown."""
         return b"00" * 24 if isinstance(key, slice) else 0
 

@@ -147,7 +147,7 @@ def test_the_lock_keeps_other_programs_out(tmp_path: Path) -> None:
     """While somebody holds the agent's lock file, nothing is emitted."""
     register = Register()
     journal = journal_in(tmp_path, register)
-    with subprocess.Popen(  # noqa: S603 - our own program
+    with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path), LOCK],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -400,7 +400,7 @@ def test_who_is_alone_reads_again_what_was_put_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_second_name_is_told_before_the_register_is_extended(
     tmp_path: Path,
-    inside: bool,  # noqa: FBT001 - a case
+    inside: bool,
 ) -> None:
     """As a backup by hard links makes it: what is there is read, and nothing is half done."""
     register = Register()

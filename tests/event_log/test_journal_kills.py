@@ -37,7 +37,7 @@ def test_a_kill_at_any_step_is_survived(tmp_path: Path) -> None:
     """The next program's log replays to the register, has what was acknowledged, and goes on."""
     folder = tmp_path / "machine"
     folder.mkdir()
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         [sys.executable, str(RIG), str(folder)],
         env=environment(),
         capture_output=True,

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ queue.leave()
 
 def holder(path: Path) -> "subprocess.Popen[bytes]":
     """Start a program that enters the queue, says so, and leaves when it is told to."""
-    return subprocess.Popen(  # noqa: S603 - our own program
+    return subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -63,6 +64,16 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
+def drawn_since(path: Path, before: int) -> bool:
+    """Return whether somebody has drawn a place since there were so many."""
+    return drawn(path) > before
+
+
+def changed_since(path: Path, before: bytes) -> bool:
+    """Return whether the file is another than before."""
+    return path.read_bytes() != before
+
+
 def test_places_are_served_in_their_order(tmp_path: Path) -> None:
     """Threads that share the queue and such that open their own: each leaves before the next."""
     path = tmp_path / "queue"
@@ -82,7 +93,7 @@ def test_places_are_served_in_their_order(tmp_path: Path) -> None:
         running.append(threading.Thread(target=work, daemon=True))
         before = drawn(path)
         running[-1].start()
-        until(lambda before=before: drawn(path) > before)  # type: ignore[misc]
+        until(partial(drawn_since, path, before))
     assert served == []
     shared.leave()
     for thread in running:
@@ -215,7 +226,7 @@ def test_any_content_is_a_number(tmp_path: Path) -> None:
         behind = threading.Thread(target=in_and_out, args=(two,), daemon=True)
         before = path.read_bytes()
         behind.start()
-        until(lambda before=before, path=path: path.read_bytes() != before)  # type: ignore[misc]
+        until(partial(changed_since, path, before))
         one.leave()
         behind.join(PATIENCE)
         assert not behind.is_alive()

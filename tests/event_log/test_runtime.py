@@ -91,7 +91,7 @@ def test_names_of_the_boot_are_reserved() -> None:
         (("a", bytearray(1)), "payload"),
     ],
 )
-def test_an_event_that_cannot_be_is_refused(arguments: Any, why: str) -> None:  # noqa: ANN401 - the point
+def test_an_event_that_cannot_be_is_refused(arguments: Any, why: str) -> None:
     """Colons in version 1 names, unknown versions and arguments of other types are refused."""
     with pytest.raises(UsageError, match=why):
         runtime_event(*arguments)
@@ -179,7 +179,7 @@ def test_a_log_cut_anywhere() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["text", bytearray(), None])
-def test_only_bytes_get_in(wrong: Any) -> None:  # noqa: ANN401 - the wrong type is the point
+def test_only_bytes_get_in(wrong: Any) -> None:
     """A runtime log is bytes."""
     with pytest.raises(UsageError):
         parse_runtime_lines(wrong)

@@ -145,7 +145,7 @@ def test_a_ccel_is_not_a_tpm_log() -> None:
 
 
 @pytest.mark.parametrize("wrong", [bytearray(32), "text", None])
-def test_only_bytes_get_in(wrong: Any) -> None:  # noqa: ANN401 - the wrong type is the point
+def test_only_bytes_get_in(wrong: Any) -> None:
     """Buffers that others could change are refused."""
     with pytest.raises(UsageError):
         TpmEventLog.parse(wrong)
@@ -155,7 +155,7 @@ def test_only_bytes_get_in(wrong: Any) -> None:  # noqa: ANN401 - the wrong type
 def test_logs_are_values() -> None:
     """Equal logs are equal and hash alike, pickle, and do not print their contents."""
     log = TpmEventLog.parse(data(GCP))
-    copy = pickle.loads(pickle.dumps(log))  # noqa: S301 - our own
+    copy = pickle.loads(pickle.dumps(log))
     assert (copy, hash(copy), copy.replay()) == (log, hash(log), log.replay())
     assert log != EventLog()
     assert repr(log) == "<TpmEventLog of 45 events, sha1, sha256, sha384>"

@@ -25,7 +25,7 @@ APP = "283cd85fbe589b86802a5f04dbf23f761864e6de"  # the simulator's own
 def ask(url: str, path: str, fields: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """Return the status and the answer, whatever they are."""
     try:
-        with urlopen(Request(url + path, json.dumps(fields).encode())) as response:  # noqa: S310
+        with urlopen(Request(url + path, json.dumps(fields).encode())) as response:
             return response.status, json.load(response)
     except HTTPError as error:
         with error:
@@ -266,6 +266,14 @@ def test_an_answer_is_only_shown(reader: Reader, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == "accepted as '\\x1b[31m' \nverifier: '\\x1b]0;owned\\x07'\n"
 
 
+def test_the_agent_opens_no_files(reader: Reader, capsys: pytest.CaptureFixture[str]) -> None:
+    """A URL of another kind than HTTP's is refused, and nothing is read."""
+    with pytest.raises(SystemExit) as ended:
+        reader.load("agent").ask("file:///etc", "/hostname")
+    assert "neither http:// nor https://" in str(ended.value)
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     ("path", "fields"),
     [
@@ -280,7 +288,7 @@ def test_an_answer_is_only_shown(reader: Reader, capsys: pytest.CaptureFixture[s
         ("/nowhere", {}),
     ],
 )
-def test_nonsense_is_refused(reader: Reader, path: str, fields: Any) -> None:  # noqa: ANN401
+def test_nonsense_is_refused(reader: Reader, path: str, fields: Any) -> None:
     """It is answered and never a crash; a challenge takes no fields and gives a nonce anyway."""
     status, answer = ask(reader.url, path, fields)
     assert (status, "error" in answer) == ((200, False) if path == "/challenge" else (403, True))

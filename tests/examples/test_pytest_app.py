@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.examples.reader import Done, Reader
+from tests.thorough import slow
 
 # The plugin is named, and others are left out, so that it does not matter what else is installed.
 PLUGINS = {
@@ -28,6 +29,7 @@ def run(reader: Reader) -> Done:
     return reader.run(command, **PLUGINS)
 
 
+@pytest.mark.slow
 def test_the_readme_s_command_does_what_it_says(reader: Reader) -> None:
     """All tests pass, none is left out, and nothing else is."""
     done = run(reader)
@@ -39,22 +41,25 @@ def test_the_readme_s_command_does_what_it_says(reader: Reader) -> None:
 @pytest.mark.parametrize(
     ("line", "broken", "noticed"),
     [
+        # A run of pytest each: one of what the app proves, and one of how it behaves.
         (
             "report_data=ReportData.bind(TAG, nonce + public_key))",
             "report_data=None)",
             "test_an_introduction_holds_for_one_nonce_and_key",
         ),
-        (
-            'tee.emit_event("notary-rules", RULES)',
-            'tee.emit_event("notary-rules", b"")',
-            "test_stamps_of_a_notary_that_is_believed",
-        ),
         ("self._wait(pause)", "raise", "test_a_busy_device_is_waited_for"),
-        ('f"{TAG}-stamp:".encode() + document, stamp', 'b"", stamp', "test_stamps_of_a_notary"),
-        (
-            'SigningKey(tee.keys.derive_separated("notary", "ed25519").key)',
-            "SigningKey.generate()",
-            "test_the_key_outlives_a_restart",
+        *slow(
+            (
+                'tee.emit_event("notary-rules", RULES)',
+                'tee.emit_event("notary-rules", b"")',
+                "test_stamps_of_a_notary_that_is_believed",
+            ),
+            ('f"{TAG}-stamp:".encode() + document, stamp', 'b"", stamp', "test_stamps_of_a_notary"),
+            (
+                'SigningKey(tee.keys.derive_separated("notary", "ed25519").key)',
+                "SigningKey.generate()",
+                "test_the_key_outlives_a_restart",
+            ),
         ),
     ],
 )

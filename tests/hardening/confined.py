@@ -9,6 +9,7 @@ import ctypes
 import json
 import os
 import sys
+from io import FileIO
 from typing import Any
 
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000  # of seccomp.h
@@ -83,7 +84,7 @@ def confine(profile: dict[str, Any], *, kill: bool) -> None:
 def main() -> None:
     """Confine this process and become the program."""
     path, *words = sys.argv[1:]
-    with open(path, encoding="utf-8") as file:  # noqa: PTH123 - as little as possible is imported
+    with FileIO(path) as file:
         profile = json.load(file)
     confine(profile, kill=os.environ.pop("CONFINED_BY", "") == "kill")
     os.execv(words[0], words)  # noqa: S606 - a test's own program

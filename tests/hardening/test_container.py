@@ -77,7 +77,7 @@ def test_a_server_in_a_container(docker: DockerEngine) -> None:
 def test_the_profile_is_in_force(docker: DockerEngine) -> None:
     """The same container cannot make a netlink socket, which Docker's own profile allows."""
     program = "import socket; socket.socket(16, socket.SOCK_RAW)"
-    done = subprocess.run(  # noqa: S603 - Docker's program
+    done = subprocess.run(
         [*words(ROOT / "deploy"), sys.executable, "-c", program],
         env=docker.environment(),
         capture_output=True,

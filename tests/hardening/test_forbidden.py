@@ -66,6 +66,12 @@ EXCEPTIONS = {
     "backends/simulator/linux_calls.py ctypes": "`attestkit run`: unshare and mount",
     "backends/simulator/namespace_run.py os.fork": "`attestkit run`: a process that holds mounts",
     "backends/simulator/namespace_run.py os.posix_spawnp": "`attestkit run` runs a command",
+    "serve/foreman.py os.posix_spawn": "--workers starts this program again, and nothing else",
+    "cli/fleet_workers.py multiprocessing": "`attestkit verify-many --workers`",
+    "cli/fleet_workers.py concurrent.futures.ProcessPoolExecutor": "the same",
+    "verifier/fleet.py multiprocessing": "in place of a pool of the caller's whose process died",
+    "verifier/fleet.py concurrent.futures.ProcessPoolExecutor": "the same",
+    "verifier/fleet.py sys.modules": "only asks whether such a process is about to begin",
     "verifier/many.py pickle": "verify_many() with a process pool of the caller's, which pickles",
 }
 

@@ -17,7 +17,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-LOCKS = ("build.lock", "ci.lock", "image.lock", "tools.lock")
+LOCKS = ("build.lock", "ci.lock", "dist.lock", "docs.lock", "image.lock", "tools.lock")
 JS = ROOT / "tests/clients/js"
 
 
@@ -94,6 +94,9 @@ def test_the_locks_agree() -> None:
     for lock in ("build.lock", "image.lock"):
         for entry in read_lock(lock):
             assert entry.hashes == tested[entry.name, entry.version]
+    made_with = {(entry.name, entry.version): entry.hashes for entry in read_lock("dist.lock")}
+    for entry in read_lock("build.lock"):
+        assert entry.hashes == made_with[entry.name, entry.version]
 
 
 def test_the_lock_has_what_the_build_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:

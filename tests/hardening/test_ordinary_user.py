@@ -144,7 +144,7 @@ def machine() -> Iterator[Machine]:
         write_units(units, python_of_nobody() or sys.executable)
         users = str(ROOT / "deploy/attestkit-user.sysusers")
         process = stack.enter_context(
-            subprocess.Popen(  # noqa: S603 - our own script
+            subprocess.Popen(
                 [*unshare, "--kill-child", str(MACHINE), str(folder), str(units), users],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

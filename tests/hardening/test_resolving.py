@@ -38,7 +38,7 @@ def missing() -> str:
     """Return why there is no network of our own to be had, nothing if there is."""
     if shutil.which("unshare") is None:
         return "no unshare (Debian: apt install util-linux)"
-    done = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False)  # noqa: S603 - the system's own
+    done = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False)
     return done.stderr.strip() if done.returncode else ""
 
 
@@ -50,7 +50,7 @@ def looked_up(profile: dict[str, Any]) -> "subprocess.CompletedProcess[str]":
     with short_folder() as folder:
         path = folder / "profile.json"
         path.write_text(json.dumps(profile))
-        return subprocess.run(  # noqa: S603 - a test's own program
+        return subprocess.run(
             [*UNSHARE, sys.executable, program, str(path), PROGRAM],
             capture_output=True,
             text=True,

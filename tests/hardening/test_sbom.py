@@ -19,6 +19,7 @@ from hatchling.plugin.manager import PluginManager
 import build_cffi
 import build_sbom
 from tests.hardening.locks import ROOT
+from tests.untyped import untyped
 
 PROJECT = build_sbom.Project(
     "attestkit",
@@ -78,7 +79,7 @@ def of_this_tree() -> bytes:
     """Return the document of a wheel of this tree, with its core."""
     root = str(ROOT)
     metadata: ProjectMetadata[Any] = ProjectMetadata(root, PluginManager())
-    hook = build_cffi.CustomBuildHook(root, {}, None, metadata, root, "wheel", None)
+    hook = build_cffi.CustomBuildHook(root, {}, untyped(None), metadata, root, "wheel", None)
     return hook.bill(build_cffi.files_of_core())
 
 
@@ -110,7 +111,7 @@ def test_the_wheel_carries_it(tmp_path: Path) -> None:
     found = []
     for name in ("one", "two"):
         words = ["hatchling", "build", "-t", "wheel", "-d", str(tmp_path / name)]
-        done = subprocess.run(  # noqa: S603 - our own build
+        done = subprocess.run(
             [sys.executable, "-m", *words],
             cwd=ROOT,
             env={**os.environ, "ATTESTKIT_PURE_PYTHON": "1"},  # compiling takes its time

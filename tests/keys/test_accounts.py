@@ -29,7 +29,7 @@ def address_of(secret: bytes) -> str:
     return "0x" + "".join(c.upper() if int(h, 16) > 7 else c for c, h in pairs)
 
 
-def sdk(name: str) -> Any:  # noqa: ANN401 - a module without types
+def sdk(name: str) -> Any:
     """Import a module of the official client, or skip. What that does to others is undone."""
     limit = sys.getrecursionlimit()
     with warnings.catch_warnings():

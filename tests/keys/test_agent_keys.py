@@ -14,6 +14,7 @@ from attestkit.backends.agent_client import AgentClient
 from attestkit.errors import AttestKitError, BackendError, UnsupportedError, UsageError
 from attestkit.keys import AppKeys, KeyDeriver, LocalKeys
 from tests.serve.server import SEED, running_server
+from tests.untyped import untyped
 
 LOCAL = LocalKeys(AppKeys.from_seed(bytes.fromhex(SEED)))
 
@@ -124,12 +125,12 @@ def test_what_cannot_be_sent_is_refused() -> None:
     with pytest.raises(UsageError, match="surrogate"):
         keys.derive_separated("\ud800", "x25519")
     with pytest.raises(UsageError, match="is bytes"):
-        keys.sign("text", "ed25519")  # type: ignore[arg-type]  # that is the point
+        keys.sign(untyped("text"), "ed25519")
     assert fake.asked == []
 
 
 def test_a_digest_of_another_size_is_refused_by_the_agent(agent: KeyDeriver) -> None:
-    """In its words."""
+    """The client sends it, and raises the agent's refusal in the agent's words."""
     with pytest.raises(UsageError, match="32-byte digest, but received 31 bytes"):
         agent.sign(bytes(31), "secp256k1_prehashed")
 

@@ -80,7 +80,7 @@ def test_generated_keys() -> None:
     assert AppKeys.generate().root_public_key != AppKeys.generate().root_public_key
 
 
-def written(app_keys: AppKeys, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+def written(app_keys: AppKeys, **changes: Any) -> dict[str, Any]:
     """Return the agent's file for these keys, with changes; None takes a field away."""
     assert app_keys.ca_key is not None
     fields: dict[str, Any] = {
@@ -192,6 +192,14 @@ def test_a_key_that_occurs_twice(app_keys: AppKeys) -> None:
     assert str(caught.value) == "f: k256_key: occurs twice"
     assert not leaks(caught.value, app_keys.k256_key.hex())
     assert not leaks(caught.value, "22" * 32)
+
+
+def test_a_secret_in_the_place_of_a_name() -> None:
+    """No error tells it, not even where it stands twice: a fuzzer's find."""
+    with pytest.raises(ConfigError) as caught:
+        AppKeys.from_json('{"5ec2e75ec2e7": 1, "5ec2e75ec2e7": 2}', name="f")
+    assert str(caught.value) == "f: an unknown name: occurs twice"
+    assert "5ec2e7" not in repr(caught.value.__cause__)
 
 
 def test_a_file_without_end(tmp_path: Path) -> None:

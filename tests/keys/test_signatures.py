@@ -110,7 +110,7 @@ def test_verify_takes_any_bytes(name: str, data: bytes, signature: bytes, public
 
 
 @pytest.mark.parametrize("data", ["text", bytearray(32), None])
-def test_only_bytes_are_signed(keys: LocalKeys, data: Any) -> None:  # noqa: ANN401 - wrong on purpose
+def test_only_bytes_are_signed(keys: LocalKeys, data: Any) -> None:
     """Text and buffers that may change are refused by name."""
     with pytest.raises(UsageError, match="what is signed is bytes"):
         keys.sign(data, "ed25519")

@@ -8,7 +8,6 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestkit import _native
@@ -16,6 +15,7 @@ from attestkit.event_log import EventLog, agent_json
 from attestkit.event_log.agent_json import MAX_EVENTS, MAX_TEXT
 from attestkit.event_log.runtime import RUNTIME_EVENT_TYPE, runtime_event
 from tests.event_log.two_readers import agreed, read_in_python
+from tests.thorough import thorough
 from tests.vectors import data, load, needs_shared
 
 pytestmark = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
@@ -86,7 +86,7 @@ TEXTS = texts()
 def test_every_sample_is_read_in_any_layout(name: str) -> None:
     """Compact, with blanks, with other orders of keys, with unknown keys, with digests left out."""
     events = json.loads(TEXTS[name])
-    dice = Random(name)  # noqa: S311 - picks test cases, no secrets
+    dice = Random(name)
     assert len(events) > 5
     layouts = [TEXTS[name], compact(events), json.dumps(events).encode()]
     layouts += [json.dumps(events, indent=indent).encode() for indent in (0, 1, "\t", "\r\n ")]
@@ -122,14 +122,14 @@ def test_each_kind_written_out() -> None:
 
 @pytest.mark.usefixtures("level")
 @pytest.mark.parametrize("ascii_only", [False, True])
-def test_every_kind_in_every_company(ascii_only: bool) -> None:  # noqa: FBT001 - a parameter
+def test_every_kind_in_every_company(ascii_only: bool) -> None:
     """Events of all kinds, in all orders of three, with characters plain or escaped."""
     for chosen in itertools.product(KINDS, repeat=3):
         text = json.dumps(chosen, ensure_ascii=ascii_only).encode()
         assert agreed(text) == "accepted"
 
 
-def changed(event: dict[str, Any], /, **change: Any) -> bytes:  # noqa: ANN401 - JSON
+def changed(event: dict[str, Any], /, **change: Any) -> bytes:
     """Return a log of one event with something changed."""
     return compact([event | change])
 
@@ -287,7 +287,7 @@ NASTY = b'\0\n "\\,:{}[]-+.019aAeEfFgGntu/\x7f\x80\xbf\xc3\xe2\xed\xf0\xff'
 
 
 @pytest.mark.parametrize("spaced", [False, True])
-def test_every_byte_replaced_removed_and_doubled(spaced: bool) -> None:  # noqa: FBT001 - see above
+def test_every_byte_replaced_removed_and_doubled(spaced: bool) -> None:
     """One byte of events of all kinds changed: both readers say the same."""
     text = json.dumps(KINDS).encode() if spaced else compact(KINDS)
     said = {agreed(text)}
@@ -416,8 +416,7 @@ PIECES = [bytes([byte]) for byte in NASTY] + [
 ]
 
 
-@settings(max_examples=600, database=None, deadline=None)
-@given(st.lists(st.sampled_from(KINDS), max_size=4), st.data())
+@thorough(st.lists(st.sampled_from(KINDS), max_size=4), st.data(), few=100, many=600)
 def test_readers_agree_on_events_that_are_half_right(
     events: list[dict[str, Any]], drawn: st.DataObject
 ) -> None:
@@ -434,11 +433,10 @@ def test_readers_agree_on_events_that_are_half_right(
     agreed(text.encode(errors="surrogatepass"))
 
 
-@settings(max_examples=500, database=None, deadline=None)
-@given(st.integers(0, 2**32))
+@thorough(st.integers(0, 2**32), few=100, many=500)
 def test_readers_agree_on_texts_that_are_nearly_right(seed: int) -> None:
     """A few bytes put in, taken out or exchanged."""
-    dice = Random(seed)  # noqa: S311 - picks test cases, no secrets
+    dice = Random(seed)
     for _ in range(20):
         events = dice.choices(KINDS, k=dice.choice([1, 1, 2, 3]))
         text = bytearray(compact(events) if dice.random() < 0.5 else json.dumps(events).encode())

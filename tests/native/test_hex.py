@@ -14,7 +14,7 @@ from attestkit._native import _python
 
 # What the kernels need: AK_CPU_* bits.
 LEVELS = {"portable": 0, "avx2": 4, "vbmi": 2 | 4 | 8 | 16}
-DATA = random.Random(16).randbytes(4096)  # noqa: S311 - test data, the same every time
+DATA = random.Random(16).randbytes(4096)
 
 
 @pytest.fixture(params=LEVELS)
@@ -30,7 +30,7 @@ def lib(request: pytest.FixtureRequest) -> Iterator[Any]:
     found.ak_cpu_limit(2**32 - 1)
 
 
-def decode(lib: Any, text: bytes, shift: int = 0) -> bytes | None:  # noqa: ANN401 - cffi
+def decode(lib: Any, text: bytes, shift: int = 0) -> bytes | None:
     """Decode with the core, from and to memory of just that size, `shift` bytes off alignment."""
     ffi = pytest.importorskip("attestkit._native._lib").ffi
     memory = ffi.new("uint8_t[]", shift + len(text))
@@ -41,7 +41,7 @@ def decode(lib: Any, text: bytes, shift: int = 0) -> bytes | None:  # noqa: ANN4
     return bytes(ffi.buffer(found)[shift:])
 
 
-def encode(lib: Any, data: bytes, shift: int = 0) -> bytes:  # noqa: ANN401 - cffi
+def encode(lib: Any, data: bytes, shift: int = 0) -> bytes:
     """Encode with the core, into memory of just that size, `shift` bytes off alignment."""
     ffi = pytest.importorskip("attestkit._native._lib").ffi
     text = ffi.new("uint8_t[]", shift + 2 * len(data))
@@ -50,7 +50,7 @@ def encode(lib: Any, data: bytes, shift: int = 0) -> bytes:  # noqa: ANN401 - cf
 
 
 @pytest.mark.parametrize("shift", [0, 1, 31])
-def test_every_length(lib: Any, shift: int) -> None:  # noqa: ANN401 - cffi
+def test_every_length(lib: Any, shift: int) -> None:
     """0 to 300 bytes, in both cases and mixed, wherever in memory they are."""
     for size in range(301):
         data = DATA[size : 2 * size]
@@ -61,7 +61,7 @@ def test_every_length(lib: Any, shift: int) -> None:  # noqa: ANN401 - cffi
             assert decode(lib, text[1:], shift) is None or size == 0
 
 
-def test_every_byte_at_every_position(lib: Any) -> None:  # noqa: ANN401 - cffi
+def test_every_byte_at_every_position(lib: Any) -> None:
     """The 22 digits count wherever they are in 130 characters, and nothing else does."""
     digits = DATA[:65].hex().encode()
     wanted = {character: int(chr(character), 16) for character in b"0123456789abcdefABCDEF"}
@@ -79,7 +79,7 @@ def test_every_byte_at_every_position(lib: Any) -> None:  # noqa: ANN401 - cffi
             )
 
 
-def test_every_byte_is_written(lib: Any) -> None:  # noqa: ANN401 - cffi
+def test_every_byte_is_written(lib: Any) -> None:
     """Each value at each place of a wide register."""
     for at in range(64):
         data = bytes(at) + bytes(range(256))
@@ -91,7 +91,7 @@ FACES = [_native, _python]
 
 @pytest.mark.parametrize("core", FACES, ids=["chosen", "twin"])
 @pytest.mark.parametrize("size", [0, 1, 48, 1499, 1500, 1501, 1502, 4096])
-def test_small_and_large(core: Any, size: int) -> None:  # noqa: ANN401 - a module
+def test_small_and_large(core: Any, size: int) -> None:
     """The faces give the same on both sides of the size from which the core is the faster."""
     data = DATA[:size]
     assert core.hexlify(data) == data.hex().encode()
@@ -104,7 +104,7 @@ def test_small_and_large(core: Any, size: int) -> None:  # noqa: ANN401 - a modu
 @pytest.mark.parametrize(
     "odd", ["0", "0g", " 00", "00 ", "0x00", "é0", "١٢", "\ud800", "0\0", "\n"]
 )
-def test_what_is_not_hex(core: Any, size: int, odd: str) -> None:  # noqa: ANN401 - a module
+def test_what_is_not_hex(core: Any, size: int, odd: str) -> None:
     """Odd lengths, blanks, prefixes and the digits of other scripts are not hex."""
     text = "ab" * size + odd
     assert core.unhex(text) is None

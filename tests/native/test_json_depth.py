@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestkit import _native
 from attestkit._native import _python_json_depth as twin
+from tests.thorough import thorough
 
 compiled = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
 
@@ -36,15 +36,13 @@ def walked(text: bytes) -> int:
 
 
 @compiled
-@settings(max_examples=3000, database=None, deadline=None)
-@given(SOUP, st.integers(0, 5))
+@thorough(SOUP, st.integers(0, 5), few=500, many=3000)
 def test_cores_agree_on_soup(text: bytes, most: int) -> None:
     """Brackets, quotes and backslashes in any order, few of which are JSON."""
     assert _native.json_depth(text, most) == twin.json_depth(text, most)
 
 
-@settings(max_examples=2000, database=None, deadline=None)
-@given(SOUP)
+@thorough(SOUP, few=500, many=2000)
 def test_one_byte_at_a_time_finds_the_same(text: bytes) -> None:
     """Both are held against a third way, which jumps over nothing."""
     assert _native.json_depth(text, 2) == walked(text)
@@ -65,17 +63,15 @@ def depth_of(value: object) -> int:
     return 1 + max(map(depth_of, value), default=0) if isinstance(value, list) else 0
 
 
-@pytest.mark.parametrize("core", [_native, twin], ids=["chosen", "twin"])
-@settings(max_examples=500, database=None, deadline=None)
-@given(value=VALUE, ascii_only=st.booleans())
-def test_json_nests_as_deep_as_its_value(core: object, value: object, *, ascii_only: bool) -> None:
-    """One level more than there are is never exceeded, one less always is."""
-    text, depth = json.dumps(value, ensure_ascii=ascii_only).encode(), depth_of(value)
-    walk = core.json_depth  # type: ignore[attr-defined]  # both modules have it
-    assert walk(text, depth) == -1
-    if depth:
-        at = walk(text, depth - 1)
-        assert text[at : at + 1] in {b"[", b"{"}
+@thorough(VALUE, st.sampled_from(["ascii", "utf-8"]), few=100, many=500)
+def test_json_nests_as_deep_as_its_value(value: object, form: str) -> None:
+    """One level more than there are is never exceeded, one less always is; of either core."""
+    text, depth = json.dumps(value, ensure_ascii=form == "ascii").encode(), depth_of(value)
+    for core in (_native, twin):
+        assert core.json_depth(text, depth) == -1
+        if depth:
+            at = core.json_depth(text, depth - 1)
+            assert text[at : at + 1] in {b"[", b"{"}
 
 
 class Lies(bytes):

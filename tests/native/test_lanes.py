@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -185,9 +186,9 @@ def test_long_log_by_itself() -> None:
 
 @pytest.mark.parametrize("core", [_native, twin], ids=["compiled", "twin"])
 @pytest.mark.parametrize("logs_before", [0, 3, 300])
-def test_first_log_that_cannot_be_is_told(core: object, logs_before: int) -> None:
+def test_first_log_that_cannot_be_is_told(core: Any, logs_before: int) -> None:
     """Both cores name the register inside of its log; a large batch is refused like a small one."""
-    many = core.replay_many  # type: ignore[attr-defined] # both modules have it
+    many = core.replay_many
     good = [log_of(b"\0\1\2\3" * 50)] * logs_before
     with pytest.raises(FormatError) as caught:
         many([*good, log_of(b"\0\1\4"), (b"\0", b""), *good])
@@ -254,13 +255,13 @@ def test_forced_levels_agree() -> None:
             continue
         root = Path(_native.__file__).parents[2]
         env = {**os.environ, "PYTHONPATH": str(root), "ATTESTKIT_CPU": level}
-        done = subprocess.run(  # noqa: S603 - this very Python
+        done = subprocess.run(
             [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
         )
         said.add(done.stdout)
     env = {**os.environ, "PYTHONPATH": str(root), "ATTESTKIT_PURE_PYTHON": "1"}
     env.pop("ATTESTKIT_CPU", None)
-    plain = subprocess.run(  # noqa: S603 - this very Python
+    plain = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
     )
     assert said == {plain.stdout}

@@ -12,6 +12,7 @@ from attestkit import _native
 from attestkit._native import _python
 from attestkit._native._status import REFUSALS, refuse
 from tests.quotes import made_quote
+from tests.untyped import untyped
 
 compiled = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
 NATIVE = Path(_native.__file__).parent
@@ -26,7 +27,7 @@ def run(code: str, **environment: str) -> list[str]:
     """Return the lines that a fresh Python prints; a level of ours it is not to inherit."""
     inherited = {name: value for name, value in os.environ.items() if name != "ATTESTKIT_CPU"}
     env = {**inherited, "PYTHONPATH": str(NATIVE.parents[1]), **environment}
-    done = subprocess.run(  # noqa: S603 - this very Python
+    done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
     )
     return done.stdout.splitlines()
@@ -106,4 +107,4 @@ def test_refusal_carries_reason_and_byte() -> None:
 def test_only_bytes_get_in(data: object) -> None:
     """What another thread could change while the core reads it is not let in."""
     with pytest.raises(TypeError):
-        _native.quote_layout(data)  # type: ignore[arg-type]  # on purpose
+        _native.quote_layout(untyped(data))

@@ -136,7 +136,7 @@ def test_a_column_is_one_of_rows_that_belong_to_the_data() -> None:
 @pytest.mark.parametrize(
     "place", [(), (0,), (-1, 8), (0, -8), (0, 8, 4), (0, 48, 3), (0, 649), (0, "8"), (0, 48, 4, 1)]
 )
-def test_fields_that_columns_cannot_be_of(place: Any) -> None:  # noqa: ANN401 - on purpose
+def test_fields_that_columns_cannot_be_of(place: Any) -> None:
     """A column of the core is of one field, or of four of 48 bytes, which are inside bodies."""
     with pytest.raises((TypeError, ValueError)):
         _native.Column(*place)

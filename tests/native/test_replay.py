@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from attestkit import _native
 from attestkit._native import _python_log as twin
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import EventLog, WireEvent
+from tests.thorough import thorough
 
 # 251 is prime: blocks that are swapped or read twice show.
 PATTERN = bytes(i % 251 for i in range(4096))
@@ -26,14 +28,13 @@ def columns(registers: bytes, start: int = 0) -> Columns:
 
 @pytest.mark.parametrize("core", [_native, twin], ids=["chosen", "twin"])
 @pytest.mark.parametrize("size", [0, 1, 111, 112, 127, 128, 129, 239, 240, 255, 256, 1000, 4096])
-def test_sha384_at_the_edges_of_blocks(core: object, size: int) -> None:
+def test_sha384_at_the_edges_of_blocks(core: Any, size: int) -> None:
     """Padding goes into the last block where it fits, and into one more where it does not."""
-    digest = core.sha384(PATTERN[:size])  # type: ignore[attr-defined] # both modules have it
+    digest = core.sha384(PATTERN[:size])
     assert digest == hashlib.sha384(PATTERN[:size]).digest()
 
 
-@settings(max_examples=2000, database=None, deadline=None)
-@given(st.binary(max_size=600))
+@thorough(st.binary(max_size=600), few=300, many=2000)
 def test_sha384_of_any_bytes(data: bytes) -> None:
     """Any message has the digest that hashlib gives it."""
     assert _native.sha384(data) == hashlib.sha384(data).digest()
@@ -53,8 +54,12 @@ def test_one_extend_written_out() -> None:
     assert _native.replay(b"\2\2", digest * 2) == (bytes(48), bytes(48), twice, bytes(48))
 
 
-@settings(max_examples=3000, database=None, deadline=None)
-@given(st.lists(st.integers(0, 3), max_size=40).map(bytes), st.integers(0, 255))
+@thorough(
+    st.lists(st.integers(0, 3), max_size=40).map(bytes),
+    st.integers(0, 255),
+    few=300,
+    many=3000,
+)
 def test_cores_agree_on_any_order_of_registers(registers: bytes, start: int) -> None:
     """The four chains do not get into each other's way, however they alternate."""
     log = columns(registers, start)
@@ -71,9 +76,9 @@ def test_many_logs_at_once_are_each_by_itself(logs: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("core", [_native, twin], ids=["chosen", "twin"])
-def test_what_cannot_be_replayed_is_refused(core: object) -> None:
+def test_what_cannot_be_replayed_is_refused(core: Any) -> None:
     """A register that is not there, or a digest too few or too many, is an error in both cores."""
-    replay, many = core.replay, core.replay_many  # type: ignore[attr-defined] # both have them
+    replay, many = core.replay, core.replay_many
     with pytest.raises(FormatError) as caught:
         replay(b"\0\4", bytes(96))
     assert (caught.value.reason, caught.value.offset) == ("register", 1)

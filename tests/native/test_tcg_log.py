@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from attestkit import _native
 from attestkit._native import _python_log as twin
 from attestkit.errors import FormatError
+from tests.thorough import thorough
+from tests.untyped import untyped
 from tests.vectors import data, load, needs_shared
 
 LOGS = [
@@ -137,7 +139,7 @@ def changed(log: bytes, dice: Random) -> bytes:
 @given(SEEDS)
 def test_cores_agree_on_changed_samples(seed: int) -> None:
     """Real logs with numbers changed, bytes removed and bytes inserted, up to three times."""
-    dice = Random(seed)  # noqa: S311 - picks test cases, no secrets
+    dice = Random(seed)
     log = dice.choice(SHORT)[: dice.randrange(60, 2500)]
     for _ in range(dice.randrange(1, 4)):
         log = changed(log, dice)
@@ -151,12 +153,13 @@ DIGESTS = [[D384], [D384], [D1, D256], [D256, D1], [D256], [D256, D256], [], [(1
 TAILS = [b"", b"", b"\xff" * 9, bytes(12), bytes(11), b"\xff\xff\xff", b"\1\0\0\0\2"]
 
 
+@pytest.mark.slow
 @two_cores
 @settings(max_examples=12000, database=None, deadline=None)
 @given(SEEDS)
 def test_cores_agree_on_made_logs(seed: int) -> None:
     """Logs of records that are half right, with fill or something else behind them."""
-    dice = Random(seed)  # noqa: S311 - picks test cases, no secrets
+    dice = Random(seed)
     log = dice.choice(HEADERS)
     for _ in range(dice.randrange(5)):
         event = bytes(dice.randrange(9))
@@ -165,8 +168,11 @@ def test_cores_agree_on_made_logs(seed: int) -> None:
 
 
 @two_cores
-@settings(max_examples=6000, database=None, deadline=None)
-@given(st.one_of(st.binary(max_size=300), st.binary(max_size=300).map(TPM_HEADER.__add__)))
+@thorough(
+    st.one_of(st.binary(max_size=300), st.binary(max_size=300).map(TPM_HEADER.__add__)),
+    few=600,
+    many=6000,
+)
 def test_cores_agree_on_any_bytes(log: bytes) -> None:
     """Bytes without form, alone and behind a header."""
     agree(log)
@@ -250,7 +256,7 @@ REFUSED_TPM_LOGS = {
 
 @pytest.mark.parametrize("core", [_native, twin], ids=["chosen", "twin"])
 @pytest.mark.parametrize("what", REFUSED_CCELS)
-def test_a_refused_ccel_names_reason_and_byte(core: Any, what: str) -> None:  # noqa: ANN401 - module
+def test_a_refused_ccel_names_reason_and_byte(core: Any, what: str) -> None:
     """Each broken rule has its reason and the byte where it is broken."""
     log, reason, offset = REFUSED_CCELS[what]
     with pytest.raises(FormatError) as caught:
@@ -260,7 +266,7 @@ def test_a_refused_ccel_names_reason_and_byte(core: Any, what: str) -> None:  # 
 
 @pytest.mark.parametrize("core", [_native, twin], ids=["chosen", "twin"])
 @pytest.mark.parametrize("what", REFUSED_TPM_LOGS)
-def test_a_refused_tpm_log_names_reason_and_byte(core: Any, what: str) -> None:  # noqa: ANN401 - module
+def test_a_refused_tpm_log_names_reason_and_byte(core: Any, what: str) -> None:
     """Each broken rule has its reason and the byte where it is broken."""
     log, reason, offset = REFUSED_TPM_LOGS[what]
     with pytest.raises(FormatError) as caught:
@@ -269,7 +275,7 @@ def test_a_refused_tpm_log_names_reason_and_byte(core: Any, what: str) -> None: 
 
 
 @pytest.mark.parametrize("core", [_native, twin], ids=["chosen", "twin"])
-def test_a_ccel_ends_with_its_bytes_or_at_fill(core: Any) -> None:  # noqa: ANN401 - module
+def test_a_ccel_ends_with_its_bytes_or_at_fill(core: Any) -> None:
     """OVMF fills with ones, td-shim with zeros; records may fill the area to its last byte."""
     log = CCEL_HEADER + record(1, 4, D384)
     for fill in (b"", b"\xff" * 4, b"\xff" * 8, b"\xff" * 99, bytes(12), bytes(99)):
@@ -277,7 +283,7 @@ def test_a_ccel_ends_with_its_bytes_or_at_fill(core: Any) -> None:  # noqa: ANN4
 
 
 @pytest.mark.parametrize("core", [_native, twin], ids=["chosen", "twin"])
-def test_bounds_of_a_log(core: Any) -> None:  # noqa: ANN401 - module
+def test_bounds_of_a_log(core: Any) -> None:
     """65,536 records, 1 MiB of event data and 16 MiB in all are read, and no more."""
     most = OLD[:28] + bytes(4)
     assert len(core.tpm_walk(most * 65536)[1]) == 65536 * 28
@@ -292,7 +298,7 @@ def test_bounds_of_a_log(core: Any) -> None:  # noqa: ANN401 - module
 
 
 @pytest.mark.parametrize("core", [_native, twin], ids=["this", "plain"])
-def test_references_are_given_back(core: Any) -> None:  # noqa: ANN401 - two modules
+def test_references_are_given_back(core: Any) -> None:
     """Walks leave nothing behind, whether they find a log, many records, or refuse."""
     good = CCEL_HEADER + record(1, 4, D384) * 3
     many = CCEL_HEADER + record(1, 4, D384) * 300
@@ -316,7 +322,7 @@ def test_only_bytes_get_in(wrong: object) -> None:
     """What another thread could change while the core reads it is not let in."""
     for walk in (_native.ccel_walk, _native.tpm_walk):
         with pytest.raises(TypeError):
-            walk(wrong)  # type: ignore[arg-type]  # on purpose
+            walk(untyped(wrong))
 
 
 @two_cores

@@ -1,9 +1,12 @@
 """Work in parts comes back whole and in order, from as many threads as there are CPUs."""
 
+import gc
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import pytest
 
@@ -76,6 +79,30 @@ def test_first_error_is_the_caller_s(wrong: int) -> None:
     assert threading.active_count() == before
 
 
+@pytest.fixture
+def _uncollected() -> Iterator[None]:
+    """Leave cycles as they are; this file runs where tests/conftest.py is not, too."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("_uncollected")
+def test_what_failed_is_freed_with_its_error() -> None:
+    """Neither what was worked on nor the errors wait for the collector of cycles."""
+
+    class Work:
+        def __call__(self, _: Sequence[int]) -> list[int]:
+            raise KeyError
+
+    work = Work()
+    alive = weakref.ref(work)
+    with suppress(KeyError):
+        in_parts(work, range(60), [1] * 60, 4)
+    del work
+    assert alive() is None
+
+
 def test_without_threads_the_caller_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no thread can be had, because there are too many, the work is done all the same."""
 
@@ -123,7 +150,7 @@ def test_threads_do_not_write_into_each_other_s_room() -> None:
 @pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
 @pytest.mark.usefixtures("_no_switching")
 @pytest.mark.parametrize("large", [False, True])
-def test_only_large_batches_let_others_run(large: bool) -> None:  # noqa: FBT001 - a parameter
+def test_only_large_batches_let_others_run(large: bool) -> None:
     """Another thread that wants to run gets to it inside of one, and not inside of a small one."""
     count = _native._MANY_EVENTS if large else _native._MANY_EVENTS // 2
     assert _native._EVENTS_OF_A_THREAD // 4 >= _native._MANY_EVENTS  # as much is done at a time

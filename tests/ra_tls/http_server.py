@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from attestkit import ra_tls
 from tests.ra_tls import tds
+from tests.untyped import untyped
 from tests.verifier import parcels
 
 if TYPE_CHECKING:
@@ -28,12 +29,12 @@ COMPOSE: Final = b'{"manifest_version":2,"name":"the server","runner":"bash"}'
 class Protocol(HttpToolsProtocol):
     """HTTP whose applications find the client's result in their scope, as the guide tells."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask once per connection who is there."""
-        super().connection_made(transport)
-        app, result = self.app, ra_tls.peer(transport)
+        super().connection_made(untyped(transport))  # its kind is the loop's
+        app, result = self.app, ra_tls.peer(untyped(transport))
 
-        async def attested(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+        async def attested(scope: Any, receive: Any, send: Any) -> None:
             state = {**scope.get("state", {}), "peer": result}
             await app({**scope, "state": state}, receive, send)
 
@@ -46,7 +47,7 @@ class Application:
     def __init__(self) -> None:
         self.requests = 0
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a request, whose body is echoed."""
         self.requests += 1
         peer: AttestationResult = scope["state"]["peer"]
@@ -67,7 +68,12 @@ class Application:
 
 def _config(application: Application, context: ssl.SSLContext, *, new: bool) -> uvicorn.Config:
     """Configure uvicorn in the new way, or in the one that older ones have."""
-    options: dict[str, Any] = {"http": Protocol, "lifespan": "off", "log_level": "critical"}
+    options: dict[str, Any] = {
+        "http": Protocol,
+        "lifespan": "off",
+        "log_level": "critical",
+        "log_config": None,
+    }
     if new:
         return uvicorn.Config(application, ssl_context_factory=lambda *_: context, **options)
     config = uvicorn.Config(application, **options)
@@ -84,7 +90,8 @@ async def _serve(certificates: "dict[str, Issued]") -> None:
         sockets.append(socket.create_server(("127.0.0.1", 0)))
         ports[name] = sockets[-1].getsockname()[1]
         servers.append(uvicorn.Server(config))
-    print(json.dumps(ports), flush=True)  # noqa: T201 - the ready line; the sockets listen already
+    sys.stdout.write(f"{json.dumps(ports)}\n")  # the ready line: the sockets listen already
+    sys.stdout.flush()
     running = [
         asyncio.ensure_future(server.serve([listener]))
         for server, listener in zip(servers, sockets, strict=True)

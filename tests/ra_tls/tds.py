@@ -51,7 +51,7 @@ def debug(report_data: bytes) -> Attestation:
 def issued(
     attest: Callable[[bytes], Attestation] = genuine,
     keys: AppKeys = KEYS,
-    **changes: Any,  # noqa: ANN401 - any field of the request
+    **changes: Any,
 ) -> ra_tls.Issued:
     """Issue a certificate for both sides of TLS, with evidence, by the app's authority."""
     assert keys.ca_key is not None

@@ -40,7 +40,7 @@ def attest(report_data: bytes) -> Attestation:
     return Attestation.from_bytes(FIXTURE).with_report_data(report_data)
 
 
-def issue(**changes: Any) -> ra_tls.Issued:  # noqa: ANN401 - any field of the request
+def issue(**changes: Any) -> ra_tls.Issued:
     """Issue a certificate of the test's authority."""
     assert KEYS.ca_key is not None
     fields: dict[str, Any] = {
@@ -54,7 +54,7 @@ def issue(**changes: Any) -> ra_tls.Issued:  # noqa: ANN401 - any field of the r
     return ra_tls.issue(**(fields | changes))
 
 
-def leaf(**changes: Any) -> x509.Certificate:  # noqa: ANN401 - any field of the request
+def leaf(**changes: Any) -> x509.Certificate:
     """Issue a certificate and read it with another library."""
     return x509.load_pem_x509_certificate(issue(**changes).certificate_chain[0].encode())
 
@@ -479,5 +479,5 @@ def test_the_clock_and_chance_are_the_systems() -> None:
 def test_issued_pickles() -> None:
     """Key and chain go through pickle, for worker processes; so does the JSON of app info."""
     issued = issue(key=KEY)
-    assert pickle.loads(pickle.dumps(issued)) == issued  # noqa: S301 - our own
+    assert pickle.loads(pickle.dumps(issued)) == issued
     assert json.loads(json.dumps(bound().app_info().to_dict()))["app_id"] != ""

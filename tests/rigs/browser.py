@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 _CHROMIUM: Final = shutil.which("chromium") or shutil.which("chromium-browser")
-_MISSING: Final = [
+MISSING: Final = [
     what
     for what, there in {
         "chromium": _CHROMIUM is not None,
@@ -19,7 +19,7 @@ _MISSING: Final = [
 ]
 MARKS: Final = [
     pytest.mark.rig,
-    pytest.mark.skipif(bool(_MISSING), reason=f"not installed: {', '.join(_MISSING)}"),
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
 ]
 """What a file of such rigs has as its `pytestmark`."""
 

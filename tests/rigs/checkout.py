@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-from xml.etree import ElementTree as ET
 
+from tests.own_xml import parse_xml
 from tests.vectors import HAVE_SHARED, SHARED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +62,7 @@ def run_tests(
     """
     environment["ATTESTKIT_MOST_EXAMPLES"] = str(examples)
     report = place / "report.xml"
-    done = subprocess.run(  # noqa: S603 - our own tests
+    done = subprocess.run(
         [*command, f"--junitxml={report}", "-q", *_PLUGINS],
         cwd=place,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment},
@@ -71,13 +71,18 @@ def run_tests(
         timeout=seconds,
         check=False,
     )
+    return outcome_of(report, done.stdout + done.stderr)
+
+
+def outcome_of(report: Path, printed: str) -> Outcome:
+    """Return what pytest's report in XML says; `printed` is what it printed."""
     if not report.exists():
-        return Outcome(Counter(failed=1), done.stdout + done.stderr)
+        return Outcome(Counter(failed=1), printed)
     counts: Counter[str] = Counter()
     texts = []
-    for case in ET.parse(report).iter("testcase"):  # noqa: S314 - pytest wrote it
+    for case in parse_xml(report.read_text()).iter("testcase"):
         bad = [part for part in case if part.tag in ("failure", "error")]
         skipped = case.find("skipped") is not None
         counts["failed" if bad else "skipped" if skipped else "passed"] += 1
         texts += [f"{case.get('classname')}.{case.get('name')}:\n{part.text}" for part in bad]
-    return Outcome(counts, "\n".join(texts) or done.stdout)
+    return Outcome(counts, "\n".join(texts) or printed)

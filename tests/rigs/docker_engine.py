@@ -51,7 +51,7 @@ class DockerEngine:
         # it, the next daemon would wait for its end.
         (folder / "exec/containerd/containerd.pid").unlink(missing_ok=True)
         with (folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(  # noqa: S603 - a test's own program
+            self.process = subprocess.Popen(
                 [
                     *("dockerd", "--host", self.address, "--pidfile", str(folder / "pid")),
                     *("--data-root", str(folder / "data"), "--exec-root", str(folder / "exec")),
@@ -76,7 +76,7 @@ class DockerEngine:
 
     def cli(self, *words: str) -> "subprocess.CompletedProcess[bytes]":
         """Run the engine's own command line; it must succeed."""
-        done = subprocess.run(  # noqa: S603 - a test's own program
+        done = subprocess.run(
             ["docker", *words],
             env=self.environment(),
             stdin=subprocess.DEVNULL,
@@ -89,7 +89,7 @@ class DockerEngine:
 
     def logs(self, name: str, *options: str) -> bytes:
         """Return what `docker logs` prints, both channels in the order of the log."""
-        return subprocess.run(  # noqa: S603 - a test's own program
+        return subprocess.run(
             ["docker", "logs", *options, name],
             env=self.environment(),
             stdin=subprocess.DEVNULL,
@@ -114,7 +114,7 @@ class DockerEngine:
     ) -> "Iterator[subprocess.Popen[bytes]]":
         """Run a container with our hand on its standard input, and remove it at the end."""
         words = self._words(name, script, "--interactive", *options)
-        with subprocess.Popen(  # noqa: S603 - a test's own program
+        with subprocess.Popen(
             ["docker", "run", *words],
             env=self.environment(),
             stdin=subprocess.PIPE,
@@ -185,4 +185,4 @@ def running_engine() -> Iterator[DockerEngine]:
             # What a daemon that was killed has left mounted.
             for line in Path("/proc/self/mountinfo").read_text().splitlines()[::-1]:
                 if (place := line.split()[4]).startswith(f"{folder}/"):
-                    subprocess.run(["umount", place], check=True)  # noqa: S603 - the system's own
+                    subprocess.run(["umount", place], check=True)

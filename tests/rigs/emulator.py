@@ -169,7 +169,7 @@ def emulator(
     words = options_of(faults, {"seed": seed, "qgs": socket, **options})
     try:
         with (top / "stderr").open("w") as errors:
-            process = subprocess.Popen(  # noqa: S603 - our own program
+            process = subprocess.Popen(
                 command(root, *words),
                 env={**environment(), "TMPDIR": str(top)},  # so that a killed one leaves nothing
                 stdin=subprocess.DEVNULL,
@@ -209,5 +209,5 @@ def stop(process: "subprocess.Popen[str]", root: Path) -> int:
             process.wait()
     if str(root) in Path("/proc/self/mounts").read_text():  # it was killed
         words = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-uz"]
-        subprocess.run([*words, str(root)], check=True, capture_output=True)  # noqa: S603 - our own folder
+        subprocess.run([*words, str(root)], check=True, capture_output=True)
     return process.returncode

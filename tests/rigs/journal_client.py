@@ -29,6 +29,7 @@ from attestkit.backends.td_guest import TdGuest
 from attestkit.backends.tdx_ioctl import TdxIoctl
 from attestkit.errors import AttestKitError
 from attestkit.event_log.journal_files import Folder, OsFolder
+from tests.keeping import Keeping
 from tests.rigs import journal_upstream
 
 LONGEST = 100  # seconds that a child may live: whatever hangs is seen
@@ -76,7 +77,7 @@ def watched_folder(step: Step) -> type[OsFolder]:
     def watched(name: str) -> Callable[..., object]:
         real = getattr(OsFolder, name)
 
-        def operation(folder: OsFolder, *arguments: Any) -> object:  # noqa: ANN401 - of any operation
+        def operation(folder: OsFolder, *arguments: Any) -> object:
             what = " ".join((name, *arguments[:1]))
             step(f"before {what}")
             if name in HALVES:
@@ -104,7 +105,7 @@ def operations() -> list[str]:
 def around(step: Step, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
     """Return `call` with a step before and after it."""
 
-    def operation(*arguments: Any) -> Any:  # noqa: ANN401 - of any call
+    def operation(*arguments: Any) -> Any:
         step(f"before {name}")
         result = call(*arguments)
         step(f"after {name}")
@@ -247,19 +248,20 @@ def start(order: Order, gate: tuple[int, int]) -> Child:
         return Child(order, pid, pipe)
     status = 1
     try:
-        signal.alarm(LONGEST)
-        os.close(gate[1])
-        os.read(gate[0], 1)
-        if order.room is not None:
-            set_room(order.room)
+        with Keeping() as kept:  # the end of a child, whatever it was
+            signal.alarm(LONGEST)
+            os.close(gate[1])
+            os.read(gate[0], 1)
+            if order.room is not None:
+                set_room(order.room)
 
-        def say(*what: object) -> None:
-            os.write(speaks, f"{json.dumps(what)}\n".encode())
+            def say(*what: object) -> None:
+                os.write(speaks, f"{json.dumps(what)}\n".encode())
 
-        ACTIONS[order.do](order, say)
-        status = 0
-    except BaseException:  # noqa: BLE001 - the end of a child, whatever it was
-        traceback.print_exc()
+            ACTIONS[order.do](order, say)
+            status = 0
+        if kept.error is not None:
+            traceback.print_exception(kept.error)
     finally:
         os._exit(status)
 

@@ -101,12 +101,12 @@ class Machine:
 
     # -- programs ------------------------------------------------------------------------------
 
-    def order(self, do: str, *names: str, **more: Any) -> Order:  # noqa: ANN401 - fields of Order
+    def order(self, do: str, *names: str, **more: Any) -> Order:
         """Return an order for a program on this machine."""
         qgs = self.emulator.qgs
         return Order(do, str(self.root), str(self.log), qgs, names, **more)
 
-    def run(self, do: str, *names: str, **more: Any) -> Answer:  # noqa: ANN401 - fields of Order
+    def run(self, do: str, *names: str, **more: Any) -> Answer:
         """Run one program to its end."""
         (answer,) = self.together(self.order(do, *names, **more))
         return answer

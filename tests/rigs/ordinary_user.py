@@ -33,7 +33,7 @@ def _run(
 ) -> "subprocess.CompletedProcess[str]":
     """Run a Python as nobody in a folder of nobody's."""
     with tempfile.TemporaryDirectory(prefix="ak") as scratch:
-        return subprocess.run(  # noqa: S603 - a Python of this machine
+        return subprocess.run(
             [
                 *("unshare", "--mount", "--propagation", "private", "--"),
                 *("sh", "-euc", SCRIPT, "sh", scratch, python, *words),

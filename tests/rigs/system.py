@@ -66,7 +66,7 @@ class System(NamedTuple):
 
     def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """Run a program to its end."""
-        return subprocess.run(  # noqa: S603 - a test's own program
+        return subprocess.run(
             self.words(*words),
             env=environment(),
             stdin=subprocess.DEVNULL,
@@ -96,7 +96,7 @@ class System(NamedTuple):
         places = ("--dir", str(self.folder), "--http", "127.0.0.1:0") if usual else ()
         with (
             (self.folder / "stderr").open("w") as errors,
-            subprocess.Popen(  # noqa: S603 - our own program
+            subprocess.Popen(
                 self.words(*command(*places, *options)),
                 env={**environment(), **(extra or {})},
                 stdin=subprocess.DEVNULL,
@@ -117,13 +117,13 @@ class System(NamedTuple):
 
 
 @contextlib.contextmanager
-def system(**options: Any) -> Iterator[System]:  # noqa: ANN401 - the emulator's
+def system(**options: Any) -> Iterator[System]:
     """Run a system on a machine with these options, until the end of the block."""
     with emulator(**options) as machine:
         top = machine.root.parent
         for name in ("scratch", "system"):
             (top / name).mkdir()
-        holder = subprocess.Popen(  # noqa: S603 - our own script
+        holder = subprocess.Popen(
             [
                 *("unshare", "--mount", "--propagation", "private", "--", "sh", "-euc", SCRIPT),
                 *("sh", str(machine.root), str(top / "scratch")),

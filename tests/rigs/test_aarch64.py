@@ -38,7 +38,7 @@ def test_core_on_aarch64(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     except subprocess.CalledProcessError as error:
         pytest.fail(error.stderr, pytrace=False)
     python = str(starter(root, tmp_path))
-    said = subprocess.check_output([python, "-c", SAY], cwd=checkout, text=True)  # noqa: S603 - ours
+    said = subprocess.check_output([python, "-c", SAY], cwd=checkout, text=True)
     assert said == "aarch64 compiled\n"
     command = [python, "-m", "pytest", "-c", "tests/rigs/aarch64/pytest.ini", "--rootdir=."]
     command += ["-m", "not rig", "-k", f"not {LEFT_OUT}", *core_tests()]

@@ -35,7 +35,7 @@ PYTEST = (
 @cache
 def names() -> tuple[str, ...]:
     """Return the names of all tests in the suite."""
-    done = subprocess.run(  # noqa: S603 - our own tests
+    done = subprocess.run(
         [sys.executable, *PYTEST, "--collect-only", SUITE],
         env=environment(),
         cwd=ROOT,
@@ -60,11 +60,13 @@ def check_passed(done: "subprocess.CompletedProcess[str]") -> None:
 
 @requires_namespace
 @pytest.mark.slow
-def test_at_the_kernels_paths() -> None:
+def test_at_the_kernels_paths(tmp_path: Path) -> None:
     """In a mount namespace, where no program is told where to look."""
+    # The folder of all pytests is cleaned by whichever ends, and another's turn there is a warning.
+    own = [f"--basetemp={tmp_path / 'of-its-own'}"]
     unshare = ("unshare", "--mount", "--propagation", "private", "--")
-    done = subprocess.run(  # noqa: S603 - our own tests
-        [*unshare, sys.executable, *PYTEST, "-rA", "--show-capture=no", SUITE],
+    done = subprocess.run(
+        [*unshare, sys.executable, *PYTEST, *own, "-rA", "--show-capture=no", SUITE],
         env={**environment(), OUTER_NAMESPACE: mount_namespace()},
         cwd=ROOT,
         stdin=subprocess.DEVNULL,

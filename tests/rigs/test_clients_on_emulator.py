@@ -91,7 +91,7 @@ def tappd(
     """Runs a scenario on a client of Tappd, which says that it is deprecated."""
     monkeypatch.setenv("TAPPD_SIMULATOR_ENDPOINT", server.tappd)
 
-    def make(*args: str) -> Any:  # noqa: ANN401 - the client ships no types
+    def make(*args: str) -> Any:
         with pytest.deprecated_call():
             return getattr(python.sdk, request.param)(*args)
 
@@ -133,9 +133,9 @@ node = javascript.node
 
 
 @pytest.fixture(scope="module")
-def answers(node: str, server: Server) -> Any:  # noqa: ANN401 - JSON
+def answers(node: str, server: Server) -> Any:
     """What the client got for all its calls."""
-    done = subprocess.run(  # noqa: S603 - our own script
+    done = subprocess.run(
         [node, "sdk.mjs", server.dstack, server.tappd],
         cwd=javascript.FOLDER,
         env=environment(),
@@ -160,7 +160,7 @@ test_javascript_older = javascript.test_what_the_newer_client_has_left_of_the_ol
 test_javascript_uncalled = javascript.test_no_method_is_left_out
 
 
-def test_javascript_info(answers: Any, app: AppFiles) -> None:  # noqa: ANN401 - JSON
+def test_javascript_info(answers: Any, app: AppFiles) -> None:
     """Info's parts belong together; the version is new enough for every option."""
     info = answers["dstack"]["info"]
     assert info["compose_hash"] == info["tcb_info"]["compose_hash"] == app.compose_hash

@@ -65,7 +65,7 @@ FOCUSED: Final = """() => {
 class Tab:
     """A tab, with what it complained about and what it asked for."""
 
-    def __init__(self, context: Any, url: str, *, clock: bool = False) -> None:  # noqa: ANN401
+    def __init__(self, context: Any, url: str, *, clock: bool = False) -> None:
         self.requests: list[str] = []
         self.complaints: list[str] = []
         self.url = url
@@ -126,7 +126,7 @@ def server() -> Iterator[Server]:
 @contextlib.contextmanager
 def hostile_server(*options: str) -> Iterator[str]:
     """Run a server where all names are hostile; return its URL."""
-    with subprocess.Popen(  # noqa: S603 - our own program
+    with subprocess.Popen(
         [sys.executable, "-m", "tests.rigs.dashboard_server", *options],
         cwd=ROOT,
         env=environment(),
@@ -142,7 +142,7 @@ def hostile_server(*options: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def tab_of(browser: Any, url: str, *, clock: bool = False, **options: Any) -> Iterator[Tab]:  # noqa: ANN401
+def tab_of(browser: Any, url: str, *, clock: bool = False, **options: Any) -> Iterator[Tab]:
     """Open a page in a context of its own; at the end it must have complained about nothing."""
     context = browser.new_context(**options)
     try:
@@ -160,7 +160,7 @@ def _emit(server: Server, name: str) -> None:
 @pytest.mark.parametrize(("width", "height"), WINDOWS)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_it_fits_and_can_be_read(
-    browser: Any,  # noqa: ANN401
+    browser: Any,
     server: Server,
     width: int,
     height: int,
@@ -186,7 +186,7 @@ def test_it_fits_and_can_be_read(
         assert {"/", "/assets/dashboard.css", "/assets/dashboard.js"} <= loaded
 
 
-def test_every_link(browser: Any, server: Server) -> None:  # noqa: ANN401
+def test_every_link(browser: Any, server: Server) -> None:
     """Each leads somewhere: to a part of the page, or to another that is served."""
     with tab_of(browser, f"{server.url}/") as tab:
         links = tab.page.locator("a").evaluate_all("all => all.map(a => a.getAttribute('href'))")
@@ -204,7 +204,7 @@ def test_every_link(browser: Any, server: Server) -> None:  # noqa: ANN401
 
 
 @pytest.mark.parametrize(("width", "height"), WINDOWS)
-def test_by_keyboard(browser: Any, server: Server, width: int, height: int) -> None:  # noqa: ANN401
+def test_by_keyboard(browser: Any, server: Server, width: int, height: int) -> None:
     """Tab reaches everything in its order, each in sight and ringed; nothing holds it."""
     window = {"width": width, "height": height}
     with tab_of(browser, f"{server.url}/", viewport=window) as tab:
@@ -230,7 +230,7 @@ def test_by_keyboard(browser: Any, server: Server, width: int, height: int) -> N
         assert not page.locator("#boot li").first.is_visible()
 
 
-def test_it_keeps_fresh(browser: Any, server: Server) -> None:  # noqa: ANN401
+def test_it_keeps_fresh(browser: Any, server: Server) -> None:
     """An event shows within a round; what the reader did to the page stays as it is."""
     with tab_of(browser, f"{server.url}/", clock=True) as tab:
         page = tab.page
@@ -261,7 +261,7 @@ def test_it_keeps_fresh(browser: Any, server: Server) -> None:  # noqa: ANN401
 
 @pytest.mark.parametrize(("motion", "animation"), [("no-preference", "fresh"), ("reduce", "none")])
 def test_what_is_new_is_marked(
-    browser: Any,  # noqa: ANN401
+    browser: Any,
     server: Server,
     motion: str,
     animation: str,
@@ -277,7 +277,7 @@ def test_what_is_new_is_marked(
         assert not last.get_attribute("class")
 
 
-def test_pause(browser: Any, server: Server) -> None:  # noqa: ANN401
+def test_pause(browser: Any, server: Server) -> None:
     """A button stops it and starts it, and says which."""
     with tab_of(browser, f"{server.url}/", clock=True) as tab:
         page = tab.page
@@ -295,7 +295,7 @@ def test_pause(browser: Any, server: Server) -> None:  # noqa: ANN401
         assert page.locator("#live-state").inner_text() == "Live"
 
 
-def test_a_hidden_tab_asks_nothing(browser: Any, server: Server) -> None:  # noqa: ANN401
+def test_a_hidden_tab_asks_nothing(browser: Any, server: Server) -> None:
     """It stops when nobody looks, and is fresh at once when somebody does."""
     with tab_of(browser, f"{server.url}/", clock=True) as tab:
         tab.hide(hidden=True)
@@ -307,7 +307,7 @@ def test_a_hidden_tab_asks_nothing(browser: Any, server: Server) -> None:  # noq
         tab.page.get_by_text("nobody-looked").first.wait_for()
 
 
-def test_a_lost_server_is_told(browser: Any, server: Server) -> None:  # noqa: ANN401
+def test_a_lost_server_is_told(browser: Any, server: Server) -> None:
     """The page says since when what it shows is old, keeps it, and recovers by itself."""
     context = browser.new_context(viewport={"width": 360, "height": 780})
     try:
@@ -328,7 +328,7 @@ def test_a_lost_server_is_told(browser: Any, server: Server) -> None:  # noqa: A
         context.close()
 
 
-def test_copy(browser: Any, server: Server) -> None:  # noqa: ANN401
+def test_copy(browser: Any, server: Server) -> None:
     """A button copies a value whole, without the gaps it is shown with."""
     clipboard = ["clipboard-read", "clipboard-write"]
     with tab_of(browser, f"{server.url}/", permissions=clipboard) as tab:
@@ -341,7 +341,7 @@ def test_copy(browser: Any, server: Server) -> None:  # noqa: ANN401
 
 
 @pytest.mark.parametrize(("width", "height"), WINDOWS)
-def test_nobody_breaks_out(browser: Any, width: int, height: int) -> None:  # noqa: ANN401
+def test_nobody_breaks_out(browser: Any, width: int, height: int) -> None:
     """Hostile names stay text, also when the page takes them over anew; nothing is pushed aside."""
     window = {"width": width, "height": height}
     with (
@@ -367,7 +367,7 @@ def test_nobody_breaks_out(browser: Any, width: int, height: int) -> None:  # no
             assert (answer.status, answer.text()) == (200, name)
 
 
-def test_an_engine_that_comes_and_goes(browser: Any) -> None:  # noqa: ANN401
+def test_an_engine_that_comes_and_goes(browser: Any) -> None:
     """Its containers come and go with it, and what it complains about stays text."""
     with hostile_server("--failing") as url, tab_of(browser, url, clock=True) as tab:
         rows = tab.page.locator("#containers tbody tr")
@@ -389,7 +389,7 @@ def _next_answer(tab: Tab) -> None:
     raise AssertionError("the engine was not asked again")
 
 
-def test_hidden_measurements(browser: Any) -> None:  # noqa: ANN401
+def test_hidden_measurements(browser: Any) -> None:
     """The page of an app that hides them is whole without them, and stays so."""
     with hostile_server("--hidden") as url, tab_of(browser, url, clock=True) as tab:
         tab.wait_round()
@@ -398,7 +398,7 @@ def test_hidden_measurements(browser: Any) -> None:  # noqa: ANN401
         assert tab.fits()
 
 
-def test_without_scripts(browser: Any, server: Server) -> None:  # noqa: ANN401
+def test_without_scripts(browser: Any, server: Server) -> None:
     """Everything is there and folds; what only a script could do is not offered."""
     with tab_of(browser, f"{server.url}/", java_script_enabled=False) as tab:
         page = tab.page

@@ -33,7 +33,7 @@ def browser() -> Iterator[Any]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1440])
 def test_the_page_stands_by_itself(
-    browser: Any,  # noqa: ANN401 - playwright is imported in the fixture
+    browser: Any,
     urls: dict[str, str],
     listener: str,
     scheme: str,
@@ -70,7 +70,7 @@ _COLOURS: Final = """() => {
 }"""
 
 
-def _check_keyboard(tab: Any) -> None:  # noqa: ANN401 - a page of playwright's
+def _check_keyboard(tab: Any) -> None:
     """The first key leads to the link over the contents, the next into them."""
     tab.keyboard.press("Tab")
     skip = tab.locator(":focus")
@@ -79,4 +79,4 @@ def _check_keyboard(tab: Any) -> None:  # noqa: ANN401 - a page of playwright's
     tab.keyboard.press("Tab")
     assert tab.locator("nav :focus").inner_text() == "Encodings"
     tab.keyboard.press("Enter")
-    assert tab.url.endswith("#encodings")
+    tab.wait_for_url("**#encodings")

@@ -50,7 +50,7 @@ def clone(tmp_path: Path) -> Path:
     """Return a fresh clone of what is committed."""
     folder = tmp_path / "clone"
     clone = ["git", "clone", "--quiet", str(ROOT), str(folder)]
-    subprocess.run(clone, check=True)  # noqa: S603 - our own checkout
+    subprocess.run(clone, check=True)
     return folder
 
 
@@ -59,7 +59,7 @@ def server(clone: Path, path_without_compiler: str) -> Iterator[tuple[Path, str]
     """Run `make serve` in the clone; yield the clone and the ready line."""
     keep = {k: v for k, v in os.environ.items() if k.startswith(("PIP_", "HTTP", "http", "SSL_"))}
     python = Path(sys.base_prefix) / "bin" / "python3"
-    with subprocess.Popen(  # noqa: S603 - our own Makefile
+    with subprocess.Popen(
         ["make", "--silent", "serve", f"PYTHON={python}", "ARGS=--http 127.0.0.1:0"],
         cwd=clone,
         env={**keep, "PATH": path_without_compiler, "HOME": str(clone.parent)},
@@ -95,7 +95,7 @@ def test_make_serve_needs_no_compiler(server: tuple[Path, str]) -> None:
     answer = _post(words["dstack"], "GetQuote", {"report_data": "1234"})
     assert answer["report_data"] == "1234".ljust(128, "0")
     assert "1234".ljust(128, "0") in answer["quote"]
-    told = subprocess.run(  # noqa: S603 - our own program
+    told = subprocess.run(
         [
             clone / ".venv/bin/python",
             "-c",

@@ -212,7 +212,7 @@ class KillTimes:
     """
 
     def __init__(self, machine: Machine) -> None:
-        self._random = random.Random(SEED)  # noqa: S311 - a moment is no secret
+        self._random = random.Random(SEED)
         began = time.monotonic()
         times = machine.run("emit", *map(str, range(20))).times
         self._start = times[0][2] - began

@@ -68,7 +68,7 @@ sys.stdin.readline()
 buffer = ctypes.create_string_buffer(8192)
 print(libc.read(fd, buffer, 8192), ctypes.get_errno(), flush=True)
 """
-    with subprocess.Popen(  # noqa: S603 - our own program
+    with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as client:
         assert client.stdin is not None
@@ -346,7 +346,7 @@ def test_shell_arms_and_disarms(machine: Emulator) -> None:
     file = machine.root / "attestkit/faults"
     script = "printf 'ebusy:3\\neintr\\n' > $1; echo mkdir=EIO@2 >> $1; cat $1; : > $1; cat $1"
     words = ["sh", "-euc", script, "sh", str(file)]
-    done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=PATIENCE)  # noqa: S603 - our own script
+    done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout == "ebusy:3\neintr:1\nmkdir=EIO:1@2\n"
     assert machine.armed() == []
 

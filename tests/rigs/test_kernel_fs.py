@@ -34,8 +34,6 @@ from tests.rigs.file_calls import (
 
 pytestmark = [pytest.mark.rig, requires_fuse]
 
-OTHER_COMMANDS = (0x80315403, 0x40315403, 0x80105404, 0xC0105404, 0xC0105402, 0x80105402)
-
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Emulator]:
@@ -93,7 +91,7 @@ def test_shell(machine: Emulator) -> None:
         rmdir shell
     """
     words = ["sh", "-euc", script, "sh", str(machine.root / REPORTS)]
-    done = subprocess.run(words, check=True, capture_output=True, timeout=PATIENCE)  # noqa: S603 - our own script
+    done = subprocess.run(words, check=True, capture_output=True, timeout=PATIENCE)
     assert done.stderr == b"tdx_guest\n1\n"
     assert Quote.parse(done.stdout).report_data == b"%064d" % 7
     assert machine.entries() == []
@@ -474,7 +472,7 @@ r = os.open("provider", os.O_RDONLY); os.read(r, 3)
 d = os.open({str(machine.root / "dev/tdx_guest")!r}, os.O_RDWR)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", program], check=False, timeout=PATIENCE)  # noqa: S603 - our own program
+    done = subprocess.run([sys.executable, "-c", program], check=False, timeout=PATIENCE)
     assert done.returncode == -9
     assert machine.entries() == ["left"]
     assert Quote.parse(get(new_entry(machine, inblob=NONCE) / "outblob")).report_data == NONCE

@@ -197,7 +197,7 @@ def test_examples_of_the_document(rig: Rig, middle: int) -> None:
     for example in examples:
         command, changed = re.subn(r"http://[^/]+", rig.server.url, example)
         assert changed == 1
-        done = subprocess.run(  # noqa: S603 - the document's own command
+        done = subprocess.run(
             ["/bin/sh", "-c", f"{command} -sS --fail"],
             capture_output=True,
             timeout=PATIENCE,

@@ -79,16 +79,16 @@ def turns(each: list[list[Request]]) -> list[list[int]]:
     ]
 
 
-def rounds(each: list[list[Request]]) -> float:
-    """Return how many rounds the slowest of a hundred requests of any client took."""
+def rounds(each: list[list[Request]], hundredths: int = 99) -> float:
+    """Return in how many rounds so many hundredths of any client's requests were through."""
     counts = turns(each)
     assert all(len(client) > REQUESTS // 4 for client in counts), "they did not ask together"
-    return max(sorted(client)[len(client) * 99 // 100] for client in counts) / len(each)
+    return max(sorted(client)[len(client) * hundredths // 100] for client in counts) / len(each)
 
 
 def process(machine: Emulator, what: str) -> "Popen[str]":
     """Start a client that waits for its start."""
-    return Popen(  # noqa: S603 - our own program
+    return Popen(
         [sys.executable, "-c", CLIENT, str(machine.root), str(REQUESTS), what],
         cwd=ROOT,
         env=environment(),
@@ -141,12 +141,13 @@ def test_threads_of_one_attester_take_turns(what: str) -> None:
 def test_processes_take_turns(what: str) -> None:
     """Four processes: the same, through the kernel's files and the log's lock alone."""
     # Longer than a busy machine lets a process wait for a core: that is no turn of the device's.
+    # A machine that is busier still does so with a few requests, a device that is unfair with most.
     with emulator(faults=["slow:40ms:*"]) as machine:
         clients = [process(machine, what) for _ in range(PROCESSES)]
         start_together(clients)
         each = [finish(client) for client in clients]
         assert machine.entries() == []
-    assert rounds(each) <= LIMIT
+    assert rounds(each, 90) <= LIMIT
 
 
 def test_overtaking_would_show() -> None:

@@ -93,18 +93,6 @@ def test_version_5() -> None:
         assert verdict.status == "UpToDate"
 
 
-def ioctl_of(driver: str, name: str) -> int:
-    """Return the number of a driver's command; each has its own."""
-    numbers = {
-        "C": (0x80315403, 0x80105404),
-        "C'": (0x40315403, 0xC0105404),
-        "D": (0, 0xC0105402),
-        "D'": (0, 0x80105402),
-        "dstack": (0x80315403, 0),
-    }
-    return numbers[driver][name == "quote"]
-
-
 @pytest.fixture(scope="module")
 def old(request: pytest.FixtureRequest) -> Iterator[Emulator]:
     """Return a guest with an old driver, one machine for all tests of that driver."""

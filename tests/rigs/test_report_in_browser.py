@@ -45,8 +45,8 @@ def _page(files: Files, kind: str) -> tuple[Path, str]:
 @pytest.mark.parametrize("kind", ["good", "bundle", "refused", "hostile"])
 @pytest.mark.parametrize(("width", "height"), WINDOWS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_stands_by_itself(  # noqa: PLR0913 - the fixtures and the row
-    browser: Any,  # noqa: ANN401 - playwright is imported in the fixture
+def test_the_page_stands_by_itself(
+    browser: Any,
     files: Files,
     *,
     kind: str,
@@ -79,7 +79,7 @@ def test_the_page_stands_by_itself(  # noqa: PLR0913 - the fixtures and the row
         context.close()
 
 
-def _check_style(tab: Any) -> None:  # noqa: ANN401 - a page of playwright's
+def _check_style(tab: Any) -> None:
     """The page's policy must have let its own style in, and the verdict must stay in sight."""
     tab.evaluate("window.scrollTo(0, document.documentElement.scrollHeight)")
     bar = tab.locator(".bar").bounding_box()
@@ -88,7 +88,7 @@ def _check_style(tab: Any) -> None:  # noqa: ANN401 - a page of playwright's
     assert tab.evaluate("getComputedStyle(document.querySelector('.bar')).position") == "sticky"
 
 
-def test_a_timeline_opens_without_scripts(browser: Any, files: Files) -> None:  # noqa: ANN401
+def test_a_timeline_opens_without_scripts(browser: Any, files: Files) -> None:
     """Scripts are off, and events can still be folded and unfolded."""
     page, _ = _page(files, "good")
     context = browser.new_context(java_script_enabled=False, offline=True)

@@ -67,7 +67,7 @@ def test_device(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hidden", [False, True], ids=["plain", "hidden"])
-def test_old_device_follows_pointers(tmp_path: Path, hidden: bool) -> None:  # noqa: FBT001 - a case
+def test_old_device_follows_pointers(tmp_path: Path, hidden: bool) -> None:
     """The emulator may look into the program's memory, as a driver of generation D' does.
 
     Also into one that has hidden it from other processes of its user, as the server does.
@@ -127,7 +127,7 @@ def test_what_stays(folder: str) -> None:
         print(json.dumps(found))
     """
     words = [sys.executable, "-c", script, folder]
-    outside = subprocess.run(words, check=True, capture_output=True, text=True)  # noqa: S603 - ours
+    outside = subprocess.run(words, check=True, capture_output=True, text=True)
     before = json.loads(outside.stdout)
     after = json.loads(run(*words, options=("--qgs-port", "1")).stdout)
     new = {"tdx_guest", "tdx-attest.conf", "attestkit", "config", "log"}
@@ -153,7 +153,7 @@ def test_mounts_of_others() -> None:
             sh /proc/$$/mounts
     """
     user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         ["unshare", *user, "--mount", "--propagation=shared", "sh", "-ec", script, "sh", *RUN],
         env=environment(),
         capture_output=True,
@@ -240,7 +240,7 @@ def test_who_and_where(tmp_path: Path) -> None:
     words = ["sh", "-c", script]
     environ = {**environment(), "SPECIAL": "\x01\n=ä"}
     done = run(*words, environ=environ, cwd=tmp_path)
-    outside = subprocess.run(  # noqa: S603 - a test's own program
+    outside = subprocess.run(
         words, env=environ, check=True, capture_output=True, text=True, cwd=tmp_path
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -249,7 +249,7 @@ def test_who_and_where(tmp_path: Path) -> None:
 
 def test_input_and_output() -> None:
     """Bytes pass through untouched, also through files beyond the first three."""
-    with open("/etc/passwd", "rb") as file:  # noqa: PTH123 - as a shell's 9<
+    with Path("/etc/passwd").open("rb") as file:
         done = run(
             *("sh", "-c", f"cat; echo errors >&2; cat /dev/fd/{file.fileno()}"),
             input="in\n",
@@ -278,7 +278,7 @@ def test_closed_files(closing: str) -> None:
     """It works with standard files closed, which then are closed for the program too."""
     files = 'exec sh -c "test -e /proc/sys/kernel/random/boot_id && ls /proc/self/fd >$1" sh "$1"'
     script = f'"$@" {closing}'
-    done = subprocess.run(  # noqa: S603 - a test's own program
+    done = subprocess.run(
         ["sh", "-c", script, "sh", *RUN, "--", "sh", "-c", files, "sh", "/dev/null"],
         env=environment(),
         capture_output=True,
@@ -332,7 +332,7 @@ def test_programs_that_do_not_start(tmp_path: Path) -> None:
         ([], 1, "which program? attestkit run -- CMD"),
         (["--", ""], 1, "which program? attestkit run -- CMD"),
         (["--seed", "11", "true"], 1, "--seed is 32 bytes in hex"),
-        (["--fault", "bad", "true"], 1, "no fault is called 'bad'; there are ebusy"),
+        (["--fault", "bad", "true"], 1, "no fault is called 'bad'; write it as ebusy"),
         (["--state-dir", "", "true"], 1, "--state-dir: the value is empty"),
         (["--state-dir", "/dev/null", "true"], 3, "/dev/null"),
         (["--qgs", "/none/socket", "true"], 3, "cannot listen on /none/socket"),
@@ -345,7 +345,7 @@ def test_programs_that_do_not_start(tmp_path: Path) -> None:
 )
 def test_refusals(options: list[str], code: int, why: str) -> None:
     """What cannot be is told in one line, and the program is not started."""
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         [*RUN, *options],
         env=environment(),
         capture_output=True,
@@ -361,7 +361,7 @@ def test_refusals(options: list[str], code: int, why: str) -> None:
 
 def test_options_after_the_program_are_its_own() -> None:
     """`--` is needed only where the program's name looks like an option."""
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         [*RUN, "--kernel=6.12", "echo", "--fault", "-h", "--", "x"],
         env=environment(),
         check=True,
@@ -378,7 +378,7 @@ def test_no_user_namespaces() -> None:
         echo 0 > /proc/sys/user/max_user_namespaces
         exec setpriv --bounding-set=-all --inh-caps=-all -- sh -c 'exec "$@"' sh "$@"
     """
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         [
             *("unshare", "--user", "--map-root-user", "--mount", "sh", "-euc", script, "sh"),
             *(*RUN, "--", "true"),
@@ -428,7 +428,7 @@ def test_state(tmp_path: Path) -> None:
 
 def test_state_in_a_covered_folder() -> None:
     """A folder that is there already is the real one, though the one that it is in is not."""
-    covered = "/dev/shm" if os.geteuid() else "/run"  # noqa: S108 - that very folder
+    covered = "/dev/shm" if os.geteuid() else "/run"
     with tempfile.TemporaryDirectory(dir=covered) as folder:
         state, qgs = Path(folder, "state"), Path(folder, "qgs")
         options = ("--state-dir", str(state), "--qgs", str(qgs))

@@ -62,7 +62,7 @@ def terminal(*words: str) -> Iterator[Terminal]:
     settings = termios.tcgetattr(theirs)
     settings[3] &= ~termios.ECHO  # only what programs say is shown
     termios.tcsetattr(theirs, termios.TCSANOW, settings)
-    process = subprocess.Popen(  # noqa: S603 - a test's own program
+    process = subprocess.Popen(
         ["setsid", "--ctty", "--wait", *words],
         env={**environment(), "PS1": "", "PS2": "", "ENV": "", "TERM": "dumb"},
         stdin=theirs,

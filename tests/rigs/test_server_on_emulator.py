@@ -222,7 +222,7 @@ def test_auto_takes_the_hardware(guest: System, app: AppFiles) -> None:
     with socket.socket(socket.AF_UNIX) as agent:
         agent.bind(str(asked))
         agent.listen()
-        agent.setblocking(False)  # noqa: FBT003 - the call has no keyword
+        agent.setblocking(False)
         options = ("--backend", "auto", "--measure-app", *app.options)
         named = {"DSTACK_SIMULATOR_ENDPOINT": "/run/dstack.sock"}
         with guest.serving(*options, extra=named) as server:

@@ -48,7 +48,7 @@ def activated(
     for name in ("PATH", "PYTHONPATH", *environ):
         line += ["-E", f"{name}={environment(**environ)[name]}"]
     usual = ("--backend", "simulator", "--dir", str(folder / "own"))
-    with subprocess.Popen(  # noqa: S603 - systemd's program and ours
+    with subprocess.Popen(
         [*line, *command(*usual, *options)],
         cwd=folder,
         env=environment(**environ),

@@ -64,7 +64,7 @@ FIRST = {"early module", "sys", "thread-local"}  # the others differ from them b
 )
 def test_keys_go_with_the_interpreter(place: str) -> None:
     """All three kinds, wherever they are held: 128 bytes are zero, and stderr is empty."""
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         [sys.executable, "-c", f"{WATCH}    {PLACES[place].lstrip()}"],
         env=environment(),
         capture_output=True,

@@ -205,7 +205,7 @@ def test_a_broken_key_file(tmp_path: Path, name: str) -> None:
     """What is wrong is told, in the log, a traceback, causes and contexts, without a value."""
     path = tmp_path / "keys.json"
     path.write_text(BROKEN[name], errors="surrogateescape")
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         [sys.executable, "-X", "dev", "-c", program_that_shows_all(path)],
         env=environment(),
         capture_output=True,
@@ -267,7 +267,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "keys.json").write_text(key_file())
     pki = {"key of a simulated app": AppKeys.from_seed(SEED).k256_key}
     for words in commands(tmp_path):
-        done = subprocess.run(  # noqa: S603 - our own program
+        done = subprocess.run(
             [sys.executable, "-m", "attestkit", *words],
             env=environment(),
             cwd=tmp_path,

@@ -45,7 +45,7 @@ BECOME_STRANGER = f"""if True:
 
 def python(code: str) -> "subprocess.Popen[str]":
     """Start a program of Python's."""
-    return subprocess.Popen(  # noqa: S603 - our own program
+    return subprocess.Popen(
         [sys.executable, "-c", code],
         env=environment(),
         stdin=subprocess.PIPE,
@@ -61,7 +61,7 @@ def unlimited() -> None:
 
 def crash(folder: Path, program: str, number: int) -> list[Path]:
     """Run a program that then gets a deadly signal; return the core files."""
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         [sys.executable, "-c", f"{program}\nimport os; os.kill(os.getpid(), {number})"],
         cwd=folder,
         env=environment(),
@@ -115,7 +115,7 @@ LOOK = f"""{BECOME_STRANGER}
 
 @requires_root
 @pytest.mark.parametrize("hidden", [False, True], ids=["plain", "hidden"])
-def test_another_process_of_the_user(hidden: bool) -> None:  # noqa: FBT001 - a case
+def test_another_process_of_the_user(hidden: bool) -> None:
     """It can read neither memory nor environment, nor trace; of a plain process it can."""
     hide = "hide_memory()" if hidden else ""
     wait = "print('ready', flush=True); input()"
@@ -142,7 +142,7 @@ def ordinary() -> Iterator[tuple[Path, tuple[str, ...]]]:
         user = str(STRANGER)
         prefix = ("setpriv", "--reuid", user, "--regid", user, "--clear-groups", "--")
         tried = [*prefix, sys.executable, "-c", "import attestkit"]
-        if subprocess.run(tried, env=environment(), check=False).returncode:  # noqa: S603 - our own words
+        if subprocess.run(tried, env=environment(), check=False).returncode:
             pytest.skip("another user can run no Python of ours here")
     with tempfile.TemporaryDirectory(prefix="ak") as folder:
         if prefix:
@@ -172,7 +172,7 @@ def test_the_server_hides_its_memory_before_it_reads_a_key(
     found = []
 
     def look(pid: int) -> dict[str, str]:
-        done = subprocess.run(  # noqa: S603 - our own program
+        done = subprocess.run(
             [*prefix, sys.executable, "-c", OPEN_FILES, str(pid)],
             stdout=subprocess.PIPE,
             text=True,
@@ -203,7 +203,7 @@ def test_the_server_hides_its_memory_before_it_reads_a_key(
 def test_the_server_is_hidden() -> None:
     """All that the server's own process does not hand out is root's, before any key is read."""
     read_back = "import ctypes; print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         [
             sys.executable,
             "-c",
@@ -307,7 +307,7 @@ def test_no_seed_in_any_command_line(words: tuple[str, ...]) -> None:
         "import attestkit._process, pathlib; attestkit._process.hide_seed();"
         "print(pathlib.Path('/proc/self/cmdline').read_bytes())"
     )
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         [sys.executable, "-c", show, "mount", *words, "--seed", "@seed-file", "last"],
         env=environment(),
         capture_output=True,

@@ -19,7 +19,7 @@ class Response(NamedTuple):
     body: bytes
     request_id: str = ""
 
-    def json(self) -> Any:  # noqa: ANN401 - JSON of any shape
+    def json(self) -> Any:
         """Return the body as JSON."""
         return json.loads(self.body)
 
@@ -82,7 +82,7 @@ class Client:
             self.read += len(part or b"")
             return {"type": "http.request", "body": part or b"", "more_body": part is not None}
 
-        async def send(message: Any) -> None:  # noqa: ANN401 - as ASGI has it
+        async def send(message: Any) -> None:
             messages.append(message)
 
         await self.app(scope, receive, send)

@@ -13,7 +13,7 @@ class Answer(NamedTuple):
     headers: dict[str, str]
     body: bytes
 
-    def json(self) -> Any:  # noqa: ANN401 - JSON of any shape
+    def json(self) -> Any:
         """The body as JSON."""
         return json.loads(self.body)
 

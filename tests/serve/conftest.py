@@ -38,7 +38,7 @@ def make_guest() -> Iterator[MakeGuest]:
             backend: type[Simulator] = Simulator,
             compose: dict[str, Any] | None = None,
             app_keys: AppKeys | None = None,
-            **options: Any,  # noqa: ANN401 - handed on
+            **options: Any,
         ) -> Guest:
             text = {"manifest_version": 2, "name": "an app", "runner": "bash", **(compose or {})}
             simulator = backend(seed=SEED, app_compose=json.dumps(text).encode(), app_keys=app_keys)

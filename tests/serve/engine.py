@@ -4,7 +4,7 @@ import asyncio
 import json
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -93,7 +93,8 @@ class Engine:
         finally:
             self.gone.set()
             script.cancel()
-            await asyncio.wait({script})
+            with suppress(asyncio.CancelledError, ConnectionError):
+                await script
 
 
 def say(*pieces: bytes, then: str = "end") -> Script:

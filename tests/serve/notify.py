@@ -37,13 +37,13 @@ class Manager:
         with contextlib.suppress(BlockingIOError):
             while True:  # a new socket each time, so that it is not the teller who has no more room
                 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as teller:
-                    teller.setblocking(False)  # noqa: FBT003 - named by the method
+                    teller.setblocking(False)
                     teller.connect(self.address.replace("@", "\0", 1))
                     teller.send(b"STATUS=")
 
     def forget(self) -> None:
         """Drop what was said so far."""
-        self._socket.setblocking(False)  # noqa: FBT003 - named by the method
+        self._socket.setblocking(False)
         try:
             while True:
                 self._socket.recv(4096)

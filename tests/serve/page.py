@@ -11,6 +11,7 @@ from attestkit.serve.rpc import RpcApp
 from attestkit.serve.views import Answer, Asked, View
 from attestkit.serve.worker import SERVICE
 from tests.serve.asgi import Client
+from tests.untyped import untyped
 
 __all__ = ["Engine", "Page", "client_with", "container", "page_of"]
 
@@ -83,10 +84,10 @@ def container(
     image: str = "an-image:1",
     state: str = "running",
     status: str = "Up 3 minutes",
-    id: str = "0123abcd",  # noqa: A002 - as the engine calls it
+    identity: str = "0123abcd",
 ) -> Container:
     """Return a container as an engine describes it."""
-    return Container(id, tuple(names), image, state, status, 0)
+    return Container(identity, tuple(names), image, state, status, 0)
 
 
 class Engine:
@@ -120,7 +121,7 @@ def client_with(
     guest: Guest, engine: Engine, loop: asyncio.AbstractEventLoop, *paths: str
 ) -> Client:
     """Return a client of the pages of a guest with an engine, and views at other paths besides."""
-    guest.containers = engine  # type: ignore[assignment]  # a stand-in
+    guest.containers = untyped(engine)
     others = {path: View(_nothing, named=path.endswith("/")) for path in paths}
     app = RpcApp(guest, [SERVICE], views=pages.views(guest, others))
     return Client(app, loop)

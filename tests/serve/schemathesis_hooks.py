@@ -5,7 +5,7 @@ schema of the same message in JSON takes that place, and the two functions below
 """
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import schemathesis
 
@@ -21,7 +21,7 @@ _responses: dict[tuple[str, str], str] = {}
 
 
 @schemathesis.hook
-def before_load_schema(_context: Any, schema: dict[str, Any]) -> None:  # noqa: ANN401 - theirs
+def before_load_schema(_context: Any, schema: dict[str, Any]) -> None:
     """Note which message is where, and put its JSON schema there."""
     for path, verbs in schema["paths"].items():
         if "post" not in verbs:
@@ -43,7 +43,7 @@ def _replace(content: dict[str, Any], empty: dict[str, Any]) -> str:
 
 
 @schemathesis.serializer(BINARY)
-def encode(context: Any, value: Any) -> Any:  # noqa: ANN401 - theirs
+def encode(context: Any, value: Any) -> Any:
     """Return the message of some JSON; what no message can hold becomes bytes that are none."""
     operation = context.case.operation
     name = _requests[operation.method.lower(), operation.path]
@@ -52,7 +52,7 @@ def encode(context: Any, value: Any) -> Any:  # noqa: ANN401 - theirs
     return _encode(getattr(messages, name), value)
 
 
-def _encode(message: type[tuple[Any, ...]], value: Any) -> bytes:  # noqa: ANN401 - JSON
+def _encode(message: type[NamedTuple], value: Any) -> bytes:
     try:
         found = json_codec.decode(message, json.dumps(value).encode())
     except (FormatError, ValueError):
@@ -61,7 +61,7 @@ def _encode(message: type[tuple[Any, ...]], value: Any) -> bytes:  # noqa: ANN40
 
 
 @schemathesis.deserializer(BINARY)
-def decode(context: Any, response: Any) -> Any:  # noqa: ANN401 - theirs
+def decode(context: Any, response: Any) -> Any:
     """Return a binary answer as the JSON that stands for the same message."""
     operation = context.operation
     if response.status_code != 200:

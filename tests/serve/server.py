@@ -90,7 +90,7 @@ def run_to_end(
     *options: str, folder: Path, environ: Mapping[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
     """Run a server that is expected to end by itself, in `folder`."""
-    return subprocess.run(  # noqa: S603 - our own program
+    return subprocess.run(
         command(*options),
         cwd=folder,
         env=environ or environment(),
@@ -125,7 +125,7 @@ def running_server(
                 usual += ["--seed", seed]
         with (folder / "stderr").open("w") as errors:
             process = stack.enter_context(
-                subprocess.Popen(  # noqa: S603 - our own program
+                subprocess.Popen(
                     [*prefix, *command(*usual, *options)],
                     cwd=folder,
                     env=environ or environment(),
@@ -148,26 +148,25 @@ def running_server(
 
 @contextlib.contextmanager
 def ready_server(
-    words: Sequence[str], folder: Path, environ: Mapping[str, str]
+    words: Sequence[str],
+    folder: Path,
+    environ: Mapping[str, str],
+    pass_fds: Sequence[int] = (),
 ) -> Iterator[Server]:
     """Start a server by a command line and yield it when it is ready; to end it is the caller's."""
     with (
         (folder / "stderr").open("w") as errors,
-        subprocess.Popen(  # noqa: S603 - our own program
+        subprocess.Popen(
             words,
             env=environ,
+            pass_fds=pass_fds,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
         ) as process,
     ):
-        try:
-            server = _wait(process, folder)
-        except BaseException:
-            process.kill()
-            raise
-        yield server
+        yield _wait(process, folder)
 
 
 def _wait(process: "subprocess.Popen[str]", folder: Path) -> Server:

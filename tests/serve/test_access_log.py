@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from attestkit.serve.access_log import AccessLog
 from attestkit.serve.log import Log
 from attestkit.serve.log_sink import LONGEST_LINE
+from tests.untyped import untyped
 
 NOW = 1_700_000_000.25
 # host ident user [time] "request" status bytes, and what is ours.
@@ -39,10 +40,10 @@ class Sink:
 def access_log(*, json_form: bool = False) -> tuple[AccessLog, Sink]:
     """Return a log and where its lines go."""
     sink = Sink()
-    return AccessLog(sink, json_form=json_form, now=lambda: NOW), sink  # type: ignore[arg-type]  # all that is used of one
+    return AccessLog(untyped(sink), json_form=json_form, now=lambda: NOW), sink
 
 
-def noted(path: bytes, *, json_form: bool = False, **changes: Any) -> str:  # noqa: ANN401 - of note()
+def noted(path: bytes, *, json_form: bool = False, **changes: Any) -> str:
     """Return the line of one request."""
     log, sink = access_log(json_form=json_form)
     request = {
@@ -55,7 +56,7 @@ def noted(path: bytes, *, json_form: bool = False, **changes: Any) -> str:  # no
         "seconds": 0.0001234,
         "request_id": b"ab12-f",
     }
-    asyncio.run(_run(lambda: log.note(**{**request, **changes})))
+    asyncio.run(_run(lambda: log.note(*{**request, **changes}.values())))
     log.flush()
     [[line]] = sink.batches
     assert line.endswith(b"\n")
@@ -102,7 +103,7 @@ def test_what_is_not_known() -> None:
 
 
 @pytest.mark.parametrize("json_form", [False, True])
-def test_no_query_is_told(json_form: bool) -> None:  # noqa: FBT001 - a case
+def test_no_query_is_told(json_form: bool) -> None:
     """It may hold what is secret, as a path of a key."""
     line = noted(b"/GetKey?path=s3cret&purpose=x", json_form=json_form)
     assert "s3cret" not in line
@@ -111,7 +112,7 @@ def test_no_query_is_told(json_form: bool) -> None:  # noqa: FBT001 - a case
 
 
 @pytest.mark.parametrize("json_form", [False, True])
-def test_strangers_bytes(json_form: bool) -> None:  # noqa: FBT001 - a case
+def test_strangers_bytes(json_form: bool) -> None:
     """No path ends the line or its quotes, or steers a terminal; a long one is cut."""
     for path in (
         b'/x" 200 0 0.000000 -\r\n127.0.0.1 forged',
@@ -137,7 +138,7 @@ def test_strangers_bytes(json_form: bool) -> None:  # noqa: FBT001 - a case
     verb=st.text(max_size=80),
     json_form=st.booleans(),
 )
-def test_any_request(path: bytes, client: str, verb: str, json_form: bool) -> None:  # noqa: FBT001 - a case
+def test_any_request(path: bytes, client: str, verb: str, json_form: bool) -> None:
     """Whatever came, it is one line that can be read."""
     line = noted(path, client=client.replace(" ", "_"), verb=verb, json_form=json_form)
     assert line.isprintable()

@@ -282,7 +282,7 @@ def start(
     high = [fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD, 100) for sock in sockets]
     usual = ("--backend", "simulator", "--dir", str(folder), "--http", "127.0.0.1:0")
     try:
-        return subprocess.Popen(  # noqa: S603 - our own program
+        return subprocess.Popen(
             [sys.executable, "-c", EXEC, names, *map(str, high), "--", *command(*usual, *options)],
             env=environment(),
             cwd=folder,

@@ -71,7 +71,7 @@ def test_whole_request_is_accepted(dstack: Client, name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "field"), MANIFEST, ids=IDS)
-def test_missing_field(dstack: Client, name: str, field: Any) -> None:  # noqa: ANN401
+def test_missing_field(dstack: Client, name: str, field: Any) -> None:
     """A missing field has its default; where that is no value, the error says what is wrong."""
     message = {key: value for key, value in VALID[name].items() if key != field.name}
     response = dstack.post(f"/{name}", message)
@@ -82,7 +82,7 @@ def test_missing_field(dstack: Client, name: str, field: Any) -> None:  # noqa: 
 
 
 @pytest.mark.parametrize(("name", "field"), MANIFEST, ids=IDS)
-def test_wrong_field(dstack: Client, name: str, field: Any) -> None:  # noqa: ANN401
+def test_wrong_field(dstack: Client, name: str, field: Any) -> None:
     """A field of a wrong type is a 400 that names it."""
     response = dstack.post(f"/{name}", VALID[name] | {field.name: {"a": 1}})
     assert response.status == 400
@@ -104,7 +104,7 @@ TOO_LONG = {
 
 
 @pytest.mark.parametrize(("name", "field"), MANIFEST, ids=IDS)
-def test_too_long_field(dstack: Client, name: str, field: Any) -> None:  # noqa: ANN401
+def test_too_long_field(dstack: Client, name: str, field: Any) -> None:
     """What has a limit is refused beyond it, and what has none is taken."""
     long: Any = {str: "x" * 300_000, bytes: "00" * 300_000, int: 2**64 - 1, bool: True}[field.kind]
     if field.repeated:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from attestkit import EventLog, Quote
+from tests.keeping import Keeping
 from tests.serve.client import Connection
 from tests.serve.server import Server, running_server
 
@@ -76,10 +77,8 @@ def test_every_quote_matches_its_log(server: Server) -> None:
     end = time.monotonic() + SECONDS
 
     def client(number: int) -> None:
-        try:
+        with Keeping(failures):
             work(server, number, end, emitted, seen)
-        except BaseException as error:  # noqa: BLE001 - reported below, with all others
-            failures.append(error)
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
     for thread in threads:

@@ -68,12 +68,12 @@ def of(text: str, name: str = "agent.toml") -> Config:
     return parse_config(text.encode(), name)
 
 
-def table(**profiles: Any) -> Config:  # noqa: ANN401 - any JSON
+def table(**profiles: Any) -> Config:
     """Read profiles."""
     return of(json.dumps({name.replace("_", "-"): table for name, table in profiles.items()}))
 
 
-def ours(**keys: Any) -> Config:  # noqa: ANN401 - any JSON
+def ours(**keys: Any) -> Config:
     """Read our own table."""
     return table(default={"attestkit": keys})
 
@@ -226,6 +226,13 @@ def test_faults_are_one_or_several() -> None:
         assert "default.attestkit.fault" in refused(f"[default.attestkit]\nfault = {value}")
 
 
+def test_the_number_of_workers_is_a_number_too() -> None:
+    """Whether it is one that can be is for who reads the options."""
+    assert ours(workers=3).values == ours(workers="3").values == {"workers": "3"}
+    for value in ("true", "3.0", "[3]"):
+        assert "workers" in refused(f"[default.attestkit]\nworkers = {value}")
+
+
 def test_a_quote_version_is_a_number_too() -> None:
     """With quotes or without; another version is refused."""
     assert ours(quote_version=5).values == ours(quote_version="5").values == {"quote_version": "5"}
@@ -249,7 +256,7 @@ def test_our_words_go_before_the_agents() -> None:
     """Who uses our table means it."""
     found = table(
         default={"log_level": "warn", "attestkit": {"http": "none", "log_level": "error"}},
-        external={"address": "0.0.0.0"},  # noqa: S104 - not bound
+        external={"address": "0.0.0.0"},
     )
     assert found.values == {"http": "none", "log_level": "error"}
     assert found.sources["http"] == "agent.toml: default.attestkit.http"
@@ -409,10 +416,8 @@ KEYS = st.sampled_from(
         *("seed", "http", "reset", "body", "idle_seconds", "patch_report_data"),
     ]
 )
-LEAVES = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9)
-    | st.sampled_from(["unix:/x", "127.0.0.1", "debug", "1MiB", "/"])
-)  # fmt: skip
+WORDS = st.sampled_from(["unix:/x", "127.0.0.1", "debug", "1MiB", "/"])
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | WORDS
 VALUES = st.recursive(
     LEAVES,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=6),

@@ -54,7 +54,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixt
     return run
 
 
-def key_file(keys: AppKeys = KEYS, **changes: Any) -> str:  # noqa: ANN401 - any JSON
+def key_file(keys: AppKeys = KEYS, **changes: Any) -> str:
     """Return the agent's key file."""
     assert keys.ca_key is not None
     fields = {
@@ -250,7 +250,7 @@ def test_who_reads_does_not_matter(folder: Path, stderr: str) -> None:
         os.close(reader)
     nobody, stdout = os.pipe()
     os.close(nobody)
-    with subprocess.Popen(  # noqa: S603 - our own program
+    with subprocess.Popen(
         command("--backend", "simulator", "--dir", str(folder), "--http", "none"),
         cwd=folder,
         env=environment(),

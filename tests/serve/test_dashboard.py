@@ -111,7 +111,7 @@ def test_values_are_escaped(
     """Nothing that the app, its events, its containers or its engine say becomes markup."""
     usual = page_of(client_with(make_guest(), Engine(container(["a"])), loop, "/logs/"))
     guest = make_guest(compose={"name": name, "docker_compose_file": f"</textarea>{name}"})
-    hostile = container([f"{name}"], image=name, state=name, status=name, id=name)
+    hostile = container([f"{name}"], image=name, state=name, status=name, identity=name)
     client = client_with(guest, Engine(hostile), loop, "/logs/")
     page = page_of(client)
     assert page.rows["App Name"] == name
@@ -199,9 +199,9 @@ def test_no_figures_unasked(external: Client) -> None:
 def test_containers(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
     """All of them, running or not, by their names, with links to their logs."""
     engine = Engine(
-        container(["gateway-1", "alias"], id="1"),
-        container(["migrate"], "img", "exited", "Exited (0) 2 minutes ago", id="2"),
-        container([], id="3"),
+        container(["gateway-1", "alias"], identity="1"),
+        container(["migrate"], "img", "exited", "Exited (0) 2 minutes ago", identity="2"),
+        container([], identity="3"),
     )
     page = page_of(client_with(make_guest(), engine, loop, "/logs/"))
     assert "NameStatusLogsImage" in page.section("Deployed Containers")
@@ -285,7 +285,7 @@ def test_the_engine_is_asked_once_a_second(
 
 def test_many_containers(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
     """The table has an end, and says how many there are."""
-    engine = Engine(*[container([f"c{index}"], id=str(index)) for index in range(1500)])
+    engine = Engine(*[container([f"c{index}"], identity=str(index)) for index in range(1500)])
     page = page_of(client_with(make_guest(), engine, loop))
     assert len(page.table) == 200
     assert "The first 200 of 1,500 containers." in page.text

@@ -143,7 +143,7 @@ def test_who_is_in_the_queue_stays_and_nobody_else_comes(family: int, folder: Pa
             client.sendall(b"%d" % n)
         door.turn_away()
         late = stack.enter_context(socket.socket(family))
-        late.setblocking(False)  # noqa: FBT003 - named by the method
+        late.setblocking(False)
         refused = late.connect_ex(sock.getsockname())
         if family != socket.AF_UNIX:  # nobody answers its SYN, which loopback does at once
             poll = select.poll()
@@ -415,7 +415,7 @@ def hanging_server(folder: Path, seconds: float) -> Iterator["subprocess.Popen[s
     """Run a server whose device never answers, with a request that waits for it."""
     path = folder / "dstack.sock"
     with (
-        subprocess.Popen(  # noqa: S603 - our own program
+        subprocess.Popen(
             [sys.executable, "-c", HANGING, str(path), str(seconds)],
             env=environment(),
             cwd=ROOT,
@@ -482,7 +482,7 @@ def test_a_signal_that_comes_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("ignored", [False, True])
-def test_a_terminal_that_is_gone_stops_it(folder: Path, ignored: bool) -> None:  # noqa: FBT001 - a case
+def test_a_terminal_that_is_gone_stops_it(folder: Path, ignored: bool) -> None:
     """SIGHUP stops in good order, unless it was ignored from the start, as nohup does."""
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
     try:

@@ -1,7 +1,7 @@
 """An answer put together from prepared parts is the one that would have been encoded whole."""
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -20,7 +20,7 @@ def text_of(*pieces: str) -> LongText:
     return LongText(pieces, tuple(map(escaped, pieces)))
 
 
-def check(form: Form[Any], wanted: tuple[Any, ...], *beginnings: bytes) -> None:
+def check(form: Form[Any], wanted: NamedTuple, *beginnings: bytes) -> None:
     """Assert that a form fills in to the answer that is wanted, in each encoding."""
     filled = form.fill(*beginnings)
     assert filled.message == wanted

@@ -14,6 +14,7 @@ from attestkit.serve.http_protocol import HttpProtocol, ListenerConfig
 from attestkit.serve.http_shared import Shared
 from attestkit.serve.limits import Limits
 from attestkit.serve.stats import Traffic
+from tests.untyped import untyped
 
 REQUEST = b"GET /Version HTTP/1.1\r\n\r\n"
 SLOW = b"GET /docs HTTP/1.1\r\n\r\n"
@@ -71,7 +72,7 @@ def connection(guest: Guest) -> tuple[HttpProtocol, Transport]:
     config = ListenerConfig(apps.dstack_app(guest), shared)
     config.load()
     protocol, transport = HttpProtocol(config, ServerState(), {}), Transport()
-    protocol.connection_made(transport)  # type: ignore[arg-type]  # as much of one as is used
+    protocol.connection_made(untyped(transport))
     return protocol, transport
 
 

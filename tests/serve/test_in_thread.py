@@ -101,7 +101,7 @@ def test_a_listener_that_breaks_while_it_starts_is_told(
 ) -> None:
     """What kept it from starting is what the program gets, and the socket is gone."""
 
-    async def broken(*_: Any, **__: Any) -> int:  # noqa: ANN401 - never looks at them
+    async def broken(*_: Any, **__: Any) -> int:
         raise OSError("broken")
 
     monkeypatch.setattr("attestkit.serve.listeners.run_in_loop", broken)

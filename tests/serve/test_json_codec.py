@@ -4,7 +4,7 @@ import json
 import sys
 import tracemalloc
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -30,7 +30,7 @@ REQUESTS = [
 FIELDS = [(message, field) for message in REQUESTS for field in fields_of(message)]
 
 
-def encode(message: tuple[Any, ...] | Prepared[Any] | None) -> bytes:
+def encode(message: "NamedTuple | Prepared[Any] | None") -> bytes:
     """Return a response's pieces as one."""
     return b"".join(json_codec.encode(message))
 
@@ -81,7 +81,7 @@ WRONG: dict[type, list[Any]] = {
 @pytest.mark.parametrize(
     ("message", "field"), FIELDS, ids=[f"{m.__name__}.{f.name}" for m, f in FIELDS]
 )
-def test_wrong_types_are_refused_by_name(message: Any, field: messages.Field) -> None:  # noqa: ANN401
+def test_wrong_types_are_refused_by_name(message: Any, field: messages.Field) -> None:
     """A value of another JSON type, and null where it means nothing, is an error with the name."""
     for value in WRONG[field.kind]:
         wrong = [[value], value, "x", None] if field.repeated else [value]
@@ -95,7 +95,7 @@ def test_wrong_types_are_refused_by_name(message: Any, field: messages.Field) ->
 @pytest.mark.parametrize(
     ("message", "field"), FIELDS, ids=[f"{m.__name__}.{f.name}" for m, f in FIELDS]
 )
-def test_each_field_may_be_missing(message: Any, field: messages.Field) -> None:  # noqa: ANN401
+def test_each_field_may_be_missing(message: Any, field: messages.Field) -> None:
     """A message without one of its fields has that field's default."""
     full: dict[type, Any] = {str: "a", bool: True, int: 1, bytes: "00"}
     body = {
@@ -171,14 +171,14 @@ JSON = st.recursive(
 
 
 @given(st.sampled_from(REQUESTS), st.binary() | st.binary().map(lambda b: b'{"path":' + b))
-def test_any_bytes_raise_only_our_error(message: Any, body: bytes) -> None:  # noqa: ANN401
+def test_any_bytes_raise_only_our_error(message: Any, body: bytes) -> None:
     """Whatever comes in, the decoder gives a message or a FormatError."""
     with suppress(FormatError):
         assert type(decode(message, body)) is message
 
 
 @given(st.sampled_from(FIELDS), JSON)
-def test_any_value_is_taken_whole_or_refused(choice: Any, value: Any) -> None:  # noqa: ANN401
+def test_any_value_is_taken_whole_or_refused(choice: Any, value: Any) -> None:
     """A field that is accepted has the type that methods count on."""
     message, field = choice
     try:

@@ -70,7 +70,7 @@ print(*sorted(name for name, by_loop in found if not by_loop))
 
 def test_nothing_large_is_loaded_by_the_loop() -> None:
     """Neither what pages, metrics and documents need nor the library of the binary mode."""
-    done = subprocess.run(  # noqa: S603 - our own words
+    done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         cwd=Path(__file__).resolve().parents[2],
         capture_output=True,

@@ -44,6 +44,13 @@ def test_what_clients_count_on() -> None:
     assert (Limits().idle_seconds, Limits().stream_seconds) == (10, 600)
 
 
+def test_limits_by_name() -> None:
+    """Those that are not named are as usual; what is none is refused, not ignored."""
+    assert Limits.of({"body": 4, "idle_seconds": 2.5}) == Limits(body=4, idle_seconds=2.5)
+    with pytest.raises(UsageError, match="none named bodyy, idle"):
+        Limits.of({"idle": 1, "body": 4, "bodyy": 5})
+
+
 @pytest.mark.parametrize("name", Limits._fields)
 def test_every_limit_has_bounds(name: str) -> None:
     """The default is within; far less and far more are not, and both ends are told."""

@@ -357,7 +357,7 @@ def test_a_listener_that_fails_ends_all(tmp_path: Path) -> None:
 def test_an_application_that_fails_says_so_to_nobody(caplog: pytest.LogCaptureFixture) -> None:
     """The client gets a 500 without a reason; the log has it."""
 
-    async def broken(*_: Any) -> None:  # noqa: ANN401 - never looks at them
+    async def broken(*_: Any) -> None:
         raise RuntimeError("secret")
 
     async def test(connect: Connect) -> None:

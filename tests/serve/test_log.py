@@ -21,7 +21,7 @@ from attestkit.serve.log import JsonLines, Log, TextLines, ascii_line
 from attestkit.serve.log_sink import LONGEST_LINE
 
 OURS = logging.getLogger("attestkit.serve")
-LIBRARIES = ("uvicorn.error", "asyncio", "aiodocker", "py.warnings")
+LIBRARIES = ("uvicorn", "uvicorn.error", "asyncio", "aiodocker", "py.warnings")
 HOSTILE = "a\r\nERROR x: forged\x1b[2J\x9b2J\u202egnp.exe\u2028\u200b\x00\x7f\U0001f600"
 
 
@@ -52,11 +52,17 @@ def written() -> Iterator[Written]:
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     levels = {name: logging.getLogger(name).level for name in ("", "attestkit", *LIBRARIES)}
-    for name in LIBRARIES:  # uvicorn sets its own in tests that serve in this process
-        logging.getLogger(name).setLevel(logging.NOTSET)
+    # uvicorn sets its own in tests that serve in this process, and so handlers where asked to
+    loggers = [logging.getLogger(name) for name in LIBRARIES]
+    before = [(logger.handlers, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.NOTSET)
+        logger.handlers, logger.propagate = [], True
     log = Log(writer)
     yield Written(log, reader)
     log.close()
+    for logger, (handlers, propagate) in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
     os.close(reader)
@@ -255,7 +261,7 @@ print("done")
 
 def test_destructors_may_log() -> None:
     """Wherever garbage is collected, also while lines are being written, by several threads."""
-    done = subprocess.run(  # noqa: S603 - our own words
+    done = subprocess.run(
         [sys.executable, "-c", DESTRUCTORS],
         cwd=Path(__file__).resolve().parents[2],
         capture_output=True,

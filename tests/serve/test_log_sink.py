@@ -117,7 +117,7 @@ def test_nobody_reads_any_more(pipe: tuple[int, int]) -> None:
 
 
 def test_a_disk_that_is_full() -> None:
-    """So is one."""
+    """Its lines are counted as dropped, and nobody fails."""
     with Path("/dev/full").open("wb", buffering=0) as full:
         sink = Sink(full.fileno(), told)
         sink.write([LINE, LINE])
@@ -244,7 +244,7 @@ def test_a_program_without_stderr(tmp_path: Path) -> None:
         "where = [os.readlink(f'/proc/self/fd/{n}') for n in range(3)]\n"
         f"open({str(tmp_path / 'out')!r}, 'w').write(f'{{code}} {{where}}')"
     )
-    done = subprocess.run(  # noqa: S603 - our own words
+    done = subprocess.run(
         ["/bin/sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, script],
         cwd=Path(__file__).resolve().parents[2],
         check=False,

@@ -1,6 +1,6 @@
 """The messages are those of the guest agent API: names, order, numbers, types and defaults."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -106,7 +106,7 @@ def _varint(number: int) -> bytes:
     return out + bytes([number])
 
 
-def _protobuf(message: tuple[Any, ...]) -> bytes:
+def _protobuf(message: NamedTuple) -> bytes:
     """Encode as proto3 does, from nothing but the description."""
     return b"".join(
         _protobuf_field(field, item)
@@ -115,7 +115,7 @@ def _protobuf(message: tuple[Any, ...]) -> bytes:
     )
 
 
-def _protobuf_field(field: Field, value: Any) -> bytes:  # noqa: ANN401 - any value
+def _protobuf_field(field: Field, value: Any) -> bytes:
     if field.kind in (int, bool):
         return _varint(field.number << 3) + _varint(int(value))
     data: bytes = value.encode() if field.kind is str else value
@@ -150,7 +150,7 @@ def test_description_gives_the_bytes_of_protobuf(case: dict[str, Any]) -> None:
     assert _protobuf(message(**values)).hex() == case["protobuf_request"]
 
 
-def _value(field: Field, value: Any) -> Any:  # noqa: ANN401 - JSON
+def _value(field: Field, value: Any) -> Any:
     if field.kind is bytes:
         return bytes.fromhex(value)
     return tuple(value) if field.repeated else value

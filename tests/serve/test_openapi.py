@@ -7,7 +7,6 @@ from typing import Any, Final
 
 import pytest
 from jsonschema_rs import Draft202012Validator
-from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from attestkit.serve import agent, apps, json_codec, messages, protobuf_codec, worker
 from attestkit.serve.api import Api, Call, calls_of, words_of
@@ -53,13 +52,13 @@ def clients(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> dict[str,
     return {name: Client(app(guest), loop) for name, app in APPS.items()}
 
 
-def _document(client: Client) -> Any:  # noqa: ANN401 - JSON
+def _document(client: Client) -> Any:
     response = client.get("/openapi.json")
     assert (response.status, response.headers["content-type"]) == (200, JSON_TYPE)
     return response.json()
 
 
-def _validator(document: Any, name: str) -> Draft202012Validator:  # noqa: ANN401 - JSON
+def _validator(document: Any, name: str) -> Draft202012Validator:
     schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
     return Draft202012Validator(schema)
 
@@ -67,6 +66,9 @@ def _validator(document: Any, name: str) -> Draft202012Validator:  # noqa: ANN40
 @each_listener
 def test_document_is_openapi(clients: dict[str, Client], listener: str) -> None:
     """It is valid against the rules of OpenAPI 3.1, examples and references included."""
+    # Two seconds of grammars, which every process that collects tests would load.
+    from openapi_spec_validator import OpenAPIV31SpecValidator
+
     found = _document(clients[listener])
     assert found["openapi"] == "3.1.0"
     OpenAPIV31SpecValidator(found).validate()
@@ -114,7 +116,7 @@ def test_example_is_taken_in_every_encoding(
             _same_headers(shown["responses"]["200"]["headers"], response)
 
 
-def _check_answer(document: Any, call: Call, response: Response) -> None:  # noqa: ANN401 - JSON
+def _check_answer(document: Any, call: Call, response: Response) -> None:
     binary = response.headers["content-type"] == BINARY_TYPE
     if call.response is None:
         assert response.body == (b"" if binary else b"null")

@@ -9,13 +9,14 @@ from attestkit.backends.simulator.named_scenarios import named_scenarios
 from attestkit.errors import UsageError
 from attestkit.serve.limits import Limits
 from attestkit.serve.options import FLAGS, Options, parse_options, with_config
+from tests.untyped import untyped
 
 ONLY_IN_FILES = {"ident", "data_disks", "sources"}
 SEED = "5eed" * 16
 CHOICES = {"log_format": "json", "log_level": "debug", "platform": "snp", "quote_version": "5"}
 
 
-def laid(options: Options, environ: Any = None, **values: Any) -> Options:  # noqa: ANN401 - of options
+def laid(options: Options, environ: Any = None, **values: Any) -> Options:
     """Lay options over a configuration."""
     sources = {name: f"file: {name}" for name in values}
     return with_config(options, values, sources, {}, environ or {})
@@ -51,7 +52,7 @@ def test_every_option(name: str) -> None:
     """Each is on the command line, with a value, by its whole name."""
     option = f"--{name.replace('_', '-')}"
     value = CHOICES.get(name, "x")
-    found = Options(**{name: (value,) if name == "fault" else value})  # type: ignore[arg-type]  # texts
+    found = Options(**untyped({name: (value,) if name == "fault" else value}))
     assert parse_options([option, value]) == found
     assert parse_options([f"{option}={value}"]) == found
     with pytest.raises(UsageError, match=option):
@@ -64,7 +65,7 @@ def test_every_option(name: str) -> None:
 def test_every_flag(name: str) -> None:
     """Each is on when it is said; it takes no value."""
     option = f"--{name.replace('_', '-')}"
-    assert parse_options([option]) == Options(**{name: True})  # type: ignore[arg-type]  # a flag
+    assert parse_options([option]) == Options(**untyped({name: True}))
     with pytest.raises(UsageError):
         parse_options([f"{option}=yes"])
 

@@ -123,7 +123,7 @@ def test_without_an_app_it_refuses(plugin: Path) -> None:
     shared = {"DSTACK_HOST_SHARED_DIR": str(plugin / "nowhere")}
     line = refusal(*options, folder=plugin, code=1, PYTHONPATH=path, **shared)
     assert f"{plugin}/nowhere/app-compose.json" in line
-    assert "--app-compose" in line
+    assert line.rstrip().endswith("; --app-compose FILE names one")
 
 
 def test_keys_are_not_given_to_tcp_clients(plugin: Path) -> None:

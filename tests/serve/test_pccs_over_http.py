@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import unquote, unquote_plus
 
-import dcap_qvl  # type: ignore[import-untyped]  # it ships no types
+import dcap_qvl
 import pytest
 
 from attestkit._crypto.pem import split_pem

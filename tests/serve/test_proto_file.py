@@ -30,7 +30,7 @@ EMPTY: Final = 'syntax = "proto3"; package google.protobuf; message Empty {}'
 def _protoc(folder: Path, *arguments: str, given: bytes = b"") -> bytes:
     assert PROTOC is not None
     command = [PROTOC, f"-I{folder}", *arguments, str(folder / FILE)]
-    return subprocess.run(command, input=given, capture_output=True, check=True).stdout  # noqa: S603 - our own words
+    return subprocess.run(command, input=given, capture_output=True, check=True).stdout
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_services_are_those_that_are_served(compiled: FileDescriptorProto) -> No
 
 @needs_protoc
 @given(any_message())
-def test_encoding_is_that_of_the_file(pool: DescriptorPool, message: Any) -> None:  # noqa: ANN401
+def test_encoding_is_that_of_the_file(pool: DescriptorPool, message: Any) -> None:
     """Classes made from what protoc compiled write the same bytes, and read ours."""
     name = f"{PACKAGE}.{type(message).__name__}"
     theirs = GetMessageClass(pool.FindMessageTypeByName(name))
@@ -107,7 +107,7 @@ def test_encoding_is_that_of_the_file(pool: DescriptorPool, message: Any) -> Non
 
 @needs_protoc
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: str(message.__name__))
-def test_protoc_itself_reads_and_writes_the_same(folder: Path, message: Any) -> None:  # noqa: ANN401
+def test_protoc_itself_reads_and_writes_the_same(folder: Path, message: Any) -> None:
     """Another implementation, in C++, turns our bytes to text and the text to our bytes."""
     example = example_of(message)
     if message is GetTlsKeyArgs:

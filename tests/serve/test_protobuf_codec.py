@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -25,12 +25,13 @@ from attestkit.serve.messages import (
 )
 from attestkit.serve.protobuf_codec import decode, encode_error
 from tests.serve.protobuf import MESSAGES, any_message
+from tests.untyped import untyped
 
-WHOLE = GetTlsKeyArgs("a", ("b", "", "ц"), True, False, True, 0, 2**64 - 1, True)  # noqa: FBT003
+WHOLE = GetTlsKeyArgs("a", ("b", "", "ц"), True, False, True, 0, 2**64 - 1, True)
 WHOLE_HEX = "0a01611201621200 1202d186 1801 2801 3000 38ffffffffffffffffff01 4001"
 
 
-def encode(message: tuple[Any, ...] | Prepared[Any] | None) -> bytes:
+def encode(message: "NamedTuple | Prepared[Any] | None") -> bytes:
     """Return a response's pieces as one."""
     return b"".join(protobuf_codec.encode(message))
 
@@ -52,7 +53,7 @@ def test_defaults_are_not_written() -> None:
 
 
 @given(any_message())
-def test_message_comes_back(message: Any) -> None:  # noqa: ANN401 - of any class
+def test_message_comes_back(message: Any) -> None:
     """What is written is read as it was, with the very types that methods count on."""
     found = decode(type(message), encode(message))
     assert found == message
@@ -63,7 +64,7 @@ def test_message_comes_back(message: Any) -> None:  # noqa: ANN401 - of any clas
 
 
 @given(any_message(), st.binary(max_size=20), st.integers(100, 2**29 - 1))
-def test_unknown_fields_are_skipped(message: Any, data: bytes, number: int) -> None:  # noqa: ANN401
+def test_unknown_fields_are_skipped(message: Any, data: bytes, number: int) -> None:
     """Fields of later releases may stand before, behind and between the known ones."""
     unknown = _varint(number << 3 | 2) + _varint(len(data)) + data
     assert decode(type(message), unknown + encode(message) + unknown) == message
@@ -116,7 +117,7 @@ def test_what_is_no_message_is_refused(body: bytes) -> None:
 
 
 @given(st.sampled_from(MESSAGES), st.binary())
-def test_any_bytes_raise_only_our_error(message: Any, body: bytes) -> None:  # noqa: ANN401
+def test_any_bytes_raise_only_our_error(message: Any, body: bytes) -> None:
     """Whatever comes in, the decoder gives a message or a FormatError."""
     with suppress(FormatError):
         assert type(decode(message, body)) is message
@@ -159,7 +160,7 @@ def test_text_without_utf8_is_no_answer() -> None:
 def test_keys_are_not_printed() -> None:
     """What an error of the library could print of a message is nothing of ours."""
     with pytest.raises(TypeError) as caught:
-        encode(GetKeyResponse(key="secret"))  # type: ignore[arg-type]  # a mistake in a method
+        encode(GetKeyResponse(key=untyped("secret")))
     assert "secret" not in str(caught.value)
 
 
@@ -170,7 +171,7 @@ def test_library_is_loaded_for_those_who_ask() -> None:
         "print('google.protobuf' in sys.modules, bool(rpc.protobuf()), "
         "'google.protobuf' in sys.modules)"
     )
-    done = subprocess.run(  # noqa: S603 - our own program
+    done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["False", "True", "True"]

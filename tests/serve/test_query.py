@@ -129,7 +129,7 @@ def test_other_text_is_no_hex(text: str) -> None:
         (b"xjson", False),
     ],
 )
-def test_json_flag(query: bytes, want: bool) -> None:  # noqa: FBT001 - a table
+def test_json_flag(query: bytes, want: bool) -> None:
     """Four spellings demand JSON."""
     assert asks_for_json(query) is want
 
@@ -138,7 +138,7 @@ def test_json_flag(query: bytes, want: bool) -> None:  # noqa: FBT001 - a table
     st.sampled_from([*REQUESTS, VerifyResponse]),
     st.binary() | st.lists(st.sampled_from([*b"path=&[]%01+", *b"alt_names"])).map(bytes),
 )
-def test_any_query_raises_only_our_error(message: Any, query: bytes) -> None:  # noqa: ANN401
+def test_any_query_raises_only_our_error(message: Any, query: bytes) -> None:
     """Whatever comes in, the decoder gives a message or a FormatError."""
     with suppress(FormatError):
         assert type(decode(message, query)) is message

@@ -18,7 +18,7 @@ ASKED = b"nonce".ljust(64, b"\0")
 NOW = 1_764_000_000
 
 
-def recorded(path: Path, backend: Any) -> tuple[bytes, bytes]:  # noqa: ANN401 - any with registers
+def recorded(path: Path, backend: Any) -> tuple[bytes, bytes]:
     """Record two quotes with an event between them."""
     with Attester(Recording(path, of=backend)) as tee:
         tee.info(), tee.registers()  # what the server's Info asks for

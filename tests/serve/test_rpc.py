@@ -19,6 +19,7 @@ from attestkit.serve.messages import AttestResponse, GetKeyArgs, RawQuoteArgs
 from attestkit.serve.rpc import Method, RpcApp, Service, status_of
 from attestkit.serve.views import Answer, Asked, View
 from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client
+from tests.untyped import untyped
 
 
 class _Guest:
@@ -34,7 +35,7 @@ class _Seen(NamedTuple):
     thread: int
 
 
-def _fail(_: Any, args: GetKeyArgs) -> None:  # noqa: ANN401 - a stand-in
+def _fail(_: Any, args: GetKeyArgs) -> None:
     if args.path == "foreign":
         raise OSError("/secret/path is not readable")
     raise getattr(errors, args.path)(args.purpose)
@@ -56,13 +57,13 @@ def guest() -> _Guest:
 def client(guest: _Guest, seen: list[_Seen], loop: asyncio.AbstractEventLoop) -> Client:
     """An application of two services, a page, a header and a guard."""
 
-    def note(_: Any, args: GetKeyArgs) -> None:  # noqa: ANN401 - a stand-in
+    def note(_: Any, args: GetKeyArgs) -> None:
         seen.append(_Seen(args.path, threading.get_ident()))
 
-    def echo(_: Any, args: RawQuoteArgs) -> AttestResponse:  # noqa: ANN401 - a stand-in
+    def echo(_: Any, args: RawQuoteArgs) -> AttestResponse:
         return AttestResponse(args.report_data)
 
-    def refuse(scope: Any) -> None:  # noqa: ANN401 - a stand-in
+    def refuse(scope: Any) -> None:
         if (b"x-evil", b"1") in scope["headers"]:
             raise UsageError("refused")
 
@@ -77,11 +78,11 @@ def client(guest: _Guest, seen: list[_Seen], loop: asyncio.AbstractEventLoop) ->
     )
     prpc = Service({"Note": Method(note, GetKeyArgs)}, "/prpc/", "Old.")
 
-    async def page(_guest: Any, _asked: Asked) -> Answer:  # noqa: ANN401 - a stand-in
+    async def page(_guest: Any, _asked: Asked) -> Answer:
         return Answer(b"text/html", b"<p>page</p>")
 
     app = RpcApp(
-        guest,  # type: ignore[arg-type]  # a stand-in
+        untyped(guest),
         [root, prpc],
         views={"/": View(page)},
         headers=[(b"server", b"test")],
@@ -332,7 +333,7 @@ def test_client_that_goes_away_is_not_answered(
     async def receive() -> dict[str, Any]:
         return {"type": "http.disconnect"}
 
-    async def send(message: Any) -> None:  # noqa: ANN401 - as ASGI has it
+    async def send(message: Any) -> None:
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "raw_path": b"/Note"}
@@ -399,10 +400,10 @@ def test_page(client: Client) -> None:
 def test_error_of_a_page_is_json(loop: asyncio.AbstractEventLoop) -> None:
     """A page that fails answers as a method would."""
 
-    async def fail(_guest: Any, _asked: Asked) -> Answer:  # noqa: ANN401 - a stand-in
+    async def fail(_guest: Any, _asked: Asked) -> Answer:
         raise errors.BackendError("no page")
 
-    app = RpcApp(_Guest(), [], views={"/": View(fail)})  # type: ignore[arg-type]  # a stand-in
+    app = RpcApp(untyped(_Guest()), [], views={"/": View(fail)})
     response = Client(app, loop).get("/")
     assert (response.status, response.error()) == (500, "no page")
 
@@ -427,7 +428,7 @@ def test_blocking_device_has_its_own_thread(
 def test_other_scopes_are_refused(client: Client, loop: asyncio.AbstractEventLoop) -> None:
     """Only HTTP is spoken; a server sees that at once."""
     with pytest.raises(RuntimeError, match="lifespan"):
-        loop.run_until_complete(client.app({"type": "lifespan"}, None, None))  # type: ignore[arg-type]  # not reached
+        loop.run_until_complete(client.app({"type": "lifespan"}, untyped(None), untyped(None)))
 
 
 _TYPES = (b"", b"application/json", b"APPLICATION/JSON;x", b"text/plain", b"application/x-protobuf")

@@ -54,7 +54,7 @@ def _run(url: str, examples: int, folder: Path, *options: str) -> str:
     """Return what schemathesis says in the end, once it has found nothing."""
     assert PROGRAM is not None
     command = [PROGRAM, "--no-color", "--config-file", str(CONFIG), "run", f"{url}/openapi.json"]
-    done = subprocess.run(  # noqa: S603 - a tool of the tests
+    done = subprocess.run(
         [*command, "--max-examples", str(examples), "--generation-deterministic", *options],
         cwd=folder,  # it leaves its files there
         env=environment(),
@@ -77,6 +77,7 @@ def _counts(output: str) -> tuple[int, int]:
     return int(tested[1]), int(passed[2])
 
 
+@pytest.mark.slow
 def test_examples_and_borders(server: Server, tmp_path: Path) -> None:
     """Every method of the app's listener with its examples, and at the borders of its schema."""
     with _url_of(server, "dstack") as url:

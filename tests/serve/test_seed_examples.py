@@ -60,7 +60,7 @@ def shell(command: str, server: Server) -> tuple[int, Any]:
     command = command.replace(DOCUMENT_PATH, server.dstack).rstrip()
     # The document forgets the quotes around its URLs, which a shell would cut at `&`.
     command = re.sub(r"(?<=\s)(http://dstack/\S+)", r"'\1'", command)
-    done = subprocess.run(  # noqa: S603 - the document's own commands
+    done = subprocess.run(
         ["/bin/sh", "-c", f"{command} -sS --write-out '\\n%{{http_code}}'"],
         capture_output=True,
         text=True,

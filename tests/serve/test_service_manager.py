@@ -291,7 +291,12 @@ def test_nobody_waits_for_a_service_manager(
         assert told >= 2
         assert loop.time() - begin < told  # where each waited for a second
         manager.forget()
-        assert await hear(manager) == "WATCHDOG=1"
+        # On a busy machine answers may have taken longer than the 10 ms, which is told first.
+        late = "STATUS=unwell: no answer in 0.01 s"
+        heard = [await hear(manager)]
+        while heard[-1] == late and len(heard) < 100:
+            heard.append(await hear(manager))
+        assert heard[-1] == "WATCHDOG=1"
 
     watch(folder, manager, test, 0.01, http=Answering(OK))
 

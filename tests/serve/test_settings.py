@@ -10,6 +10,7 @@ from attestkit.errors import ConfigError, UsageError
 from attestkit.serve.address import Address, parse_address
 from attestkit.serve.options import FLAGS, Options
 from attestkit.serve.settings import Settings, decide
+from tests.untyped import untyped
 
 HOME = {"HOME": "/home/me"}
 
@@ -26,13 +27,13 @@ def signs() -> Sequence[str]:
 
 def simulator(environ: dict[str, str] | None = None, **options: str) -> Settings:
     """Settings of a simulator that was asked for by name."""
-    chosen = Options(backend="simulator", **options)  # type: ignore[arg-type]  # reset is no text
+    chosen = Options(backend="simulator", **untyped(options))
     return decide(chosen, HOME if environ is None else environ, no_signs)
 
 
 def hardware(environ: dict[str, str] | None = None, **options: str) -> Settings:
     """Settings on a machine that looks like a TEE."""
-    chosen = Options(**options)  # type: ignore[arg-type]  # reset is no text
+    chosen = Options(**untyped(options))
     return decide(chosen, HOME if environ is None else environ, signs)
 
 
@@ -50,14 +51,14 @@ def test_defaults_of_the_simulator(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_defaults_on_hardware() -> None:
     """On hardware the sockets are where the agent has them, for owner and group."""
-    found = hardware({"XDG_RUNTIME_DIR": "/tmp"})  # noqa: S108 - any folder that is there
+    found = hardware({"XDG_RUNTIME_DIR": "/tmp"})
     assert found.backend is None
     assert (found.dstack, found.tappd) == (
         Path("/var/run/dstack.sock"),
         Path("/var/run/tappd.sock"),
     )
     assert found.socket_mode == 0o660
-    assert found.http == Address("0.0.0.0", 8090)  # noqa: S104 - the agent's documented address
+    assert found.http == Address("0.0.0.0", 8090)
     assert not found.private
 
 
@@ -180,7 +181,7 @@ def test_http_can_be_off() -> None:
     assert (found.http, found.dev_http, found.dstack) == (None, None, None)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "example.com", "127.0.0.1.example.com"])  # noqa: S104 - refused
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "example.com", "127.0.0.1.example.com"])
 def test_keys_are_not_given_to_the_network(host: str) -> None:
     """--dev-http is loopback only."""
     with pytest.raises(UsageError, match="loopback"):
@@ -223,7 +224,7 @@ def test_app_id() -> None:
 def test_an_empty_value_is_refused(option: str) -> None:
     """An unset variable of a shell must not put seed and sockets into the current folder."""
     with pytest.raises(UsageError, match=f"--{option.replace('_', '-')}: the value is empty"):
-        hardware(**{option: ""})  # type: ignore[arg-type]  # reset is no text
+        hardware(**untyped({option: ""}))
 
 
 def test_what_is_said_of_the_simulation() -> None:
@@ -242,9 +243,9 @@ def test_what_is_said_of_the_simulation() -> None:
         "scenario": "td-debug",
         "faults": [Fault.parse("ebusy:3"), Fault.parse("eio"), Fault.parse("slow:1s")],
     }
-    with pytest.raises(UsageError, match=r"^--fault ebsuy: no fault is called 'ebsuy'; there are"):
+    with pytest.raises(UsageError, match=r"^--fault ebsuy: no fault is called 'ebsuy'; did you"):
         decide(Options(backend="simulator", fault=("ebsuy",)), HOME, no_signs)
-    with pytest.raises(UsageError, match=r"^--scenario nope: no scenario is called 'nope'; there"):
+    with pytest.raises(UsageError, match=r"^--scenario nope: no scenario is called 'nope'; at"):
         simulator(scenario="nope")
 
 
@@ -293,7 +294,7 @@ def test_an_agent_does_not_stand_before_an_agent(options: Options, environ: dict
 def configured(**values: str) -> Options:
     """Options that a configuration gave, each under the key of its own name."""
     sources = {name: f"agent.toml: key.{name}" for name in values}
-    return Options(backend="simulator", sources=sources, **values)  # type: ignore[arg-type]  # texts
+    return Options(backend="simulator", sources=sources, **untyped(values))
 
 
 @pytest.mark.parametrize(
@@ -346,7 +347,7 @@ def test_a_port_without_an_address() -> None:
     options = configured(http=":99")
     assert decide(options, HOME, no_signs).http == Address("127.0.0.1", 99)
     found = decide(options._replace(backend=None), HOME, signs)
-    assert found.http == Address("0.0.0.0", 99)  # noqa: S104 - not bound
+    assert found.http == Address("0.0.0.0", 99)
     with pytest.raises(UsageError, match="--http :99"):
         simulator(http=":99")
 

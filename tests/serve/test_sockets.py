@@ -33,7 +33,7 @@ WITHOUT_PROC = ("unshare", "--mount", "sh", "-c", 'umount -l /proc && exec "$@"'
 @pytest.fixture
 def without_proc() -> tuple[str, ...]:
     """What runs a program where /proc is not mounted."""
-    if os.geteuid() or subprocess.run([*WITHOUT_PROC, "true"], check=False).returncode:  # noqa: S603 - our own words
+    if os.geteuid() or subprocess.run([*WITHOUT_PROC, "true"], check=False).returncode:
         pytest.skip("/proc cannot be taken away here")
     return WITHOUT_PROC
 
@@ -65,7 +65,7 @@ def test_a_server_without_proc(folder: Path, without_proc: tuple[str, ...]) -> N
         assert call(server.dstack, "Version").status == 200
     options = ("--backend", "simulator", "--dir", str(folder), "--http", "none")
     for more in (("--socket-mode", "660"), ("--socket-group", "65534")):
-        done = subprocess.run(  # noqa: S603 - our own program
+        done = subprocess.run(
             [*without_proc, *command(*options, *more)],
             env=environment(),
             capture_output=True,

@@ -65,7 +65,7 @@ def test_a_body_that_is_too_large_is_not_read(server: Server, length: str) -> No
 
 def _garbage(seed: int) -> bytes:
     """Return something that looks like a request until it does not."""
-    dice = random.Random(seed)  # noqa: S311 - reproducible tests
+    dice = random.Random(seed)
     good = (
         b"POST /%s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b"Content-Length: %d\r\n\r\n%s"

@@ -72,7 +72,7 @@ def test_nothing_else_is_there(tappd: Client, path: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "field"), FIELDS, ids=IDS)
-def test_missing_field(tappd: Client, name: str, field: Any) -> None:  # noqa: ANN401
+def test_missing_field(tappd: Client, name: str, field: Any) -> None:
     """A missing field has its default; a raw quote needs its 64 bytes."""
     message = {key: value for key, value in VALID[name].items() if key != field.name}
     response = tappd.post(f"/prpc/{name}", message)
@@ -80,7 +80,7 @@ def test_missing_field(tappd: Client, name: str, field: Any) -> None:  # noqa: A
 
 
 @pytest.mark.parametrize(("name", "field"), FIELDS, ids=IDS)
-def test_wrong_field(tappd: Client, name: str, field: Any) -> None:  # noqa: ANN401
+def test_wrong_field(tappd: Client, name: str, field: Any) -> None:
     """A field of a wrong type is a 400 that names it."""
     response = tappd.post(f"/prpc/{name}", VALID[name] | {field.name: 7})
     assert response.status == 400
@@ -88,7 +88,7 @@ def test_wrong_field(tappd: Client, name: str, field: Any) -> None:  # noqa: ANN
 
 
 @pytest.mark.parametrize(("name", "field"), FIELDS, ids=IDS)
-def test_too_long_field(tappd: Client, name: str, field: Any) -> None:  # noqa: ANN401
+def test_too_long_field(tappd: Client, name: str, field: Any) -> None:
     """What has a limit is refused beyond it, and what has none is taken."""
     long: Any = {str: "x" * 300_000, bytes: "00" * 300_000, bool: True}[field.kind]
     message = VALID[name] | {field.name: ["x"] * 1000 if field.repeated else long}

@@ -26,7 +26,7 @@ WHOLE = {
 }
 
 
-def _chain(response: Any) -> list[Certificate]:  # noqa: ANN401 - JSON
+def _chain(response: Any) -> list[Certificate]:
     return [read_certificate(pem) for pem in response["certificate_chain"]]
 
 
@@ -70,8 +70,8 @@ SERVER, CLIENT = "06082b06010505070301", "06082b06010505070302"  # of extKeyUsag
 def test_usages(
     dstack: Client,
     tappd: Client,
-    server: bool,  # noqa: FBT001 - a table
-    client: bool,  # noqa: FBT001
+    server: bool,
+    client: bool,
     usages: str | None,
 ) -> None:
     """Each usage is in the certificate if it was asked for, and only then; of old keys too."""

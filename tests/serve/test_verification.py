@@ -1,6 +1,7 @@
 """What /verify answers: each step's flags and reason, and no yes that a step did not give."""
 
 import json
+import weakref
 from datetime import datetime, timezone
 from typing import Any, cast
 
@@ -81,7 +82,7 @@ def no_surprise(error: BaseException) -> str:
     raise AssertionError from error
 
 
-def attested(attestation: Attestation | None = None, **fields: Any) -> VerifyRequest:  # noqa: ANN401 - the request's own
+def attested(attestation: Attestation | None = None, **fields: Any) -> VerifyRequest:
     """Return a request to judge evidence, default the simulated TD's."""
     return VerifyRequest((attestation or evidence()).to_bytes(), **fields)
 
@@ -91,7 +92,24 @@ def ask(verifier: object, request: VerifyRequest | None = None) -> Outcome:
     return judge(cast("Verifier", verifier), request or attested(), no_surprise)
 
 
-def shown(outcome: Outcome) -> Any:  # noqa: ANN401 - JSON
+class Text(str):
+    """A text of which can be seen whether it is still there."""
+
+    __slots__ = ("__weakref__",)
+
+
+class Refusing:
+    """A Verifier that refuses all, each time by an error of its own."""
+
+    def __init__(self, kind: type[BaseException]) -> None:
+        self._kind = kind
+
+    def examine(self, _: Attestation) -> "Refusing":
+        """Refuse."""
+        raise self._kind("no")
+
+
+def shown(outcome: Outcome) -> Any:
     """Return an outcome as its client reads it."""
     return json.loads(outcome.to_json())
 
@@ -214,7 +232,7 @@ def test_what_is_no_log(log: str) -> None:
 # -- what fails ------------------------------------------------------------------------------------
 
 
-def check_refused(found: Any, step: str) -> str:  # noqa: ANN401 - JSON
+def check_refused(found: Any, step: str) -> str:
     """Check that nothing behind `step` shows; return the cause of the refusal."""
     details = found["details"]
     assert found["is_valid"] is False
@@ -414,7 +432,7 @@ def test_an_older_image_cannot_be_told() -> None:
 
 
 @pytest.mark.parametrize("debug", [None, False, True])
-def test_debug_shows_the_registers_that_differ(debug: bool | None) -> None:  # noqa: FBT001 - a case
+def test_debug_shows_the_registers_that_differ(debug: bool | None) -> None:
     """With `debug` the registers of another image are beside those in the quote."""
     other = changed_config(memory_size=3 << 30)
     found = shown(ask(real_image(other), attested(other, debug=debug)))
@@ -447,3 +465,15 @@ def test_simulated_evidence_is_still_simulated() -> None:
     outcome = ask(StandIn(appraise=result(simulated=True)))
     assert outcome.result is not None
     assert outcome.result.simulated
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("kind", [SignatureError, RuntimeError, PanicError])
+def test_refused_evidence_is_freed_at_once(kind: type[BaseException]) -> None:
+    """It may be megabytes of a stranger's: it does not wait for the collector of cycles."""
+    log = Text("[]")
+    alive = weakref.ref(log)
+    outcome = judge(cast("Verifier", Refusing(kind)), attested(event_log=log), lambda _: "id")
+    assert outcome.result is None
+    del log
+    assert alive() is None

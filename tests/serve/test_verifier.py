@@ -27,7 +27,7 @@ def make_client(loop: asyncio.AbstractEventLoop) -> Iterator[MakeClient]:
     """Make clients of the service; its threads end with the test."""
     with ThreadPoolExecutor(2) as executor:
 
-        def make(verifier: object = None, executor: Executor = executor, **options: Any) -> Client:  # noqa: ANN401 - handed on
+        def make(verifier: object = None, executor: Executor = executor, **options: Any) -> Client:
             judge = cast("Verifier", verifier or StandIn())
             options = {"random": lambda size: bytes(range(1, size + 1)), **options}
             return Client(VerifierApp(judge, executor, **options), loop)
@@ -212,7 +212,7 @@ async def call(client: Client, verb: str, path: str, message: object = None) -> 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": json.dumps(message).encode()}
 
-    async def send(message: Any) -> None:  # noqa: ANN401 - as ASGI has it
+    async def send(message: Any) -> None:
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
 

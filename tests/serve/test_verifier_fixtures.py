@@ -83,7 +83,7 @@ def evidence_of(name: str) -> Attestation:
     return Attestation.from_agent_response(body_of(name))
 
 
-def ask(body: bytes, at: datetime, *, collateral: bool, loop: asyncio.AbstractEventLoop) -> Any:  # noqa: ANN401 - JSON
+def ask(body: bytes, at: datetime, *, collateral: bool, loop: asyncio.AbstractEventLoop) -> Any:
     """Return the service's answer at an instant, by the makers' own roots."""
     intel = Collateral.load(SHARED / COLLATERAL) if collateral else None
     policy = AppraisalPolicy.development()

@@ -5,6 +5,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from attestkit.serve.__main__ import _open_verifier
 from attestkit.serve.address import Address
 from attestkit.serve.verification import VerifyRequest, judge
 from attestkit.serve.verifier_settings import VerifierSettings
+from attestkit.verifier.ear import EarKey, EarPublicKey, Tier, verify_ear
 from attestkit.verifier.policy import PRESETS, AppraisalPolicy
 from tests.serve import server as servers
 from tests.serve.client import call
@@ -35,7 +37,7 @@ def running_verifier(*options: str, environ: dict[str, str] | None = None) -> It
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ak")))
         with (logs / "stderr").open("w") as errors:
             process = stack.enter_context(
-                subprocess.Popen(  # noqa: S603 - our own program
+                subprocess.Popen(
                     servers.command(*VERIFIER, *options),
                     cwd=folder,
                     env=environment(**(environ or {})),
@@ -91,7 +93,7 @@ def post(server: Server, request: object) -> httpx.Response:
     return response
 
 
-def verdict(server: Server, request: object) -> Any:  # noqa: ANN401 - JSON
+def verdict(server: Server, request: object) -> Any:
     """Return what a verifier answers."""
     return post(server, request).json()
 
@@ -224,11 +226,11 @@ def test_images(agent: Server, trusting: Server, changes: dict[str, Any], reason
 
 
 def _settings(**options: Path | str) -> VerifierSettings:
-    nothing = VerifierSettings(Address("127.0.0.1", 0), True, None, None, None, None)  # noqa: FBT003 - alone
+    nothing = VerifierSettings(Address("127.0.0.1", 0), True, None, None, None, None)
     return VerifierSettings._make({**nothing._asdict(), **options}.values())
 
 
-def judged(request: object, **options: Path | str) -> Any:  # noqa: ANN401 - JSON
+def judged(request: object, **options: Path | str) -> Any:
     """Return what a verifier with these options answers, without a process of its own."""
     verifier = _open_verifier(_settings(**options))
     read = VerifyRequest.from_json(json.dumps(request).encode())
@@ -353,6 +355,7 @@ def test_what_cannot_be_is_said_at_once(
         ("collateral", "nonsense", "^--verifier-collateral /.*nonsense: "),
         ("policy", "missing", "^--verifier-policy /.*missing: .*strict, default, development$"),
         ("policy", "nonsense", "^--verifier-policy /.*nonsense: "),
+        ("cache", "nonsense", "^--verifier-cache /.*nonsense: File exists$"),
         ("pccs_url", "ftp://x", "--verifier-pccs .*PCCS URL"),
         ("pccs_url", "http://me:secret@x", "PCCS URL"),
     ],
@@ -365,3 +368,37 @@ def test_what_cannot_be_read(tmp_path: Path, name: str, value: str, text: str) -
     with pytest.raises((ConfigError, UsageError), match=text) as caught:
         judged({}, **{name: named})
     assert "secret" not in str(caught.value)
+
+
+# -- signed verdicts -------------------------------------------------------------------------------
+
+
+def test_a_signed_verdict_of_a_process(agent: Server, collateral: Path, tmp_path: Path) -> None:
+    """From the option's file to a claim that others believe; what is refused is not signed."""
+    key, nonce = tmp_path / "ear.key", bytes(range(32))
+    key.write_bytes(bytes(32))
+    key.chmod(0o600)
+    anchor = str(agent.folder / "trust-anchor.pem")
+    options = ("--trust-anchor", anchor, "--verifier-collateral", str(collateral))
+    with running_verifier(*options, "--ear-key", str(key)) as server:
+        url = server.ready["verifier"]
+        [public] = EarPublicKey.from_jwks(httpx.get(f"{url}/verify/keys").content)
+        assert public == EarKey.from_bytes(bytes(32)).public
+        ask = {"format": "ear", "nonce": nonce.hex(), "encoding": "cose"}
+        good = httpx.post(f"{url}/verify", params=ask, json=quote_of(agent), timeout=60)
+        bad = httpx.post(f"{url}/verify", params=ask, json={"attestation": "00"}, timeout=60)
+        server.check_log()
+    now = datetime.now(timezone.utc)
+    found = verify_ear(good.content, public, nonce=nonce, now=now)
+    assert (found.status, found.simulated) == (Tier.CONTRAINDICATED, True)
+    assert found.result["report_data"] == "1234" + "00" * 62
+    assert bad.headers["content-type"] == "application/json"
+    assert bad.json()["is_valid"] is False
+
+
+def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    """Before anything is served, with the option and what to do."""
+    key = tmp_path / "ear.key"
+    key.write_bytes(bytes(32))
+    key.chmod(0o644)
+    assert "--ear-key" in refusal(*VERIFIER, "--ear-key", str(key), folder=tmp_path, code=1)

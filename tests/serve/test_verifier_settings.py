@@ -10,13 +10,14 @@ from attestkit.serve.options import Options
 from attestkit.serve.policy_option import read_policy
 from attestkit.serve.verifier_settings import VerifierSettings, decide_verifier
 from attestkit.verifier.policy import PRESETS
+from tests.untyped import untyped
 
 WHERE = "127.0.0.1:0"
 
 
 def alone(environ: dict[str, str] | None = None, **options: str) -> VerifierSettings:
     """Settings of a verifier without an agent."""
-    chosen = Options(backend="none", verifier=WHERE, **options)  # type: ignore[arg-type]  # flags are no text
+    chosen = Options(backend="none", verifier=WHERE, **untyped(options))
     found = decide_verifier(chosen, environ or {})
     assert found is not None
     return found
@@ -36,7 +37,7 @@ def test_it_is_off_by_default() -> None:
 def test_defaults() -> None:
     """The makers' roots, no policy, and nothing is fetched."""
     found = alone()
-    assert found[:-1] == (Address("127.0.0.1", 0), True, None, None, None, None)
+    assert found[:-1] == (Address("127.0.0.1", 0), True, *[None] * 8)
 
 
 def test_beside_an_agent() -> None:
@@ -53,7 +54,7 @@ def test_it_binds_as_told() -> None:
     """It judges for whoever asks, so any address will do."""
     found = decide_verifier(Options(verifier="0.0.0.0:8080"), {})
     assert found is not None
-    assert found.address == Address("0.0.0.0", 8080)  # noqa: S104 - not bound
+    assert found.address == Address("0.0.0.0", 8080)
 
 
 def test_files_are_absolute() -> None:
@@ -170,3 +171,53 @@ def test_a_policy_that_cannot_be_read(tmp_path: Path) -> None:
     bad.write_text("colour = 1")
     with pytest.raises(ConfigError, match=r"^--x .*bad: colour: unknown key"):
         read_policy("--x", str(bad))
+
+
+def test_several_processes() -> None:
+    """A number from 1 to 64; one process alone is not the same as one that is started again."""
+    assert alone().workers is None
+    for text, number in (("1", 1), ("3", 3), ("64", 64)):
+        assert alone(workers=text).workers == number
+    for text in ("0", "65", "-1", "x", "3.0", "1" * 5000, "\u0663"):
+        with pytest.raises(UsageError, match=r"^--workers .*: want a number from 1 to 64$"):
+            alone(workers=text)
+
+
+@pytest.mark.parametrize("backend", [None, "auto", "simulator", "configfs_tsm"])
+def test_an_agent_is_one_process(backend: str | None) -> None:
+    """It has registers, keys and a device, so whoever asks for several is told why not."""
+    options = Options(backend=backend, verifier=WHERE, workers="2")
+    with pytest.raises(
+        UsageError, match=r"^--workers is for the verifier alone \(--backend none\)"
+    ):
+        decide_verifier(options, {})
+    with pytest.raises(UsageError, match=r"^--workers .* needs --verifier$"):
+        decide_verifier(Options(backend=backend, workers="2"), {})
+    file = Options(backend=backend, verifier=WHERE, workers="2", sources={"workers": "f: workers"})
+    with pytest.raises(ConfigError, match=r"^f: workers is for the verifier alone"):
+        decide_verifier(file, {})
+
+
+def test_the_metrics_have_an_address_of_their_own() -> None:
+    """They are off by default, and an agent's are at its external listener."""
+    assert alone().metrics is None
+    assert alone(verifier_metrics="127.0.0.1:0").metrics == Address("127.0.0.1", 0)
+    assert alone(verifier_metrics="none").metrics is None
+    options = Options(backend="simulator", verifier=WHERE, verifier_metrics=WHERE)
+    with pytest.raises(
+        UsageError, match=r"^--verifier-metrics is for the verifier alone .*/metrics"
+    ):
+        decide_verifier(options, {})
+    with pytest.raises(UsageError, match=r"^--verifier-metrics .* needs --verifier$"):
+        decide_verifier(Options(verifier_metrics=WHERE), {})
+
+
+def test_a_cache_needs_what_it_keeps() -> None:
+    """It is absolute as all paths are; without a service that is asked it would stay empty."""
+    found = alone(verifier_cache="c", verifier_pccs="http://pccs")
+    assert found.cache == Path("c").absolute()
+    assert alone({"PCCS_URL": "http://pccs"}, verifier_cache="c").cache == found.cache
+    nothing: dict[str, str] = {}
+    for options in (nothing, {"verifier_pccs": "none"}, {"verifier_collateral": "c.json"}):
+        with pytest.raises(UsageError, match=r"^--verifier-cache keeps what is fetched"):
+            alone(None, verifier_cache="c", **options)

@@ -78,8 +78,8 @@ async def client(endpoint: str, asks: Sequence[Ask], ledger: Ledger, end: float)
     while time.monotonic() < end:
         reader, writer = await _connect(endpoint)
         try:
-            for ask in random.choices(asks, weights, k=random.randint(1, 2 * _LIFE)):  # noqa: S311
-                await asyncio.sleep(random.uniform(0, 2 * _PAUSE))  # noqa: S311
+            for ask in random.choices(asks, weights, k=random.randint(1, 2 * _LIFE)):
+                await asyncio.sleep(random.uniform(0, 2 * _PAUSE))
                 if time.monotonic() > end:
                     break
                 begin = time.perf_counter()
@@ -104,7 +104,7 @@ async def follower(endpoint: str, target: str, ledger: Ledger, end: float) -> No
     """
     while (now := time.monotonic()) < end:
         reader, writer = await _connect(endpoint)
-        leave = min(end, now + random.uniform(1, 60))  # noqa: S311
+        leave = min(end, now + random.uniform(1, 60))
         writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         try:
             if not await _is_answered(reader, target, ledger):

@@ -1,4 +1,4 @@
-"""What docs/testing.md shows works as it stands, and its tables are what the code has."""
+"""The tables of docs/testing.md are what the code has; its tests run as a page, see tests/docs."""
 
 import inspect
 import re
@@ -8,23 +8,10 @@ import pytest
 
 from attestkit.testing import SimulatedTee
 
-pytest_plugins = ["pytester"]
-
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "docs" / "testing.md"
 
 pytestmark = pytest.mark.skipif(not GUIDE.exists(), reason="docs/testing.md is not here")
-
-
-def test_the_examples_pass(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One after the other they are a file of tests; every warning is an error."""
-    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    pytester.makepyfile("\n".join(blocks))
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    plugins = ("-p", "attestkit.testing.plugin", "-p", "no:cacheprovider")
-    result = pytester.runpytest_subprocess(*plugins, "-W", "error", timeout=120)
-    result.assert_outcomes(passed=11)
 
 
 def test_the_table_has_all_of_a_tee() -> None:

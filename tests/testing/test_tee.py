@@ -261,7 +261,7 @@ assert not folder.exists()
 @pytest.mark.parametrize("end", ["sys.exit()", "tee.close(); sys.exit()"])
 def test_a_fork_ends_nothing_of_its_parent_s(end: str, tmp_path: Path) -> None:
     """A child that unwinds its stack and exits leaves the sockets, the folder and the server."""
-    result = subprocess.run(  # noqa: S603 - our own program
+    result = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK.replace("END", end)],
         capture_output=True,
         text=True,

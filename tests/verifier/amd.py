@@ -127,7 +127,7 @@ def provider_extensions(product: str = "Milan") -> dict[str, bytes]:
     return found | {"5": text("a-provider")}
 
 
-def leaf(  # noqa: PLR0913 - what a certificate may be wrong in
+def leaf(
     own: Mapping[str, bytes],
     issuer: str | tuple[str, ...] = "SEV-Milan",
     *,

@@ -45,7 +45,7 @@ def _made(name: str, curve: type[ec.EllipticCurve]) -> ec.EllipticCurvePrivateKe
     return ec.generate_private_key(curve())
 
 
-def certificate(  # noqa: PLR0913 - what a certificate may be wrong in
+def certificate(
     name: str,
     issuer: str,
     *,

@@ -21,6 +21,7 @@ from attestkit.errors import AttestKitError
 from attestkit.quote import Quote
 from attestkit.verifier.dcap import Dcap
 from attestkit.verifier.result import Authenticated
+from tests.untyped import untyped
 from tests.vectors import SHARED
 
 NOW: Final = 1790000000
@@ -68,15 +69,15 @@ def refused(
 
 def reason(error: AttestKitError) -> str:
     """Return the class of a refusal; all of ours have one here."""
-    return str(error.reason)  # type: ignore[attr-defined]
+    return str(untyped(error).reason)
 
 
-def collateral(**config: Any) -> Collateral:  # noqa: ANN401 - the parts of a CollateralConfig
+def collateral(**config: Any) -> Collateral:
     """Return the simulator's collateral with other parts than by default."""
     return PKI.collateral(NOW, CollateralConfig(**config))
 
 
-def changed(**fields: Any) -> Collateral:  # noqa: ANN401 - the fields of a Collateral
+def changed(**fields: Any) -> Collateral:
     """Return the simulator's collateral with other fields."""
     return replace(COLLATERAL, **fields)
 
@@ -89,12 +90,12 @@ def td(**fields: bytes) -> bytes:
     return QuotingEnclave(PKI).quote(body.td10())
 
 
-def enclave(pki: SimulatedPki = PKI, **config: Any) -> bytes:  # noqa: ANN401 - a QuoteConfig
+def enclave(pki: SimulatedPki = PKI, **config: Any) -> bytes:
     """Return a quote of a quoting enclave with these peculiarities."""
     return QuotingEnclave(pki, config=QuoteConfig(**config)).quote(TdBody().td10())
 
 
-def pki(**config: Any) -> SimulatedPki:  # noqa: ANN401 - the fields of a PkiConfig
+def pki(**config: Any) -> SimulatedPki:
     """Return the same PKI with other certificates."""
     return SimulatedPki(bytes(range(32)), config=PkiConfig(**config))
 

@@ -47,12 +47,12 @@ def collateral() -> Collateral:
     return PKI.collateral(NOW.timestamp())
 
 
-def attester(**options: Any) -> Attester:  # noqa: ANN401 - the simulator's own options
+def attester(**options: Any) -> Attester:
     """Return a simulated TEE of the one seed."""
     return Attester(Simulator(seed=SEED, **options))
 
 
-def verifier(**options: Any) -> Verifier:  # noqa: ANN401 - the verifier's own options
+def verifier(**options: Any) -> Verifier:
     """Return a verifier that trusts the simulator's root, at NOW."""
     given = {"trust_anchor": PKI.root_der, "collateral": collateral(), "clock": lambda: NOW}
     return Verifier(**{**given, **options})

@@ -89,7 +89,7 @@ ATTRIBUTES: Final[dict[str, dict[str, bytes]]] = {
 }
 
 
-def claims(platform: str = TDX, **changed: Any) -> Claims:  # noqa: ANN401 - fields of Claims
+def claims(platform: str = TDX, **changed: Any) -> Claims:
     """Return what a guest of a platform says; a register or attribute of None is left out."""
     registers, attributes = dict(REGISTERS[platform]), dict(ATTRIBUTES[platform])
     for table in (registers, attributes):
@@ -116,7 +116,7 @@ def bare_claims() -> Claims:
     return claims(events=(), event_registers=(), os_image_hash=b"")
 
 
-def authenticated(**changed: Any) -> Authenticated:  # noqa: ANN401 - fields of Authenticated
+def authenticated(**changed: Any) -> Authenticated:
     """Return the maker's word on a platform that is up to date."""
     found = Authenticated(
         status=TcbStatus.UP_TO_DATE,
@@ -136,7 +136,7 @@ def authenticated(**changed: Any) -> Authenticated:  # noqa: ANN401 - fields of 
     return found._replace(**changed)
 
 
-def app_info(**changed: Any) -> AppInfo:  # noqa: ANN401 - fields of AppInfo
+def app_info(**changed: Any) -> AppInfo:
     """Return who the app is."""
     found = AppInfo(
         app_id=APP_ID,
@@ -152,7 +152,10 @@ def app_info(**changed: Any) -> AppInfo:  # noqa: ANN401 - fields of AppInfo
     return found._replace(**changed)
 
 
-def rules(**given: Any) -> AppraisalPolicy:  # noqa: ANN401 - fields of AppraisalPolicy
+_APP_INFO: Final = app_info()
+
+
+def rules(**given: Any) -> AppraisalPolicy:
     """Return the default policy with these rules."""
     return AppraisalPolicy.default().replace(**given)
 
@@ -161,14 +164,14 @@ def judged(
     policy: AppraisalPolicy,
     of: Claims | None = None,
     word: Authenticated | None = None,
-    info: AppInfo | None = app_info(),  # noqa: B008 - immutable
-    **options: Any,  # noqa: ANN401 - of appraise
+    info: AppInfo | None = _APP_INFO,
+    **options: Any,
 ) -> tuple[str, ...]:
     """Return the steps of an appraisal at NOW."""
     return policy.appraise(of or claims(), word or authenticated(), info, NOW, **options)
 
 
-def refused(reason: str, *given: Any, **options: Any) -> str:  # noqa: ANN401 - as `judged`
+def refused(reason: str, *given: Any, **options: Any) -> str:
     """Return the text of a refusal, which must be for that reason."""
     with pytest.raises(PolicyError) as caught:
         judged(*given, **options)
@@ -179,7 +182,7 @@ def refused(reason: str, *given: Any, **options: Any) -> str:  # noqa: ANN401 - 
 def result(
     of: Claims | None = None,
     word: Authenticated | None = None,
-    info: AppInfo | None = app_info(),  # noqa: B008 - immutable
+    info: AppInfo | None = _APP_INFO,
 ) -> AttestationResult:
     """Return the result for evidence of that kind."""
     of, word = of or claims(), word or authenticated()

@@ -25,6 +25,7 @@ from attestkit.errors import (
 )
 from attestkit.verifier import Verifier
 from attestkit.verifier.bundle import EvidenceBundle
+from tests.untyped import untyped
 from tests.verifier import parcels
 
 NOW: Final = 1790000000
@@ -179,14 +180,17 @@ def test_json_cut_anywhere_is_refused() -> None:
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: EvidenceBundle("x", None, AT), "evidence is bytes, not str"),  # type: ignore[arg-type]
-        (lambda: EvidenceBundle(bytearray(1), None, AT), "evidence is bytes, not bytearray"),  # type: ignore[arg-type]
+        (lambda: EvidenceBundle(untyped("x"), None, AT), "evidence is bytes, not str"),
+        (
+            lambda: EvidenceBundle(untyped(bytearray(1)), None, AT),
+            "evidence is bytes, not bytearray",
+        ),
         (lambda: EvidenceBundle(b"", None, AT), "evidence has 0 bytes"),
         (lambda: EvidenceBundle(bytes((10 << 20) + 1), None, AT), "evidence has 10485761 bytes"),
-        (lambda: EvidenceBundle(b"x", {}, AT), "collateral is a Collateral, not dict"),  # type: ignore[arg-type]
-        (lambda: EvidenceBundle(b"x", None, NOW), "at is a datetime, not int"),  # type: ignore[arg-type]
+        (lambda: EvidenceBundle(b"x", untyped({}), AT), "collateral is a Collateral, not dict"),
+        (lambda: EvidenceBundle(b"x", None, untyped(NOW)), "at is a datetime, not int"),
         (lambda: EvidenceBundle(b"x", None, AT.replace(tzinfo=None)), "at has no time zone"),
-        (lambda: EvidenceBundle(b"x", None, AT, "00"), "report_data is bytes, not str"),  # type: ignore[arg-type]
+        (lambda: EvidenceBundle(b"x", None, AT, untyped("00")), "report_data is bytes, not str"),
         (lambda: EvidenceBundle(b"x", None, AT, bytes(65)), "report_data has 65 bytes"),
     ],
 )
@@ -224,8 +228,8 @@ def test_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_is_a_value() -> None:
     """A bundle is frozen, hashable, pickles, and shows no evidence."""
     with pytest.raises((FrozenInstanceError, AttributeError)):
-        SAMPLE.at = AT  # type: ignore[misc]  # that is what must fail
-    assert pickle.loads(pickle.dumps(SAMPLE)) == SAMPLE  # noqa: S301 - our own bytes
+        untyped(SAMPLE).at = AT
+    assert pickle.loads(pickle.dumps(SAMPLE)) == SAMPLE
     assert hash(SAMPLE) == hash(EvidenceBundle(EVIDENCE, COLLATERAL, AT, b"nonce"))
     assert repr(EVIDENCE) not in repr(SAMPLE)
 
@@ -261,13 +265,13 @@ def test_any_text_raises_our_errors_only(text: bytes | str) -> None:
 GENUINE: Final = parcels.evidence()
 
 
-def bundle_of(evidence: bytes, **fields: Any) -> EvidenceBundle:  # noqa: ANN401 - any field
+def bundle_of(evidence: bytes, **fields: Any) -> EvidenceBundle:
     """Return a bundle that was saved when the evidence was made."""
     given = {"collateral": parcels.collateral(), "at": parcels.NOW, "report_data": parcels.NONCE}
     return EvidenceBundle(evidence, **{**given, **fields})
 
 
-def offline(**options: Any) -> Verifier:  # noqa: ANN401 - the verifier's own options
+def offline(**options: Any) -> Verifier:
     """Return a verifier that would fetch, and fails where it does; its clock is years late."""
     given = {"collateral": None, "pccs_url": "http://pccs", "getter": parcels.no_network}
     return parcels.verifier(**{**given, "clock": lambda: AT + timedelta(days=4000), **options})
@@ -277,7 +281,7 @@ def offline(**options: Any) -> Verifier:  # noqa: ANN401 - the verifier's own op
 def test_a_bundle_verifies_with_the_network_off(form: str) -> None:
     """By its own collateral, at its own instant, for the report data that its judge names."""
     assert GENUINE.quote is not None
-    raw = GENUINE.quote.raw if form == "quote" else GENUINE.to_bytes(form)  # type: ignore[arg-type]
+    raw = GENUINE.quote.raw if form == "quote" else GENUINE.to_bytes(untyped(form))
     found = offline().verify_bundle(bundle_of(raw), report_data=parcels.NONCE)
     assert found.verified_at == parcels.NOW
     assert found == parcels.verifier().verify(raw, report_data=parcels.NONCE)
@@ -293,7 +297,7 @@ def test_what_a_bundle_says_of_its_report_data_is_not_asked() -> None:
         offline().verify_bundle(bundle_of(GENUINE.to_bytes()), report_data=b"other")
     assert caught.value.reason == "report_data"
     with pytest.raises(TypeError):
-        offline().verify_bundle(bundle)  # type: ignore[call-arg]
+        untyped(offline()).verify_bundle(bundle)
 
 
 def test_another_instant() -> None:

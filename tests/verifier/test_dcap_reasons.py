@@ -1,5 +1,7 @@
 """Every refusal has a reason, an exception of its kind, and words that are ours."""
 
+from typing import Any
+
 import pytest
 
 from attestkit._crypto.certificates import read_certificate
@@ -23,6 +25,7 @@ from attestkit.verifier.dcap_reasons import _PLAIN, refusal
 from attestkit.verifier.endorsements import read_endorsements
 from attestkit.verifier.pck_chain import read_pck_chain
 from tests.dcap import REJECT, judge
+from tests.untyped import untyped
 from tests.verifier.dcap_samples import (
     COLLATERAL,
     FUTURE,
@@ -61,7 +64,7 @@ REVOKED = (TcbLevel(4, "2024-11-13T00:00:00Z", "Revoked"),)
 
 def signed_by(name: str, start: object = None, end: object = None) -> Collateral:
     """Return collateral whose TCB info is signed by a certificate with these dates."""
-    window = Window(start or VALID[0], end or VALID[1])  # type: ignore[arg-type]
+    window = Window(untyped(start or VALID[0]), untyped(end or VALID[1]))
     return changed(**{f"{name}_issuer_chain": pem(signer(validity=window), ROOT)})
 
 
@@ -277,7 +280,7 @@ def attributes(value: int) -> bytes:
 @pytest.mark.parametrize("details", [False, True])
 def test_what_each_refusal_says(
     case: tuple[bytes, Collateral | None, type, str, str],
-    details: bool,  # noqa: FBT001
+    details: bool,
 ) -> None:
     """Reason, kind and words; dcap-qvl refuses too."""
     raw, given, kind, why, words = case
@@ -304,7 +307,7 @@ def test_expired_collateral_says_until_when() -> None:
 
 def test_an_enclave_in_debug_mode() -> None:
     """The words of a debug enclave are those of an enclave."""
-    sgx = JUDGED._replace(quote=_SgxQuote(QUOTE))  # type: ignore[arg-type]
+    sgx = JUDGED._replace(quote=untyped(_SgxQuote(QUOTE)))
     error = refusal("Verification failed: Debug mode is enabled", sgx)
     assert (type(error), reason(error)) == (VerificationError, "enclave_debug")
 
@@ -314,8 +317,8 @@ class _SgxQuote:
 
     tee_type = 0
 
-    def __init__(self, quote: object) -> None:
-        self.body = quote.qe_report  # type: ignore[attr-defined]
+    def __init__(self, quote: Any) -> None:
+        self.body = quote.qe_report
 
 
 @pytest.mark.parametrize("head", [*EXPLAINED, *(row[0] for row in _PLAIN)])

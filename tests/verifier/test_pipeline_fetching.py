@@ -176,5 +176,5 @@ def test_a_handed_in_cache_pickles_along(way: Way, tmp_path: Path) -> None:
     judge = Verifier(
         PKI.root_der, pccs_url="http://pccs", getter=parcels.no_network, cache=cache, clock=tell_now
     )
-    again = pickle.loads(pickle.dumps(judge))  # noqa: S301 - our own
+    again = pickle.loads(pickle.dumps(judge))
     assert again.verify(RAW, report_data=NONCE).verified_at == NOW

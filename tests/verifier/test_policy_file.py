@@ -42,14 +42,14 @@ from tests.verifier.policy_samples import (
 # -- what is pinned ----------------------------------------------------------------------------
 
 
-def word_of(platform: str, **changed: Any) -> Any:  # noqa: ANN401 - fields of Authenticated
+def word_of(platform: str, **changed: Any) -> Any:
     """Return the maker's word as a platform has it."""
     if platform == NITRO:
         return authenticated(status=None, **changed)
     return authenticated(**changed)
 
 
-def accepts(policy: AppraisalPolicy, of: AttestationResult, **changed: Any) -> bool:  # noqa: ANN401
+def accepts(policy: AppraisalPolicy, of: AttestationResult, **changed: Any) -> bool:
     """Tell whether a policy accepts the evidence of a result, its claims changed."""
     word = word_of(of.claims.platform, advisory_ids=of.advisory_ids)
     word = word._replace(status=of.tcb_status)

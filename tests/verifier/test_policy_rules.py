@@ -229,7 +229,7 @@ def test_masks_that_cannot_be(make: Callable[[], BitMask], text: str) -> None:
         (KeyProvider(id=b"\x30"), False),
     ],
 )
-def test_key_provider(rule: KeyProvider, accepted: bool) -> None:  # noqa: FBT001 - a table
+def test_key_provider(rule: KeyProvider, accepted: bool) -> None:
     """Name and id must both be those of one rule."""
     if accepted:
         assert f"the key provider is {rule}" in judged(rules(key_provider=(rule,)))

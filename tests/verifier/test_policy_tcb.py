@@ -148,7 +148,7 @@ def test_a_short_period_is_told_in_hours() -> None:
         ({"refused_advisories": ("intel-sa-00960",)}, False),
     ],
 )
-def test_advisories(given: dict[str, Any], accepted: bool) -> None:  # noqa: FBT001 - a table
+def test_advisories(given: dict[str, Any], accepted: bool) -> None:
     """Every advisory must be accepted and none refused, in either case of letters."""
     word = authenticated(advisory_ids=("INTEL-SA-00837", "Intel-SA-00960"))
     if accepted:

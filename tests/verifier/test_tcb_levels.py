@@ -30,7 +30,7 @@ def svns(*values: int) -> bytes:
     return bytes(values).ljust(16, b"\0")
 
 
-def info(**config: Any) -> Collateral:  # noqa: ANN401 - the fields of a TcbInfoConfig
+def info(**config: Any) -> Collateral:
     """Return collateral with such TCB info."""
     return collateral(tcb_info=TcbInfoConfig(**config))
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from threading import Lock
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from attestkit import backends
 from attestkit._version import own_version
@@ -42,6 +42,11 @@ from attestkit.backends.recording.host import host_from_json, host_of
 from attestkit.backends.recording.recording_file import RecordingWriter, member, read_recording
 from attestkit.backends.recording.tapes import PlayingTape, RecordingTape
 from attestkit.errors import BackendUnavailableError, FormatError, UsageError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+else:
+    Self = TypeVar("Self")  # for who reads the hints while the program runs
 
 __all__ = ["Recording"]
 
@@ -101,14 +106,14 @@ class Recording:
     complete: bool
     _inside: Inside
 
-    def __new__(  # noqa: PYI034 - Python 3.10 has no Self
+    def __new__(
         cls,
         path: str | os.PathLike[str] | None = None,
         *,
         of: str | Backend | None = None,
         options: Mapping[str, object] | None = None,
         now: Callable[[], float] = _clock,
-    ) -> "Recording":
+    ) -> "Self":
         """Make a kind that has the abilities of the recorded backend."""
         file = _file(path)
         if of is not None:
@@ -159,6 +164,9 @@ class Recording:
         return f"<{doing} of {self.recorded}, {str(self.path)!r}>"
 
 
+R = TypeVar("R", bound=Recording)
+
+
 def _file(path: str | os.PathLike[str] | None) -> Path:
     if path is None:
         path = backends.named_recording()
@@ -171,7 +179,7 @@ def _file(path: str | os.PathLike[str] | None) -> Path:
     return Path(path)
 
 
-def _kind(cls: type[Recording], abilities: list[str]) -> type[Recording]:
+def _kind(cls: type[R], abilities: list[str]) -> type[R]:
     """Return a class that has these abilities, and no others.
 
     Raises:
@@ -180,19 +188,19 @@ def _kind(cls: type[Recording], abilities: list[str]) -> type[Recording]:
     if not set(map(str, abilities)) <= _ABILITIES.keys():
         raise FormatError(f"abilities: they are among {', '.join(_ABILITIES)}")
     found = (cls_of for name, cls_of in _ABILITIES.items() if name in abilities)
-    return type(cls.__name__, (*found, cls), {})
+    return cast("type[R]", type(cls.__name__, (*found, cls), {}))
 
 
 # -- recording ---------------------------------------------------------------------------------
 
 
 def _record(
-    cls: type[Recording],
+    cls: type[R],
     path: Path,
     of: str | Backend,
     options: dict[str, object],
     now: Callable[[], float],
-) -> Recording:
+) -> R:
     writer = RecordingWriter(path)
     made = isinstance(of, str)
     backend: Any = None
@@ -236,10 +244,11 @@ def _anchor(backend: Backend) -> bytes | None:
     return anchor if isinstance(anchor, bytes) else None
 
 
-def _with_document(made: Recording, host: object) -> Recording:
+def _with_document(made: R, host: object) -> R:
     """Return it, as a `LaunchRecord` if its host is one."""
     if isinstance(host, LaunchRecord):
-        made.mr_config = host.mr_config  # type: ignore[attr-defined]  # not of every kind
+        kind: Any = made  # one of those that have it
+        kind.mr_config = host.mr_config
     return made
 
 
@@ -267,14 +276,12 @@ def _abilities(backend: Backend) -> list[str]:
 # -- replay ------------------------------------------------------------------------------------
 
 
-def _replay(cls: type[Recording], path: Path) -> Recording:
+def _replay(cls: type[R], path: Path) -> R:
     recorded = read_recording(path)
     header = recorded.header
     try:
-        name, simulated, abilities = (
-            member(header, key, kind)
-            for key, kind in (("backend", str), ("simulated", bool), ("abilities", list))
-        )
+        name, simulated = member(header, "backend", str), member(header, "simulated", bool)
+        abilities = member(header, "abilities", list)
         kind = _kind(cls, abilities)
         anchor = header.get("trust_anchor")
         anchor = None if anchor is None else from_hex(anchor, "trust_anchor")

@@ -35,7 +35,7 @@ class Inside(NamedTuple):
     host: Any  # who knows the app
     opening: Lock  # taken to open the journal
 
-    def over(self, name: str, report_data: bytes) -> Any:  # noqa: ANN401 - each call has its kind
+    def over(self, name: str, report_data: bytes) -> object:
         """Return the answer to a call over `report_data`, exactly 64 bytes."""
         _check_size("report_data", report_data, 64)
         arguments = {"report_data": report_data.hex()}
@@ -127,7 +127,8 @@ class RecordedLog:
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep everybody else from emitting, as a context manager; re-entrant within a thread."""
-        return _Locked(self._tape, self._turns if self._log is None else self._log.locked())
+        lock = self._turns if self._log is None else self._log.locked()
+        return cast("AbstractContextManager[None]", _Locked(self._tape, lock))
 
     def events(self) -> tuple[Event, ...]:
         """Return the events so far; the same tuple as long as nothing was added."""
@@ -160,7 +161,7 @@ class _EndOfLock:
         return _leave if locked is None else locked.lock.__exit__
 
 
-def _leave(locked: "_Locked", *raised: Any) -> bool | None:  # noqa: ANN401 - as of any __exit__
+def _leave(locked: "_Locked", *raised: Any) -> bool | None:
     """Leave, where the class was asked: by an `ExitStack`, which ends in Python itself."""
     return locked.lock.__exit__(*raised)
 

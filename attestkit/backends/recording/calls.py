@@ -51,7 +51,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.events: tuple[Event, ...] = ()  # written last
-        self.history = History()  # read last
+        self.history: History = History()  # read last
 
 
 class Codec(NamedTuple):
@@ -77,7 +77,7 @@ class Answer(NamedTuple):
     value: object
     failure: Callable[[], AttestKitError] | None = None
 
-    def give(self) -> Any:  # noqa: ANN401 - each call has its own kind
+    def give(self) -> object:
         """Return the value, or raise the error."""
         if self.failure is not None:
             raise self.failure()

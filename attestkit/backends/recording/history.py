@@ -34,10 +34,10 @@ class History:
 
     __slots__ = ("_given", "_part", "size")
 
-    def __init__(self, part: _Part = _Part(None, 0, ()), given: _Given | None = None) -> None:  # noqa: B008 - immutable
-        self._part = part
+    def __init__(self, part: _Part | None = None, given: _Given | None = None) -> None:
+        self._part = part = part or _Part(None, 0, ())
         self._given = given or _Given()
-        self.size = part.keep + len(part.added)
+        self.size: int = part.keep + len(part.added)
 
     def then(self, keep: int, added: tuple[Event, ...]) -> "History":
         """Return the answer after this one, of which it keeps so many events, and adds others.

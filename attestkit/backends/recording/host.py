@@ -6,7 +6,7 @@ handed around.
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 from attestkit import backends
 from attestkit.app_compose import AppCompose
@@ -52,14 +52,12 @@ class RecordedHost:
     @property
     def app_compose(self) -> AppCompose:
         """What the app was deployed from."""
-        found: AppCompose = self._app_compose.give()
-        return found
+        return cast("AppCompose", self._app_compose.give())
 
     @property
     def vm_config(self) -> str:
         """The machine's configuration, JSON text."""
-        found: str = self._vm_config.give()
-        return found
+        return cast("str", self._vm_config.give())
 
     @property
     def app_keys(self) -> NoReturn:

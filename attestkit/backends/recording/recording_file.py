@@ -17,7 +17,7 @@ import os
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from attestkit._crypto.hashes import sha256
 from attestkit._json import decode_strictly
@@ -188,7 +188,10 @@ def parse_recording(data: bytes) -> RecordingFile:
         raise FormatError(f"line {number}: {error}", reason="recording") from error
 
 
-def member(header: Mapping[str, Any], key: str, kind: type) -> Any:  # noqa: ANN401 - JSON
+T = TypeVar("T")
+
+
+def member(header: Mapping[str, Any], key: str, kind: type[T]) -> T:
     """Return what a header has under `key`; FormatError if it is of another kind."""
     if not isinstance(found := header.get(key), kind):
         raise FormatError(f"{key}: not a {kind.__name__}")

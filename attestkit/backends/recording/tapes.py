@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Lock
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 from attestkit.backends.recording.calls import (
     CALLS,
@@ -42,12 +42,15 @@ class Tape(Protocol):
 
     def answer(self, name: str, arguments: Mapping[str, Scalar], ask: Callable[[], T]) -> T:
         """Return the answer to a call of `CALLS`, or raise the error; `ask` asks the backend."""
+        ...
 
     def enter(self, enter: Callable[[], object]) -> None:
         """Lock a journal by `enter`, or raise the error."""
+        ...
 
     def close(self) -> None:
         """End; a second call does nothing."""
+        ...
 
 
 class RecordingTape:
@@ -58,7 +61,7 @@ class RecordingTape:
     """
 
     def __init__(self, writer: RecordingWriter) -> None:
-        self.stopped = ""  # why nothing is recorded any more
+        self.stopped: str = ""  # why nothing is recorded any more
         self._writer = writer
         self._memory = Memory()
         self._process = os.getpid()
@@ -191,8 +194,7 @@ class PlayingTape:
             found = self._change(key) if call.change else self._find(key)
         if found is None:
             raise call.missing(self._missing(key, change=call.change))
-        value: T = found.give()
-        return value
+        return cast("T", found.give())  # by the codec of the call
 
     def _find(self, key: Key) -> Answer | None:
         answers = self._stretches[self._at].answers.get(key)

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Final
+from typing import Any, Final, cast
 
 from attestkit._crypto.hashes import sha256
 from attestkit.app_compose import AppCompose
@@ -79,7 +79,7 @@ class Simulator:
 
     name = "simulator"
     simulated = True
-    blocking = False
+    blocking: bool = False
     platform = "tdx"
     app_compose: AppCompose
     """What the app was deployed from."""
@@ -88,7 +88,7 @@ class Simulator:
     trust_anchor: bytes
     """The root certificate (DER) that a verifier has to be told to believe this TD."""
 
-    def __init__(  # noqa: PLR0913 - everything that is handed in, by name
+    def __init__(
         self,
         *,
         seed: bytes | None = None,
@@ -107,7 +107,7 @@ class Simulator:
     ) -> None:
         _refuse_other_types(seed, vm_config, app_keys, state_dir)
         self._scenario = self._own_scenario(scenario, platform)
-        self.faults = Faults.of(faults)
+        self.faults: Faults = Faults.of(faults)
         self._calls = FaultyCalls(
             self.faults, platform=self.platform, has_log=state_dir is not None, wait=wait
         )
@@ -122,7 +122,7 @@ class Simulator:
             if seed is None:
                 seed = self._folder.seed(random) if self._folder else random(32)
             self._keys_are_ours = app_keys is None
-            self.app_keys = AppKeys.from_seed(seed) if app_keys is None else app_keys
+            self.app_keys: AppKeys = AppKeys.from_seed(seed) if app_keys is None else app_keys
             self._launch(seed, app_id, vm_config, random)
         except BaseException:
             if self._folder is not None:
@@ -136,11 +136,11 @@ class Simulator:
             # Late: only who wants one needs it, and it builds on this class.
             from attestkit.backends.simulator.snp_guest import SnpSimulator
 
-            return super().__new__(SnpSimulator)
+            return object.__new__(SnpSimulator)
         return super().__new__(cls)
 
     # Options are checked against the signature, and this is where `inspect` looks for it.
-    __new__.__wrapped__ = __init__  # type: ignore[attr-defined]
+    cast("Any", __new__).__wrapped__ = __init__
 
     def _own_scenario(self, chosen: str | Scenario | None, platform: str | None) -> Scenario:
         """Return the scenario, which is one of the platform that this class is."""

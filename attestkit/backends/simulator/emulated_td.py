@@ -11,7 +11,7 @@ from attestkit.backends.simulator.boot_log import boot_records, replay_records
 from attestkit.backends.simulator.image import simulated_image
 from attestkit.backends.simulator.issued import launched
 from attestkit.backends.simulator.pki import SimulatedPki
-from attestkit.backends.simulator.quoting import QuotingEnclave
+from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
 from attestkit.backends.simulator.scenarios import Scenario
 from attestkit.errors import FormatError, UsageError
 from attestkit.td_report import TdReport
@@ -50,7 +50,7 @@ class EmulatedTd:
         self._cpu_svn = pki.config.cpusvn
         self._mac_key = _mac_key(pki)
         self._random = random
-        self.launch = launched(scenario, mr_config_id)
+        self.launch: TdBody = launched(scenario, mr_config_id)
         self._head = bytes([0x81, 0, int(extended), 0]) + bytes(12) + self._cpu_svn
         launch = self.launch
         self._tcb_info = b"".join(
@@ -66,7 +66,7 @@ class EmulatedTd:
         self._td_info_tail = launch.mr_service_td + bytes(64)
         self._boot_values = (*replay_records(boot_records(simulated_image())), bytes(48))
         self.rtmrs: list[bytes] = []
-        self.boot_id = ""
+        self.boot_id: str = ""
         self.reboot()
 
     def reboot(self) -> None:

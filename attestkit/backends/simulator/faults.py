@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, NamedTuple, TypeAlias
 from weakref import WeakMethod
 
-from attestkit._shown import shown
+from attestkit._shown import near, shown
 from attestkit.errors import UsageError
 
 __all__ = ["NAMED", "OPERATIONS", "Fault", "Faults", "FaultsLike", "named_faults"]
@@ -105,6 +105,7 @@ _ERRNOS: Final = (
 )
 _ALWAYS: Final = -1
 _LONGEST: Final = 60.0  # seconds
+_NAME_END: Final = re.compile("[:@]")
 _FAULT: Final = re.compile(
     r"(?:(?P<name>[a-z_]+)(?::(?P<seconds>\d+(?:\.\d+)?)(?P<unit>ms|s))?"
     r"|(?P<operation>[a-z]+(?::\w+)?)=(?P<errno>[A-Z]+))"
@@ -128,7 +129,7 @@ class Fault(NamedTuple):
         """Read one line.
 
         Raises:
-            UsageError: There is no such fault; the text lists all of them.
+            UsageError: There is no such fault; the text has the nearest, and who lists all of them.
         """
         match = _FAULT.fullmatch(text.strip())
         if match is None:
@@ -157,18 +158,30 @@ class Fault(NamedTuple):
 
 
 def named_faults(names: Collection[str] = tuple(NAMED)) -> tuple[str, ...]:
-    """Return one line of help for each named fault of `names`, and one for the general form."""
+    """Return one line of help for each named fault of `names`, and three for the general form."""
     forms = {name: f"{name}:2s" if NAMED[name].argument else name for name in names}
     width = max(len("OPERATION=ERRNO"), *map(len, forms.values()))
     lines = [f"{forms[name]:<{width}}  {NAMED[name].text}" for name in names]
-    return (*lines, f"{'OPERATION=ERRNO':<{width}}  a system call fails, as write:rtmr3=EIO")
+    return (
+        *lines,
+        f"{'OPERATION=ERRNO':<{width}}  a system call fails, as write:rtmr3=EIO",
+        f"{'OPERATION':<{width}}  {', '.join(OPERATIONS)}",
+        f"{'ERRNO':<{width}}  {', '.join(_ERRNOS)}",
+    )
 
 
 def _unknown(text: str) -> UsageError:
+    name, sign, number = text.strip().partition("=")
+    if not sign:
+        name = _NAME_END.split(name)[0]
+        close = "" if name in NAMED else near(name, NAMED)
+    elif name not in OPERATIONS:
+        close = near(name, OPERATIONS)
+    else:
+        close = near(_NAME_END.split(number)[0], _ERRNOS)
     return UsageError(
-        f"no fault is called {shown(text.strip())}; there are {', '.join(NAMED)}, each with "
-        "[:COUNT][@SKIP] and slow with its seconds (slow:2s); or OPERATION=ERRNO[:COUNT][@SKIP] "
-        f"with an operation of {', '.join(OPERATIONS)} and an errno of {', '.join(_ERRNOS)}"
+        f"no fault is called {shown(text.strip())}{close}; write it as ebusy:3@1, slow:2s or "
+        "write:rtmr3=EIO; attestkit serve --list-faults has them all"
     )
 
 

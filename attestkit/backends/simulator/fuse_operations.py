@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from errno import EACCES, ENOTTY, EPERM
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Protocol
 
 from attestkit.backends.simulator.client_memory import ClientMemory
 from attestkit.backends.simulator.kernel_tree import (
@@ -25,6 +25,16 @@ __all__ = ["FuseOperations", "wait_unless_signalled"]
 
 _LOOK: Final = 0.01  # seconds between two looks for a signal
 _TAKES, _GIVES = 1, 2  # directions in an ioctl number: data in, data out
+
+
+class FileInfo(Protocol):
+    """libfuse's `struct fuse_file_info`: an open file, and what it is to be like."""
+
+    fh: int  # our number
+    flags: int  # of open(2)
+    direct_io: int
+    nonseekable: int
+    noflush: int
 
 
 class FuseOperations:
@@ -60,9 +70,9 @@ class FuseOperations:
         del connection, config
         self._ready()
 
-    def getattr(self, path: str | None, info: Any = None) -> dict[str, int]:  # noqa: ANN401 - a C structure
+    def getattr(self, path: str | None, info: FileInfo | None = None) -> dict[str, int]:
         """Say what a name is; the kernel asks at every step of a path that it does not know."""
-        node = self._opened(info.fh) if path is None else self._tree.find(path)
+        node = self._tree.find(path) if path is not None else self._opened(_number(info))
         return self._attributes(node)
 
     def _opened(self, number: int) -> Node:
@@ -150,7 +160,7 @@ class FuseOperations:
         del target, source
         raise refuse(EPERM)
 
-    def open(self, path: str, info: Any) -> int:  # noqa: ANN401 - a C structure
+    def open(self, path: str, info: FileInfo) -> int:
         """Open a file; nothing of it is kept in the kernel's cache."""
         file = self._tree.file(path)
         opened = file.open(info.flags)
@@ -166,19 +176,19 @@ class FuseOperations:
         info.noflush = not opened.flushes
         return 0
 
-    def truncate(self, path: str | None, length: int, info: Any = None) -> int:  # noqa: ANN401 - a C structure
+    def truncate(self, path: str | None, length: int, info: FileInfo | None = None) -> int:
         """Accept, as configfs and sysfs do."""
         del length
-        file = self._tree.file(path) if path is not None else self._files[info.fh][0]
+        file = self._tree.file(path) if path is not None else self._files[_number(info)][0]
         file.truncate()
         return 0
 
-    def read(self, path: str | None, size: int, offset: int, info: Any) -> bytes:  # noqa: ANN401 - a C structure
+    def read(self, path: str | None, size: int, offset: int, info: FileInfo) -> bytes:
         """Read from an open file."""
         del path
         return self._files[info.fh][1].read(size, offset)
 
-    def write(self, path: str | None, data: bytes, offset: int, info: Any) -> int:  # noqa: ANN401 - a C structure
+    def write(self, path: str | None, data: bytes, offset: int, info: FileInfo) -> int:
         """Write to an open file. O_APPEND means nothing to these files, to FUSE it would."""
         del path
         number = info.fh
@@ -189,25 +199,25 @@ class FuseOperations:
         self._appended[number] += count
         return count
 
-    def flush(self, path: str | None, info: Any) -> int:  # noqa: ANN401 - a C structure
+    def flush(self, path: str | None, info: FileInfo) -> int:
         """Tell an open file that somebody closes it; the close waits for this."""
         del path
         self._files[info.fh][1].flush()
         return 0
 
-    def release(self, path: str | None, info: Any) -> int:  # noqa: ANN401 - a C structure
+    def release(self, path: str | None, info: FileInfo) -> int:
         """Forget an open file; the last close may have returned already."""
         del path
         self._appended.pop(info.fh, None)
         self._files.pop(info.fh)[1].flush()
         return 0
 
-    def ioctl(  # noqa: PLR0913, PLR0917 - as libfuse calls it
+    def ioctl(  # noqa: PLR0917 - as libfuse calls it
         self,
         path: str | None,
         command: int,
         argument: int | None,
-        info: Any,  # noqa: ANN401 - a C structure
+        info: FileInfo,
         flags: int,
         data: int | None,
     ) -> int:
@@ -223,6 +233,12 @@ class FuseOperations:
         if data and direction & _GIVES:
             ctypes.memmove(data, answer, min(size, len(answer)))
         return 0
+
+
+def _number(info: FileInfo | None) -> int:
+    """Return the number of an open file, which libfuse tells where it tells no path."""
+    assert info is not None
+    return info.fh
 
 
 def wait_unless_signalled(

@@ -16,7 +16,7 @@ from attestkit._crypto.hashes import sha256, sha384
 from attestkit.attestation.tdx_launch import td_hob_digest
 
 if TYPE_CHECKING:
-    from attestkit.attestation.cbor import Value
+    from attestkit._cbor import Value
 
 __all__ = ["Image", "SnpImage", "simulated_image", "simulated_snp_image", "snp_vm_config"]
 

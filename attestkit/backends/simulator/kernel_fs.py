@@ -26,7 +26,7 @@ from datetime import datetime, timezone
 from errno import ENOTCONN
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Final
 
 from attestkit.backends.simulator.faults import Faults
 from attestkit.backends.simulator.fuse_operations import FuseOperations, wait_unless_signalled
@@ -56,7 +56,7 @@ def _clock() -> float:
     return datetime.now(timezone.utc).timestamp()
 
 
-def serve(  # noqa: PLR0913 - everything that is handed in, by name
+def serve(
     folder: str | os.PathLike[str],
     *,
     setup: Setup | None = None,
@@ -172,6 +172,11 @@ def load_fuse() -> ModuleType:
             f"{DEVICE} is not here: load the kernel module fuse, or let the container have it "
             "(docker run --device /dev/fuse --cap-add SYS_ADMIN)"
         )
+    if not DEVICE.is_char_device():
+        raise BackendUnavailableError(
+            f"{DEVICE} is no device: remove it, and load the kernel module fuse; in a container, "
+            "let it have the host's (docker run --device /dev/fuse --cap-add SYS_ADMIN)"
+        )
     try:
         import mfusepy
     except ModuleNotFoundError as error:
@@ -180,8 +185,7 @@ def load_fuse() -> ModuleType:
         ) from error
     except OSError as error:  # it looks for libfuse when it is imported
         raise BackendUnavailableError(f"libfuse is not here: {_INSTALL}") from error
-    module: ModuleType = mfusepy
-    return module
+    return mfusepy
 
 
 def _temporary_folder() -> "tempfile.TemporaryDirectory[str]":
@@ -218,7 +222,8 @@ class _End:
 
     def __init__(self, fuse: ModuleType, place: Path, signals: Collection[int]) -> None:
         self._place = place
-        self._library: Any = fuse._libfuse  # noqa: SLF001 - mfusepy ends nothing from another thread
+        # As it is underneath: mfusepy itself ends nothing from another thread.
+        self._library: ctypes.CDLL = vars(fuse)["_libfuse"]
         self._signals = signals
         self._lock = threading.Lock()
         self._over = threading.Event()

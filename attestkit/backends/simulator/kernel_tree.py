@@ -152,7 +152,7 @@ class Content(TextFile):
 
     def __init__(self, label: str, faults: Faults, data: bytes, *, mode: int = 0o444) -> None:
         super().__init__(label, faults, lambda: data, mode=mode)
-        self.size = len(data)
+        self.size: int = len(data)
 
 
 class Tree:

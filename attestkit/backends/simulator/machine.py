@@ -106,7 +106,7 @@ class Machine:
         random: Returns that many random bytes.
     """
 
-    def __init__(  # noqa: PLR0913 - everything that is handed in, by name
+    def __init__(
         self,
         setup: Setup,
         seed: bytes,
@@ -117,7 +117,7 @@ class Machine:
         wait: Callable[[float], bool],
         random: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        self.tree = Tree()
+        self.tree: Tree = Tree()
         self._faults = faults
         scenario, snp = setup.scenario, setup.provider == "sev_guest"
         # A process emulates one machine, often of a random seed: nothing is kept for another.
@@ -134,7 +134,7 @@ class Machine:
             random=random,
             scenario=scenario,
         )
-        self.quoter = ReportQuoter(
+        self.quoter: ReportQuoter = ReportQuoter(
             self._pki, version=setup.quote_version, enclave=enclave, td10=scenario.td10
         )
         self._host = Host(self.quoter, faults, wait, clock)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Final, NamedTuple
 
+from attestkit._shown import near, shown
 from attestkit.backends.simulator.scenarios import (
     CollateralConfig,
     CrlConfig,
@@ -356,9 +357,12 @@ def scenario(name: str) -> Scenario:
     """Return the scenario called `name`.
 
     Raises:
-        UsageError: There is none; the text lists the names.
+        UsageError: There is none; the text has the nearest, and who lists all of them.
     """
     named = NAMED.get(name)
     if named is None:
-        raise UsageError(f"no scenario is called {name!r}; there are {', '.join(NAMED)}")
+        raise UsageError(
+            f"no scenario is called {shown(name)}{near(name, NAMED)}; attestkit serve "
+            "--list-scenarios has them all"
+        )
     return named.scenario

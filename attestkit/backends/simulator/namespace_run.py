@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, NoReturn, Protocol
 
 from attestkit import errors
+from attestkit._files import is_there
 from attestkit.backends.kernel_paths import KernelPaths
 from attestkit.backends.simulator.kernel_fs import DEVICE, load_fuse
 from attestkit.backends.simulator.namespace import Places, current, enter, leave_root
@@ -170,20 +171,24 @@ def _emulate(serve: _Serve, tell: int, watched: int, parent: int) -> NoReturn:
     """Be the emulator until the parent ends."""
     code = 1
     try:
-        os.setsid()  # what a terminal says is not for it
-        for number in _TO_EMULATOR:
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_BLOCK, _TO_EMULATOR)  # in all threads: `serve` takes them
-        _let_go_of_files(tell, watched)
-        threading.Thread(target=_end_with, args=(watched, parent), daemon=True).start()
-        serve(str(_MACHINE), ready=lambda: _write(tell, "ready"), runtime_log=str(_LOG))
+        _answer_until_the_end(serve, tell, watched, parent)
         code = 0
     except AttestKitError as error:
         _write(tell, f"{type(error).__name__} {error}")
-    except BaseException:  # noqa: BLE001 - nothing of it is for the code that forked
-        sys.excepthook(*sys.exc_info())
+    except BaseException as error:  # noqa: BLE001 - nothing of it is for the code that forked
+        sys.excepthook(type(error), error, error.__traceback__)
     finally:
         os._exit(code)
+
+
+def _answer_until_the_end(serve: _Serve, tell: int, watched: int, parent: int) -> None:
+    os.setsid()  # what a terminal says is not for it
+    for number in _TO_EMULATOR:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _TO_EMULATOR)  # in all threads: `serve` takes them
+    _let_go_of_files(tell, watched)
+    threading.Thread(target=_end_with, args=(watched, parent), daemon=True).start()
+    serve(str(_MACHINE), ready=lambda: _write(tell, "ready"), runtime_log=str(_LOG))
 
 
 def _write(fd: int, line: str) -> None:
@@ -271,8 +276,7 @@ def _is_hangup(number: int) -> bool:
 def _not_started(word: str, error: OSError) -> tuple[int, str]:
     """Return the exit code for a program that was not started, and why."""
     folders = [""] if "/" in word else os.get_exec_path()
-    there = (os.path.exists(os.path.join(folder, word)) for folder in folders)  # noqa: PTH110, PTH118 - Path's raises where it may not look
-    if not any(there):
+    if not any(is_there(Path(folder, word)) for folder in folders):
         return _NOT_FOUND, "there is no such program"
     if isinstance(error, FileNotFoundError):
         return _NOT_STARTED, "the interpreter that it names is not here"

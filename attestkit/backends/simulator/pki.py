@@ -84,13 +84,13 @@ class SimulatedPki:
         if len(seed) != 32:
             raise UsageError(f"a seed is 32 bytes, not {len(seed)}")
         self._seed = seed
-        self.config = config or PkiConfig()
+        self.config: PkiConfig = config or PkiConfig()
         self._root = Authority("Intel SGX Root CA", self.key(_ROOT))
         self._pck_ca = Authority("Intel SGX PCK Platform CA", self.key(_PCK_CA))
         self._tcb_signing = Authority("Intel SGX TCB Signing", self.key(_TCB_SIGNING))
-        self.root_der = self._issue(_ROOT, self._root, path_length=1)
-        self.pck_ca_der = self._issue(_PCK_CA, self._pck_ca, path_length=0)
-        self.tcb_signing_der = self._issue(_TCB_SIGNING, self._tcb_signing, path_length=None)
+        self.root_der: bytes = self._issue(_ROOT, self._root, path_length=1)
+        self.pck_ca_der: bytes = self._issue(_PCK_CA, self._pck_ca, path_length=0)
+        self.tcb_signing_der: bytes = self._issue(_TCB_SIGNING, self._tcb_signing, path_length=None)
 
     def derive(self, label: str, length: int) -> bytes:
         """Return `length` bytes that depend on the seed and `label` alone (HKDF-SHA256)."""
@@ -200,12 +200,12 @@ class SimulatedPlatform:
     def __init__(self, pki: SimulatedPki, platform_id: str) -> None:
         scope = f"platform/{platform_id}"
         config = pki.config
-        self.ppid = pki.derive(f"{scope}/ppid", 16)
-        self.qe_id = pki.derive(f"{scope}/qe-id", 16)
-        self.instance_id = pki.derive(f"{scope}/instance-id", 16)
-        self.pck_key = pki.key(f"{scope}/pck-leaf")
-        self.attestation_key = pki.key(f"{scope}/attestation")
-        self.sgx_extension = sgx_extension(
+        self.ppid: bytes = pki.derive(f"{scope}/ppid", 16)
+        self.qe_id: bytes = pki.derive(f"{scope}/qe-id", 16)
+        self.instance_id: bytes = pki.derive(f"{scope}/instance-id", 16)
+        self.pck_key: P256Key = pki.key(f"{scope}/pck-leaf")
+        self.attestation_key: P256Key = pki.key(f"{scope}/attestation")
+        self.sgx_extension: bytes = sgx_extension(
             SgxPlatform(
                 ppid=self.ppid,
                 components=config.cpusvn,
@@ -220,8 +220,9 @@ class SimulatedPlatform:
                 smt_enabled=config.smt_enabled,
             )
         )
-        self.pck_der = pki.issue_pck(f"{scope}/pck-leaf", self.pck_key, self.sgx_extension)
-        self.pck_chain = _pem(self.pck_der, pki.pck_ca_der, pki.root_der)  # PEM: leaf, CA, root
+        self.pck_der: bytes = pki.issue_pck(f"{scope}/pck-leaf", self.pck_key, self.sgx_extension)
+        # PEM: leaf, CA, root
+        self.pck_chain: str = _pem(self.pck_der, pki.pck_ca_der, pki.root_der)
 
 
 def derive(seed: bytes, label: str, length: int) -> bytes:

@@ -95,8 +95,8 @@ class QuotingEnclave:
         if unknown := set(config.altered) - _OFFSETS.keys():
             raise UsageError(f"the body of a quote has no field {min(unknown)!r}")
         platform = pki.platform(platform_id)
-        self.qe_id = platform.qe_id  # 16 bytes, by which a PCCS knows the platform
-        self.pck_der = platform.pck_der
+        self.qe_id: bytes = platform.qe_id  # 16 bytes, by which a PCCS knows the platform
+        self.pck_der: bytes = platform.pck_der
         self._key = pki.resolve(config.attestation_key, platform.attestation_key)
         self._heads = _heads(config, platform)
         auth = self._key.public_point + _certified(config, pki, platform, self._key)

@@ -100,11 +100,16 @@ def _check_validity(config: "PkiConfig | SnpConfig", own_end: str, last: datetim
         if moment is None and name == own_end:
             continue
         # Aware is what has an offset, not only a tzinfo.
-        aware = isinstance(moment, datetime) and moment.utcoffset() is not None
-        if not aware or not _FIRST <= moment <= last:
-            raise UsageError(f"{name} must be an aware datetime in 1950 to {last.year}")
+        if not isinstance(moment, datetime) or moment.utcoffset() is None:
+            raise _no_moment(name, last)
+        if not _FIRST <= moment <= last:
+            raise _no_moment(name, last)
         if moment < config.not_before:
             raise UsageError(f"{name} is before not_before")
+
+
+def _no_moment(name: str, last: datetime) -> UsageError:
+    return UsageError(f"{name} must be an aware datetime in 1950 to {last.year}")
 
 
 def _check_update(name: str, moment: object) -> None:
@@ -124,7 +129,9 @@ class _Values:
         return tuple([getattr(self, name) for name in self.__dataclass_fields__])
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._values() == other._values()
+        if not isinstance(other, _Values) or type(self) is not type(other):
+            return False
+        return self._values() == other._values()
 
     def __hash__(self) -> int:
         return hash(self._values())

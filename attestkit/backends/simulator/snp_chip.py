@@ -65,10 +65,10 @@ class SimulatedChip:
         self._key = self._p384(config.report_key or "chip/0")
         ark = AmdAuthority(f"ARK-{_PRODUCT}", self._p384("ark"))
         ask = AmdAuthority(f"SEV-{_PRODUCT}", self._p384("ask"))
-        self.ark_der = self._issue("ark", ark, ark, path_length=1)
-        self.ask_der = self._issue("ask", ask, ark, path_length=0)
-        self.vcek_der = self._issue_vcek(ask)
-        self.certificates = self._table()  # as a host's kernel hands them to its guest
+        self.ark_der: bytes = self._issue("ark", ark, ark, path_length=1)
+        self.ask_der: bytes = self._issue("ask", ask, ark, path_length=0)
+        self.vcek_der: bytes = self._issue_vcek(ask)
+        self.certificates: bytes = self._table()  # as a host's kernel hands them to its guest
 
     def report(self, report_data: bytes, *, vmpl: int = 0, host_data: bytes = bytes(32)) -> bytes:
         """Return a signed report, 1184 bytes, over 64 bytes.

@@ -38,7 +38,7 @@ class SnpProvider:
 
     name = "sev_guest"
 
-    def __init__(  # noqa: PLR0913 - everything that is handed in, by name
+    def __init__(
         self,
         chip: SimulatedChip,
         *,

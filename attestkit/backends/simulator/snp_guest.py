@@ -6,7 +6,7 @@ HOST_DATA: the one in the configuration that was handed in, else one made here.
 
 import json
 from collections.abc import Callable
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from attestkit.attestation.mr_config import host_data
 from attestkit.attestation.vm_config import VmConfig
@@ -32,10 +32,11 @@ class SnpSimulator(Simulator):
 
     platform = "snp"
     # As `__hash__ = None`: it has none of these, so it is no RegisterExtender.
-    read_rtmr = None  # type: ignore[assignment]
-    extend_rtmr = None  # type: ignore[assignment]
-    open_journal = None  # type: ignore[assignment]
+    read_rtmr: Any = None
+    extend_rtmr: Any = None
+    open_journal: Any = None
 
+    trust_anchor: bytes
     mr_config: str
     """The document whose hash is HOST_DATA, JSON text; it says who the app is."""
 
@@ -54,7 +55,7 @@ class SnpSimulator(Simulator):
         """Fix at launch what is in every report."""
         del random
         self.mr_config = _document_in(vm_config) or self._own_document(seed, app_id)
-        self.vm_config = snp_vm_config(self.mr_config) if vm_config is None else vm_config
+        self.vm_config: str = snp_vm_config(self.mr_config) if vm_config is None else vm_config
         self._host_data = host_data(self.mr_config)
         self._chip, self.trust_anchor = issued_chip(seed, self._scenario, keep=self._seeded)
 

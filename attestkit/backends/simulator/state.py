@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from attestkit._files import make_folder, open_regular, read_regular
 from attestkit._json import decode_strictly
@@ -46,7 +46,7 @@ class StateFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path: Path = Path(path)
         try:
             make_folder(self.path)
             self._lock = open_regular(self.path / LOCK, os.O_RDWR | os.O_CREAT)
@@ -91,7 +91,7 @@ class StateFolder:
         """
         path = self.path / REGISTERS
         try:
-            fields = decode_strictly(_read(path))
+            fields: Any = decode_strictly(_read(path))
             zero, one, two, three = (bytes.fromhex(value) for value in fields["rtmrs"])
             state = State(str(fields["boot_id"]), str(fields["launch"]), (zero, one, two, three))
         except FileNotFoundError:

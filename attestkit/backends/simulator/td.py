@@ -60,7 +60,9 @@ class SoftTd:
             self.reset()
             return
         state = folder.load()
-        if running := state is not None and state.launch == boot.launch:
+        running = False
+        if state is not None and state.launch == boot.launch:
+            running = True
             self._boot_id = state.boot_id
             self._set(state.rtmrs)
         files = TearingFolder(folder.path, LOCK, calls)
@@ -76,7 +78,7 @@ class SoftTd:
 
     def _set(self, rtmrs: Rtmrs) -> None:
         self.rtmrs = rtmrs
-        self.joined_rtmrs = b"".join(rtmrs)  # 192 bytes, as a quote has them
+        self.joined_rtmrs: bytes = b"".join(rtmrs)  # 192 bytes, as a quote has them
 
     def reset(self) -> None:
         """Boot again: what was emitted since the last boot is gone, its log is put aside."""

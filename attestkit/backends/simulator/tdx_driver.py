@@ -91,9 +91,9 @@ class Host:
 class TdxProvider:
     """Reports of configfs-tsm: quotes of the host's quoting service."""
 
-    name: Final = "tdx_guest"
-    extras: Final[tuple[str, ...]] = ()
-    privlevel_floor: Final = 0
+    name = "tdx_guest"
+    extras: tuple[str, ...] = ()
+    privlevel_floor = 0
 
     def __init__(self, td: EmulatedTd, host: Host, release: EmulatedKernel, faults: Faults) -> None:
         self._td = td
@@ -188,9 +188,9 @@ class TdxDevice(File):
     def __init__(self, registers: Registers, host: Host, driver: str, faults: Faults) -> None:
         super().__init__("tdx_guest", faults, mode=0o600)
         self.registers = registers
-        self.td = registers.td
+        self.td: EmulatedTd = registers.td
         self.host = host
-        self.commands = DRIVERS[driver]
+        self.commands: dict[int, str] = DRIVERS[driver]
 
     def opened(self) -> OpenFile:
         """Return an open device."""

@@ -55,23 +55,29 @@ class Provider(Protocol):
     @property
     def name(self) -> str:
         """What the provider file says."""
+        ...
 
     @property
     def extras(self) -> tuple[str, ...]:
         """Names of the files that an entry has beside the usual four."""
+        ...
 
     @property
     def privlevel_floor(self) -> int:
         """The lowest privlevel that can be asked for."""
+        ...
 
     def report(self, request: Request) -> Blobs:
         """Make a report, or raise the driver's OSError."""
+        ...
 
     def failed(self, number: int) -> None:
         """Hear that a read of a report failed with this errno, whoever raised it."""
+        ...
 
     def reboot(self) -> None:
         """Start anew; not called for another kernel on the same machine."""
+        ...
 
 
 class TsmReports(Folder):

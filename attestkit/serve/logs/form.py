@@ -16,6 +16,8 @@ _LONGEST_BEGUN: Final = 64 * 1024  # characters of an escape sequence that are k
 _ESCAPE: Final = "\x1b"
 # The beginning of an escape sequence (ECMA-48) at the end of a frame, but not of a line.
 _BEGUN: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b\n]*\x1b?|[ -/]+\x1b?)?\Z")
+_C1: Final = re.compile("[\x80-\x9f]")
+_C1_AS_ESCAPES: Final = {code: _ESCAPE + chr(code - 0x40) for code in range(0x80, 0xA0)}
 _STRING: Final = re.compile(r"[^\x07\x1b\n]*")
 _PARAMETERS: Final = re.compile(r"[0-?]*")
 _INTERMEDIATES: Final = re.compile(r"[ -/]*")
@@ -91,6 +93,8 @@ class _Text:
         text = self._decode(data, final)
         if self._strip is None:
             return text
+        if _C1.search(text):  # ECMA-48 has an escape sequence for each: one way to strip is enough
+            text = text.translate(_C1_AS_ESCAPES)
         if self._begun:
             whole = self._begun + text
             if not final and len(whole) <= _LONGEST_BEGUN and _goes_on(self._begun, text):

@@ -38,9 +38,11 @@ class Splitter(Protocol):
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Return what is complete with these bytes; BackendError where they are no log."""
+        ...
 
     def end(self) -> Iterator[Frame]:
         """Return what is left; BackendError where the log was cut."""
+        ...
 
 
 class Frames:
@@ -59,7 +61,7 @@ class Frames:
         self._rest += data
         if len(self._rest) < self._wanted:
             return
-        whole, at = bytes(self._rest), 0
+        whole, at, end = bytes(self._rest), 0, 0
         while (begin := at + _HEADER.size) <= len(whole):
             kind, zeros, length = _HEADER.unpack_from(whole, at)
             if kind > _ENGINE or zeros != b"\0\0\0" or length > LONGEST:

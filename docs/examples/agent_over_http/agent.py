@@ -6,13 +6,13 @@ and the key ties everything said later to it.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import sys
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.parse import urlsplit
 
 from nacl.signing import SigningKey
 
@@ -24,13 +24,11 @@ TAG = "example-agent-session"  # a name of this protocol's own; the verifier has
 
 def ask(url: str, path: str, **fields: str | int) -> dict[str, str]:
     """POST JSON and return the answer's; a refusal ends the program with its text."""
-    request = Request(url + path, json.dumps(fields).encode())  # noqa: S310 - the user's URL
     try:
-        with urlopen(request, timeout=30) as response:  # noqa: S310 - the same
-            answer: dict[str, str] = json.load(response)
-    except HTTPError as error:
-        with error:
-            sys.exit(f"refused: {reason(error)!r}")
+        status, body = post(url + path, json.dumps(fields).encode())
+        if status != 200:
+            sys.exit(f"refused: {reason(status, body)!r}")
+        answer: dict[str, str] = json.loads(body)
     except OSError as error:
         sys.exit(f"no verifier at {url}: {error}")
     except (HTTPException, ValueError):
@@ -38,12 +36,24 @@ def ask(url: str, path: str, **fields: str | int) -> dict[str, str]:
     return answer
 
 
-def reason(error: HTTPError) -> str:
+def post(url: str, body: bytes) -> tuple[int, bytes]:
+    """Return the status and what is answered; over http and https only, and no redirects."""
+    scheme, host, path, _, _ = urlsplit(url)
+    if scheme not in {"http", "https"}:
+        sys.exit(f"no verifier at {url}: it begins with neither http:// nor https://")
+    connection = (HTTPSConnection if scheme == "https" else HTTPConnection)(host, timeout=30)
+    with contextlib.closing(connection):
+        connection.request("POST", path, body)
+        response = connection.getresponse()
+        return response.status, response.read()
+
+
+def reason(status: int, body: bytes) -> str:
     """Return why the verifier refuses, or the status where it was not the verifier that did."""
     try:
-        return str(json.load(error)["error"])
-    except (ValueError, TypeError, KeyError, OSError):  # a proxy's page, say
-        return f"HTTP status {error.code}"
+        return str(json.loads(body)["error"])
+    except (ValueError, TypeError, KeyError):  # a proxy's page, say
+        return f"HTTP status {status}"
 
 
 def context(url: str) -> bytes:

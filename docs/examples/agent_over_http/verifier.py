@@ -22,7 +22,7 @@ LARGEST = 1 << 20  # bytes of a request
 MOST = 1000  # challenges, and sessions, at a time
 
 
-class Refused(Exception):  # noqa: N818 - what it is
+class RefusedError(Exception):
     """What was asked is refused; the text is for whoever asked."""
 
 
@@ -43,7 +43,7 @@ class Admissions:
         with self._mutex:
             live = {n: end for n, end in self._challenges.items() if end > now}
             if len(live) >= MOST:
-                raise Refused("too many challenges are open")
+                raise RefusedError("too many challenges are open")
             self._challenges = {**live, nonce: now + PATIENCE}
         return {"nonce": nonce}
 
@@ -51,15 +51,15 @@ class Admissions:
         """Admit the holder of a key, if evidence is over the nonce and that key."""
         with self._mutex:  # used up first, whatever comes of it
             if self._challenges.pop(nonce, 0) <= time.monotonic():
-                raise Refused("no such challenge: it was used, is too old, or is not ours")
+                raise RefusedError("no such challenge: it was used, is too old, or is not ours")
         key = bytes.fromhex(public_key)
         if len(key) != 32:  # or the border between nonce and key could be shifted
-            raise Refused("the public key is not 32 bytes")
+            raise RefusedError("the public key is not 32 bytes")
         report_data = ReportData.bind(TAG, self._context + bytes.fromhex(nonce) + key)
         result = self._verifier.verify(bytes.fromhex(evidence), report_data=report_data)
         with self._mutex:
             if len(self._sessions) >= MOST:
-                raise Refused("too many sessions")
+                raise RefusedError("too many sessions")
             self._sessions[nonce] = key, 0
         app_id = result.app_info.app_id.hex() if result.app_info else ""
         print("admitted", app_id, "SIMULATED" if result.simulated else "", flush=True)
@@ -72,11 +72,11 @@ class Admissions:
         with self._mutex:
             key, last = self._sessions.get(session, (b"", 0))
             if not key:
-                raise Refused("no such session")
+                raise RefusedError("no such session")
             if not verify_signature("ed25519", signed, bytes.fromhex(signature), key):
-                raise Refused("the attested key has not signed this message")
+                raise RefusedError("the attested key has not signed this message")
             if type(number) is not int or number <= last:
-                raise Refused("this message was here before")
+                raise RefusedError("this message was here before")
             self._sessions[session] = key, number
         return {"answer": f"heard {text}"}
 
@@ -92,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
         status, answer = 403, dict[str, object]()
         try:
             answer, status = self._call(), 200
-        except (Refused, AttestKitError) as error:
+        except (RefusedError, AttestKitError) as error:
             answer = {"error": str(error)}
         except (TypeError, ValueError, RecursionError):  # not our JSON, our fields, hex
             answer = {"error": "malformed request"}
@@ -105,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
     def _call(self) -> dict[str, object]:
         size = int(self.headers.get("Content-Length", 0))
         if not 0 <= size <= LARGEST:
-            raise Refused("the request is too large")
+            raise RefusedError("the request is too large")
         asked = json.loads(self.rfile.read(size))
         if self.path == "/challenge":
             return self.admissions.challenge()
@@ -113,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.admissions.attest(**asked)
         if self.path == "/message":
             return self.admissions.message(**asked)
-        raise Refused("there is no such path")
+        raise RefusedError("there is no such path")
 
 
 def main() -> None:

@@ -17,25 +17,26 @@ def server(options: list[str]) -> StdioServerParameters:
     return StdioServerParameters(command=sys.executable, args=[program, *options])
 
 
-async def call(agent: Client, tool: str, **arguments: object) -> Any:  # noqa: ANN401 - JSON
-    """Call a tool; its errors are errors here."""
+async def call(agent: Client, tool: str, **arguments: object) -> dict[str, Any]:
+    """Call a tool and return its answer, a bare one as `result`; its errors are errors here."""
     answer = await agent.call_tool(tool, arguments)
     if answer.is_error or answer.structured_content is None:
         raise RuntimeError(f"{tool} failed: {answer.content}")
-    return answer.structured_content.get("result", answer.structured_content)
+    content: dict[str, Any] = answer.structured_content
+    return content
 
 
 async def introduce(options: list[str]) -> bool:
     """Have Bob prove himself to Alice, and say something; tell whether she believes both."""
     async with Client(server(options)) as alice, Client(server(options)) as bob:
-        nonce = await call(alice, "challenge")
+        nonce = (await call(alice, "challenge"))["result"]
         proof = await call(bob, "prove", nonce=nonce)
         verdict = await call(alice, "check", nonce=nonce, proof=proof)
         print("bob's proof:", verdict)
         again = await call(alice, "check", nonce=nonce, proof=proof)
         print("the same again:", again)
         words = {"text": "the meeting is at noon"}
-        words["signature"] = await call(bob, "sign", **words)
+        words["signature"] = (await call(bob, "sign", **words))["result"]
         heard = await call(alice, "check_signature", **words, public_key=proof["public_key"])
         print("bob's words:", heard)
         return bool(verdict["accepted"] and heard["accepted"] and not again["accepted"])

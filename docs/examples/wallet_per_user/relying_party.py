@@ -13,12 +13,17 @@ from pathlib import Path
 from eth_account import Account
 from eth_account.messages import encode_defunct
 from eth_keys.datatypes import PublicKey
+from eth_keys.exceptions import BadSignature
+from eth_utils.exceptions import ValidationError
 
 from attestkit import AppraisalPolicy, AttestationResult, Collateral, ReportData, Verifier
 from attestkit.errors import AttestKitError, VerificationError
 from attestkit.keys import recover_root
 
 TAG = "example-wallet-app-key"
+# What JSON of another shape, hex that is none and the eth packages raise. Whatever else may come is
+# a traceback and exit code 1 as well: nothing is accepted but by the last line.
+MALFORMED = (AttributeError, LookupError, TypeError, ValueError, BadSignature, ValidationError)
 
 
 def attested(signed: dict[str, str], nonce: bytes, verifier: Verifier) -> AttestationResult:
@@ -76,7 +81,7 @@ def main() -> None:
         message = message_in(signed, args.user, args.nonce)
     except AttestKitError as error:
         sys.exit(f"refused: {error}")
-    except Exception as error:  # noqa: BLE001 - of many kinds in the eth packages; none accepts
+    except MALFORMED as error:
         sys.exit(f"refused: malformed: {error!r}")
     print(f"{args.user}'s wallet {signed['address']} says {message!r}", end="")
     print(" (SIMULATED)" if result.simulated else "")

@@ -18,7 +18,7 @@ def compile_core(root: Path, checkout: Path) -> None:
     build_cffi.ffi_builder().emit_c_code(str(native / "_lib.c"))
     command = [COMPILER, f"--sysroot={root}", "-isystem", str(headers(root)), "-I."]
     command += [*build_cffi.FLAGS, "-Werror", "-shared", "-fPIC", "-o", build_cffi.TARGET]
-    subprocess.run(  # noqa: S603 - our own words
+    subprocess.run(
         [*command, "_lib.c", *build_cffi.SOURCES],
         cwd=native,
         capture_output=True,

@@ -109,7 +109,7 @@ def _emulate(kernel: Kernel, archive: Path, share: Path, console: Path) -> str:
     command += ["-append", "console=ttyS0 panic=-1 quiet"]
     try:
         # When the time is over the machine is killed, and its console is all there is.
-        done = subprocess.run(  # noqa: S603 - our own words
+        done = subprocess.run(
             command, timeout=DEADLINE, stdin=subprocess.DEVNULL, capture_output=True, check=False
         )
         said = done.stderr.decode(errors="replace")

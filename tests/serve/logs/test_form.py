@@ -170,6 +170,21 @@ def test_a_long_sequence_is_not_searched_for_each_piece(
     assert form.end() == bare(begun.encode() + rest.encode() * 1000).encode()
 
 
+@pytest.mark.parametrize("at", range(1, 13))
+def test_controls_of_8_bits_are_sequences_too(at: int) -> None:
+    """U+009B begins what ESC [ does, to terminals that know it; also where a frame cuts it."""
+    data = "a\u009b31mred\u009d0;title\u009c\u0085!\n".encode()
+    assert bare(data[:at], data[at:]) == "ared!\n"
+    kept = written(Frame("stdout", data), text=True, bare=True, ansi=True)
+    assert kept == data
+
+
+@pytest.mark.parametrize("code", range(0x80, 0xA0))
+def test_no_control_of_8_bits_is_left(code: int) -> None:
+    """Whatever it begins, and does not end."""
+    assert chr(code) not in bare(f"a{chr(code)}b\n".encode())
+
+
 def test_an_error_is_a_line() -> None:
     """An object on a line of its own, wherever the log broke off."""
     for text, is_bare, data, between in (

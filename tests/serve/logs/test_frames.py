@@ -130,7 +130,7 @@ PIECES = st.lists(st.binary(max_size=40), max_size=20)
 
 
 @given(st.lists(st.tuples(st.sampled_from(CHANNELS), st.binary(min_size=1))), st.data())
-def test_frames_come_back(frames: list[Any], data: Any) -> None:  # noqa: ANN401 - of hypothesis
+def test_frames_come_back(frames: list[Any], data: Any) -> None:
     """Any frames, in pieces of any sizes."""
     log = framed(Frame(*frame) for frame in frames)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(log)), max_size=10)))

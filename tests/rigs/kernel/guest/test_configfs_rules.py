@@ -75,7 +75,7 @@ def test_fewer_bytes_are_refused_when_the_report_is_made(entry: Path, size: int)
 
 
 def test_without_report_data_there_is_no_report(entry: Path) -> None:
-    """EINVAL."""
+    """Reading one before anything was asked for is EINVAL."""
     assert errno_of((entry / "outblob").read_bytes) == errno.EINVAL
 
 

@@ -1,6 +1,7 @@
 """What is found where nobody says what to look for: detection, and `attestkit doctor`."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -10,9 +11,9 @@ from attestkit.backends.configfs_tsm import ConfigfsTsm
 from tests.rigs.kernel.guest.machine import HAS_REGISTERS, LINUX, MadeUpSnp, MadeUpTd, remove
 
 
-def _doctor(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, object]:
+def _doctor(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
     assert main(["doctor", "--json", *options]) == 0
-    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
 
 
@@ -22,14 +23,14 @@ def test_a_td_is_found(td: MadeUpTd, capsys: pytest.CaptureFixture[str]) -> None
     assert backends.detect() is ConfigfsTsm
     found = _doctor(capsys, "--quote")
     assert found["tee"] == "TDX"
-    assert found["linux"]["number"][:2] == list(LINUX)  # type: ignore[index]
-    assert found["linux"]["features"]["rtmr_files"] is HAS_REGISTERS  # type: ignore[index]
-    assert found["backends"]["configfs_tsm"] is None  # type: ignore[index]
+    assert found["linux"]["number"][:2] == list(LINUX)
+    assert found["linux"]["features"]["rtmr_files"] is HAS_REGISTERS
+    assert found["backends"]["configfs_tsm"] is None
     doors = found["doors"]
-    assert doors["report"]["error"] is None  # type: ignore[index]
-    assert doors["tdx_guest"]["error"] is None  # type: ignore[index]
-    assert [trial["error"] for trial in found["quotes"]] == [None]  # type: ignore[attr-defined]
-    assert [trial["backend"] for trial in found["quotes"]] == ["configfs_tsm"]  # type: ignore[attr-defined]
+    assert doors["report"]["error"] is None
+    assert doors["tdx_guest"]["error"] is None
+    assert [trial["error"] for trial in found["quotes"]] == [None]
+    assert [trial["backend"] for trial in found["quotes"]] == ["configfs_tsm"]
 
 
 def test_a_missing_driver_is_named(td: MadeUpTd, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,8 +38,8 @@ def test_a_missing_driver_is_named(td: MadeUpTd, capsys: pytest.CaptureFixture[s
     remove("tdx_guest")
     found = _doctor(capsys)
     assert found["tee"] == "TDX"
-    assert "tdx-guest" in str(found["backends"]["configfs_tsm"])  # type: ignore[index]
-    assert any("modprobe tdx-guest" in text for text in found["advice"])  # type: ignore[attr-defined]
+    assert "tdx-guest" in str(found["backends"]["configfs_tsm"])
+    assert any("modprobe tdx-guest" in text for text in found["advice"])
     del td
 
 
@@ -47,4 +48,4 @@ def test_an_snp_guest_is_found(snp: MadeUpSnp, capsys: pytest.CaptureFixture[str
     snp.boot()
     assert backends.detect() is ConfigfsTsm
     found = _doctor(capsys)
-    assert found["backends"]["configfs_tsm"] is None  # type: ignore[index]
+    assert found["backends"]["configfs_tsm"] is None

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+from io import FileIO
 
 import pytest
 
@@ -133,7 +134,7 @@ def test_a_change_behind_the_files_shows_late(td: MadeUpTd) -> None:
     """The driver's file has the old value until the next extend, so the journal does not use it."""
     backend = ConfigfsTdx()
     old = backend.read_rtmr(3)
-    with open("/dev/tdx_shim_report", "r+b", buffering=0) as report:  # noqa: PTH123 - a device
+    with FileIO("/dev/tdx_shim_report", "r+") as report:
         report.seek(720 + 3 * 48)
         report.write(b"\xee" * 48)
     assert backend.read_rtmr(3) == old

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+from functools import partial
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_no_other_command_is_known(lonely_td: MadeUpTd) -> None:
     try:
         for command in FOREIGN_COMMANDS:
             argument = bytearray(size_of(command))
-            assert errno_of(lambda: ioctl(fd, command, argument)) == errno.ENOTTY, hex(command)  # noqa: B023 - called at once
+            assert errno_of(partial(ioctl, fd, command, argument)) == errno.ENOTTY, hex(command)
     finally:
         os.close(fd)
     assert set(FOREIGN_COMMANDS) > {generation.number for generation in GENERATIONS.values()}

@@ -1,0 +1,165 @@
+"""Take a picture of the dashboard, the server's page at `/`: dashboard.png.
+
+Usage, in a checkout: PYTHONPATH=. python docs/dashboard/shoot.py [PICTURE]
+
+The page is the server's own, of a simulated TEE from one seed, at one instant. The machine below
+it and its container engine are made up here, so that a picture changes with the page only. It
+carries the page's digest (`page_digest`), by which a test tells a picture that has become old.
+Needs Chromium, playwright and Pillow.
+"""
+
+import asyncio
+import hashlib
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Final
+from unittest import mock
+from urllib.parse import urlsplit
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from attestkit.attester import Attester
+from attestkit.backends.simulator import Simulator
+from attestkit.serve import dashboard, docs, logs, pages
+from attestkit.serve.assets import ASSETS, asset
+from attestkit.serve.containers import Container, Containers
+from attestkit.serve.guest import Guest
+from attestkit.serve.system import Disk, Figures, Load, Memory
+from attestkit.serve.views import Asked, View
+
+__all__ = ["HEIGHT", "PICTURE", "WIDTH", "kept_digest", "page", "page_digest", "shoot"]
+
+PICTURE: Final = Path(__file__).with_name("dashboard.png")
+WIDTH: Final = 1200  # pixels
+HEIGHT: Final = 1030  # as far as the registers
+SEED: Final = bytes(range(32))
+NOW: Final = 1_790_000_000.0  # 2026-09-21T14:13:20Z
+GIB: Final = 1 << 30
+APP: Final = {
+    "manifest_version": 2,
+    "name": "trading-agent",
+    "runner": "docker-compose",
+    "docker_compose_file": "services:\n  agent:\n    image: trading-agent:1.4\n",
+    "public_logs": True,
+    "public_sysinfo": True,
+    "public_tcbinfo": True,
+}
+MACHINE: Final = Figures(
+    os_name="DStack",
+    os_version="0.5.4",
+    kernel="6.9.0-dstack",
+    cpu="cpu0 @2600 MHz",
+    cpus=4,
+    memory=Memory(8 * GIB, 5 * GIB, 4 * GIB),
+    swap=Memory(0, 0, 0),
+    uptime=93_784,
+    load=Load(31, 22, 18),
+    disks=(Disk("/dev/vdb", "/", 40 * GIB, 29 * GIB),),
+)
+RUNNING: Final = [
+    Container("4d0d6b4e1e13", ("agent",), "trading-agent:1.4", "running", "Up 26 hours", 0),
+    Container("9f31c2a07b55", ("redis",), "redis:7-alpine", "running", "Up 26 hours", 0),
+    Container("c07e5d9a1f02", ("migrate",), "trading-agent:1.4", "exited", "Exited (0)", 0),
+]
+DIGEST: Final = "page-sha256"  # the keyword of the text in the picture
+
+
+class MadeUp(Containers):
+    """A container engine that has always the same to tell."""
+
+    async def list(self) -> list[Container]:
+        """Return the containers above."""
+        return RUNNING
+
+
+def page() -> str:
+    """Return the page as a server sends it."""
+    simulator = Simulator(seed=SEED, app_compose=json.dumps(APP).encode(), now=lambda: NOW)
+    with Attester(simulator) as tee:
+        tee.emit_event("model-loaded", b"llama-3")
+        guest = Guest(
+            tee,
+            app_compose=simulator.app_compose,
+            app_keys=simulator.app_keys,
+            vm_config=tee.vm_config,
+            now=lambda: NOW,
+            random=bytes,
+        )
+        guest.containers = MadeUp()
+        view = pages.views(guest, logs.views(guest), linked=docs.PATHS)["/"]
+        with mock.patch.object(dashboard, "read_figures", return_value=MACHINE):
+            text = asyncio.run(_shown(view, guest))
+        guest.close()
+    return text
+
+
+async def _shown(view: View, guest: Guest) -> str:
+    body = (await view.show(guest, Asked())).body
+    assert isinstance(body, bytes)
+    return body.decode()
+
+
+def page_digest() -> str:
+    """Return the SHA-256 of the page with all that it loads, in hex."""
+    digest = hashlib.sha256(page().encode())  # which names each file that it loads by digest
+    for name in ASSETS:
+        digest.update(asset(name).content)
+    return digest.hexdigest()
+
+
+def kept_digest(picture: bytes) -> str:
+    """Return the digest of the page that a picture of this script's shows."""
+    with Image.open(io.BytesIO(picture), formats=["PNG"]) as image:
+        return str(image.info[DIGEST])
+
+
+def shoot() -> bytes:
+    """Return the picture, with the page's digest in it."""
+    from playwright.sync_api import Route, sync_playwright  # late: to ask for the page needs none
+
+    files = {"/": (b"text/html; charset=utf-8", page().encode())}
+    files |= {f"/assets/{name}": (kind, asset(name).content) for name, kind in ASSETS.items()}
+
+    def answer(route: Route) -> None:
+        kind, body = files[urlsplit(route.request.url).path]
+        route.fulfill(content_type=kind.decode(), body=body)
+
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        tab = chromium.new_page(
+            viewport={"width": WIDTH, "height": HEIGHT},
+            color_scheme="light",
+            reduced_motion="reduce",
+        )
+        tab.route("**/*", answer)
+        tab.goto("http://127.0.0.1/", wait_until="networkidle")
+        picture = tab.screenshot()
+        chromium.close()
+    return _small(picture)
+
+
+def _small(screenshot: bytes) -> bytes:
+    """Return it in 256 colours, which is all that the page has but for the edges of letters."""
+    known = PngInfo()
+    known.add_text(DIGEST, page_digest())
+    small = io.BytesIO()
+    with Image.open(io.BytesIO(screenshot)) as image:
+        few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few.save(small, "PNG", optimize=True, pnginfo=known)
+    return small.getvalue()
+
+
+def main() -> None:
+    """Take the picture, and write it."""
+    path = Path(sys.argv[1]) if sys.argv[1:] else PICTURE
+    path.write_bytes(shoot())
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The drawn pictures of the documentation, and the script that draws them."""

@@ -1,0 +1,38 @@
+"""Draw the pictures of the documentation, each as an SVG beside this file.
+
+Usage, in a checkout: python -m docs.pictures.draw [FOLDER]
+
+Offsets and values come from attestkit itself, so that a picture cannot say what the code does not.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from docs.pictures import growth, quotes, roles, tree
+
+__all__ = ["HERE", "PICTURES", "main"]
+
+HERE: Final = Path(__file__).parent
+
+PICTURES: Final[dict[str, Callable[[], str]]] = {
+    "architecture.svg": tree.architecture,
+    "boot.svg": growth.boot,
+    "keys.svg": tree.keys,
+    "quote.svg": quotes.layout_of_a_quote,
+    "register.svg": growth.three_extends,
+    "signatures.svg": quotes.chain_of_signatures,
+    "trust.svg": roles.trust,
+}
+"""Each picture's file, and what draws it."""
+
+
+def main(folder: Path = HERE) -> None:
+    """Write all of them."""
+    for name, draw in PICTURES.items():
+        (folder / name).write_text(draw(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:2]))

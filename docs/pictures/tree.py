@@ -1,0 +1,125 @@
+"""What grows from what: keys from a root, and attestkit from its layers."""
+
+from attestkit.backends import BUILTIN
+from docs.pictures.canvas import APP, MAKER, OURS, PLAIN, SIGNED, SOFT, Box, Canvas
+
+__all__ = ["architecture", "keys"]
+
+
+def keys() -> str:
+    """Draw an app's keys: the root from a KMS, each key from root and path, and who signs it."""
+    canvas = Canvas(
+        706,
+        "What an app's keys are derived from",
+        "A key service derives the app's root key from its own root and the app id, for a guest "
+        "that proves to be that app, and signs its public key. The root key and a path give 32 "
+        "bytes through HKDF-SHA256; they are a secp256k1 key or an Ed25519 seed. The root key "
+        "signs purpose and public key. A verifier of the chain recovers both signers' keys and "
+        "compares the last with the key service's.",
+    )
+    canvas.heading(34, "Keys, from the root down")
+    _derivation(canvas)
+    canvas.rule(528)
+    canvas.heading(560, "Who vouches for a key")
+    _vouching(canvas)
+    return canvas.svg()
+
+
+def _derivation(canvas: Canvas) -> None:
+    service = canvas.box(Box(24, 54, 236, 60), "key service (KMS)\nits own root key", MAKER)
+    measured = canvas.box(Box(330, 54, 206, 60), "app id\nproved by a quote", SIGNED)
+    canvas.arrow(measured.left(), service.right())
+    root = canvas.box(Box(24, 182, 236, 62), "root key of the app\n`AppKeys.k256_key`", OURS)
+    canvas.arrow(service.bottom(), root.top())
+    canvas.note((154, 153), "HKDF: app id, app-key")
+    path = canvas.box(Box(330, 182, 206, 62), "path\n`wallet/eth`", APP)
+    derive = canvas.box(
+        Box(24, 312, 512, 60), "HKDF-SHA256\nsalt RATLS, info = the path, 32 bytes", PLAIN
+    )
+    canvas.arrow(root.bottom(), (142, 312))
+    canvas.arrow(path.bottom(), (433, 312))
+    for x, lines in (
+        (24, "secp256k1\nscalar"),
+        (200, "Ed25519\nseed"),
+        (376, "P-256\nolder DeriveKey"),
+    ):
+        box = canvas.box(Box(x, 424, 160, 60), lines, APP)
+        canvas.arrow((box.top()[0], derive.bottom()[1]), box.top())
+    canvas.note((24, 508), "One path gives all three the same bytes: derive_separated does not.")
+
+
+def _vouching(canvas: Canvas) -> None:
+    chain = [
+        canvas.box(Box(24, 580, 132, 60), "key service\nits public key", MAKER),
+        canvas.box(Box(214, 580, 132, 60), "root key\nof one app id", OURS),
+        canvas.box(Box(404, 580, 132, 60), "public key\nand purpose", APP),
+    ]
+    canvas.arrow(chain[0].right(), chain[1].left())
+    canvas.arrow(chain[1].right(), chain[2].left())
+    canvas.text((185, 598), "signs", size=14, colour=SOFT)
+    canvas.text((375, 598), "signs", size=14, colour=SOFT)
+    canvas.text((185, 664), "signature_chain[1]", size=13, colour=SOFT, mono=True)
+    canvas.text((375, 664), "signature_chain[0]", size=13, colour=SOFT, mono=True)
+    canvas.note((24, 690), "Compare the recovered key service's key with the one you trust.")
+
+
+def architecture() -> str:
+    """Draw attestkit's layers, and what is around them."""
+    canvas = Canvas(
+        748,
+        "attestkit in one picture",
+        "Above: the command line and the server, which speaks the dstack guest agent API. Below "
+        "them the attester, which makes evidence, and beside it the verifier, which judges it. "
+        "The attester asks one of "
+        f"the backends: {', '.join(BUILTIN)}. Both use the same values, on top of the C core.",
+    )
+    clients = canvas.box(
+        Box(24, 24, 244, 58), "official clients, curl\ncontainers of the app", PLAIN
+    )
+    people = canvas.box(
+        Box(292, 24, 244, 58), "people, CI, your program\nevidence from elsewhere", PLAIN
+    )
+    server = canvas.box(Box(24, 120, 244, 62), "server\n`attestkit.serve`", APP)
+    command = canvas.box(Box(292, 120, 244, 62), "command line, RA-TLS\n`cli, ra_tls, aio`", APP)
+    canvas.arrow(clients.bottom(), server.top())
+    canvas.arrow(people.bottom(), command.top())
+    attester = canvas.box(Box(24, 222, 244, 62), "Attester\nmakes evidence, takes turns", OURS)
+    verifier = canvas.box(Box(292, 222, 244, 62), "Verifier\nreturns a result, or raises", SIGNED)
+    for above, below in ((server, attester), (command, verifier)):
+        canvas.arrow(above.bottom(), below.top())
+    canvas.line((146, 202), (414, 202))  # each of the two above has both below
+    _backends(canvas, attester)
+    _judging(canvas, verifier)
+    canvas.box(
+        Box(24, 600, 512, 56),
+        "values: no input, no output\nQuote, EventLog, Attestation, keys",
+        SIGNED,
+    )
+    canvas.box(
+        Box(24, 672, 512, 52),
+        "core: hashes, replay, parsing\nC, or the same in Python",
+        PLAIN,
+        size=14,
+    )
+    return canvas.svg()
+
+
+def _backends(canvas: Canvas, attester: Box) -> None:
+    frame = canvas.box(Box(24, 324, 244, 252), colours=PLAIN, dashed=True)
+    canvas.arrow(attester.bottom(), frame.top())
+    canvas.text((146, 350), "backends: bytes in, bytes out", size=14, colour=SOFT)
+    for number, name in enumerate(BUILTIN):
+        canvas.box(Box(40, 364 + 41 * number, 212, 34), f"`{name}`", OURS)
+
+
+def _judging(canvas: Canvas, verifier: Box) -> None:
+    signatures = canvas.box(
+        Box(292, 324, 244, 80), "signatures\nTDX: dcap-qvl\nSEV-SNP, Nitro: attestkit", SIGNED
+    )
+    canvas.arrow(verifier.bottom(), signatures.top())
+    said = canvas.box(
+        Box(292, 428, 244, 58), "collateral, policy\nwhat is current, what we want", MAKER
+    )
+    canvas.arrow(signatures.bottom(), said.top())
+    fetched = canvas.box(Box(292, 518, 244, 58), "PCCS, files\nfetched only when asked", PLAIN)
+    canvas.arrow(fetched.top(), said.bottom())

@@ -1,0 +1,87 @@
+"""The reference documents every public name, each in one place."""
+
+import inspect
+import re
+from importlib import import_module
+from typing import Final
+
+import pytest
+
+import attestkit
+from tests.docs.blocks import ROOT
+
+REFERENCE: Final = ROOT / "docs" / "reference"
+MODULES: Final = {
+    name: page.name
+    for page in sorted(REFERENCE.glob("*.md"))
+    for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)
+}
+
+
+def _top_modules() -> set[str]:
+    """Return the modules of the package whose names no underscore begins."""
+    folder = ROOT / "attestkit"
+    names = {path.stem for path in folder.glob("*.py")}
+    names |= {path.parent.name for path in folder.glob("*/__init__.py")}
+    return {f"attestkit.{name}" for name in names if not name.startswith("_")}
+
+
+def test_every_module_has_a_page() -> None:
+    """But the command line, whose page is docs/cli.md; nothing is there that is gone."""
+    assert _top_modules() - {"attestkit.cli"} <= MODULES.keys()
+    for name, page in MODULES.items():
+        assert import_module(name).__name__ == name
+        assert page.removesuffix(".md") in name.split(".")
+
+
+def test_a_page_has_its_module_s_name() -> None:
+    """As its title, and in the navigation."""
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    for page in sorted(REFERENCE.glob("*.md")):
+        assert f"reference/{page.name}" in navigation
+        if page.name != "index.md":
+            assert page.read_text().startswith(f"# attestkit.{page.stem}\n")
+
+
+def test_every_public_name_is_documented_once() -> None:
+    """An object that two modules offer has one place; a name of `attestkit` has one at all."""
+    places: dict[int, set[str]] = {}
+    for module in MODULES:
+        for name in import_module(module).__all__:
+            places.setdefault(id(getattr(import_module(module), name)), set()).add(module)
+    classes = [
+        (name, places[id(value)])
+        for module in MODULES
+        for name, value in vars(import_module(module)).items()
+        if id(value) in places and (inspect.isclass(value) or inspect.isfunction(value))
+    ]
+    assert [(name, found) for name, found in classes if len(found) > 1] == []
+    for name in attestkit.__all__:
+        value = getattr(attestkit, name)
+        assert value.__name__ in MODULES if inspect.ismodule(value) else id(value) in places, name
+
+
+def test_the_index_has_every_name() -> None:
+    """In order, each with a link to where it is documented."""
+    rows = re.findall(
+        r"^\| \[`(\w+)`\]\((\w+)\.md(?:#([\w.]+))?\)",
+        (REFERENCE / "index.md").read_text(),
+        re.MULTILINE,
+    )
+    assert [row[0] for row in rows] == attestkit.__all__
+    for name, page, anchor in rows:
+        if not anchor:
+            assert inspect.ismodule(getattr(attestkit, name))
+            continue
+        assert anchor == f"attestkit.{page}.{name}"
+        assert getattr(import_module(f"attestkit.{page}"), name) is getattr(attestkit, name)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_is_public_has_words(module: str) -> None:
+    """Classes and functions, and the module itself."""
+    found = import_module(module)
+    assert found.__doc__
+    values = {name: getattr(found, name) for name in found.__all__}
+    spoken = {n: v for n, v in values.items() if inspect.isclass(v) or inspect.isfunction(v)}
+    assert [name for name, value in spoken.items() if not inspect.getdoc(value)] == []

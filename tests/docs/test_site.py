@@ -1,0 +1,201 @@
+"""The site is built without a warning, asks no other host, and can be read on any screen."""
+
+import functools
+import os
+import re
+import subprocess
+import threading
+from collections.abc import Iterator
+from html import unescape
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.docs.blocks import ROOT
+from tests.docs.test_reference import MODULES
+from tests.rigs.browser import MARKS, open_browser
+
+PATIENCE: Final = 900  # seconds: the first time it installs what builds the site
+PHONE, DESK = 390, 1440
+UNREACHABLE: Final = re.compile(
+    r"No matching distribution|Could not find a version|Temporary failure in name"
+)
+# What makes a browser fetch by itself; a link that a reader may follow does not.
+FETCHES: Final = (
+    r"<(?:script|img|iframe|source|video|audio|embed)\b[^>]*?\bsrc=\"?([^\"\s>]+)",
+    r"<link\b(?![^>]*rel=\"?(?:canonical|next|prev|edit)\b)[^>]*?\bhref=\"?([^\"\s>]+)",
+    r"url\([\"']?(?!data:)([^\"')]+)",
+    r"@import\s+[\"']([^\"']+)",
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the site by `make docs`, into a folder of its own."""
+    folder = tmp_path_factory.mktemp("built") / "site"
+    ours = ("PYTHON", "VIRTUAL_ENV", "MAKE", "PYTEST")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    done = subprocess.run(
+        ["make", "docs", f"ARGS=build --site-dir {folder}"],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    if UNREACHABLE.search(done.stderr):
+        pytest.skip("no index has what builds the site")
+    assert done.returncode == 0, done.stdout + done.stderr
+    complaints = re.findall(r"^(?:WARNING|ERROR).*", done.stderr, re.MULTILINE)
+    assert complaints == []
+    return folder
+
+
+def built(site: Path) -> list[Path]:
+    """Return the pages of the site, without the one that stands for those that are not there."""
+    return sorted(set(site.rglob("*.html")) - {site / "404.html"})
+
+
+def test_every_page_of_the_docs_is_there(site: Path) -> None:
+    """With a title of its own and a heading; no list was taken for a sentence."""
+    titles = set()
+    for page in built(site):
+        text = page.read_text()
+        [title] = re.findall(r"<title>(.*?)</title>", text)
+        if page.relative_to(site).as_posix() != "project/README.html":  # called as the first page
+            titles.add(title)
+        assert len(re.findall(r"<h1\b", text)) == 1, page
+        folded = re.sub(r"<pre\b.*?</pre>", "", text, flags=re.DOTALL)
+        assert not re.search(r"<p>[^<]*\n\s*(?:[*-]|\d\.) ", folded), page
+        assert "<!-- not run" not in text
+    sources = [path for path in (ROOT / "docs").rglob("*.md") if "site" not in path.parts]
+    assert len(sources) < len(titles) >= len(built(site)) - 1
+
+
+def test_the_reference_has_every_public_name(site: Path) -> None:
+    """As a heading, whether the module makes it or takes it in; and none that is not public."""
+    for module, page in MODULES.items():
+        text = (site / "reference" / page.replace(".md", ".html")).read_text()
+        places = re.findall(r"<h\d\b[^>]*?\bid=\"?([\w.]+)", text)
+        own = {place for place in places if place.rpartition(".")[0] == module}
+        assert own == {f"{module}.{name}" for name in import_module(module).__all__}
+        assert not [place for place in places if "__" in place], module
+
+
+def test_no_file_asks_another_host(site: Path) -> None:
+    """Neither a page nor a style; what scripts do the browser's test sees."""
+    for path in [*built(site), *site.rglob("*.css"), *site.rglob("*.svg")]:
+        text = unescape(path.read_text())
+        for pattern in FETCHES:
+            strangers = [
+                found for found in re.findall(pattern, text) if re.match(r"(?:\w+:)?//", found)
+            ]
+            assert strangers == [], path
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.html", '<link rel="stylesheet" href="https://example.com/a.css">'),
+        ("a.html", "<script src=//example.com/a.js></script>"),
+        ("a.html", '<p><img alt="a" src="https://example.com/a.png"></p>'),
+        ("a.css", "body { background: url(https://example.com/a.png) }"),
+        ("a.css", '@import "https://example.com/a.css";'),
+    ],
+)
+def test_a_stranger_is_found_out(tmp_path: Path, name: str, text: str) -> None:
+    """In whatever form a browser would fetch."""
+    (tmp_path / name).write_text(text)
+    with pytest.raises(AssertionError):
+        test_no_file_asks_another_host(tmp_path)
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def url(site: Path) -> Iterator[str]:
+    """Serve the site on a free port; return where."""
+    handler = functools.partial(_Quiet, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window."""
+    with open_browser() as opened:
+        yield opened
+
+
+@pytest.mark.rig
+@MARKS[1]
+@pytest.mark.parametrize(("scheme", "width"), [("light", DESK), ("dark", PHONE)])
+def test_every_page_in_a_browser(
+    browser: Any, site: Path, url: str, scheme: str, width: int
+) -> None:
+    """Nothing from elsewhere, nothing on the console, no sideways scrolling, ink on paper."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    tab = context.new_page()
+    strangers: list[str] = []
+    complaints: list[str] = []
+    tab.on("request", lambda asked: strangers.append(asked.url) if _is_strange(asked, url) else 0)
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    try:
+        for page in built(site):
+            name = page.relative_to(site).as_posix()
+            answer = tab.goto(f"{url}{name}")
+            assert (answer.status, complaints, strangers) == (200, [], []), name
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width, name
+            paper, ink = tab.evaluate(_COLOURS)
+            assert (paper > ink) == (scheme == "light"), name
+            broken = tab.evaluate("[...document.images].filter(i => !i.naturalWidth).length")
+            assert broken == 0, name
+    finally:
+        context.close()
+
+
+def _is_strange(asked: Any, url: str) -> bool:
+    return not asked.url.startswith((url, "data:", "blob:"))
+
+
+_COLOURS: Final = """() => {
+    const probe = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+    const light = colour => {
+        probe.fillStyle = colour;
+        probe.fillRect(0, 0, 1, 1);
+        return probe.getImageData(0, 0, 1, 1).data.slice(0, 3).reduce((a, b) => a + b);
+    };
+    const style = getComputedStyle(document.body);
+    return [light(style.backgroundColor), light(style.color)];
+}"""
+
+
+@pytest.mark.rig
+@MARKS[1]
+def test_the_search_finds(browser: Any, url: str) -> None:
+    """A name of the reference, typed by a reader."""
+    context = browser.new_context(viewport={"width": DESK, "height": 900})
+    try:
+        tab = context.new_page()
+        tab.goto(url)
+        tab.keyboard.press("/")
+        tab.keyboard.type("CollateralExpiredError")
+        found = tab.locator(".md-search-result__item a").first
+        found.wait_for()
+        assert "error" in found.get_attribute("href")
+    finally:
+        context.close()

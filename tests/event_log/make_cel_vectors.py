@@ -1,0 +1,30 @@
+"""Make the vectors of `tests/data/cel`: `python -m tests.event_log.make_cel_vectors`.
+
+They are the log of a simulated TD in each encoding, with firmware's payloads emptied to keep them
+small, and the registers of its quote.
+"""
+
+from pathlib import Path
+
+import attestkit
+from attestkit.event_log.cel import ENCODINGS
+
+__all__ = ["FOLDER", "made"]
+
+FOLDER = Path(__file__).parent.parent / "data" / "cel"
+
+
+def made() -> dict[str, bytes]:
+    """Return the files by name."""
+    with attestkit.open("simulator", seed=bytes(32)) as tee:
+        tee.emit_event("model-loaded", b"weights:1")
+        log = tee.event_log().trimmed()
+        registers = "".join(f"{value.hex()}\n" for value in tee.get_quote(b"").rtmrs)
+    files = {f"simulator.{encoding}": log.to_cel(encoding) for encoding in ENCODINGS}
+    return files | {"registers.txt": registers.encode()}
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, data in made().items():
+        (FOLDER / name).write_bytes(data)

@@ -1,0 +1,229 @@
+"""A fleet's evidence on a cluster of which a worker is killed: `make fleet`.
+
+The record, docs/records/fleet.json, says how many pieces there were, in which ways some of them
+were altered, what each way's refusals say, and the time beside one process. Evidence is a
+simulator's: a TD each, with an event of its own, and so a log, registers and a quote of its own.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from attestkit.attestation import Attestation
+from attestkit.attestation.platforms import Evidence, Tdx
+from attestkit.verifier import AttestationResult, Item, Verifier
+from attestkit.verifier.many import Outcome
+from tests.records import write_record
+from tests.verifier import parcels
+
+PIECES: Final = 10_000
+ALTERED: Final = 100  # of them
+WORKERS: Final = 2
+# A cycle of dask's around bytes that somebody looks at; the collector may take it apart from the
+# wrong end.
+DASKS_OWN: Final = "ignore:Exception ignored in. <_io.B:pytest.PytestUnraisableExceptionWarning"
+PATIENCE: Final = 60  # seconds, for a cluster to begin
+
+
+class Way(NamedTuple):
+    """One way in which evidence is altered, and what its refusal is."""
+
+    alter: Callable[[Attestation, bytes], Item]
+    error: str
+    reason: str
+
+
+def _flipped(evidence: Attestation, nonce: bytes) -> Item:
+    assert evidence.quote is not None
+    raw, place = evidence.to_bytes(), evidence.quote.raw
+    at = raw.index(place) + 48 + 584 + 4 + 7  # in r of the quote's signature
+    return Item(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :], nonce)
+
+
+def _about_another(evidence: Attestation, nonce: bytes) -> Item:
+    return Item(evidence.to_bytes(), nonce[::-1])
+
+
+def _other_log(evidence: Attestation, nonce: bytes) -> Item:
+    platform, stack = evidence.evidence
+    assert isinstance(platform, Tdx)
+    assert evidence.event_log is not None
+    shorter = Evidence(platform._replace(event_log=platform.event_log[:-1]), stack)
+    return Item(Attestation(shorter, evidence.encoding).to_bytes(), nonce)
+
+
+def _truncated(evidence: Attestation, nonce: bytes) -> Item:
+    return Item(evidence.to_bytes()[:-100], nonce)
+
+
+WAYS: Final = {
+    "signature": Way(_flipped, "SignatureError", "quote_bad_signature"),
+    "report data": Way(_about_another, "PolicyError", "report_data"),
+    "log": Way(_other_log, "ReplayError", "rtmr_mismatch"),
+    "truncated": Way(_truncated, "FormatError", ""),
+}
+
+
+def nonce_of(number: int) -> bytes:
+    """Return what a piece is about: no two are alike, also backwards."""
+    return b"piece %08d of a fleet" % number
+
+
+def way_of(number: int, pieces: int, altered: int = ALTERED) -> str:
+    """Return how a piece is altered; empty: it is not. They are spread over all of them."""
+    step = pieces // altered
+    turn, rest = divmod(number, step)
+    return list(WAYS)[turn % len(WAYS)] if rest == step // 2 and turn < altered else ""
+
+
+def items(pieces: int, altered: int = ALTERED) -> Iterator[Item]:
+    """Make the evidence: each is of a TD of its own."""
+    for number in range(pieces):
+        nonce = nonce_of(number)
+        log = parcels.log_of((*parcels.BOOT, ("piece", nonce)))
+        quote = parcels.quote_of(log, nonce)
+        evidence = Attestation.for_tdx(quote, log, parcels.IMAGE.vm_config)
+        way = way_of(number, pieces, altered)
+        yield WAYS[way].alter(evidence, nonce) if way else Item(evidence.to_bytes(), nonce)
+
+
+def judge() -> Verifier:
+    """Return the verifier of all."""
+    return Verifier(parcels.PKI.root_der, parcels.collateral())
+
+
+def told(outcome: Outcome) -> str:
+    """Return what an outcome is, in a word or two; an accepted one with whose it is."""
+    if isinstance(outcome, AttestationResult):
+        return f"accepted {outcome.claims.report_data.rstrip(bytes(1)).decode()}"
+    return f"{type(outcome).__name__} {getattr(outcome, 'reason', '')}".rstrip()
+
+
+@contextmanager
+def cluster(workers: int = WORKERS) -> Iterator[Any]:
+    """Start a dask cluster of processes of this machine; yield its client."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    start: Any = LocalCluster  # neither has types
+    connect: Any = Client
+    settings = {"distributed.worker.daemon": False, "distributed.admin.tick.limit": "1h"}
+    with (
+        dask.config.set(settings),
+        start(
+            n_workers=workers,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",  # any free port; None is 8787
+            silence_logs=50,
+        ) as local,
+        connect(local, set_as_default=False) as client,
+    ):
+        client.wait_for_workers(workers, timeout=PATIENCE)
+        yield client
+
+
+def kill_one(client: Any) -> int:
+    """Kill a worker as the kernel does when memory runs out; return its process."""
+    victim: int = next(iter(client.run(os.getpid).values()))
+    os.kill(victim, signal.SIGKILL)
+    return victim
+
+
+def is_running(process: int) -> bool:
+    """Tell whether a process is there; one that has ended and nobody asked about is not."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in {"Z", "X"}
+
+
+def on_cluster(client: Any, evidence: list[Item]) -> tuple[list[Outcome], float, int]:
+    """Judge all, while a worker is killed in the middle; return outcomes, seconds, and whom."""
+    found: dict[int, Outcome] = {}
+    killed = 0
+    executor = client.get_executor()
+    start = time.perf_counter()
+    for index, outcome in judge().verify_stream(evidence, executor, now=parcels.NOW):
+        assert index not in found
+        found[index] = outcome
+        if not killed and len(found) >= len(evidence) // 2:
+            killed = kill_one(client)
+    took = time.perf_counter() - start
+    assert sorted(found) == list(range(len(evidence)))
+    return [found[index] for index in range(len(evidence))], took, killed
+
+
+def check(outcomes: list[Outcome], altered: int = ALTERED) -> dict[str, Counter[str]]:
+    """Hold each outcome to what was done to its evidence; return the refusals of each way."""
+    refusals: dict[str, Counter[str]] = {name: Counter() for name in WAYS}
+    for number, outcome in enumerate(outcomes):
+        name, word = way_of(number, len(outcomes), altered), told(outcome)
+        if name:
+            assert type(outcome).__name__ == WAYS[name].error, (number, name, word)
+            assert WAYS[name].reason in word
+            refusals[name][word] += 1
+        else:
+            assert word == f"accepted {nonce_of(number).decode()}", (number, word)
+    assert sum(map(Counter.total, refusals.values())) == altered
+    return refusals
+
+
+def main() -> int:
+    """Judge a fleet on the cluster and in one process, and write both down."""
+    parser = argparse.ArgumentParser(description="A fleet, of whose workers one is killed.")
+    parser.add_argument("--pieces", type=int, default=PIECES, help="fewer write no record")
+    pieces = parser.parse_args().pieces
+    evidence = list(items(pieces))
+    raws = {item.evidence for item in evidence if isinstance(item.evidence, bytes)}
+    _say(f"{pieces} pieces, {len(raws)} of them distinct")
+    with cluster() as client:
+        warm = judge().verify_many(evidence[:64], client.get_executor(), now=parcels.NOW)
+        assert len(warm) == 64  # the workers have loaded what they need
+        outcomes, took, victim = on_cluster(client, evidence)
+        killed = int(bool(victim) and not is_running(victim))
+        left = len(client.scheduler_info()["workers"])
+    refusals = check(outcomes)
+    accepted = sum(isinstance(each, AttestationResult) for each in outcomes)
+    refused = {name: dict(count) for name, count in refusals.items()}
+    _say(f"on the cluster {took:.1f} s, {ALTERED} refused")
+    start = time.perf_counter()
+    check(judge().verify_many(evidence, now=parcels.NOW))
+    alone = time.perf_counter() - start
+    _say(f"in one process {alone:.1f} s")
+    if pieces == PIECES:
+        write_record(
+            "fleet",
+            {
+                "pieces": pieces,
+                "distinct": len(raws),
+                "bytes": sum(len(raw) for raw in raws),
+                "workers": WORKERS,
+                "killed": killed,
+                "workers_at_the_end": left,
+                "lost": pieces - accepted - sum(map(Counter.total, refusals.values())),
+                "accepted": accepted,
+                "refused": refused,
+                "seconds_on_the_cluster": round(took, 1),
+                "seconds_in_one_process": round(alone, 1),
+                "load_at_the_end": round(os.getloadavg()[0], 1),
+            },
+        )
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What attestkit works with, version by version: `make matrix`."""

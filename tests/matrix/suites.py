@@ -1,0 +1,110 @@
+"""Which of our tests use which dependency, and what pyproject.toml allows of each."""
+
+import re
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tests.records import ROOT
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_REQUIREMENT = re.compile(r"([\w-]+)>=([\w.]+)(?:; python_version < '(3\.\d+)')?")
+
+# A few seconds each; what is slow is deselected. The first of each is for what is tried together.
+SUITES: dict[str, tuple[str, ...]] = {
+    "cffi": ("tests/native/test_native.py", "tests/native/test_replay.py", "tests/test_quote.py"),
+    "cryptography": (
+        *("tests/ra_tls/test_certificate.py", "tests/crypto/test_certificates.py"),
+        *("tests/crypto/test_ecdsa.py", "tests/crypto/test_rsa_pss.py"),
+    ),
+    "cbor2": (
+        *("tests/attestation/test_cbor.py", "tests/attestation/test_cose.py"),
+        "tests/test_cbor.py",
+    ),
+    "coincurve": ("tests/crypto/test_ecdsa.py", "tests/keys/test_signatures.py"),
+    "pynacl": ("tests/crypto/test_ed25519.py", "tests/test_env_encryption.py"),
+    "pycryptodome": ("tests/crypto/test_hashes.py", "tests/keys/test_signatures.py"),
+    "msgspec": (
+        *("tests/serve/test_json_codec.py", "tests/serve/test_messages.py"),
+        "tests/test_app_compose.py",
+    ),
+    "tomli": (
+        *("tests/verifier/test_policy_toml.py", "tests/test_toml.py"),
+        "tests/verifier/test_policy_file.py",
+    ),
+    "uvicorn": (
+        *("tests/serve/test_uvicorn.py", "tests/serve/test_http_protocol.py"),
+        "tests/ra_tls/test_http.py",
+    ),
+    "httptools": ("tests/serve/test_http_protocol.py", "tests/serve/test_http_cycle.py"),
+    "uvloop": ("tests/serve/test_listeners.py",),
+    "jinja2": ("tests/serve/test_dashboard.py", "tests/serve/test_pages.py"),
+    "prometheus-client": ("tests/serve/test_metrics.py",),
+    "psutil": ("tests/serve/test_system.py", "tests/serve/test_facts.py"),
+    "aiodocker": ("tests/serve/test_containers.py", "tests/serve/logs"),
+    "wcwidth": ("tests/serve/test_log_text.py",),
+    "protobuf": ("tests/serve/test_protobuf_codec.py", "tests/serve/test_proto_file.py"),
+    "dcap-qvl": ("tests/verifier/test_dcap.py", "tests/verifier/test_dcap_reasons.py"),
+    "click": ("tests/cli/test_cli.py", "tests/cli/test_asked.py", "tests/cli/test_replay.py"),
+    "rich": (
+        "tests/cli/test_cli.py",
+        "tests/cli/test_verify.py",
+        "tests/cli/test_verify_program.py",
+    ),
+    "mfusepy": ("tests/cli/test_mount.py",),
+    "dask": ("tests/matrix/test_cluster.py",),
+    "distributed": ("tests/matrix/test_cluster.py", "tests/verifier/test_fleet.py"),
+    "pyarrow": ("tests/matrix/test_table.py",),
+}
+TOGETHER = tuple(dict.fromkeys(paths[0] for paths in SUITES.values()))
+QUICK = TOGETHER[:8]  # of the package's own dependencies
+# What plain Python instead of the compiled core has to do as well.
+CORE = (*SUITES["cffi"], "tests/event_log/test_event_log.py", "tests/event_log/test_runtime.py")
+
+
+class Range(NamedTuple):
+    """What is allowed of a dependency."""
+
+    name: str
+    lowest: str
+    extra: str  # "": the package itself
+    before: str  # the Python from which on it is not needed, or ""
+
+    @property
+    def requirement(self) -> str:
+        """It as pip is told."""
+        return f"{self.name}>={self.lowest}"
+
+    def needed_by(self, python: str) -> bool:
+        """Tell whether a Python, as in 3.10, needs it."""
+        return not self.before or _minor(python) < _minor(self.before)
+
+
+def ranges() -> list[Range]:
+    """Return what pyproject.toml allows of the package's dependencies and of the extras'.
+
+    What two extras ask for is there once.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found: dict[str, Range] = {}
+    for extra, requirement in _requirements(project):
+        matched = _REQUIREMENT.fullmatch(requirement)
+        assert matched is not None, requirement
+        name, lowest, before = matched.groups(default="")
+        found.setdefault(name, Range(name, lowest, extra, before))
+    return list(found.values())
+
+
+def _requirements(project: dict[str, dict[str, list[str]]]) -> Iterator[tuple[str, str]]:
+    yield from (("", each) for each in project["dependencies"])
+    for extra, wanted in project["optional-dependencies"].items():
+        if extra not in ("all", "dev"):
+            yield from ((extra, each) for each in wanted)
+
+
+def _minor(python: str) -> int:
+    return int(python.partition(".")[2])

@@ -1,0 +1,108 @@
+"""The packages of this tree, made once for all tests of them."""
+
+import faulthandler
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.docs.blocks import ROOT
+from tests.packaging.environments import Installer, alone, own_environment, tool
+
+
+class Dist(NamedTuple):
+    """A repository with one commit of what is in this tree, and what `make dist` made of it."""
+
+    repository: Path
+    wheel: Path
+    pure: Path
+    sdist: Path
+
+
+def git(repository: Path, *words: str, **environment: str) -> str:
+    """Return what git says, whatever is configured here."""
+    who = ("-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
+    done = subprocess.run(
+        ["git", *who, *words],
+        cwd=repository,
+        env=own_environment(HOME=str(repository), GIT_CONFIG_NOSYSTEM="1", **environment),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def tracked() -> list[str]:
+    """Return the files of this tree that are, or are about to be, committed."""
+    said = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard")
+    return sorted(name for name in said.splitlines() if ROOT.joinpath(name).is_file())
+
+
+def make_dist(repository: Path, to: Path, **environment: str) -> str:
+    """Run what `make dist` runs, in a repository; return what it printed."""
+    faulthandler.cancel_dump_traceback_later()
+    done = subprocess.run(
+        [tool(".tools/dist") / "bin/python", "build_dist.py", "--to", to],
+        cwd=repository,
+        env=own_environment(HOME=str(to.parent), **environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    if done.returncode:
+        raise AssertionError(done.stdout)
+    return done.stdout
+
+
+def files_of(repository: Path, to: Path) -> Dist:
+    """Return what was made."""
+    [wheel], [pure], [sdist] = to.glob("*.whl"), to.glob("pure/*.whl"), to.glob("*.tar.gz")
+    return Dist(repository, wheel, pure, sdist)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run, the same for all its workers."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def uv(shared: Path) -> Installer:
+    """What makes environments fast."""
+    return Installer(tool(".tools/bin") / "uv", shared / "uv")
+
+
+@pytest.fixture(scope="session")
+def dist(shared: Path) -> Dist:
+    """This tree's packages, made by the first worker that asks."""
+    for program in ("git", "gcc", "tar"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not here")
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is not a git checkout")
+    folder = shared / "dist"
+    repository = folder / "repository"
+    with alone(shared / "dist.lock"):
+        if not (folder / "out").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # what another began and could not end
+            commit_tree(repository)
+            make_dist(repository, folder / "out")
+    return files_of(repository, folder / "out")
+
+
+def commit_tree(repository: Path) -> None:
+    """Make a repository with one commit of what is in this tree."""
+    for name in tracked():
+        place = repository / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, place)
+    git(repository, "init", "--quiet")
+    git(repository, "add", "--all", "--force")
+    git(repository, "commit", "--quiet", "--message", "All of it")

@@ -1,0 +1,149 @@
+"""What the tests of packages share: Pythons of this machine, fresh environments, the tools' own."""
+
+import faulthandler
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.docs.blocks import ROOT
+
+TOOLS = ROOT / ".tools"
+VERSIONS = ("3.10", "3.11", "3.12", "3.13")
+NO_NETWORK = ("unshare", "--user", "--map-root-user", "--net")
+# Not "no matching distribution": that would also be said of what we ask for and nobody has.
+_NOT_REACHED = re.compile(
+    r"Temporary failure in name|NewConnection|Network is unreachable|Connection refused"
+    r"|ConnectTimeout|error sending request|dns error"
+    r"|Failed getting release file"  # debootstrap
+)
+_SECONDS = 900  # for one program
+
+
+class Installer(NamedTuple):
+    """uv, which makes an environment and fills it in a second, from what it fetched once."""
+
+    program: Path
+    cache: Path
+
+    def new_environment(self, folder: Path, python: Path) -> Path:
+        """Return the interpreter of a new virtual environment, which has no pip."""
+        self._run("venv", "--quiet", "--python", python, folder, folder=folder.parent)
+        return folder / "bin/python"
+
+    def install(self, python: Path, *words: str | Path) -> None:
+        """Install packages into an environment, from wheels alone."""
+        where = ("--python", python, "--no-build")
+        self._run("pip", "install", "--quiet", *where, *words, folder=python.parents[2])
+
+    def check(self, python: Path) -> None:
+        """Let it look whether all that is installed goes together."""
+        self._run("pip", "check", "--python", python, folder=python.parents[2])
+
+    def _run(self, *words: str | Path, folder: Path) -> None:
+        ours = {"UV_CACHE_DIR": str(self.cache), "UV_PYTHON_DOWNLOADS": "never"}
+        fetch(self.program, *words, folder=folder, **ours)
+
+
+def own_environment(**more: str) -> dict[str, str]:
+    """Return an environment with what pip and uv need of this machine, and nothing else of it."""
+    kept = ("PIP_", "UV_", "HTTP", "http", "SSL_")
+    keep = {name: value for name, value in os.environ.items() if name.startswith(kept)}
+    return {**keep, "PATH": os.defpath, "LC_ALL": "C.UTF-8", **more}
+
+
+def run(*words: str | Path, folder: Path, **environment: str) -> str:
+    """Return what a program printed, on both streams."""
+    done = _done(*words, folder=folder, **environment)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def fetch(*words: str | Path, folder: Path, **environment: str) -> str:
+    """Run what needs a package index; skip where none is reached."""
+    done = _done(*words, folder=folder, **environment)
+    if done.returncode and (found := _NOT_REACHED.search(done.stdout)):
+        pytest.skip(f"no packages to be had: {found[0]}")
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def _done(
+    *words: str | Path, folder: Path, **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    faulthandler.cancel_dump_traceback_later()  # this has a deadline of its own
+    return subprocess.run(
+        words,
+        cwd=folder,
+        env=own_environment(HOME=str(folder), **environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=_SECONDS,
+        check=False,
+    )
+
+
+def interpreter(version: str) -> Path:
+    """Return a Python of this version with its venv, or skip."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    found = [Path(sys.base_prefix, "bin", f"python{version}")]
+    found += sorted(pyenv.glob(f"versions/{version}.*/bin/python{version}"))
+    found += [Path(folder, f"python{version}") for folder in ("/usr/local/bin", "/usr/bin")]
+    for python in found:
+        if python.exists():
+            return python
+    pytest.skip(f"no Python {version} is here")
+
+
+def new_environment(folder: Path, python: Path) -> Path:
+    """Return the interpreter of a new virtual environment."""
+    run(python, "-m", "venv", folder / "env", folder=folder)
+    return folder / "env/bin/python"
+
+
+def pip_install(python: Path, *words: str | Path) -> None:
+    """Install packages into an environment."""
+    folder = python.parents[2]
+    fetch(python, "-m", "pip", "install", "--quiet", *words, folder=folder)
+
+
+@contextmanager
+def alone(name: Path) -> Iterator[None]:
+    """Hold a file's lock: of several workers one is here at a time."""
+    with name.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def tool(target: str) -> Path:
+    """Return a folder of tools, which make installs if it is not here yet."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not here")
+    TOOLS.mkdir(exist_ok=True)
+    with alone(TOOLS / "tests.lock"):
+        fetch("make", "--silent", f"{target}/.made", f"PYTHON={base_python()}", folder=ROOT)
+    return ROOT / target
+
+
+def base_python() -> Path:
+    """Return the interpreter that the tests' own environment is made of."""
+    return Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
+
+
+def without_network(folder: Path) -> tuple[str, ...]:
+    """Return the words before a command that is to have no network, or skip."""
+    if shutil.which(NO_NETWORK[0]) is None:
+        pytest.skip("unshare is not here")
+    if subprocess.run([*NO_NETWORK, "true"], cwd=folder, check=False).returncode:
+        pytest.skip("no network namespaces for us here")
+    return NO_NETWORK

@@ -1,0 +1,137 @@
+"""A program: what a wheel that was just installed must do, where the sources are not.
+
+    python installed.py CORE [EXTRA...]
+
+CORE is the one that must run, `compiled` or `python`; the extras are those that were installed,
+and of each other one it must be said what to install. It needs no more than the package and an
+empty folder; cibuildwheel runs it, too.
+"""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import attestkit
+from attestkit import _native
+from attestkit.backends.simulator import Simulator
+from attestkit.backends.simulator.kernel_fs import load_fuse
+from attestkit.errors import BackendUnavailableError, UsageError, VerificationError
+
+EXTRAS = ("serve", "verify", "cli", "fuse", "fleet")
+PROGRAM = (sys.executable, "-m", "attestkit")
+
+
+def check_package(core: str) -> attestkit.Attestation:
+    """It is the installed one, with the core it should have; return evidence it made."""
+    place = Path(attestkit.__file__).parent
+    assert "site-packages" in place.parts, place
+    assert (place / "py.typed").exists()
+    assert core == _native.CORE, _native.CORE_REASON
+    with attestkit.open("simulator") as tee:
+        tee.event_log().check(tee.get_quote(b"nonce"))
+        evidence = tee.attest(b"nonce")
+    again = attestkit.Attestation.from_bytes(evidence.to_bytes())
+    assert again.to_bytes() == evidence.to_bytes()
+    return evidence
+
+
+def refusal(call: Callable[[], object], *kinds: type[Exception]) -> Exception | None:
+    """Return the error of one of these kinds that a call ends with, or None."""
+    try:
+        call()
+    except kinds as error:
+        return error
+    return None
+
+
+def check_verify(*, installed: bool) -> None:
+    """Evidence is judged: over the right nonce, and over a wrong one."""
+    with attestkit.open("simulator") as tee:
+        evidence = tee.attest(b"nonce").to_bytes()
+        assert isinstance(tee.backend, Simulator)
+        root, collateral = tee.backend.trust_anchor, tee.backend.collateral()
+    verifier = attestkit.Verifier(root, collateral)
+    right = partial(verifier.verify, evidence, report_data=b"nonce")
+    if installed:
+        assert right().simulated
+        wrong = partial(verifier.verify, evidence, report_data=b"another")
+        refused = refusal(wrong, VerificationError)
+        assert isinstance(refused, VerificationError), "another request's evidence was accepted"
+        assert refused.reason == "report_data", refused
+    else:
+        missing = refusal(right, UsageError)
+        assert "pip install 'attestkit[verify]'" in str(missing), missing
+
+
+def check_cli(evidence: bytes, *, installed: bool) -> None:
+    """The command line shows what the evidence is."""
+    Path("evidence.bin").write_bytes(evidence)
+    words = (*PROGRAM, "show", "evidence.bin")
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if installed:
+        assert done.returncode == 0, done.stderr
+        assert "dstack-tdx" in done.stdout, done.stdout
+    else:
+        assert done.returncode == 1, done.stdout
+        assert "pip install 'attestkit[cli]'" in done.stderr, done.stderr
+
+
+def check_serve(*, installed: bool) -> None:
+    """The server gets ready, answers on its socket, and ends when it is told to."""
+    words = (*PROGRAM, "serve", "--backend", "simulator", "--dir", "tee", "--http", "127.0.0.1:0")
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True) as server:
+        if not installed:
+            _, said = server.communicate(timeout=60)
+            assert server.returncode == 1, said
+            assert "pip install 'attestkit[serve]'" in said, said
+            return
+        assert server.stdout is not None
+        try:
+            ready = server.stdout.readline()
+            assert ready.startswith("ready"), ready
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(60)
+                connection.connect("tee/dstack.sock")
+                connection.sendall(b"GET /Version HTTP/1.0\r\nHost: dstack\r\n\r\n")
+                assert b" 200 " in connection.recv(4096)
+        finally:
+            server.terminate()
+    assert server.returncode == 0, server.returncode
+
+
+def check_fuse(*, installed: bool) -> None:
+    """The module is there; FUSE itself is the machine's to have."""
+    missing = str(refusal(load_fuse, BackendUnavailableError) or "")
+    if "/dev/fuse" not in missing:
+        assert ("pip install 'attestkit[fuse]'" in missing) != installed, missing
+
+
+def check_fleet() -> None:
+    """What it brings is there."""
+    for name in ("distributed", "pyarrow.parquet"):
+        import_module(name)
+
+
+def main() -> None:
+    """Check all of it; an assertion or an error of the package's ends the program."""
+    core, *extras = sys.argv[1:]
+    assert set(extras) <= set(EXTRAS), extras
+    evidence = check_package(core).to_bytes()
+    check_verify(installed="verify" in extras)
+    # uvicorn and dask bring click, which may be enough
+    if "cli" in extras or not {"serve", "fleet"} & set(extras):
+        check_cli(evidence, installed="cli" in extras)
+    if "fleet" in extras:
+        check_fleet()
+    if sys.platform == "linux":  # what the server and FUSE are for
+        check_serve(installed="serve" in extras)
+        check_fuse(installed="fuse" in extras)
+
+
+if __name__ == "__main__":
+    main()

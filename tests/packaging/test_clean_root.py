@@ -1,0 +1,97 @@
+"""Where there is a Python and nothing else, and no network, all of it installs and runs.
+
+The words are those of docs/install.md and docs/start.md. The system is made anew from the
+distribution's packages, in a folder.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs.blocks import ROOT, read_blocks
+from tests.docs.session import Installed, run_blocks
+from tests.packaging.clean_root import CleanRoot, make_root, why_not
+from tests.packaging.conftest import Dist
+from tests.packaging.environments import fetch, interpreter, new_environment
+
+INSTALL = read_blocks((ROOT / "docs/install.md").read_text())
+START = read_blocks((ROOT / "docs/start.md").read_text())
+EXTRAS = "serve verify cli fuse fleet"
+ALSO = "hatchling cffi setuptools"
+WHEEL = "pip install --no-index --find-links wheels 'attestkit"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can be had"),
+]
+
+
+def page_says(words: str) -> str:
+    """Return the commands of the installation's page that begin with these words."""
+    [text] = [block.text for block in INSTALL if block.text.startswith(words)]
+    return text
+
+
+@pytest.fixture
+def clean(dist: Dist, tmp_path: Path) -> Iterator[CleanRoot]:
+    """The system, with what the page says to carry there; it is deleted at the end."""
+    try:
+        clean = make_root(tmp_path / "root")
+        carry(dist, clean, tmp_path)
+        yield clean
+    finally:
+        shutil.rmtree(tmp_path / "root", ignore_errors=True)
+
+
+def carry(dist: Dist, clean: CleanRoot, folder: Path) -> None:
+    """Fetch all packages, as the page says, where there is a network, and take them along."""
+    online = folder / "online"
+    shutil.copytree(dist.wheel.parent, online / "dist")
+    python = new_environment(online, interpreter(clean.version()))
+    path = f"{python.parent}:/usr/bin:/bin"
+    for text in (page_says("pip download"), f"pip download --dest wheels dstack-sdk pytest {ALSO}"):
+        fetch("sh", "-euc", text, folder=online, PATH=path)
+    there = clean.root / "srv"
+    shutil.copytree(online / "wheels", there / "wheels")
+    shutil.copytree(online / "dist", there / "dist")
+    shutil.copy(ROOT / "tests/packaging/installed.py", there)
+
+
+def check(clean: CleanRoot, installed: Installed, core: str, extras: str = "") -> None:
+    """Run what an installed package must do, in an empty folder."""
+    clean.run(f"mkdir empty; cd empty; {installed.python} ../installed.py {core} {extras}")
+    clean.run("rm -r empty")
+
+
+def start(installed: Installed, folder: Path) -> None:
+    """Follow the five-minute start, but for the block that needs curl."""
+    folder.mkdir()
+    blocks = [block for block in START if "curl " not in block.text]
+    assert len(blocks) == len(START) - 1
+    ran = run_blocks(blocks, folder, installed)
+    assert sum(len(one.answers) for one in ran) > 10
+
+
+def test_a_python_is_enough(clean: CleanRoot, tmp_path: Path, subtests: pytest.Subtests) -> None:
+    """The wheel, the plain wheel, and the sources, where no compiler is."""
+    for program in ("cc", "gcc", "clang", "curl", "pip"):
+        assert clean.run(f"command -v {program} || echo none") == "none\n"
+    with subtests.test("the wheel, by the page's words"):
+        installed = clean.new_environment("compiled")
+        clean.run(f". compiled/bin/activate; {page_says(WHEEL)}")
+        clean.run("compiled/bin/pip install --no-index --find-links wheels dstack-sdk pytest")
+        check(clean, installed, "compiled", EXTRAS)
+        start(installed, tmp_path / "with the core")
+    with subtests.test("the plain wheel"):
+        installed = clean.new_environment("plain")
+        offline = "plain/bin/pip install --no-index --find-links wheels"
+        clean.run(f'{offline} "$(echo dist/pure/*.whl)[all]" dstack-sdk pytest')
+        check(clean, installed, "python", EXTRAS)
+        start(installed, tmp_path / "without it")
+    with subtests.test("the sources, by the page's words"):
+        installed = clean.new_environment("built")
+        words = page_says(f"pip install --no-index --find-links wheels {ALSO}")
+        clean.run(f". built/bin/activate; cp dist/*.tar.gz .; {words}")
+        check(clean, installed, "python")

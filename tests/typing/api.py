@@ -1,0 +1,243 @@
+"""A program of a user's, never run: type checkers in strict mode find nothing wrong with it.
+
+It uses every name of `attestkit.__all__`, and says of what matters which type it has.
+"""
+
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from typing_extensions import assert_type
+
+import attestkit
+from attestkit import (
+    AgentKeys,
+    AppCompose,
+    AppInfo,
+    AppKeys,
+    AppraisalPolicy,
+    AsyncAttester,
+    Attestation,
+    AttestationResult,
+    Attester,
+    Collateral,
+    DerivedKey,
+    Event,
+    EventLog,
+    EvidenceBundle,
+    KeyDeriver,
+    LocalKeys,
+    Quote,
+    QuoteColumns,
+    ReferenceValues,
+    ReportData,
+    ReportDataWarning,
+    Signature,
+    SnpReport,
+    TcbStatus,
+    TdReport,
+    TpmEventLog,
+    Verifier,
+    aopen,
+    backends,
+    errors,
+    quote_columns,
+    ra_tls,
+    verify,
+    verify_signature,
+)
+from attestkit.backends.agent_client import AgentClient
+from attestkit.backends.base import Backend, RegisterExtender
+from attestkit.backends.configfs_tsm import ConfigfsSnp, ConfigfsTdx
+from attestkit.backends.dstack_agent import DstackAgent
+from attestkit.backends.recording import Recording
+from attestkit.backends.simulator import Simulator
+from attestkit.backends.simulator.snp_guest import SnpSimulator
+from attestkit.backends.tdx_ioctl import TdxIoctl
+from attestkit.testing import BackendContract, SimulatedTee
+
+Registers = tuple[bytes, bytes, bytes, bytes]
+
+
+def open_by_name(name: str | None) -> None:
+    """A name that is spelled out tells the class of the backend."""
+    with attestkit.open("simulator", seed=bytes(32)) as tee:
+        assert_type(tee, Attester[Simulator])
+        assert_type(tee.backend.trust_anchor, bytes)
+        assert_type(tee.backend.collateral(), Collateral)
+    assert_type(attestkit.open("simulator", platform="snp"), Attester[SnpSimulator])
+    assert_type(attestkit.open("configfs_tsm"), Attester[ConfigfsTdx | ConfigfsSnp])
+    assert_type(attestkit.open("tdx_ioctl"), Attester[TdxIoctl])
+    assert_type(attestkit.open("dstack_agent"), Attester[DstackAgent])
+    assert_type(attestkit.open("recording", path="x").backend.complete, bool)
+    assert_type(attestkit.open("recording"), Attester[Recording])
+    assert_type(attestkit.open(), Attester[Backend])
+    assert_type(attestkit.open(name), Attester[Backend])
+    assert_type(attestkit.open(Simulator(seed=bytes(32))), Attester[Simulator])
+
+
+def open_either(backend: str | Backend | None) -> Attester:
+    """An Attester of whatever backend needs no brackets, and takes those of each."""
+    tee = attestkit.open(backend)
+    assert_type(tee, Attester[Backend])
+    backend_of_it = tee.backend
+    if isinstance(backend_of_it, RegisterExtender):
+        assert_type(backend_of_it.read_rtmr(3), bytes)
+    return attestkit.open("simulator")
+
+
+def make_evidence(tee: Attester) -> bytes:
+    """What an Attester makes."""
+    quote = tee.get_quote(b"nonce")
+    assert_type(quote, Quote)
+    assert_type(quote.rtmrs, Registers)
+    log = tee.event_log()
+    assert_type(log, EventLog)
+    log.check(quote, registers=(0, 1, 2, 3))
+    assert_type(log.replay(), Registers)
+    assert_type(EventLog.replay_many([log]), list[Registers])
+    assert_type(tee.emit_event("model-loaded", b"x"), Event)
+    assert_type(tee.registers(), Registers)
+    assert_type(tee.info(), AppInfo)
+    assert_type(tee.app_compose, AppCompose)
+    assert_type(tee.keys, KeyDeriver)
+    assert_type(tee.simulated, bool)
+    evidence = tee.attest(ReportData.bind("tag", b"content"))
+    assert_type(evidence, Attestation)
+    assert_type(evidence.quote, Quote | None)
+    assert_type(evidence.snp_report, SnpReport | None)
+    return evidence.to_bytes("v1")
+
+
+async def make_evidence_later() -> None:
+    """The same for asyncio."""
+    async with aopen("simulator", seed=bytes(32)) as tee:
+        assert_type(tee, AsyncAttester[Simulator])
+        assert_type(tee.backend.trust_anchor, bytes)
+        assert_type(await tee.get_quote(b"nonce"), Quote)
+        assert_type(await tee.attest(b"nonce"), Attestation)
+    assert_type(await aopen(), AsyncAttester[Backend])
+
+
+def read(data: bytes) -> None:
+    """Values from bytes."""
+    assert_type(Quote.parse(data), Quote)
+    assert_type(Quote.parse(data).pck_chain, tuple[bytes, ...])
+    assert_type(TdReport.parse(data).mrtd, bytes)
+    assert_type(SnpReport.parse(data).signing_key, str)
+    assert_type(TpmEventLog.parse(data).replay(), dict[int, bytes])
+    assert_type(EventLog.parse(data).events, tuple[Event, ...])
+    assert_type(Attestation.from_bytes(data), Attestation)
+    columns = quote_columns(data, offsets=[0, 5000])
+    assert_type(columns, QuoteColumns)
+    assert_type(columns.mrtd, memoryview[int])
+
+
+def judge(evidence: bytes, collateral: Collateral) -> TcbStatus | None:
+    """What a relying party does."""
+    policy = AppraisalPolicy(
+        accepted_statuses=frozenset({TcbStatus.UP_TO_DATE}), reference_values=ReferenceValues()
+    )
+    result = verify(evidence, report_data=b"nonce", collateral=collateral, policy=policy)
+    assert_type(result, AttestationResult)
+    assert_type(result.app_info, AppInfo | None)
+    assert_type(result.advisory_ids, tuple[str, ...])
+    verifier = Verifier(collateral=Collateral.load("collateral.json"))
+    for found in verifier.verify_many([]):
+        assert_type(found, AttestationResult | errors.AttestKitError)
+    for place, outcome in verifier.verify_stream(iter(()), window=16):
+        assert_type(place, int)
+        assert_type(outcome, AttestationResult | errors.AttestKitError)
+    bundle = EvidenceBundle.load("bundle.json")
+    try:
+        verifier.verify_bundle(bundle, report_data=None)
+    except errors.PolicyError as error:
+        assert_type(error.steps, tuple[str, ...])
+    return result.tcb_status
+
+
+def use_keys(tee: Attester, agent: AgentClient) -> bool:
+    """Keys of the app, here or at an agent."""
+    key = tee.keys.derive("wallet/eth", purpose="signing", algorithm="secp256k1")
+    assert_type(key, DerivedKey)
+    with AppKeys.from_seed(bytes(32)) as app_keys:
+        assert_type(app_keys, AppKeys)
+        local: KeyDeriver = LocalKeys(app_keys)
+        signature = local.sign(b"data", "ed25519")
+    assert_type(signature, Signature)
+    remote: KeyDeriver = AgentKeys(agent)
+    assert_type(remote.derive_separated("wallet", "ed25519"), DerivedKey)
+    return verify_signature("ed25519", b"data", signature.signature, signature.public_key)
+
+
+def speak_tls(verifier: Verifier, certificate: bytes, issued: ra_tls.Issued) -> None:
+    """Certificates and connections that carry evidence."""
+    assert_type(ra_tls.read(certificate), Attestation)
+    assert_type(ra_tls.verify(certificate, verifier), AttestationResult)
+    assert_type(ra_tls.client_context(verifier), ssl.SSLContext)
+    assert_type(ra_tls.server_context(verifier, issued=issued), ssl.SSLContext)
+
+
+def look_around() -> None:
+    """The registry of backends."""
+    assert_type(backends.names(), tuple[str, ...])
+    assert_type(backends.load("simulator"), type[Backend])
+    assert_type(backends.detect(), type[Backend])
+    assert_type(backends.probe_all(), dict[str, str | None])
+    assert issubclass(ReportDataWarning, UserWarning)
+
+
+class MyBackend:
+    """A backend of a user's: no base class, only the shape."""
+
+    name = "mine"
+    simulated = True
+    blocking = False
+
+    @classmethod
+    def probe(cls) -> None:
+        """It runs everywhere."""
+
+    def get_quote(self, report_data: bytes) -> bytes:
+        """Return a quote."""
+        return report_data
+
+    def read_event_log(self) -> bytes:
+        """Return no log."""
+        return b""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def own(self) -> int:
+        """Do what only it can."""
+        return 1
+
+
+def open_mine() -> None:
+    """What a backend can do is known of the Attester that has it."""
+    assert_type(attestkit.open(MyBackend()).backend.own(), int)
+    assert_type(Attester(MyBackend()), Attester[MyBackend])
+
+
+class TestMyBackend(BackendContract):
+    """A backend of a user's keeps to the contract."""
+
+    def make_backend(self) -> Backend:
+        """Return one."""
+        return MyBackend()
+
+
+def test_with_fixtures(
+    tee: SimulatedTee, tee_factory: Callable[..., SimulatedTee], tmp_path: Path
+) -> Iterator[None]:
+    """The fixtures of the pytest plugin."""
+    assert_type(tee.trust_anchor, bytes)
+    assert_type(tee.collateral, Collateral)
+    assert_type(tee.url, str)
+    assert_type(tee.socket, Path)
+    assert_type(tee.verify(tee.attest(b"x"), report_data=b"x"), AttestationResult)
+    with tee_factory(seed=bytes(32)) as other:
+        assert_type(other, SimulatedTee)
+        yield
+    del tmp_path

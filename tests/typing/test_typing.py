@@ -1,0 +1,173 @@
+"""What a user's type checker says of code that uses the package as it is installed.
+
+The package is copied to where pip would put it, so what counts is `py.typed` and what is in the
+copy, and none of this project's settings.
+"""
+
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+import attestkit
+import attestkit.testing
+
+pytestmark = pytest.mark.slow
+
+HERE: Final = Path(__file__).parent
+EXPECTED: Final = re.compile(r"# E$")
+needs_pyright = pytest.mark.skipif(
+    shutil.which("node") is None or find_spec("pyright") is None,
+    reason="pyright, or node that it runs in, is not here",
+)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the two programs, beside a virtual environment that has the package."""
+    root = tmp_path_factory.mktemp("typing")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", root / "venv"], check=True)
+    site = root / "venv" / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
+    source = Path(attestkit.__file__).parent
+    leave_out = shutil.ignore_patterns("__pycache__", "*.c", "*.h", "*.inc", "*.o")
+    shutil.copytree(source, site / "attestkit", ignore=leave_out)
+    # What it depends on is where the tests have it.
+    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    for program in ("api.py", "wrong.py"):
+        shutil.copy(HERE / program, root / program)
+    return root
+
+
+def expected(program: Path) -> list[int]:
+    """Return the numbers of the lines that a checker must refuse."""
+    lines = program.read_text(encoding="utf-8").splitlines()
+    return [number for number, line in enumerate(lines, 1) if EXPECTED.search(line)]
+
+
+def mypy(root: Path, program: str) -> list[tuple[int, str]]:
+    """Return line and text of what mypy finds in a program."""
+    (root / "mypy.ini").write_text("[mypy]\nstrict = true\n", encoding="utf-8")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "mypy", "--config-file", "mypy.ini"),
+            *("--python-executable", root / "venv" / "bin" / "python", "--no-error-summary"),
+            program,
+        ],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode in {0, 1}, done.stderr or done.stdout
+    found = re.findall(rf"(?m)^{re.escape(program)}:(\d+): error: (.*)$", done.stdout)
+    errors = [line for line in done.stdout.splitlines() if ": error: " in line]
+    assert len(found) == len(errors), done.stdout  # none elsewhere
+    return [(int(number), text) for number, text in found]
+
+
+def pyright(root: Path, *arguments: str) -> dict[str, Any]:
+    """Return what pyright says, in strict mode."""
+    settings = {"typeCheckingMode": "strict", "venvPath": ".", "venv": "venv"}
+    (root / "pyrightconfig.json").write_text(json.dumps(settings), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "pyright", "--outputjson", *arguments],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        # To look at a package it takes the first Python of the path, whatever the settings say.
+        env={**os.environ, "PATH": f"{root / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"},
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode in {0, 1}, done.stderr or done.stdout
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
+
+
+def errors_of(said: Iterable[dict[str, Any]]) -> list[tuple[int, str]]:
+    """Return line and text of pyright's errors."""
+    return [
+        (one["range"]["start"]["line"] + 1, one["message"])
+        for one in said
+        if one["severity"] == "error"
+    ]
+
+
+def functions_of(thing: object) -> Iterator[Callable[..., object]]:
+    """Yield a function, or the public ones of a class, with those behind its properties."""
+    if not isinstance(thing, type):
+        if inspect.isfunction(thing):
+            yield thing
+        return
+    for name, member in inspect.getmembers(thing):
+        found = member.fget if isinstance(member, property) else member
+        named = not name.startswith("_") or name in {"__init__", "__new__", "__enter__"}
+        if named and (inspect.isfunction(found) or inspect.ismethod(found)):
+            yield found
+
+
+def test_the_program_uses_every_public_name() -> None:
+    """So nothing of the package is left out of what the others look at."""
+    text = (HERE / "api.py").read_text(encoding="utf-8")
+    for name in attestkit.__all__:
+        assert re.search(rf"\b{name}\b", text.partition(")\nfrom")[2]), name
+
+
+def test_no_signature_leaves_a_type_open() -> None:
+    """Any is nowhere in what the public names take and return."""
+    for module in (attestkit, attestkit.backends, attestkit.ra_tls, attestkit.testing):
+        for name in module.__all__:
+            for function in functions_of(getattr(module, name)):
+                signature = inspect.signature(function)
+                types = [one.annotation for one in signature.parameters.values()]
+                said = " ".join(map(str, (*types, signature.return_annotation)))
+                assert not re.search(r"\bAny\b", said), f"{module.__name__}.{name}: {function}"
+
+
+def test_mypy_finds_nothing_wrong_with_good_code(installed: Path) -> None:
+    """In strict mode."""
+    assert mypy(installed, "api.py") == []
+
+
+def test_mypy_finds_every_mistake(installed: Path) -> None:
+    """And nothing else."""
+    found = mypy(installed, "wrong.py")
+    assert sorted({line for line, _ in found}) == expected(installed / "wrong.py"), found
+
+
+@needs_pyright
+def test_pyright_finds_nothing_wrong_with_good_code(installed: Path) -> None:
+    """In strict mode."""
+    said = pyright(installed, "api.py")
+    assert errors_of(said["generalDiagnostics"]) == []
+
+
+@needs_pyright
+def test_pyright_finds_every_mistake(installed: Path) -> None:
+    """And nothing else."""
+    found = errors_of(pyright(installed, "wrong.py")["generalDiagnostics"])
+    assert sorted({line for line, _ in found}) == expected(installed / "wrong.py"), found
+
+
+@needs_pyright
+def test_all_that_is_public_has_a_known_type(installed: Path) -> None:
+    """As pyright sees it that looks at an installed package."""
+    said = pyright(installed, "--verifytypes", "attestkit", "--ignoreexternal")
+    unknown = [
+        (symbol["name"], [one["message"] for one in symbol["diagnostics"]])
+        for symbol in said["typeCompleteness"]["symbols"]
+        if symbol["isExported"] and not symbol["isTypeKnown"]
+    ]
+    assert unknown == []
+    assert said["typeCompleteness"]["completenessScore"] == 1

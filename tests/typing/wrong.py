@@ -1,0 +1,43 @@
+"""A program of a user's that type checkers must refuse: each line that ends so, and no other."""
+
+from typing import TYPE_CHECKING
+
+import attestkit
+from attestkit import AppKeys, Attester, Collateral, KeyDeriver, Quote, Verifier
+
+if TYPE_CHECKING:
+    from attestkit.backends.simulator import Simulator
+
+
+class NoBackend:
+    """It has nothing that a backend has."""
+
+
+def wrong(tee: Attester, quote: Quote, verifier: Verifier, keys: KeyDeriver) -> None:
+    """Mistakes."""
+    attestkit.open(NoBackend())  # E
+    attestkit.open(7)  # E
+    attestkit.opened()  # E
+    attestkit.open(tee.backend, seed=bytes(32))  # E
+    attestkit.aopen(tee.backend, seed=bytes(32))  # E
+    _ = tee.backend.trust_anchor  # E
+    attestkit.open().backend.collateral()  # E
+    _ = attestkit.open("simulator").backend.trust_root  # E
+    narrower: Attester[Simulator] = tee  # E
+    del narrower
+    tee.get_quote("nonce")  # E
+    tee.emit_event("name")  # E
+    _ = quote.rtmrs[4]  # E
+    quote.mrtd.hex(1, 2, 3)  # E
+    quote.version = 5  # E
+    attestkit.verify(b"evidence")  # E
+    verifier.verify(b"evidence")  # E
+    verifier.verify(b"evidence", report_data="nonce")  # E
+    verifier.verify(quote, report_data=None).simulated()  # E
+    Verifier(policy="strict")  # E
+    Collateral.load(b"collateral.json")  # E
+    keys.derive("path", algorithm=256)  # E
+    AppKeys.from_seed("00")  # E
+    attestkit.ra_tls.verify("certificate", None)  # E
+    attestkit.quote_columns(["quote"])  # E
+    _ = attestkit.errors.NoSuchError  # E
