@@ -8,6 +8,7 @@ tells them once more; one that is killed takes along what it counted after its l
 import json
 from typing import TYPE_CHECKING, Any, Final
 
+from attestkit._json import decode_strictly
 from attestkit.errors import FormatError
 from attestkit.serve.stats import BOUNDS, Latency, Stats, Traffic
 
@@ -47,14 +48,14 @@ def decode(data: bytes) -> Stats:
     """
     stats = Stats()
     try:
-        read = json.loads(data)
+        read: Any = decode_strictly(data)  # refuses what nests deeply
         for name, plain in read["traffic"].items():
             stats.traffic[_name(name)] = _traffic(plain)
         for verdict, step, count in read["verdicts"]:
             stats.verdicts[_name(verdict), _name(step)] = _number(count)
     except FormatError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FormatError(f"no counts: {type(error).__name__} {str(error)[:80]!a}") from error
     return stats
 

@@ -81,6 +81,12 @@ def test_something_else_is_no_message(data: bytes) -> None:
     assert plain(tally.total()) == plain(Stats())
 
 
+def test_a_deep_message_is_refused_before_it_is_read() -> None:
+    """Not by the interpreter's limit, which libraries raise until the stack overflows."""
+    with pytest.raises(FormatError, match="nests deeper than 200 levels"):
+        decode(b"[" * LONGEST)
+
+
 @given(counted(), st.data())
 def test_every_cut_message_is_refused(stats: Stats, data: st.DataObject) -> None:
     """One that was cut off says nothing."""
