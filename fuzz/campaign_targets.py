@@ -201,7 +201,7 @@ _LENGTHS = {
     "objects-quote": (2000, 140_000),
     "objects-log": (700, 20_000),
     "objects-agent": (700, 20_000),
-    "objects-replay": (600, 4000),
+    "objects-replay": (300, 4000),
     "objects-sha384": (700, 8000),
     "objects-column": (4000, 140_000),
 }

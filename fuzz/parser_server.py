@@ -177,11 +177,11 @@ def _frames(make: Callable[[], Splitter], raw: bytes) -> list[Frame]:
 
 
 def _shown(raw: bytes, frames: list[Frame]) -> None:
-    """Write the frames in every form; each is UTF-8, and none is longer than it may be."""
+    """Write the frames in two forms, which the first byte says; each is UTF-8, none too long."""
     whole = b"".join(frame.data for frame in frames)
     check("no more than came", len(whole) <= len(raw))
-    for choice in range(8):
-        text, bare, ansi = bool(choice & 1), bool(choice & 2), bool(choice & 4)
+    text, bare = bool(raw and raw[0] & 0x40), bool(raw and raw[0] & 0x80)
+    for ansi in (False, True):
         form = Form(text=text, bare=bare, ansi=ansi)
         written = b"".join([*map(form.write, frames), form.end(), form.error("é\n")])
         lines = written.decode()  # an error here is a finding
@@ -205,7 +205,7 @@ def line_samples() -> list[bytes]:
     return [
         b"\x07plain\r\n\x1b]0;title\x07text\x1b[1;31m\n",
         b"\x03\x1b[\x1b\x1b]x\x1b\\\xff",
-        b"\x3f\x1bP1\n",
+        b"\xff\x1bP1\n",
     ]
 
 
