@@ -35,6 +35,7 @@ class Answer(NamedTuple):
     fields: dict[bytes, bytes]
     body: bytes
     is_last: bool  # it says so
+    is_cut: bool = False  # its last chunk is missing, which a client sees
 
 
 def read_answers(sent: bytes, methods: Sequence[bytes], *, ended: bool) -> list[Answer]:
@@ -58,9 +59,10 @@ def read_answers(sent: bytes, methods: Sequence[bytes], *, ended: bool) -> list[
             continue
         _expect(not (found and found[-1].is_last), "an answer behind the last one", sent)
         method = methods[len(found)] if len(found) < len(methods) else b""
-        body, sent = _read_body(fields, rest, method, ended=ended)
+        body, left = _read_body(fields, rest, method, ended=ended)
         is_last = fields.get(b"connection") == b"close"
-        found.append(Answer(status, fields, body, is_last))
+        found.append(Answer(status, fields, body, is_last, is_cut=left is None))
+        sent = left or b""
     return found
 
 
@@ -82,8 +84,8 @@ def _read_head(head: bytes) -> tuple[int, dict[bytes, bytes]]:
 
 def _read_body(
     fields: dict[bytes, bytes], rest: bytes, method: bytes, *, ended: bool
-) -> tuple[bytes, bytes]:
-    """Return a body, and what is behind it."""
+) -> tuple[bytes, bytes | None]:
+    """Return a body, and what is behind it; None where the body is cut off."""
     length = fields.get(b"content-length")
     chunked = fields.get(b"transfer-encoding") == b"chunked"
     _expect(not (chunked and length), "both a length and chunks", rest)
@@ -98,12 +100,12 @@ def _read_body(
     return rest[: int(length)], rest[int(length) :]
 
 
-def _read_chunks(rest: bytes, *, ended: bool) -> tuple[bytes, bytes]:
+def _read_chunks(rest: bytes, *, ended: bool) -> tuple[bytes, bytes | None]:
     body = b""
     while True:
         size, line, rest = rest.partition(b"\r\n")
         if not line and ended:
-            return body, b""  # cut off, which a client sees
+            return body, None
         _expect(_CHUNK.fullmatch(size) is not None, "a chunk without a size", size)
         count = int(size, 16)
         body, end, rest = body + rest[:count], rest[count : count + 2], rest[count + 2 :]

@@ -28,6 +28,7 @@ from fuzz.request_words import as_text, dictionary, seeds
 from tests.untyped import untyped
 
 GET = b"GET /Version HTTP/1.1\r\n\r\n"
+FOLLOW = b"GET /logs/web?follow=true HTTP/1.1\r\n\r\n"
 KEY = b"POST /GetKey HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
 PLANTED_BODY = b'{"path":"/"}'
 
@@ -63,6 +64,22 @@ def test_each_way_to_end_holds(rig: Rig, listener: str, end: str, *, slow: bool)
     """Byte by byte, too."""
     for pieces in (0, 1, 30):
         assert rig.run(head(listener, end, slow=slow, pieces=pieces) + GET + GET[:-3])
+
+
+@pytest.mark.parametrize("end", ["silent", "eof"])
+def test_what_is_behind_a_log_that_is_followed(rig: Rig, end: str) -> None:
+    """It gets its answer when the log ends; of who says no more neither is awaited any longer."""
+    assert rig.run(head("http", end) + FOLLOW + GET)
+    assert rig.run(head("http", end) + FOLLOW + GET + GET)
+
+
+def test_an_answer_that_is_cut_for_nothing_is_seen(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client is there, and has asked for more."""
+    monkeypatch.setattr(HttpProtocol, "check", lambda self, _: self.transport.close())
+    with pytest.raises(BrokenPromiseError, match="1 answers for 2 whole requests"):
+        rig.run(head("http", "silent") + FOLLOW + GET)
 
 
 def test_short_inputs_are_none(rig: Rig) -> None:
