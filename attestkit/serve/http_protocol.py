@@ -417,7 +417,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Go on with the next request; inherited, but for its timer."""
         self.server_state.total_requests += 1
         self._since = self.loop.time()
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._lingers:  # this answer was the last
             return
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())

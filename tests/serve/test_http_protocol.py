@@ -18,6 +18,7 @@ from tests.untyped import untyped
 
 REQUEST = b"GET /Version HTTP/1.1\r\n\r\n"
 SLOW = b"GET /docs HTTP/1.1\r\n\r\n"
+OLD = b"GET /docs HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
 PACKET = 1 << 18  # bytes that the loop reads at a time
 
 
@@ -29,6 +30,7 @@ class Transport:
         self.written = b""
         self.paused = False
         self.aborted = False
+        self.at_end = False
 
     def get_extra_info(self, _name: str, default: object = None) -> object:
         """Know nothing."""
@@ -36,6 +38,7 @@ class Transport:
 
     def write(self, data: bytes) -> None:
         """Count what is written, and keep its begin."""
+        assert not self.at_end
         self.answers += data.count(b"HTTP/1.1 200 OK")
         self.written += data[: max(0, 4096 - len(self.written))]
 
@@ -63,7 +66,11 @@ class Transport:
         """Take note."""
         self.aborted = True
 
-    close = write_eof = abort
+    close = abort
+
+    def write_eof(self) -> None:
+        """Take no more."""
+        self.at_end = True
 
 
 def connection(guest: Guest) -> tuple[HttpProtocol, Transport]:
@@ -219,3 +226,20 @@ def test_nonsense_behind_a_request_for_a_head_is_refused_with_a_body(guest: Gues
         assert b"this is not HTTP" in transport.written
 
     run(test)
+
+
+def test_nothing_is_written_behind_the_last_answer(
+    guest: Guest, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That of HTTP/1.0, where another request came at once, and nonsense behind it."""
+
+    async def test() -> None:
+        protocol, transport = connection(guest)
+        protocol.data_received(OLD + SLOW + b"GET /Version ;TTP/1.1\r\n")
+        await _until(lambda: transport.at_end and not protocol.tasks)
+        assert (transport.answers, transport.aborted) == (1, False)
+        assert b"\r\nconnection: close\r\n" in transport.written
+        protocol.connection_lost(None)
+
+    run(test)
+    assert not caplog.records
