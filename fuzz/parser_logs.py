@@ -7,7 +7,14 @@ from attestkit.errors import FormatError, UnsupportedError, UsageError, Verifica
 from attestkit.event_log import Event, EventLog, TpmEventLog
 from attestkit.event_log.cel import ENCODINGS
 from attestkit.event_log.runtime import parse_runtime_lines, runtime_event, runtime_line
-from fuzz import parser_evidence, parser_reports, seeds
+from fuzz import (
+    parser_certificates,
+    parser_collateral,
+    parser_evidence,
+    parser_reports,
+    parser_settings,
+    seeds,
+)
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 
 
@@ -92,22 +99,28 @@ def _cel(raw: bytes, log: EventLog) -> None:
 
 
 def file_samples() -> list[bytes]:
-    """Return one short file of most kinds that the command line recognises."""
+    """Return short files of each kind that the command line recognises."""
     return [
         *parser_evidence.evidence_samples(),
+        *parser_evidence.response_samples(),
+        *parser_evidence.cmw_samples(),
         *parser_reports.quote_samples(),
         *parser_reports.snp_report_samples(),
-        *line_samples()[:2],
-        *json_samples()[:3],
-        *cel_samples()[:3],
+        *(report[:1024] for report in parser_reports.td_report_samples()),
+        *parser_certificates.certificate_samples(),
+        *parser_certificates.ra_tls_samples()[-2:],
+        *parser_collateral.collateral_samples(),
+        *parser_collateral.bundle_samples(),
+        *parser_settings.recording_samples(),
+        *line_samples(),
+        *json_samples(),
+        *cel_samples(),
         *seeds.short_tcg_logs(seeds.ccels())[:2],
         seeds.tpm_logs()[0],
-        parser_reports.PKI.root_der,
         parser_reports.PKI.root_der.hex().encode(),
         b'{"attestation":"00"}',
         b'{"evidence":"AA==","at":"2026-01-01T00:00:00Z"}',
         b'{"tcb_info":"","qe_identity":""}',
-        b'{"format":"attestkit recording","version":1}\n',
     ]
 
 

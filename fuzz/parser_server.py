@@ -18,7 +18,8 @@ from attestkit.serve.stats import Stats
 from attestkit.serve.verification import VerifyRequest
 from fuzz import seeds
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
-from fuzz.parser_evidence import response_samples
+from fuzz.parser_evidence import evidence_samples, response_samples
+from tests.quotes import made_quotes
 
 _MESSAGES: Final[tuple[type[NamedTuple], ...]] = (
     messages.GetTlsKeyArgs,
@@ -241,9 +242,15 @@ def _evidence(raw: bytes, found: VerifyRequest) -> None:
 
 
 def verify_samples() -> list[bytes]:
-    """Return bodies of requests to the verifier."""
+    """Return bodies of requests to the verifier: evidence in each encoding, quotes with logs."""
     more = b'{"quote":"00","event_log":"[]","vm_config":"{}","debug":true,"attestation":null}'
-    return [*response_samples(), more]
+    evidence = [{"attestation": sample.hex()} for sample in evidence_samples()]
+    quotes = [
+        {"quote": quote.hex(), "event_log": text.decode()}
+        for quote, text in zip(made_quotes(), seeds.short_agent_texts(), strict=False)
+    ]
+    made = [json.dumps(body).encode() for body in (*evidence, *quotes)]
+    return [*response_samples(), *made, more]
 
 
 def targets() -> list[ParserTarget]:

@@ -1,8 +1,8 @@
 """A fuzzer of one parser: `python -m fuzz.parser_target NAME [OPTION...] [FOLDER]`.
 
 Atheris, which is libFuzzer for Python, is to be installed. Options and exit status are libFuzzer's;
-FOLDER is the corpus, into which the target's seeds go if it is empty, and without which they are
-put into a new folder below that of temporary files. NAME `all` is all of them in one process: the
+FOLDER is the corpus, into which the target's seeds go, and without which they are put into a new
+folder below that of temporary files. NAME `all` is all of them in one process: the
 first byte of an input says which. Only attestkit's own modules are instrumented,
 over the plain core: a walker in C hides no branch there.
 """
@@ -89,11 +89,12 @@ def together(targets: "dict[str, ParserTarget]") -> "ParserTarget":
 
 
 def write_seeds(folder: Path, seeds: list[bytes]) -> None:
-    """Write seeds into a folder if nothing is there, by the names that libFuzzer gives."""
+    """Write those seeds into a folder that are not there; a new one reaches an old corpus too."""
     folder.mkdir(parents=True, exist_ok=True)
-    if next(folder.iterdir(), None) is None:
-        for seed in seeds:
-            (folder / sha256(seed).hexdigest()[:40]).write_bytes(seed)
+    for seed in seeds:
+        place = folder / sha256(seed).hexdigest()[:40]
+        if not place.exists():
+            place.write_bytes(seed)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,21 @@
 """Targets: signed verdicts, the keys they come with, and how somebody asks for one."""
 
+import base64
+import json
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
+
+import cbor2
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from attestkit.errors import FormatError, VerificationError
 from attestkit.serve.ear import EarRequest
 from attestkit.verifier.ear import Ear, EarKey, EarPublicKey, Tier, sign_ear, verify_ear
+from attestkit.verifier.result import AttestationResult, TcbStatus
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short
-from tests.verifier.ears import ED25519, NONCE, NOW, cose_of, jwt_of, verdict
+from tests.verifier.ears import ED25519, FORMS, NONCE, NOW, P256, cose_of, jwt_of, verdict
 
 _HEADER_JWT: Final = {"alg": "EdDSA"}
 _HEADER_COSE: Final = {1: -8}
@@ -28,7 +36,8 @@ def _ear(raw: bytes) -> object:
         b"h": lambda: jwt_of(rest, b"{}"),
         b"p": lambda: cose_of(rest, b"\xa0"),
     }.get(kind, lambda: rest)()
-    return verify_ear(token, ED25519.public, nonce=None, now=NOW, leeway=timedelta(minutes=5))
+    key = P256 if kind == b"e" else ED25519
+    return verify_ear(token, key.public, nonce=None, now=NOW, leeway=timedelta(minutes=5))
 
 
 def _read(_raw: bytes, found: object) -> None:
@@ -44,25 +53,48 @@ def _read(_raw: bytes, found: object) -> None:
 
 
 def ear_samples() -> list[bytes]:
-    """Return tokens, their parts, keys, and a query."""
-    import base64
-    import json
+    """Return tokens of each kind, their parts, keys, and queries."""
+    found = [b"e" + sign_ear(verdict(), P256, nonce=NONCE, form=form) for form in FORMS]
+    for result in _results():
+        more: dict[str, Any] = {"nonce": NONCE, "policy_id": "urn:p", "raw_evidence": b"\0\1"}
+        for options in ({}, more):
+            found += _parts(result, **options)
+    nonce = b"&nonce=0011223344556677"
+    queries = [b"format=ear&encoding=" + form.encode() + nonce for form in FORMS]
+    queries += [b"format=json", b"format=ear&nonce=00", b"a=%66&format=e%61r&encoding=jwt"]
+    return [*found, *_keys(), *(b"q" + query for query in queries)]
 
-    import cbor2
 
-    token, cose = (
-        sign_ear(verdict(), ED25519, nonce=NONCE),
-        sign_ear(verdict(), ED25519, form="cose"),
-    )
+def _results() -> list[AttestationResult]:
+    """Return verdicts of each tier."""
+    return [
+        verdict(),
+        verdict(status=TcbStatus.OUT_OF_DATE),
+        verdict(status=None, platform="dstack-amd-sev-snp"),
+        verdict(simulated=True, registers=(("rtmr0", bytes(48)),)),
+    ]
+
+
+def _parts(result: AttestationResult, **options: Any) -> list[bytes]:
+    """Return a verdict as a token in both forms, and what each is made of."""
+    token, cose = [sign_ear(result, ED25519, form=form, **options) for form in FORMS]
     head, body, _ = [base64.urlsafe_b64decode(part + b"==") for part in token.split(b".")]
     protected, _, payload, _ = cbor2.loads(cose).value
-    keys = json.dumps({"keys": [ED25519.public.to_jwk()]}).encode()
-    query = b"format=ear&encoding=cose&nonce=0011223344556677"
-    return [
-        *(b"t" + token, b"t" + cose),
-        *(b"j" + body, b"c" + payload, b"h" + head, b"p" + protected),
-        *(b"k" + keys, b"s" + bytes(32), b"q" + query),
-    ]
+    parts = (b"j" + body, b"c" + payload, b"h" + head, b"p" + protected)
+    return [b"t" + token, b"t" + cose, *parts]
+
+
+def _keys() -> list[bytes]:
+    """Return key sets and private keys, of both kinds, and some that are refused."""
+    ed25519, p256 = ED25519.public.to_jwk(), P256.public.to_jwk()
+    mixed, private = [ed25519, p256, {"kty": "RSA"}], [{**p256, "d": "AA"}]
+    sets: list[list[dict[str, Any]]] = [[ed25519], [p256], mixed, private, [{}], []]
+    form = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    edwards = Ed25519PrivateKey.from_private_bytes(bytes(range(32))).private_bytes(*form)
+    curve = ec.derive_private_key(7, ec.SECP256R1()).private_bytes(*form)
+    seeds = (bytes(32), bytes(31), edwards, edwards.replace(b"MC4", b"MC5"), curve)
+    public = [json.dumps({"keys": keys}).encode() for keys in sets]
+    return [*(b"k" + one for one in public), *(b"s" + one for one in seeds)]
 
 
 def targets() -> list[ParserTarget]:

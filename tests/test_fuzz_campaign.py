@@ -158,7 +158,7 @@ def test_a_part_is_as_long_as_what_is_wanted() -> None:
 def test_what_is_picked(tmp_path: Path) -> None:
     """What is furthest from its goal; what found an edge late goes on; then the fastest.
 
-    What failed three times, or ran for eight goals, runs no more.
+    What failed three times, or ran for 32 goals, runs no more.
     """
     near, far = entry(900), entry(100)
     assert pick([near, far], 0) is far
@@ -171,7 +171,8 @@ def test_what_is_picked(tmp_path: Path) -> None:
     slow, fast = entry(1000), entry(2000)
     assert pick([slow, fast], 0) is None
     assert pick([slow, fast, fast, fast], 10_000) is fast
-    assert pick([entry(8000, 7999)], 0) is None
+    assert pick([entry(32_000, 31_999)], 0) is None
+    assert pick([entry(31_999, 31_998)], 0) is not None
     broken = entry(10)
     broken.progress.findings += [str(tmp_path)] * 3
     assert pick([broken], 10_000) is None

@@ -289,13 +289,13 @@ def test_without_atheris_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         parser_target.main([])
 
 
-def test_seeds_go_into_an_empty_folder_alone(tmp_path: Path) -> None:
-    """What a run has found is not mixed with them again."""
+def test_new_seeds_reach_an_old_corpus(tmp_path: Path) -> None:
+    """A campaign that goes on gets what its target has learnt; nothing is there twice."""
     folder = tmp_path / "corpus"
     parser_target.write_seeds(folder, [b"one", b"two"])
     assert sorted(path.read_bytes() for path in folder.iterdir()) == [b"one", b"two"]
-    parser_target.write_seeds(folder, [b"three"])
-    assert len(list(folder.iterdir())) == 2
+    parser_target.write_seeds(folder, [b"two", b"three"])
+    assert sorted(path.read_bytes() for path in folder.iterdir()) == [b"one", b"three", b"two"]
 
 
 def test_all_targets_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
