@@ -43,6 +43,7 @@ from attestkit.verifier.pipeline import Verifier
 from attestkit.verifier.policy import AppraisalPolicy
 from fuzz.request_answers import BrokenPromiseError, check, read_answers
 from fuzz.request_loop import InlineExecutor, InstantLoop
+from fuzz.request_oracle import Request, requests_in
 from tests.untyped import untyped
 
 __all__ = ["LISTENERS", "PLANTED", "Rig", "head"]
@@ -189,15 +190,21 @@ class _Watched(HttpProtocol):
     def __init__(self, config: ListenerConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.methods: list[bytes] = []
-        self.complete = 0
+        self.whole: list[Request] = []
+        self._pieces: list[bytes] = []
 
     def on_url(self, url: bytes) -> None:
         if not self.url:
             self.methods.append(self.parser.get_method())
         super().on_url(url)
 
+    def on_body(self, body: bytes) -> None:
+        self._pieces.append(body)
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
-        self.complete += 1
+        body, self._pieces = b"".join(self._pieces), []
+        self.whole.append(Request(self.parser.get_method(), self.url, body).plain())
         super().on_message_complete()
 
 
@@ -392,18 +399,21 @@ class Rig:
         for problem, found in problems.items():
             if found:
                 raise BrokenPromiseError(f"{problem}: {found}")
+        sent = b"".join(plan.pieces)
+        if protocol.whole != requests_in(sent)[: len(protocol.whole)]:
+            raise BrokenPromiseError(f"{protocol.whole} are not the requests that were sent")
         if plan.end == "reset" or wire.was_aborted:
             return
         answers = read_answers(wire.sent, protocol.methods, ended=True)
-        check(plan.listener, b"".join(plan.pieces), answers, _SECRETS)
+        check(plan.listener, sent, answers, _SECRETS)
         if len(answers) > len(protocol.methods) + 1:
             raise BrokenPromiseError(f"{len(answers)} answers for {len(protocol.methods)} requests")
         # Who follows a log and says no more is taken to have gone, with all that was asked behind.
         gone = plan.end == "eof" and answers and answers[-1].is_cut
-        unanswered = len(answers) < protocol.complete and not gone
+        unanswered = len(answers) < len(protocol.whole) and not gone
         if unanswered and not (answers and answers[-1].is_last):
             raise BrokenPromiseError(
-                f"{len(answers)} answers for {protocol.complete} whole requests"
+                f"{len(answers)} answers for {len(protocol.whole)} whole requests"
             )
 
 

@@ -89,7 +89,13 @@ def seeds() -> list[bytes]:
         b"POST /Verify HTTP/1.0\r\nExpect: 100-continue\r\nConnection: keep-alive\r\n"
         b"Content-Length: 2\r\n\r\n{}"
     )
+    upgrade = (
+        b"POST /Verify HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
+        b"Content-Length: 23\r\n\r\n\r\nupgrade: h2c\r\n\r\nGET /"
+    )
     for listener in ("dstack", "tappd", "dev_http"):
+        at = upgrade.index(b"\r\n\r\n") + 2
+        found += [head(listener, pieces=size) + upgrade + get for size in (0, at, at + 1, 250)]
         for end in ("silent", "eof", "reset"):
             for slow in (False, True):
                 start = head(listener, end, slow=slow)

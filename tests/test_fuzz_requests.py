@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import attestkit
-from attestkit.serve import agent, tappd, worker
+from attestkit.serve import agent, http_protocol, tappd, worker
+from attestkit.serve.http_head import head_size
 from attestkit.serve.http_protocol import HttpProtocol
 from attestkit.serve.json_codec import encode_error
 from attestkit.serve.limits import parse_limit
@@ -144,6 +145,22 @@ def test_a_broken_connection_is_seen(
     monkeypatch.undo()
     for config in rig._configs.values():  # of what could not be told that a connection ended
         config.shared.traffic.connections = 0
+
+
+def test_a_request_that_nobody_sent_is_seen(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a body, where heads are changed and their end is looked for in one piece alone."""
+    hidden = b"GET /Version HTTP/1.1\r\nA: aaaaa\r\n\r\n"
+    body = b"x" + b"\r\nupgrade:" * (len(hidden) // 7) + b"\r\n\r\n" + hidden
+    start = b"POST /docs HTTP/1.1\r\nContent-Length: %d\r\n" % len(body)
+    padding = b"A: %b\r\n" % (b"a" * (250 - len(start) - 5))
+    sent = head("dstack", pieces=250) + start + padding + b"\r\n" + body
+    rig.run(sent)
+    monkeypatch.setattr(http_protocol, "head_size", lambda _, piece: head_size(b"", piece))
+    monkeypatch.setattr(
+        http_protocol, "without_upgrade", lambda part: part.replace(b"upgrade:", b"not an upgrade:")
+    )
+    with pytest.raises(BrokenPromiseError, match="are not the requests that were sent"):
+        rig.run(sent)
 
 
 def test_a_wrong_length_is_seen(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """One request and its response on a connection, as ASGI has it; in place of uvicorn's own."""
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -10,7 +9,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 from attestkit.serve.json_codec import encode_error
 from attestkit.serve.views import ENDLESS
 
-__all__ = ["COPIED", "GONE", "AnyApp", "Cycle", "Response", "without_upgrade"]
+__all__ = ["COPIED", "GONE", "AnyApp", "Cycle", "Response"]
 
 COPIED: Final = 4096
 """Bytes of a body from which on it is not copied behind its head."""
@@ -18,7 +17,6 @@ COPIED: Final = 4096
 GONE: Final = 499
 """The status, in the access log alone, of a request whose client did not wait for the answer."""
 
-_UPGRADE: Final = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 Message: TypeAlias = Mapping[str, Any]
 AnyApp: TypeAlias = Callable[..., Awaitable[None]]
 
@@ -191,12 +189,3 @@ class Response:
     def close(self) -> None:
         """End it, in good order."""
         self._connection.close_after_response()
-
-
-def without_upgrade(data: bytes) -> bytes:
-    """Return a request that no longer asks for another protocol, as clients of HTTP/2 do.
-
-    Such a wish may be ignored, but the parser would take it for granted and drop the body.
-    """
-    head, blank, rest = data.partition(b"\r\n\r\n")
-    return _UPGRADE.sub(b"\r\nx-not-upgraded:", head) + blank + rest

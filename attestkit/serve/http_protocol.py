@@ -18,7 +18,6 @@ state costs more than many methods.
 import asyncio
 from collections.abc import Sequence
 from functools import partial
-from http import HTTPStatus
 from time import perf_counter
 from typing import Any, Final, cast
 
@@ -31,15 +30,14 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from attestkit.serve.access_log import client_name
-from attestkit.serve.http_cycle import COPIED, AnyApp, Cycle, Response, without_upgrade
-from attestkit.serve.http_shared import LINGER_SECONDS, Shared, has_input
+from attestkit.serve.http_cycle import COPIED, AnyApp, Cycle, Response
+from attestkit.serve.http_head import KEPT, head_size, without_upgrade
+from attestkit.serve.http_shared import LINGER_LIMIT, LINGER_SECONDS, Shared, has_input
 from attestkit.serve.json_codec import encode_error
 from attestkit.serve.limits import Limits
 from attestkit.serve.rpc import App, DirectCall, RpcApp
 
 __all__ = ["HttpProtocol", "ListenerConfig"]
-
-LINGER_LIMIT: Final = 4 * 1024 * 1024  # bytes
 
 _DIRECT_BODY: Final = 64 * 1024  # a longer one goes where its sender can be slowed down
 _DIRECT_VERBS: Final = frozenset({b"GET", b"POST"})
@@ -95,6 +93,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._rest = b""  # what was read and is not parsed yet
         self._held_back = False  # reading waits for that
         self._ended = False  # the client says no more, and all it said is in `_rest`
+        self._tail = b""  # the last bytes of a head that is not whole
         self._unread = 0  # bytes of a head, or behind a refusal
         self._unsent = 0  # bytes that the client had not taken when last looked at
         self._since = 0.0  # when the present state began, by the loop's clock
@@ -249,15 +248,15 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _parse(self, data: bytes) -> None:
         """Feed the parser, unless the head grows too long."""
+        tail = self._tail
         if self._in_head or not self._in_message:
-            limit = self.limits.head
-            end = data.find(b"\r\n\r\n") if len(data) > limit else len(data)
-            self._unread += len(data) if end < 0 else end
-            if self._unread > limit:
+            size = head_size(tail, data)
+            self._unread += size
+            if self._unread > self.limits.head:
                 self._refuse(431, "the request line and headers are too long")
                 return
             if b"pgrade" in data:
-                data = without_upgrade(data)
+                data = without_upgrade(data[:size]) + data[size:]
         else:
             self._unread += len(data)  # until on_body() tells that it was read
         try:
@@ -267,6 +266,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self._refuse(400, f"this is not HTTP: {error}")
         except httptools.HttpParserUpgrade:
             pass  # refused when its head was complete
+        self._tail = (tail + data)[-KEPT:] if self._in_head else b""
         if self._in_message and not self._in_head:
             self._since = self.loop.time()
             if self._unread > self.limits.head and not self._refused:
@@ -455,10 +455,9 @@ class HttpProtocol(HttpToolsProtocol):
         request_id = b"" if self._app is None else self._app.new_id()
         if self._access_log is not None:
             self._note(self.url, perf_counter(), ("", status, len(sent), request_id))
-        reason = HTTPStatus(status).phrase.encode("ascii")
         fields = [*self.server_state.default_headers, *self._headers]
         fields += ((b"content-type", b"application/json"), (b"x-request-id", request_id))
-        head = [b"HTTP/1.1 %d %s" % (status, reason), *(b"%s: %s" % f for f in fields if f[1])]
+        head = [STATUS_LINE[status].rstrip(), *(b"%s: %s" % f for f in fields if f[1])]
         head += [b"content-length: %d" % len(body), b"connection: close", b"", sent]
         self.flush()
         self.transport.write(b"\r\n".join(head))

@@ -8,7 +8,10 @@ from attestkit.serve.access_log import AccessLog
 from attestkit.serve.limits import Limits
 from attestkit.serve.stats import Traffic
 
-__all__ = ["LINGER_SECONDS", "Shared", "has_input"]
+__all__ = ["LINGER_LIMIT", "LINGER_SECONDS", "Shared", "has_input"]
+
+LINGER_LIMIT: Final = 4 * 1024 * 1024
+"""Bytes that a client which was refused may still send."""
 
 LINGER_SECONDS: Final = 1.0
 """For which a client that was refused is listened to, so that it gets to read why."""
