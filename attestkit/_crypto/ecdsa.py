@@ -10,7 +10,7 @@ from typing import Final
 
 from coincurve import PrivateKey, PublicKey
 from coincurve.context import GLOBAL_CONTEXT
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import (
     encode_dss_signature,
@@ -206,7 +206,7 @@ class P256Key(Secret):
         key = None
         try:
             key = load_pem_private_key(data, password=None)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
+        except (ValueError, TypeError, UnsupportedAlgorithm, InternalError):
             pass  # its text quotes the lines around the key, in which a part of it may be
         finally:
             wipe(data)

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from attestkit._crypto import ecdsa
 from attestkit._crypto.ecdsa import K256Key, P256Key
+from attestkit._crypto.pem import armour
 from attestkit.errors import AttestKitError, FormatError, SignatureError, UsageError
 from tests.vectors import load, needs_shared
 
@@ -206,6 +207,15 @@ def test_p256_refuses_other_pem() -> None:
     for text in ("", "nothing", key.pkcs8_pem[:80], "-----BEGIN PRIVATE KEY-----\n\ud800"):
         with pytest.raises(FormatError):
             P256Key.from_pem(text)
+
+
+@pytest.mark.parametrize("size", [0, 1, 31, 33])
+def test_p256_refuses_a_key_that_openssl_cannot_make(size: int) -> None:
+    """An Ed25519 key of another size: cryptography calls that an internal error."""
+    der = bytes([0x30, 14 + size]) + bytes.fromhex("020100300506032b6570")
+    der += bytes([4, size + 2, 4, size]) + bytes(size)
+    with pytest.raises(FormatError, match="unencrypted"):
+        P256Key.from_pem(armour("PRIVATE KEY", der))
 
 
 def test_p256_a_refused_pem_is_in_no_error() -> None:
