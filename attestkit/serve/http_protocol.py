@@ -250,13 +250,14 @@ class HttpProtocol(HttpToolsProtocol):
         """Feed the parser, unless the head grows too long."""
         tail = self._tail
         if self._in_head or not self._in_message:
-            size = head_size(tail, data)
+            size = len(data)
+            if self._unread + size > self.limits.head or b"pgrade" in data:
+                size = head_size(tail, data)
+                data = without_upgrade(data[:size]) + data[size:]
             self._unread += size
             if self._unread > self.limits.head:
                 self._refuse(431, "the request line and headers are too long")
                 return
-            if b"pgrade" in data:
-                data = without_upgrade(data[:size]) + data[size:]
         else:
             self._unread += len(data)  # until on_body() tells that it was read
         try:
