@@ -4,19 +4,23 @@
 |---|---|---|---|
 | hardware | UpToDate | every other status | 96: Revoked; 97: simulated |
 | configuration | - | ConfigurationNeeded and its kin | - |
-| executables | 3: the policy names the OS image, by its hash | - | - |
+| executables | 3: the policy names the OS image by its hash, and pins its ACPI tables | - | - |
 | runtime-opaque | 2: a TD, an SEV-SNP guest, an enclave of SGX; never one in debug mode | - | - |
 
 A member that is not in the table, or has no such ground, is left out: no claim. So an AWS Nitro
 enclave, of whose platform nobody says how current it is, has neither hardware nor runtime-opaque.
-Where the root is not the maker's, hardware is 97 (hardware that is not recognised and should be)
-and nothing else is claimed, for everything else rests on it.
+ACPI tables are code of the host's that the kernel runs (see `acpi`): a TD's are pinned by a
+reference value of RTMR0, an enclave has none of its operator's, and those of an SEV-SNP guest are
+measured nowhere, so that executables are never claimed of one. Where the root is not the maker's,
+hardware is 97 (hardware that is not recognised and should be) and nothing else is claimed, for
+everything else rests on it.
 """
 
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
+from attestkit.verifier import acpi
 from attestkit.verifier.result import AttestationResult, TcbStatus
 
 if TYPE_CHECKING:
@@ -117,16 +121,22 @@ def trust(result: AttestationResult, policy: "AppraisalPolicy | None") -> dict[s
     if result.simulated:
         return {"hardware": 97}
     found: dict[str, int] = {}
-    status, image = result.tcb_status, result.claims.os_image_hash
+    status = result.tcb_status
     if status in _MISCONFIGURED:
         found["configuration"] = 32
-    if image and policy is not None and image in (policy.os_image_hash or ()):
+    if policy is not None and _names_executables(result, policy):
         found["executables"] = 3
     if status is not None:
         found["hardware"] = _hardware(status)
     if result.claims.platform in _ENCRYPTED and status not in {None, TcbStatus.REVOKED}:
         found["runtime-opaque"] = 2
     return found
+
+
+def _names_executables(result: AttestationResult, policy: "AppraisalPolicy") -> bool:
+    """Tell whether the policy knows all that was loaded at boot, which is what AR4SI's 3 says."""
+    image = result.claims.os_image_hash in (policy.os_image_hash or ())
+    return image and acpi.are_pinned(result.claims, policy.reference_values.rules)
 
 
 def _hardware(status: TcbStatus) -> int:

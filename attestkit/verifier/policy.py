@@ -30,6 +30,7 @@ from attestkit._crypto.hashes import sha256
 from attestkit.attestation import AppInfo
 from attestkit.errors import ConfigError, PolicyError, UsageError
 from attestkit.event_log.event import RUNTIME_REGISTER
+from attestkit.verifier import acpi
 from attestkit.verifier.policy_rules import (
     REGISTERS,
     BitMask,
@@ -138,7 +139,8 @@ class AppraisalPolicy:
     app_id: Values = None  # 20 bytes
     compose_hash: Values = None  # 32 bytes
     instance_id: Values = None  # 20 bytes
-    os_image_hash: Values = None  # 32 bytes, of an image whose measurements are the registers'
+    # 32 bytes, of an image whose measurements are the registers'. Any ACPI tables: see `acpi`.
+    os_image_hash: Values = None
     device_id: Values = None  # 32 bytes, as `AppInfo.device_id`
     key_provider: Collection[KeyProvider] | None = None
     required_events: Collection[RequiredEvent] = ()
@@ -320,6 +322,7 @@ class AppraisalPolicy:
             yield _device(claims, authenticated.device, self.device_id)
         for event in sorted(self.required_events, key=str):
             yield event.judge(claims)
+        yield acpi.caution(claims, self.reference_values.rules)
         yield self._caution()
 
     def _platform(self, claims: Claims) -> str:

@@ -6,7 +6,7 @@ import cbor2
 import pytest
 
 from attestkit.errors import FormatError
-from attestkit.verifier import AppraisalPolicy
+from attestkit.verifier import AppraisalPolicy, ReferenceValues
 from attestkit.verifier.ear import PROFILE, Tier, policy_uri
 from attestkit.verifier.ear_claims import trust
 from attestkit.verifier.result import TcbStatus
@@ -22,6 +22,8 @@ from tests.verifier.ears import (
     signed,
     verdict,
 )
+
+TABLES = b"\x0a" * 48
 
 # -- what it says ----------------------------------------------------------------------------------
 
@@ -65,10 +67,11 @@ def test_a_platform_without_a_status_claims_nothing() -> None:
 def test_executables_are_claimed_for_an_image_that_the_policy_names() -> None:
     """A hash that fits some image says nothing of who approves of that."""
     default = AppraisalPolicy.default()
-    assert "executables" not in trust(verdict(), None)
-    assert "executables" not in trust(verdict(), default)
-    assert "executables" not in trust(verdict(), default.replace(os_image_hash=(bytes(32),)))
-    assert trust(verdict(), default.replace(os_image_hash=(IMAGE,)))["executables"] == 3
+    tables = AppraisalPolicy.default().replace(reference_values=ReferenceValues(rtmr0=(TABLES,)))
+    found = verdict(registers=(("rtmr0", TABLES),))
+    for policy in (None, default, tables, tables.replace(os_image_hash=(bytes(32),))):
+        assert "executables" not in trust(found, policy)
+    assert trust(found, tables.replace(os_image_hash=(IMAGE,)))["executables"] == 3
 
 
 def test_tiers() -> None:
