@@ -56,6 +56,7 @@ platform_grace_period = "30d"
 minimum_evaluation_data_number = 17
 platforms = ["dstack-tdx"]
 refuse_simulated = true
+require_mr_config = true
 app_id = "0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a"
 [minimum_svns]
 "tdx_module" = 3

@@ -53,6 +53,7 @@ from attestkit.verifier.policy_tcb import (
     svns,
 )
 from attestkit.verifier.result import Authenticated, Claims, TcbStatus
+from attestkit.verifier.sealed import require_document
 
 __all__ = [
     "PRESETS",
@@ -133,6 +134,7 @@ class AppraisalPolicy:
     minimum_svns: Collection[tuple[str, int]] = ()  # as `Tcb.components`
     platforms: Collection[str] = VERIFIED_PLATFORMS
     refuse_simulated: bool = False  # also where the simulator's root was handed in
+    require_mr_config: bool = False  # of a TD: the document that MR_CONFIG_ID, version 3, hashes
     reference_values: ReferenceValues = _ANY
     td_attributes: BitMask | None = None
     xfam: BitMask | None = None
@@ -152,8 +154,9 @@ class AppraisalPolicy:
         check_period("qe_grace_period", self.qe_grace_period)
         if (number := self.minimum_evaluation_data_number) is not None:
             check_number("minimum_evaluation_data_number", number)
-        if type(self.refuse_simulated) is not bool:
-            raise UsageError("refuse_simulated: want true or false")
+        for name in ("refuse_simulated", "require_mr_config"):
+            if type(getattr(self, name)) is not bool:
+                raise UsageError(f"{name}: want true or false")
         if not isinstance(self.reference_values, ReferenceValues):
             raise UsageError("reference_values: want ReferenceValues")
         for mask in (self.td_attributes, self.xfam):
@@ -206,8 +209,15 @@ class AppraisalPolicy:
 
     @classmethod
     def strict(cls) -> "AppraisalPolicy":
-        """Return the policy that takes platforms that are up to date, without any advisory."""
-        return cls(accepted_statuses=(TcbStatus.UP_TO_DATE,), accepted_advisories=())
+        """Return the policy that takes platforms that are up to date, without any advisory.
+
+        It also refuses an app that could not be held to what was sealed at its launch.
+        """
+        return cls(
+            accepted_statuses=(TcbStatus.UP_TO_DATE,),
+            accepted_advisories=(),
+            require_mr_config=True,
+        )
 
     @classmethod
     def default(cls) -> "AppraisalPolicy":
@@ -315,6 +325,8 @@ class AppraisalPolicy:
         for name in ("app_id", "compose_hash", "instance_id"):
             if (wanted := getattr(self, name)) is not None:
                 yield _identity(name, wanted, claims, info)
+        if self.require_mr_config:
+            yield require_document(claims, info)
         if self.key_provider is not None:
             told = _told("key_provider", "key_provider_info", claims, info)
             yield KeyProvider.judge(self.key_provider, told)

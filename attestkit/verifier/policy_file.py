@@ -45,6 +45,7 @@ _ABOUT: Final = {
     "minimum_evaluation_data_number": "The least evaluation number of Intel's TCB data.",
     "platforms": f"Kinds of evidence, of {', '.join(VERIFIED_PLATFORMS)}.",
     "refuse_simulated": "Whether a handed-in root that is not the maker's is refused.",
+    "require_mr_config": "Whether a TD's sealed configuration (MR_CONFIG_ID, 3) must come along.",
     "app_id": "The application's id, 20 bytes, measured at boot.",
     "compose_hash": "SHA-256 of the application's app-compose.json, measured at boot.",
     "instance_id": "Id of one instance of the application, 20 bytes.",
@@ -92,7 +93,7 @@ def pin(result: AttestationResult) -> AppraisalPolicy:
     Statuses are those of the default preset, and the evidence's own if that is another. Not pinned
     is what differs between instances of the same app: device, instance id, RTMR3 where something
     was measured into it (the boot's events are pinned instead), and a sealed configuration that
-    names an instance.
+    names an instance. Where evidence has the document of that, other evidence must have one too.
     """
     claims, info = result.claims, result.app_info
     statuses = set(AppraisalPolicy.default().accepted_statuses)
@@ -105,6 +106,7 @@ def pin(result: AttestationResult) -> AppraisalPolicy:
         td_attributes=_pinned_bits(claims, "td_attributes"),
         xfam=_pinned_bits(claims, "xfam"),
         os_image_hash=_one(claims.os_image_hash),
+        require_mr_config=claims.has_mr_config,
         required_events=_pinned_events(claims),
         **_pinned_app(claims, info),
     )
@@ -200,7 +202,8 @@ def _plain_rules(policy: AppraisalPolicy) -> Iterator[tuple[str, str]]:
         yield "minimum_evaluation_data_number", str(number)
     platforms = [name for name in VERIFIED_PLATFORMS if name in policy.platforms]
     yield "platforms", _list(map(_text, platforms), always=True)
-    yield "refuse_simulated", str(policy.refuse_simulated).lower()
+    for name in ("refuse_simulated", "require_mr_config"):
+        yield name, str(getattr(policy, name)).lower()
     for name in ("app_id", "compose_hash", "instance_id", "os_image_hash", "device_id"):
         values: Iterable[bytes] | None = getattr(policy, name)
         if values is not None:

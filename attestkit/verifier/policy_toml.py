@@ -303,6 +303,7 @@ _KEYS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "minimum_svns": _svns,
     "platforms": _texts,
     "refuse_simulated": _boolean,
+    "require_mr_config": _boolean,
     "reference_values": _reference_values,
     "td_attributes": _mask,
     "xfam": _mask,

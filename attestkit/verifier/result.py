@@ -72,6 +72,9 @@ class Claims(NamedTuple):
     events: tuple[Event, ...]  # runtime events, once they replay; none where nothing measures them
     event_registers: tuple[int, ...]  # RTMRs that the log explains
     os_image_hash: bytes  # 32 bytes once the registers are those of the image, else empty
+    has_mr_config: bool = (
+        False  # the evidence has the document that MR_CONFIG_ID, version 3, hashes
+    )
 
     def register(self, name: str) -> bytes | None:
         """Return a register or attribute by its name; None if this platform has none such."""

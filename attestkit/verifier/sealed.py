@@ -2,6 +2,10 @@
 
 MR_CONFIG_ID is signed and nothing inside the TD can change it (attestation-format.md, section 11).
 Where it says something of the app, the app that the log names must be that one.
+
+The document that version 3 hashes is the host's to bring: evidence has it where it stands in
+vm_config, and an agent may have it from beside that (guest-agent-api.md, section 2.3). So evidence
+without it is no mistake of its guest, and whether it will do is for a policy.
 """
 
 import json
@@ -10,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from attestkit._json import check_depth
 from attestkit.attestation.mr_config import KEY_PROVIDERS, MrConfig, config_id_v1, config_id_v3
 from attestkit.attestation.vm_config import VmConfig
-from attestkit.errors import VerificationError
+from attestkit.errors import PolicyError, VerificationError
+from attestkit.verifier.result import Claims
 
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
 
-__all__ = ["sealed_configuration"]
+__all__ = ["has_document", "require_document", "sealed_configuration"]
 
 _LONGEST = 65_536  # bytes of a key provider's name and id
 # What a log may tell of an app.
@@ -33,7 +38,7 @@ def sealed_configuration(config_id: bytes, info: "AppInfo", config: str) -> str:
         VerificationError: The app is not the one that was sealed.
         FormatError: The document is malformed.
     """
-    if not any(config_id) or not any(getattr(info, name) for name in _TOLD):
+    if not any(config_id) or not _tells(info):
         return ""
     version = config_id[0]
     if version == 1:
@@ -52,6 +57,42 @@ def sealed_configuration(config_id: bytes, info: "AppInfo", config: str) -> str:
         )
     _compare(MrConfig.parse(document), info)
     return ", as sealed at launch"
+
+
+def has_document(config_id: bytes, config: str) -> bool:
+    """Tell whether the configuration has the document that a version 3 of the id hashes.
+
+    Raises:
+        FormatError: The configuration is malformed.
+    """
+    if config_id[0] != 3:
+        return False
+    document = VmConfig.parse(config).find("mr_config")
+    return isinstance(document, str) and config_id == config_id_v3(document)
+
+
+def require_document(claims: Claims, info: "AppInfo | None") -> str:
+    """Refuse an app whose TD has a sealed configuration that nobody could compare it with.
+
+    Version 1 is compared in any case; version 2 cannot be, whatever the host brings.
+
+    Raises:
+        PolicyError: MR_CONFIG_ID is of version 3, and the evidence does not have its document.
+    """
+    config_id = claims.register("mr_config_id") or b"\0"
+    if config_id[0] != 3 or claims.has_mr_config or info is None or not _tells(info):
+        return ""
+    raise PolicyError(
+        f"MR_CONFIG_ID {config_id.hex()} is the hash of a configuration that was sealed at launch, "
+        "and the evidence does not have that document, so that the app was not held to it; have "
+        "the host put it into vm_config as mr_config, or drop require_mr_config",
+        reason="require_mr_config",
+    )
+
+
+def _tells(info: "AppInfo") -> bool:
+    """Tell whether a log says anything that a sealed configuration could contradict."""
+    return any(getattr(info, name) for name in _TOLD)
 
 
 def _compare(sealed: MrConfig, info: "AppInfo") -> None:

@@ -28,7 +28,7 @@ from attestkit.event_log.event import Event
 from attestkit.quote import Quote, TdQuoteBody
 from attestkit.report_data import ReportData
 from attestkit.verifier.result import Claims
-from attestkit.verifier.sealed import sealed_configuration
+from attestkit.verifier.sealed import has_document, sealed_configuration
 
 if TYPE_CHECKING:
     from attestkit.attestation import AppInfo
@@ -266,7 +266,15 @@ def claims(
         events=events,
         event_registers=registers,
         os_image_hash=image_hash,
+        has_mr_config=_has_mr_config(parcel),
     )
+
+
+def _has_mr_config(parcel: Parcel) -> bool:
+    attestation, quote = parcel
+    if attestation is None or quote is None or not isinstance(quote.body, TdQuoteBody):
+        return False
+    return has_document(quote.body.mr_config_id, attestation.config)
 
 
 _Fields = tuple[tuple[str, bytes], ...]

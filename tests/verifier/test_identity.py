@@ -8,7 +8,7 @@ import pytest
 from attestkit.attestation import Attestation
 from attestkit.attestation.mr_config import config_id_v2, config_id_v3
 from attestkit.attestation.platforms import Evidence, RuntimeEvent, Stack, Tdx
-from attestkit.errors import AttestKitError, FormatError, VerificationError
+from attestkit.errors import AttestKitError, FormatError, PolicyError, VerificationError
 from attestkit.event_log.event import runtime_digest
 from attestkit.event_log.runtime import RUNTIME_EVENT_TYPE
 from attestkit.verifier import AppraisalPolicy
@@ -143,6 +143,47 @@ def test_the_app_that_was_sealed() -> None:
     assert "does not have the document" in told(sealed(DOCUMENT, carried=False))
     second = config_id_v2(COMPOSE_HASH, APP_ID, "none", b"")
     assert "version 2" in told(parcels.evidence(mr_config_id=second))
+
+
+STRICT = AppraisalPolicy.strict()
+
+
+def test_a_document_that_the_host_left_out() -> None:
+    """Whatever the log tells would pass for what was sealed: strict, or the rule alone, refuses."""
+    evidence = sealed({**DOCUMENT, "compose_hash": bytes(32).hex()}, carried=False)
+    alone = AppraisalPolicy.development().replace(require_mr_config=True)
+    for policy in (STRICT, alone):
+        error = refused(evidence, policy)
+        assert isinstance(error, PolicyError)
+        assert error.reason == "require_mr_config"
+        assert "have the host put it into vm_config" in str(error)
+    lax = parcels.verifier(policy=STRICT.replace(require_mr_config=False))
+    result = lax.verify(evidence.to_bytes(), report_data=NONCE)
+    assert not result.claims.has_mr_config
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        sealed(DOCUMENT),
+        parcels.evidence(),
+        parcels.evidence(mr_config_id=UNSEALED),
+        parcels.evidence(mr_config_id=config_id_v2(COMPOSE_HASH, APP_ID, "none", b"")),
+        sealed(DOCUMENT, carried=False, events=()),
+    ],
+)
+def test_what_strict_takes(evidence: Attestation) -> None:
+    """What was compared, and what nobody can compare: version 2, and a log that tells nothing."""
+    for form in (evidence, evidence.stripped()):
+        result = parcels.verifier(policy=STRICT).verify(form.to_bytes(), report_data=NONCE)
+        assert result.claims.has_mr_config is ('"mr_config"' in evidence.config)
+
+
+def test_a_document_is_looked_for_in_evidence_alone() -> None:
+    """A bare quote of a TD with a sealed configuration tells no app, so there is none to doubt."""
+    bare = sealed(DOCUMENT).quote
+    assert bare is not None
+    assert not parcels.verifier(policy=STRICT).verify(bare, report_data=NONCE).claims.has_mr_config
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from attestkit.verifier.policy import (
     ReferenceValues,
     RequiredEvent,
 )
+from attestkit.verifier.policy_file import pin
 from attestkit.verifier.result import TcbStatus
 from tests.untyped import untyped
 from tests.verifier.policy_samples import (
@@ -37,6 +38,7 @@ from tests.verifier.policy_samples import (
     judged,
     refused,
     register,
+    result,
     rules,
 )
 
@@ -252,6 +254,20 @@ def test_os_image() -> None:
     assert f"the OS image is {OTHER_32.hex()}, want {IMAGE_HASH.hex()}" in text
 
 
+def test_a_sealed_configuration() -> None:
+    """Strict asks for its document, of an app of a TD; a pinned policy does where it was there."""
+    third = claims(mr_config_id=b"\3" + bytes(47))
+    text = refused("require_mr_config", AppraisalPolicy.strict(), third)
+    assert "MR_CONFIG_ID 0300" in text
+    assert judged(AppraisalPolicy.default(), third)
+    for found in (third._replace(has_mr_config=True), claims(mr_config_id=b"\2" + bytes(47))):
+        assert judged(AppraisalPolicy.strict(), found)
+    assert judged(AppraisalPolicy.strict(), third, None, None)
+    assert judged(AppraisalPolicy.strict(), claims(SNP))
+    assert pin(result(third._replace(has_mr_config=True))).require_mr_config
+    assert not pin(result(third)).require_mr_config
+
+
 def test_device() -> None:
     """The device is what the maker names, not what the app's information says."""
     ppid = hashlib.sha256(PPID).digest()
@@ -350,6 +366,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"platforms": "sgx"}, "platforms: want several of str"),
     ({"platforms": ("dstack-gcp-tdx",)}, "platforms: 'dstack-gcp-tdx' is none of dstack-tdx"),
     ({"refuse_simulated": 1}, "refuse_simulated: want true or false"),
+    ({"require_mr_config": None}, "require_mr_config: want true or false"),
     ({"reference_values": {}}, "reference_values: want ReferenceValues"),
     ({"td_attributes": 1}, "td_attributes, xfam: want a BitMask"),
     ({"td_attributes": BitMask(must_be_set=1)}, "a TD under debug is never accepted"),
@@ -394,6 +411,7 @@ def everything() -> AppraisalPolicy:
         minimum_svns=(("TDX component 2", 4), ("PCE", 13)),
         platforms=(TDX,),
         refuse_simulated=True,
+        require_mr_config=True,
         reference_values=ReferenceValues(mrtd=(register(0x11), register(0x12))),
         td_attributes=BitMask(must_be_set=1 << 28, must_be_clear=1 << 63),
         xfam=BitMask.exactly(bytes.fromhex("e702060000000000")),

@@ -197,6 +197,9 @@ platforms = ["dstack-tdx"]
 
 # Whether a handed-in root that is not the maker's is refused.
 refuse_simulated = false
+
+# Whether a TD's sealed configuration (MR_CONFIG_ID, 3) must come along.
+require_mr_config = false
 """,
     "the app": f"""
 # The application's id, 20 bytes, measured at boot.
@@ -354,6 +357,7 @@ def policies(draw: st.DrawFn) -> AppraisalPolicy:
         minimum_svns=draw(st.dictionaries(ODD_TEXT, st.integers(0, 65_535), max_size=3)).items(),
         platforms={platform, *draw(st.sets(st.sampled_from(VERIFIED_PLATFORMS)))},
         refuse_simulated=draw(st.booleans()),
+        require_mr_config=draw(st.booleans()),
         reference_values=ReferenceValues(
             **{name: draw(values(REGISTERS[name][1])) for name in sorted(chosen)}
         ),

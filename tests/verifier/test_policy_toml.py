@@ -32,6 +32,7 @@ qe_grace_period = "36h"
 minimum_evaluation_data_number = 17
 platforms = ["dstack-tdx"]
 refuse_simulated = true
+require_mr_config = true
 app_id = "0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a"
 compose_hash = [
   "0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c0c",
@@ -89,6 +90,7 @@ def test_every_key() -> None:
         minimum_svns=(("PCE", 13), ("TDX component 2", 6)),
         platforms=(TDX,),
         refuse_simulated=True,
+        require_mr_config=True,
         reference_values=ReferenceValues(mrtd=(register(0x11),), rtmr0=(register(0x11),)),
         td_attributes=BitMask(must_be_set=1 << 28, must_be_clear=1 << 63),
         xfam=BitMask(must_be_set=0xE7, must_be_clear=0x18),
@@ -218,6 +220,7 @@ WRONG: list[tuple[str | bytes, str]] = [
     (P + "[minimum_svns]\nPCE = true", "minimum_svns.PCE: true, want a number"),
     (P + "[minimum_svns]\nPCE = -1", "minimum_svns: PCE: want a number from 0 to 65535"),
     (P + "refuse_simulated = 1", "refuse_simulated: 1, want true or false"),
+    (P + "require_mr_config = 'yes'", "require_mr_config: 'yes', want true or false"),
     (P + 'platforms = ["tdx"]', "platforms: 'tdx' is none of dstack-tdx, "),
     (P + "platforms = []", "platforms: nothing would be accepted"),
     # Bytes.
