@@ -56,6 +56,10 @@ VERDICTS: Final = {
     UNREADABLE: "unreadable",
 }
 _IMAGE_LEFT_OUT: Final = "the OS image was left out: "
+_OF_KEY: Final = (
+    "the evidence is about the certificate's key; whether who sent it holds that key, and when the "
+    "evidence was made, was not checked"
+)
 _NAMED: Final = "the report data is the one that the bundle names, which by itself shows nothing"
 
 
@@ -72,7 +76,8 @@ class Outcome(NamedTuple):
     policy: str  # name of the preset, or of the file, by which it was judged
     collateral: Collateral | None = None  # that was used
     report_data: bytes | None = None  # that the caller held it to
-    fresh: bool = False  # whether there is such, or it is the hash of a certificate's key
+    fresh: bool = False  # whether there is such
+    of_key: bool = False  # whether it is about the key of the certificate that it stands in
     own_instant: bool = False  # whether `at` is a bundle's word
     own_collateral: bool = False  # whether that came in the bundle
     named: bytes | None = None  # report data that a bundle names and nobody asked for
@@ -93,7 +98,8 @@ class Outcome(NamedTuple):
         """What was checked; of a refused file as far as it got."""
         if self.result is None:
             return self.error.steps if isinstance(self.error, VerificationError) else ()
-        return (*self.result.steps, *(() if self.named is None else (_NAMED,)))
+        named = () if self.named is None else (_NAMED,)
+        return (*self.result.steps, *named, *((_OF_KEY,) if self.of_key else ()))
 
     @property
     def os_image(self) -> str:
@@ -136,6 +142,7 @@ class Outcome(NamedTuple):
             "own_collateral": self.own_collateral,
             "policy": self.policy,
             "freshness_checked": self.fresh,
+            "bound_to": "certificate key" if self.of_key else None,
         }
         if self.result is not None:
             return {**told, **self.result.to_dict(), "steps": list(self.steps)}
@@ -190,7 +197,8 @@ class Judge:
             out = out._replace(found=found)
             evidence = _about_evidence(lambda: evidence_in(found))
             out = self._prepared(out._replace(evidence=evidence), found, evidence)
-            return out._replace(result=self._judged(out, found, evidence))
+            result = self._judged(out, found, evidence)
+            return out._replace(result=result, of_key=found.in_certificate)
         except AttestKitError as error:
             return out._replace(error=error, code=code_of(error), fresh=False)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is no acceptance
@@ -207,8 +215,6 @@ class Judge:
                 "the report data of a certificate is the hash of its key: leave --report-data, "
                 "--text and --file out"
             )
-        if found.in_certificate:
-            out = out._replace(fresh=True)
         if bundle is not None and asked.report_data is None:
             out = out._replace(named=bundle.report_data)
         if bundle is not None and asked.own_instant:

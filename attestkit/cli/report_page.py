@@ -51,6 +51,10 @@ _NOT_FRESH: Final = (
     "No report data was asked for, so nothing shows that this evidence was made for this request: "
     "it may be an old one, repeated."
 )
+_OF_KEY: Final = (
+    "The evidence is about the certificate's key. Nothing shows that who sent the certificate has "
+    "that key, as a TLS handshake would, nor when the evidence was made."
+)
 _OWN_INSTANT: Final = (
     "It was judged at the instant that the bundle itself names, which whoever made it chose. What "
     "was revoked or expired since then does not show here; without --at it is judged now."
@@ -237,7 +241,8 @@ def _bands(outcome: Outcome) -> tuple[Band, ...]:
     if outcome.result is not None and outcome.result.simulated:
         found.append(Band("Simulated evidence", _SIMULATED))
     if outcome.result is not None and not outcome.fresh:
-        found.append(Band("Freshness was not checked", _NOT_FRESH))
+        why = _OF_KEY if outcome.of_key else _NOT_FRESH
+        found.append(Band("Freshness was not checked", why))
     if outcome.own_instant:
         found.append(Band("The instant is the bundle's own", _OWN_INSTANT))
     return tuple(found)

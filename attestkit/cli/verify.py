@@ -31,6 +31,9 @@ OWN_INSTANT: Final = (
     "judged at the instant that the bundle itself names: what was revoked or expired since then"
     " does not show, and whoever made the bundle chose it."
 )
+OF_KEY: Final = (
+    "not checked: it is about the certificate's key, and a handshake shows who holds that"
+)
 NOT_FRESH: Final = "not checked: --report-data HEX says what it must have been made for"
 
 _EPILOG: Final = (
@@ -185,10 +188,9 @@ def _identity(info: "AppInfo | None", *, bare: bool) -> dict[str, object]:
 
 
 def _freshness(outcome: "Outcome") -> str:
-    if not outcome.fresh:
-        return NOT_FRESH
-    certificate = outcome.found is not None and outcome.found.in_certificate
-    return "of the certificate's key" if certificate else "of the expected report data"
+    if outcome.of_key:
+        return OF_KEY
+    return "of the expected report data" if outcome.fresh else NOT_FRESH
 
 
 def _show_table(outcomes: Sequence["Outcome"]) -> None:
@@ -217,8 +219,9 @@ def _show_table(outcomes: Sequence["Outcome"]) -> None:
         render.warning(SIMULATED)
     if any(outcome.own_instant for outcome in outcomes):
         render.warning(OWN_INSTANT)
-    if good and not all(outcome.fresh for outcome in outcomes if outcome.code == 0):
-        render.lines([f"freshness {NOT_FRESH}"])
+    for told in dict.fromkeys(_freshness(each) for each in outcomes if each.code == 0):
+        if told in {NOT_FRESH, OF_KEY}:
+            render.lines([f"freshness {told}"])
 
 
 def _column(app_id: bytes) -> str:

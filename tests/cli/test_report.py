@@ -120,6 +120,9 @@ def test_accepted_evidence_has_every_section(files: Files) -> None:
     assert "unverified" not in page.text
     fresh = report(files, str(files.evidence), *files.trusted, "--report-data", NONCE_HEX)
     assert "Freshness was not checked" not in fresh.text
+    of_key = report(files, str(files.certificate), *files.trusted)
+    assert "Freshness was not checked" in of_key.text
+    assert "has that key, as a TLS handshake would" in of_key.text
 
 
 def test_refused_evidence_is_shown_as_unverified(files: Files, capsys: Capture) -> None:

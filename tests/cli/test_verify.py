@@ -124,13 +124,41 @@ def test_verbose_shows_the_steps(files: Files, capsys: Capture) -> None:
 
 
 def test_a_certificate_is_held_to_its_key(files: Files, capsys: Capture) -> None:
-    """Good is one whose evidence is about its key; that is freshness, so no report data fits."""
+    """Good is one whose evidence is about its key, so no report data fits; fresh is it not."""
     words = ["verify", "--json", *files.trusted]
     assert main([*words, str(files.certificate)]) == 0
     [told] = results(capsys)
-    assert (told["kind"], told["freshness_checked"]) == ("RA-TLS certificate", True)
+    assert (told["kind"], told["freshness_checked"]) == ("RA-TLS certificate", False)
+    assert told["bound_to"] == "certificate key"
+    assert "about the certificate's key" in told["steps"][-1]
     assert main([*words, str(files.certificate), "--report-data", NONCE_HEX]) == 1
     assert "leave --report-data, --text and --file out" in capsys.readouterr().err
+
+
+def test_a_certificate_is_not_fresh(files: Files, capsys: Capture) -> None:
+    """Anybody may send one: nobody compared a nonce, and who has its key only a handshake shows."""
+    words = ["verify", *files.trusted, str(files.certificate)]
+    assert main([*words, "-v"]) == 0
+    told = capsys.readouterr().out
+    assert "not checked: it is about the certificate's key" in told
+    assert "whether who sent it holds that key" in told
+    assert main([*words, str(files.evidence), str(files.certificate)]) == 0
+    told = capsys.readouterr().out
+    assert told.count("freshness not checked: it is about the certificate's key") == 1
+    assert told.count("freshness not checked: --report-data HEX") == 1
+
+
+def test_only_an_accepted_certificate_is_bound_to_its_key(files: Files, capsys: Capture) -> None:
+    """Evidence in other files, and what was refused, is about nothing that was looked at."""
+    bad = files.put(
+        "unsound.pem", tds.UNSOUND["a quote over another key"]().certificate_chain[0].encode()
+    )
+    assert main(["verify", "--json", *files.trusted, str(files.evidence), str(bad)]) == 2
+    assert [one["bound_to"] for one in results(capsys)] == [None, None]
+    words = ["verify", "--json", *files.trusted, str(files.evidence), "--report-data", NONCE_HEX]
+    assert main(words) == 0
+    [told] = results(capsys)
+    assert (told["freshness_checked"], told["bound_to"]) == (True, None)
 
 
 @pytest.mark.parametrize("what", sorted(tds.UNSOUND))
