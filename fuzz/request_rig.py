@@ -34,8 +34,9 @@ from attestkit.keys import AppKeys
 from attestkit.serve import apps
 from attestkit.serve.containers import Container, Containers, Log
 from attestkit.serve.guest import Guest
-from attestkit.serve.http_protocol import HttpProtocol, ListenerConfig
+from attestkit.serve.http_protocol import ListenerConfig
 from attestkit.serve.http_shared import Shared
+from attestkit.serve.http_target import TargetProtocol
 from attestkit.serve.limits import Limits
 from attestkit.serve.rpc import App, RpcApp
 from attestkit.serve.verifier import VerifierApp
@@ -184,7 +185,7 @@ class _Wire(asyncio.Transport):
             self.protocol.connection_lost(error)
 
 
-class _Watched(HttpProtocol):
+class _Watched(TargetProtocol):
     """A connection that notes the requests which it reads."""
 
     def __init__(self, config: ListenerConfig, *args: Any, **kwargs: Any) -> None:

@@ -129,7 +129,7 @@ def refuse_web_pages(scope: Scope) -> None:
     Raises:
         UsageError: The request names an origin, or a host that is not this machine.
     """
-    host = b""
+    hosts = []
     for name, value in scope["headers"]:
         if name == b"origin":
             raise UsageError("requests with an Origin are refused: this port is not for web pages")
@@ -138,8 +138,8 @@ def refuse_web_pages(scope: Scope) -> None:
         if name == b"referer" and not _OUR_PAGES.match(value):
             raise UsageError("requests from the pages of other sites are refused")
         if name == b"host":
-            host = value
-    if not _OUR_HOST.fullmatch(host):
+            hosts.append(value)
+    if not hosts or not all(map(_OUR_HOST.fullmatch, hosts)):
         raise UsageError("the Host is refused: use localhost or 127.0.0.1")
 
 

@@ -14,6 +14,7 @@ from attestkit.serve.access_log import AccessLog
 from attestkit.serve.drain import Connection, Door, drain
 from attestkit.serve.http_protocol import HttpProtocol, ListenerConfig
 from attestkit.serve.http_shared import Shared
+from attestkit.serve.http_target import TargetProtocol
 from attestkit.serve.limits import Limits
 from attestkit.serve.rpc import App
 from attestkit.serve.signals import until_signalled
@@ -135,7 +136,9 @@ def _config(listener: Listener) -> ListenerConfig:
     shared = Shared.of(
         listener.name, listener.limits, listener.traffic or Traffic(), listener.access_log
     )
-    return ListenerConfig(listener.app, shared)
+    config = ListenerConfig(listener.app, shared)
+    config.http = TargetProtocol  # what uvicorn makes of a connection, see its Config
+    return config
 
 
 class _Server(uvicorn.Server):
@@ -187,6 +190,6 @@ class _Server(uvicorn.Server):
         """Serve a connection that was accepted outside of the event loop."""
 
         def protocol() -> HttpProtocol:
-            return HttpProtocol(self._shared, self.server_state, self.lifespan.state)
+            return TargetProtocol(self._shared, self.server_state, self.lifespan.state)
 
         await asyncio.get_running_loop().connect_accepted_socket(protocol, accepted)
