@@ -183,12 +183,45 @@ def test_claims_of_other_shapes(claims: dict[str, Any]) -> None:
         {"ear.appraisal-policy-id": "x" * 1025},
         {"attestkit.result": None},
         {"attestkit.result": {}},
-        {"attestkit.result": {"simulated": True}},
-        {"attestkit.result": {"simulated": "false"}},
     ],
 )
 def test_appraisals_that_contradict_themselves(appraisal: dict[str, Any]) -> None:
-    """A status is never better than its vector; simulated is never anything but contraindicated."""
+    """A status is never better than its vector."""
     [(name, own)] = claims_of(signed())["submods"].items()
     with pytest.raises(FormatError):
         read(changed(submods={name: {**own, **appraisal}}))
+
+
+def simulated_as(form: Literal["jwt", "cose"], told: object, tier: Tier) -> bytes:
+    """Return a verdict whose vector affirms, with another word for `simulated` and this status."""
+    if form == "jwt":
+        text = claims_of(signed())
+        own = text["submods"]["dstack-tdx"]
+        own["ear.status"] = str(tier)
+        own["attestkit.result"]["simulated"] = told
+        return jwt_of({"alg": "EdDSA"}, text)
+    numbers = cbor2.loads(cbor2.loads(signed("cose")).value[2])
+    own = numbers[266]["dstack-tdx"]
+    own[1000] = int(tier)
+    own["attestkit.result"]["simulated"] = told
+    return cose_of({1: -8}, numbers)
+
+
+@every_form
+@pytest.mark.parametrize("tier", [one for one in Tier if one is not Tier.CONTRAINDICATED])
+def test_simulated_is_never_affirmed(form: Literal["jwt", "cose"], tier: Tier) -> None:
+    """A verdict about simulated evidence with a better status is refused, whoever signed it."""
+    with pytest.raises(FormatError, match=f"ear.status is {tier}, and .* is contraindicated"):
+        read(simulated_as(form, told=True, tier=tier))
+
+
+@every_form
+def test_simulated_is_told(form: Literal["jwt", "cose"]) -> None:
+    """It is true or false, and nothing that a reader would have to guess at."""
+    assert read(simulated_as(form, told=False, tier=Tier.AFFIRMING)).status is Tier.AFFIRMING
+    found = read(simulated_as(form, told=True, tier=Tier.CONTRAINDICATED))
+    assert (found.simulated, found.status) == (True, Tier.CONTRAINDICATED)
+    no_answers: tuple[object, ...] = (None, "false", 0, 1, [])
+    for told in no_answers:
+        with pytest.raises(FormatError, match="whether it is about simulated evidence"):
+            read(simulated_as(form, told=told, tier=Tier.AFFIRMING))
