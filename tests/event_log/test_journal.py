@@ -289,13 +289,17 @@ def test_a_log_without_a_boot_id_is_taken_over() -> None:
 
 
 def test_an_extend_of_somebody_else_stops_the_log() -> None:
-    """A register that moved without the log is never papered over."""
+    """A register that moved without the log is never papered over, nor extended once more."""
     world = used_world()
     journal = world.journal()
     assert journal.events() == (FIRST,)
     world.extend(b"\x05" * 48)
-    with pytest.raises(JournalError):
+    moved, before = world.register, dict(world.names)
+    with pytest.raises(JournalError) as caught:
         journal.emit(SECOND)
+    assert moved.hex() in str(caught.value)
+    assert after(FIRST).hex() in str(caught.value)
+    assert (world.register, world.names) == (moved, before)
     assert journal.events() == (FIRST,)
 
 
