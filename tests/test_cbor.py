@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attestkit import _cbor
 from attestkit._cbor import CborReader, read_value
 from attestkit.errors import FormatError
 from tests.attestation.samples import refused
@@ -110,6 +111,63 @@ def test_values_are_counted() -> None:
     assert len(untyped(read_value(cbor2.dumps([0] * 65_535)))) == 65_535
     with pytest.raises(FormatError, match="too many"):
         read_value(cbor2.dumps([0] * 65_536))
+
+
+MOST_SKIPPED = 1 << 20
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_values_that_are_skipped_are_counted(*, nested: bool) -> None:
+    """Over 1,048,576 values that nobody knows are refused, one in another or one behind another."""
+    few = b"\x81" * (MOST_SKIPPED - 1) + b"\0"
+    many = b"\x81" + few
+    if not nested:
+        few = b"\x9a" + (MOST_SKIPPED - 1).to_bytes(4, "big") + bytes(MOST_SKIPPED - 1)
+        many = b"\x9a" + MOST_SKIPPED.to_bytes(4, "big") + bytes(MOST_SKIPPED)
+    reader = CborReader(few)
+    reader.skip()
+    assert reader.at == len(few)
+    with pytest.raises(FormatError, match="over 1048576 unknown values"):
+        CborReader(many).skip()
+
+
+def test_values_that_are_skipped_are_counted_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many small ones are as many as those of a large one."""
+    monkeypatch.setattr(_cbor, "_MAX_SKIPPED", 5)
+    reader = CborReader(bytes(6))
+    for _ in range(5):
+        reader.skip()
+    with pytest.raises(FormatError, match="over 5 unknown values"):
+        reader.skip()
+
+
+@pytest.mark.parametrize("around", [b"\x81", b"\xa1\0", b"\x9f", b"\xbf\0"])
+def test_depth_is_limited(around: bytes) -> None:
+    """A value may be in 16 arrays or maps, and in no more."""
+    close = b"\xff" if around[0] & 0x1F == 0x1F else b""
+    assert read_value(around * 16 + b"\0" + close * 16)
+    with pytest.raises(FormatError, match="nested too deeply"):
+        read_value(around * 17 + b"\0" + close * 17)
+
+
+@pytest.mark.parametrize(("size", "least"), [(1, 24), (2, 1 << 8), (4, 1 << 16), (8, 1 << 32)])
+def test_heads_are_of_the_shortest_form(size: int, least: int) -> None:
+    """What would have had room in a shorter head is refused, where one form is wanted."""
+    head = bytes([0x18 + size.bit_length() - 1])
+    assert CborReader(head + least.to_bytes(size, "big")).integer() == least
+    with pytest.raises(FormatError, match="shortest form"):
+        CborReader(head + (least - 1).to_bytes(size, "big")).integer()
+
+
+def test_a_skipped_byte_is_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """First bytes that are passed over at once are values by themselves, and no others are."""
+
+    def passes(first: int) -> bool:
+        return not refused(lambda data: CborReader(data).skip(), bytes([first]))
+
+    quickly = list(map(passes, range(256)))
+    monkeypatch.setattr(_cbor, "_WHOLE", frozenset())
+    assert list(map(passes, range(256))) == quickly
 
 
 def test_numbers_are_read_strictly() -> None:

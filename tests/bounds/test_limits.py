@@ -16,9 +16,11 @@ from attestkit._crypto.x509_path import read_path_certificate
 from attestkit._typed_json import _LARGEST as LARGEST_FILE
 from attestkit.app_compose import AppCompose
 from attestkit.attestation import MAX_SIZE, Attestation, agent_response, mr_config, vm_config
+from attestkit.backends import ccel
+from attestkit.backends.kernel_paths import KernelPaths
 from attestkit.backends.recording import recording_file
 from attestkit.backends.simulator.state import StateFolder
-from attestkit.collateral import Collateral
+from attestkit.collateral import Collateral, cache
 from attestkit.errors import AttestKitError, BackendError
 from attestkit.event_log import EventLog, TpmEventLog, WireEvent, agent_json
 from attestkit.event_log.event_types import RUNTIME_EVENT_TYPE
@@ -34,6 +36,7 @@ from benchmarks import growth_hostile
 from tests.bounds.counting import peak
 from tests.bounds.parsers import PARSERS, certificate, extension, tlv
 from tests.records import ROOT
+from tests.verifier import parcels
 from tests.verifier.ears import ED25519, NOW
 
 DOCUMENT = (ROOT / "docs" / "bounds.md").read_text(encoding="utf-8")
@@ -170,6 +173,41 @@ def test_journal_files_are_bounded(tmp_path: Path) -> None:
             folder.read("file")
     finally:
         folder.close()
+
+
+FILLED = 64 << 20  # bytes of a file that is more than any that is read
+
+
+def test_cached_collateral_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is too long counts as not there, and is not read to its end."""
+    key: cache.Key = ("https://pccs", "tdx", "fmspc", "platform")
+    cache.CollateralCache(tmp_path, clock=lambda: parcels.NOW).put(key, parcels.collateral())
+    [file] = tmp_path.glob("*.json")
+    size = file.stat().st_size
+
+    def found() -> Collateral | None:
+        return cache.CollateralCache(tmp_path, clock=lambda: parcels.NOW).get(key)
+
+    monkeypatch.setattr(cache, "_FILE_LIMIT", size)
+    assert found() == parcels.collateral()
+    monkeypatch.setattr(cache, "_FILE_LIMIT", size - 1)
+    assert found() is None
+    with file.open("ab") as writer:
+        writer.truncate(FILLED)
+    assert peak(found) < FILLED // 4
+
+
+def test_a_copy_of_the_firmwares_log_is_bounded(tmp_path: Path) -> None:
+    """What is named in its place may be no log, and is not read to its end."""
+    with (tmp_path / "log").open("wb") as file:
+        file.truncate(FILLED)
+    paths = KernelPaths(ccel_file=tmp_path / "log")
+
+    def read() -> None:
+        with pytest.raises(BackendError, match="more than 16777216 bytes"):
+            ccel.read_boot_log(paths)
+
+    assert peak(read) < FILLED
 
 
 LONG = "k" * 100_000
