@@ -1,5 +1,7 @@
 """No bit of what is signed can be changed: every flip is refused, by parsing or by verifying."""
 
+from itertools import product
+
 import pytest
 
 from attestkit.errors import AttestKitError
@@ -71,3 +73,32 @@ def test_the_signatures_of_the_bodies(field: str) -> None:
         other = changed(**{name: flip(signature, offset, offset % 8)})
         with pytest.raises(AttestKitError):
             DCAP.authenticate(Quote.parse(RAW), other, NOW)
+
+
+ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # of P-256
+FIELD = 0xFFFFFFFF00000001000000000000000000000000FFFFFFFFFFFFFFFFFFFFFFFF
+EDGES = (0, 1, 2, ORDER - 1, ORDER, ORDER + 1, FIELD, FIELD + 1, 2**256 - 1)
+
+
+def forged(signature: bytes) -> list[bytes]:
+    """Return signatures that careless ECDSA has taken: of numbers at an edge, beside real ones."""
+    r, s = signature[:32], signature[32:]
+    edges = [edge.to_bytes(32, "big") for edge in EDGES]
+    pairs = [*product(edges, edges), *((r, edge) for edge in edges), *((edge, s) for edge in edges)]
+    return [*(b"".join(pair) for pair in pairs), s + r, r + r, s + s]
+
+
+@pytest.mark.parametrize("region", ["signature", "qe report signature"])
+def test_signatures_of_edge_values(region: str) -> None:
+    """dcap-qvl's own ECDSA is not among Wycheproof's vectors, whose commonest traps these are."""
+    start, end = REGIONS[region]
+    for signature in forged(RAW[start:end]):
+        assert not accepted(RAW[:start] + signature + RAW[end:]), signature.hex()
+
+
+@pytest.mark.parametrize("field", ["tcb_info_signature", "qe_identity_signature"])
+def test_signatures_of_edge_values_over_the_bodies(field: str) -> None:
+    """The same of what Intel signs."""
+    for signature in forged(getattr(COLLATERAL, field)):
+        with pytest.raises(AttestKitError):
+            DCAP.authenticate(Quote.parse(RAW), changed(**{field: signature}), NOW)
