@@ -12,6 +12,8 @@ import httptools
 __all__ = ["Request", "requests_in"]
 
 _UPGRADE: Final = re.compile(rb"upgrade:", re.IGNORECASE)
+_LETTERS: Final = b"upgradeinoUPGRADEINO"
+_PLAIN: Final = bytes.maketrans(_LETTERS, b"*" * len(_LETTERS))
 
 
 class Request(NamedTuple):
@@ -22,8 +24,11 @@ class Request(NamedTuple):
     body: bytes
 
     def plain(self) -> "Request":
-        """Return it without a wish for another protocol, wherever it looks like one."""
-        return self._replace(body=_without_upgrade(self.body))
+        """Return it without the letters that differ where one has a wish and the other has not.
+
+        The body may end in the middle of such a word.
+        """
+        return self._replace(body=self.body.translate(_PLAIN))
 
 
 class _Reader:
@@ -44,16 +49,13 @@ class _Reader:
         self.body += body
 
     def on_message_complete(self) -> None:
-        self.found.append(Request(self.parser.get_method(), self.target, self.body))
+        found = Request(self.parser.get_method(), self.target, self.body)
+        self.found.append(found.plain())
 
 
 def requests_in(sent: bytes) -> list[Request]:
     """Return the whole requests, up to what is none; see `Request.plain`."""
     reader = _Reader()
     with contextlib.suppress(httptools.HttpParserError, httptools.HttpParserUpgrade):
-        reader.parser.feed_data(_without_upgrade(sent))
+        reader.parser.feed_data(_UPGRADE.sub(b"ignored:", sent))
     return reader.found
-
-
-def _without_upgrade(data: bytes) -> bytes:
-    return _UPGRADE.sub(b"ignored:", data)

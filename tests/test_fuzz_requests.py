@@ -163,6 +163,14 @@ def test_a_request_that_nobody_sent_is_seen(rig: Rig, monkeypatch: pytest.Monkey
         rig.run(sent)
 
 
+def test_a_body_that_ends_in_a_wish_for_another_protocol(rig: Rig) -> None:
+    """No such wish is one, also where half of it is of the next request."""
+    start = (
+        b"POST /Version HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 4\r\n"
+    )
+    assert rig.run(head("dstack") + start + b"\r\n\r\nupgrade: h2c\r\n\r\n")
+
+
 def test_a_wrong_length_is_seen(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an error of the listener."""
 
