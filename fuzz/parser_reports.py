@@ -6,7 +6,9 @@ from struct import pack
 from typing import Final
 
 from attestkit.backends.qgs import parse_frame, parse_quote_response
+from attestkit.backends.simulator.emulated_td import ReportQuoter
 from attestkit.backends.simulator.pki import SimulatedPki
+from attestkit.backends.simulator.quote_service import answer
 from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
 from attestkit.backends.simulator.snp_chip import SimulatedChip
 from attestkit.columns import QuoteColumns, quote_columns
@@ -149,6 +151,38 @@ def _qgs(raw: bytes) -> bytes:
     return parse_quote_response(raw, "the QGS")
 
 
+class _Quoter(ReportQuoter):
+    """Takes every report that does not begin with zero."""
+
+    def __init__(self) -> None:
+        super().__init__(PKI)
+
+    def quote(self, report: bytes) -> bytes:
+        """Return the end of the report, as if it were a quote."""
+        if not report[0]:
+            raise FormatError("no report", offset=0)
+        return report[-16:]
+
+
+def _replied(raw: bytes, found: bytes) -> None:
+    """The answer is one that our own client reads, or a refusal that it tells."""
+    size = parse_frame(found[:4], "the QGS")
+    check_same("its length", len(found), 4 + size)
+    if tried(lambda: parse_quote_response(found[4:], "the QGS"), len(raw), BackendError):
+        check("a quote of the report", found[-16:] in raw)
+
+
+def qgs_requests() -> list[bytes]:
+    """Return requests for quotes: by any key, by two, of another version, and what is none."""
+    report = bytes(range(1, 129)) * 8
+    plain = pack("<HHIIIII", 1, 1, 0, 24 + 1024, 0, 1024, 0) + report
+    ids = bytes(16) + bytes.fromhex("e86c046e8cc44d958173fc43c1fa4f3f")
+    named = pack("<HHIIIII", 1, 0, 0, 24 + 1056, 0, 1024, 32) + report + ids
+    other = pack("<HHIII", 2, 0, 0, 16, 0)
+    framed = [pack(">I", len(one)) + one for one in (plain, named, other, bytes(16), b"")]
+    return [*framed, framed[0] + bytes(9), bytes(99)]
+
+
 def _quote_targets() -> list[ParserTarget]:
     """Return the targets that read quotes."""
     return [
@@ -211,5 +245,11 @@ def targets() -> list[ParserTarget]:
             ),
             qgs_answers,
             max_len=1100,
+        ),
+        ParserTarget(
+            "qgs_request",
+            obeys(partial(answer, _Quoter()), FormatError, accepted=_replied),
+            qgs_requests,
+            max_len=1200,
         ),
     ]

@@ -8,6 +8,8 @@ from fuzz import (
     parser_collateral,
     parser_documents,
     parser_evidence,
+    parser_fleet,
+    parser_http,
     parser_journal,
     parser_logs,
     parser_reports,
@@ -31,6 +33,8 @@ _FILES: Final = (
     parser_server,
     parser_agents,
     parser_verdicts,
+    parser_http,
+    parser_fleet,
 )
 
 TARGETS: Final[dict[str, ParserTarget]] = {
@@ -64,13 +68,14 @@ READERS: Final[dict[str, str]] = {
     "attestation.document": "v1_msgpack",
     "attestation.json_text": "mr_config",
     "attestation.mr_config": "mr_config",
+    "attestation.os_image": "os_image",
     "attestation.snp_launch": "os_image",
     "attestation.tdx_launch": "os_image",
     "attestation.v0_scale": "v0_scale",
     "attestation.v1_msgpack": "v1_msgpack",
     "attestation.v1_tdx": "v1_msgpack",
     "attestation.vm_config": "vm_config",
-    "backends.agent_client": "agent",
+    "backends.agent_client": "agent_http",
     "backends.dstack_agent": "agent",
     "backends.qgs": "qgs",
     "backends.recording.calls": "recording",
@@ -78,11 +83,15 @@ READERS: Final[dict[str, str]] = {
     "backends.recording.recording_file": "recording",
     "backends.simulator.emulated_kernel": "options",
     "backends.simulator.faults": "options",
+    "backends.simulator.quote_service": "qgs_request",
     "backends.simulator.state": "simulator_state",
     "backends.kernel_release": "options",
     "cli.certificate_text": "certificate_text",
+    "cli.fleet_lines": "fleet_lines",
     "cli.recognise": "file",
     "collateral": "collateral",
+    "collateral.cache": "cache_file",
+    "collateral.http_getter": "pccs_http",
     "collateral.parts": "part_window",
     "collateral.pccs_client": "pccs",
     "collateral.signed_body": "signed_body",
@@ -103,7 +112,9 @@ READERS: Final[dict[str, str]] = {
     "report_data": "options",
     "serve.address": "options",
     "serve.config": "server_config",
+    "serve.containers": "engine",
     "serve.ear": "ear",
+    "serve.engine_answers": "engine",
     "serve.json_codec": "json_codec",
     "serve.limits": "options",
     "serve.logs.form": "docker_frames",
@@ -128,13 +139,14 @@ READERS: Final[dict[str, str]] = {
     "verifier.snp_chain": "snp_endorsements",
     "verifier.tcb_info": "tcb_info",
 }
-"""Modules of attestkit with a function that reads, and the target that gets there."""
+"""Modules of attestkit that read what was sent, and the target that gets there."""
 
 _DEVICE: Final = "reads a device or a file; what is in it is parsed elsewhere"
 _BENCH: Final = "calls the peers of benchmarks"
 _OWNER: Final = "whoever starts the program says it, and it is short"
 
 LEFT_OUT: Final[dict[str, str]] = {
+    "_files": _DEVICE,
     "_native._python_quote": "the plain twin of the core, which runs under the target quote",
     "attester": "opens a backend by its name",
     "attester.snp": "wraps SnpReport.parse, the target snp_report",
@@ -143,18 +155,31 @@ LEFT_OUT: Final[dict[str, str]] = {
     "backends.beneath": _DEVICE,
     "backends.device_calls": _DEVICE,
     "backends.quote_ioctl": _OWNER,
+    "backends.rtmr": "cuts a register out of a TD report, which the kernel made",
     "backends.simulator.fuse_operations": "operations of a mount, which tests/rigs has",
+    "backends.simulator.namespace_run": "hears its own child",
     "backends.tsm_files": _DEVICE,
+    "backends.tsm_report": _DEVICE,
     "cli": _OWNER,
+    "cli.asked": "reads the files that options name; what is in them is parsed elsewhere",
     "cli.bench_logs": _BENCH,
     "cli.bench_quotes": _BENCH,
+    "cli.device": _OWNER,
+    "cli.doctor_examine": _DEVICE,
     "cli.parameters": _OWNER,
+    "cli.read_input": _DEVICE,
+    "ra_tls.connection": "carries bytes through TLS; certificates are the target ra_tls",
     "verifier.fleet": "checks a number; evidence goes to the verifier as it came",
     "event_log.journal_files": "reads files; the target journal has them in memory",
+    "serve.api": "reads docstrings of ours",
+    "serve.foreman": "hears its own processes, in messages that are the target tally",
+    "serve.http_protocol": "HTTP of the server: fuzz/request_*.py are its fuzzers",
     "serve.options": _OWNER,
     "serve.policy_option": "wraps AppraisalPolicy.load, the target policy",
     "serve.service_manager": _OWNER,
+    "serve.settings": _OWNER,
     "serve.supervised": _OWNER,
     "serve.system": "reads the kernel's own files",
+    "verifier.dcap": "reads what the verification library says of evidence",
 }
-"""Modules whose functions are called like readers, and why they have no target."""
+"""Modules that look like readers, and why they have no target."""

@@ -29,9 +29,14 @@ PACKAGE = Path(attestkit.__file__).parent
 DICTIONARIES = sorted(parser_target.DICTIONARIES.glob("*.dict"))
 # What a function is called that reads; it counts if an argument is bytes, text or what JSON has.
 READS = re.compile(
-    r"(parse|decode|read|load|split|recognise|decrypt|open|feed)(_[a-z0-9_]+)?"
-    r"|from_[a-z0-9_]+|[a-z0-9_]+_(from_[a-z]+|object|window)|complete_evidence"
+    r"_?((parse|decode|read|load|split|recognise|decrypt|open|feed)(_[a-z0-9_]+)?"
+    r"|from_[a-z0-9_]+|[a-z0-9_]+_(from_[a-z]+|object|window)|complete_evidence)"
 )
+# What takes bytes from a connection or a stream: it is called, or is called by who has them.
+TAKES = {
+    *("recv", "recv_into", "recvfrom", "recvmsg", "sock_recv", "makefile", "getresponse"),
+    *("readany", "readinto", "readline", "readuntil", "readexactly", "data_received"),
+}
 SENT = re.compile(r"\b(bytes|str|Mapping|object)\b")
 # Targets for which every input is good: lines of a terminal are whatever it shows.
 TAKES_ALL = {"docker_lines"}
@@ -191,21 +196,27 @@ def test_a_secret_in_an_error_is_noticed() -> None:
 
 
 def modules_that_read() -> set[str]:
-    """Return the modules with a function that is called like a reader, and takes what was sent."""
+    """Return the modules that read what was sent."""
     found = set()
     for path in PACKAGE.rglob("*.py"):
-        functions = (
-            node
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.FunctionDef) and READS.fullmatch(node.name)
-        )
-        if any(takes_what_was_sent(function) for function in functions):
+        if any(map(reads, ast.walk(ast.parse(path.read_text())))):
             parts = path.relative_to(PACKAGE).with_suffix("").parts
             found.add(".".join(part for part in parts if part != "__init__"))
     return found
 
 
-def takes_what_was_sent(function: ast.FunctionDef) -> bool:
+def reads(node: ast.AST) -> bool:
+    """Tell what reads: a function that is called so, and whatever takes bytes from a stream."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return node.name in TAKES or bool(READS.fullmatch(node.name) and takes_what_was_sent(node))
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in TAKES
+    )
+
+
+def takes_what_was_sent(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """Tell whether an argument may be what a stranger sent."""
     arguments = [*function.args.posonlyargs, *function.args.args]
     annotations = [argument.annotation for argument in arguments if argument.annotation]
@@ -219,6 +230,27 @@ def test_every_module_that_reads_has_a_target() -> None:
     assert LEFT_OUT.keys() - reading == set()
     assert LEFT_OUT.keys() & READERS.keys() == set()
     assert all(LEFT_OUT.values())
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("def parse(data: bytes): ...", True),
+        ("def _parse(data: bytes): ...", True),
+        ("def _decode(key: Key, content: bytes): ...", True),
+        ("async def _open_log(name: str): ...", True),
+        ("class A:\n def _read_text(self, path: str): ...", True),
+        ("def readinto(buffer): ...", True),
+        ("piece = sock.recv_into(buffer)", True),
+        ("async def f():\n return await response.content.readany()", True),
+        ("def parse(count: int): ...", False),
+        ("def __parse(data: bytes): ...", False),
+        ("def _reader(data: bytes): ...", False),
+    ],
+)
+def test_what_reads_is_found(code: str, *, found: bool) -> None:
+    """By its name, whether it is for others or not, or by where it takes its bytes from."""
+    assert any(map(reads, ast.walk(ast.parse(code)))) == found
 
 
 @pytest.mark.parametrize("name", sorted(set(READERS.values())))

@@ -3,27 +3,40 @@
 aiodocker, and the HTTP client below it, take 18 MB and a tenth of a second to import: they are
 loaded by the first question. Each question has a connection of its own, so that nothing is left
 to close when the server stops, and an engine that was started anew is simply the next answer.
+
+An engine may answer whatever it likes. An answer is read in pieces, no more of it than the limits
+of `engine_answers`, and for `ANSWER_SECONDS` at most. A log, which has no end, is never whole here.
 """
 
 import asyncio
-import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
 from attestkit.errors import BackendError, ConfigError, NotFoundError
+from attestkit.serve.engine_answers import (
+    MAX_ANSWER,
+    MAX_LIST,
+    NAME,
+    Container,
+    read_container,
+    read_list,
+    read_refusal,
+    read_version,
+)
 from attestkit.serve.late import load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from aiodocker import Docker
-    from aiodocker.containers import DockerContainer
     from aiohttp import ClientResponse, ClientTimeout
 
 __all__ = ["DOCKER", "Container", "Containers", "Log"]
+
+T = TypeVar("T")
 
 DOCKER: Final = "unix:///var/run/docker.sock"
 """Where the engine is when nobody says where."""
@@ -36,20 +49,6 @@ REFUSAL_SECONDS: Final = 0.5
 
 _PORT: Final = 2375  # of an engine without TLS
 _BUFFER: Final = 64 * 1024  # bytes of a log read ahead; at twice as many the engine has to wait
-# The names that the engine gives out, and ids; nothing else gets into the path of a question.
-_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
-_UNREACHABLE: Final = 900  # the status that aiodocker makes up
-
-
-class Container(NamedTuple):
-    """One container, running or not."""
-
-    id: str
-    names: tuple[str, ...]  # without the slash that the engine puts before each
-    image: str
-    state: str  # created, running, paused, restarting, removing, exited or dead
-    status: str  # for people: "Up 2 hours"
-    created: int  # seconds since 1970
 
 
 class Log:
@@ -103,15 +102,11 @@ class Containers:
         """Return all containers, the youngest first.
 
         Raises:
-            BackendError: The engine cannot be reached, or answers wrongly.
+            BackendError: The engine cannot be reached, or answers wrongly or with over 4 MiB.
         """
         async with self._engine() as docker:
-            with self._translated():
-                found = await docker.containers.list(all=True)
-            try:
-                return [_container(one) for one in found]
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise self._strange() from error
+            path = f"{docker.api_version}/containers/json?all=1"
+            return await self._ask(docker, path, read_list, most=MAX_LIST)
 
     @asynccontextmanager
     async def logs(
@@ -126,25 +121,22 @@ class Containers:
 
         Raises:
             NotFoundError: There is no such container.
-            BackendError: The engine cannot be reached, or has no log of it.
+            BackendError: The engine cannot be reached, answers wrongly or with over 1 MiB, or has
+                no log of it.
         """
-        if _NAME.fullmatch(name) is None:
+        if NAME.fullmatch(name) is None:
             raise NotFoundError(f"No such container: {name}")
         async with self._engine() as docker:
-            with self._translated(name):
-                container = await docker.containers.get(name)
-            try:
-                terminal, its_id = bool(container["Config"]["Tty"]), str(container["Id"])
-            except (KeyError, TypeError) as error:
-                raise self._strange() from error
-            response = self._open_log(docker, name, its_id, parameters, silence)
+            path = f"{docker.api_version}/containers/{name}/json"
+            found = await self._ask(docker, path, read_container, name=name)
+            response = self._open_log(docker, name, found.id, parameters, silence)
             opening = asyncio.create_task(response)
             try:
                 # An engine refuses at once, but says yes with the first words of a container.
                 await asyncio.wait({opening}, timeout=REFUSAL_SECONDS)
                 if opening.done():
                     opening.result()
-                yield Log(opening, terminal=terminal)
+                yield Log(opening, terminal=found.terminal)
             finally:
                 await _close(opening)
 
@@ -160,24 +152,76 @@ class Containers:
 
         aiodocker's own call loses the channels, and takes a log that breaks off for its end.
         """
-        from aiodocker import DockerError
         from aiohttp import SocketTimeoutError
 
-        with self._translated(name):
+        path = f"{docker.api_version}/containers/{its_id}/logs"
+        with self._translated():
             try:
-                response = await docker.session.get(
-                    f"{docker.docker_host}/{docker.api_version}/containers/{its_id}/logs",
-                    params=parameters,
-                    timeout=_timeout(None, silence),
-                    read_bufsize=_BUFFER,
-                )
+                response = await _get(docker, path, parameters, _timeout(None, silence))
             except SocketTimeoutError:
                 return None
-            if response.status != 200:
-                async with response:
-                    answer = await response.json(content_type=None)
-                    raise DockerError(response.status, str(answer["message"]))
-            return response
+            if response.status == 200:
+                return response
+            async with response:
+                refusal = self._body(response, MAX_ANSWER, name)
+                await asyncio.wait_for(refusal, ANSWER_SECONDS)
+                raise self._strange()  # a status that is no refusal, of a log that is none
+
+    async def _ask(
+        self,
+        docker: "Docker",
+        path: str,
+        read: Callable[[bytes], T],
+        *,
+        most: int = MAX_ANSWER,
+        name: str = "",
+    ) -> T:
+        """Return what `read` makes of the engine's answer.
+
+        aiodocker's own calls read whatever comes, and have any parser of JSON decode it.
+
+        Args:
+            docker: The engine.
+            path: What is asked for, with the version of the API.
+            read: Refuses by a FormatError, or another ValueError.
+            most: Bytes of an answer.
+            name: Of a container that there may not be.
+
+        Raises:
+            NotFoundError: There is no such container.
+            BackendError: The engine cannot be reached, or answers wrongly.
+        """
+        with self._translated():
+            async with await _get(docker, path, {}, _timeout(ANSWER_SECONDS)) as response:
+                body = await self._body(response, most, name)
+                if response.status != 200:
+                    raise self._strange()
+                return read(body)
+
+    async def _body(self, response: "ClientResponse", most: int, name: str) -> bytes:
+        """Return the body of an answer that is no refusal, of which no more is read than it may be.
+
+        Raises:
+            NotFoundError: It is one, of a container that is not there.
+            BackendError: It is another one, or the body is too long.
+            FormatError: It is one that says nothing.
+        """
+        body = bytearray()
+        while piece := await response.content.readany():
+            body += piece
+            if len(body) > most:
+                response.close()
+                raise BackendError(
+                    f"the container engine at {self.address} answers with more than "
+                    f"{most >> 20} MiB"
+                )
+        if response.status == 404 and name:
+            raise NotFoundError(f"No such container: {name}")
+        if response.status >= 400:
+            words = read_refusal(bytes(body), response.headers.get("Content-Type", ""))
+            said = f": {words}" if words else ""
+            raise BackendError(f"the container engine answers with status {response.status}{said}")
+        return bytes(body)
 
     def _look(self) -> None:
         """Raise FileNotFoundError if the engine's socket is not there, which takes no time."""
@@ -186,6 +230,7 @@ class Containers:
 
     @asynccontextmanager
     async def _engine(self) -> AsyncIterator["Docker"]:
+        """Yield the engine, with the version of the API that it has."""
         try:
             self._look()
         except FileNotFoundError as error:  # to find that out takes no library of 11 MB
@@ -196,26 +241,18 @@ class Containers:
 
         # With a connector of ours aiodocker leaves the environment alone.
         made = TCPConnector() if self._path is None else UnixConnector(self._path)
-        async with made, Docker(self._url, made, timeout=_timeout(ANSWER_SECONDS)) as docker:
+        async with made, Docker(self._url, made) as docker:
+            docker.api_version = f"v{await self._ask(docker, 'version', read_version)}"
             yield docker
 
     @contextmanager
-    def _translated(self, name: str = "") -> "Iterator[None]":
-        """Turn what aiodocker raises into errors of ours."""
-        from aiodocker import DockerError
+    def _translated(self) -> "Iterator[None]":
+        """Turn what the HTTP client and readers of answers raise into errors of ours."""
         from aiohttp import ClientError, ClientResponseError
 
         try:
             yield
-        except DockerError as error:
-            if error.status == 404 and name:
-                raise NotFoundError(f"No such container: {name}") from error
-            if error.status == _UNREACHABLE:
-                raise self._unreachable(error.__context__) from error
-            raise BackendError(
-                f"the container engine answers with status {error.status}: {error.message}"
-            ) from error
-        except (ClientResponseError, KeyError, TypeError, ValueError) as error:
+        except (ClientResponseError, ValueError) as error:
             raise self._strange() from error
         except (ClientError, OSError, asyncio.TimeoutError) as error:
             raise self._unreachable(error) from error
@@ -234,6 +271,24 @@ class Containers:
         return BackendError(f"what answers at {self.address} is no container engine")
 
 
+async def _get(
+    docker: "Docker", path: str, parameters: Mapping[str, str], timeout: "ClientTimeout"
+) -> "ClientResponse":
+    """Ask an engine, and return how its answer begins.
+
+    Nothing is unpacked: of what an engine need not pack, a megabyte may become a gigabyte.
+    """
+    return await docker.session.get(
+        f"{docker.docker_host}/{path}",
+        params=parameters,
+        headers={"Accept-Encoding": "identity"},
+        allow_redirects=False,
+        auto_decompress=False,
+        timeout=timeout,
+        read_bufsize=_BUFFER,
+    )
+
+
 async def _close(opening: "asyncio.Task[ClientResponse | None]") -> None:
     """Let go of a log at once, whatever is still on its way."""
     if not opening.done():
@@ -249,12 +304,6 @@ def _timeout(total: float | None, silence: float | None = None) -> "ClientTimeou
     from aiohttp import ClientTimeout
 
     return ClientTimeout(total=total, sock_connect=ANSWER_SECONDS, sock_read=silence)
-
-
-def _container(one: "DockerContainer") -> Container:
-    names = tuple(str(name).removeprefix("/") for name in one["Names"] or ())
-    image, state, status = (str(one[key]) for key in ("Image", "State", "Status"))
-    return Container(str(one["Id"]), names, image, state, status, int(one["Created"]))
 
 
 def _endpoint(address: str) -> tuple[str | None, str]:

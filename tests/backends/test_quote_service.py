@@ -12,7 +12,7 @@ import pytest
 from attestkit.backends.simulator.emulated_td import EmulatedTd, ReportQuoter
 from attestkit.backends.simulator.faults import Fault, Faults
 from attestkit.backends.simulator.pki import SimulatedPki
-from attestkit.backends.simulator.quote_service import QuoteService, listen
+from attestkit.backends.simulator.quote_service import QuoteService, answer, listen
 from attestkit.errors import BackendError, FormatError, UsageError
 from attestkit.quote import Quote
 from attestkit.td_report import TdReport
@@ -136,6 +136,17 @@ def test_hangs_up(place: str, request_: bytes) -> None:
     """What is no frame gets no answer; the next client does."""
     assert exchange(place, request_) == b""
     quote_of(exchange(place, message()))
+
+
+@pytest.mark.parametrize("length", [0, 3, 15])
+def test_short_messages_in_long_buffers(length: int) -> None:
+    """A driver hands over its buffer, of which a message may be the smallest part, or nothing."""
+    with pytest.raises(FormatError, match="a message of 16 bytes or more"):
+        answer(ReportQuoter(PKI), message(length=length))
+    for size in range(20):
+        with pytest.raises(FormatError, match="a message of 16 bytes or more"):
+            answer(ReportQuoter(PKI), message()[:size])
+    assert quote_of(answer(ReportQuoter(PKI), message() + bytes(99))).report_data == NONCE
 
 
 def test_clients_do_not_wait_for_each_other(place: str) -> None:

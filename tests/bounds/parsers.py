@@ -34,6 +34,7 @@ from attestkit.keys.derivation import derive_p256
 from attestkit.quote import Quote
 from attestkit.serve import json_codec, protobuf_codec, query
 from attestkit.serve.config import parse_config
+from attestkit.serve.engine_answers import read_list
 from attestkit.serve.logs.form import Form
 from attestkit.serve.logs.frames import Frame, Frames, Lines
 from attestkit.serve.messages import GetTlsKeyArgs
@@ -296,6 +297,8 @@ CEL_JSON: Final[Shapes] = {
     **inside(b'[{"recnum":', b"}]"),
 }
 
+LISTED: Final = b'{"Id":"","Image":"","State":"","Status":"","Created":0},'
+
 PARSERS: Final[Mapping[str, Parser]] = {
     "quote": Parser(Quote.parse, shapes.QUOTE, 4, 1, 131_072),
     "quote, plain Python": Parser(_python.quote_layout, shapes.QUOTE, 4, 1, 131_072),
@@ -396,6 +399,12 @@ PARSERS: Final[Mapping[str, Parser]] = {
         partial(query.decode, GetTlsKeyArgs), shapes.QUERY, 220, 24, 32_768
     ),
     "request to verify": Parser(VerifyRequest.from_json, inside(b'{"x":'), 45, 4),
+    # Where there are as many values as there may be, in the fewest bytes.
+    "list of an engine": Parser(
+        read_list,
+        inside(b'[{"x":', b"}]") | {"containers": repeated(LISTED, b"[", b"null]")},
+        *(45, 8, 390_000),
+    ),
     "container's log": Parser(partial(frames, Frames, 65_536), shapes.FRAMES, 8, 4),
     "container's log, byte by byte": Parser(partial(frames, Frames, 1), shapes.FRAMES, 4, 16),
     "terminal's log": Parser(partial(frames, Lines, 1000), shapes.TERMINAL, 4, 8),

@@ -28,6 +28,7 @@ from attestkit.event_log.journal_files import LONGEST, OsFolder
 from attestkit.event_log.runtime import check_runtime_events
 from attestkit.keys import AppKeys, app_keys
 from attestkit.quote import Quote
+from attestkit.serve import engine_answers
 from attestkit.sys_config import SysConfig
 from attestkit.verifier.bundle import EvidenceBundle
 from attestkit.verifier.ear import MAX_TOKEN, EarPublicKey, verify_ear
@@ -116,6 +117,8 @@ TOO_LONG: dict[str, tuple[Callable[[bytes], object], int]] = {
     ),
     "keys of signed verdicts": (EarPublicKey.from_jwks, 65_536),
     "TOML": (_toml.decode, _toml.LARGEST),
+    "list of an engine": (engine_answers.read_list, engine_answers.MAX_LIST),
+    "answer of an engine": (engine_answers.read_container, engine_answers.MAX_ANSWER),
 }
 
 

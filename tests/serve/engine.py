@@ -39,7 +39,7 @@ class Engine:
     Attributes:
         address: Where it is.
         answers: What it says, by the path without the version: a status and anything of JSON, or
-            bytes. With none at all it hangs up.
+            bytes, or a script that sends the whole response. With none at all it hangs up.
         head: How its response begins when it is asked for a log.
         log: What it does after that.
         asked: The targets of all requests.
@@ -74,6 +74,9 @@ class Engine:
                     await reader.read()  # until the client has closed
                     return
                 status, answer = self.answers.get(path, (404, {"message": "No such container"}))
+                if callable(answer):
+                    await answer(writer)
+                    return
                 body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 kind = b"text/plain" if isinstance(answer, bytes) else b"application/json"
                 writer.write(

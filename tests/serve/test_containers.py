@@ -150,6 +150,7 @@ def test_no_engine() -> None:
             "the container engine answers with status 503: busy",
         ),
         ({"/version": (403, b"no")}, "the container engine answers with status 403: no"),
+        ({"/version": (403, b"")}, "the container engine answers with status 403"),
     ],
 )
 def test_an_engine_that_is_none(answers: dict[str, Any], text: str, *, log: bool) -> None:
@@ -187,7 +188,8 @@ def test_a_container_that_is_none(answer: object) -> None:
         ),
         ((500, {}), "what answers at ADDRESS is no container engine"),
         ((500, []), "what answers at ADDRESS is no container engine"),
-        ((502, b"<html>"), "what answers at ADDRESS is no container engine"),
+        ((502, b"<html>"), "the container engine answers with status 502: <html>"),
+        ((304, {}), "what answers at ADDRESS is no container engine"),
     ],
 )
 def test_a_log_that_cannot_be_read(answer: tuple[int, Any], text: str) -> None:

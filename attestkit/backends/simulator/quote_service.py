@@ -42,10 +42,10 @@ def answer(quoter: ReportQuoter, request: bytes) -> bytes:
     Raises:
         FormatError: The frame is not one; the service hangs up.
     """
-    if len(request) < _LENGTH.size + _HEADER.size:
+    length = int.from_bytes(request[: _LENGTH.size], "big")
+    if min(length, len(request) - _LENGTH.size) < _HEADER.size:
         raise FormatError("a request is a length and a message of 16 bytes or more", offset=0)
-    (length,) = _LENGTH.unpack_from(request)
-    message = request[_LENGTH.size : _LENGTH.size + length]
+    message = request[_LENGTH.size : _LENGTH.size + length]  # a driver's buffer may be longer
     if len(message) != length:
         raise FormatError("the request's length is not that of its message", offset=0)
     reply = _reply(quoter, message)
