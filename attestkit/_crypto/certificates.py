@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.ecdsa import P256_SPKI_HEAD, P256Key, p256_verify_der
 from attestkit._crypto.pem import armour, split_pem
 from attestkit.errors import FormatError, UsageError
 
@@ -130,6 +130,16 @@ class Certificate:
         if tag != _OCTET_STRING or end != len(value):
             raise FormatError(f"extension {oid} does not hold an OCTET STRING")
         return value[start:end]
+
+    def check_signed_by(self, spki_der: bytes) -> None:
+        """Check that the P-256 key `spki_der` signed it, over SHA-256, and nothing else of it.
+
+        Raises:
+            SignatureError: it did not, or is another kind of key.
+        """
+        point = spki_der.removeprefix(P256_SPKI_HEAD)
+        signed = self._certificate.tbs_certificate_bytes
+        p256_verify_der(point, self._certificate.signature, signed)
 
     def __eq__(self, other: object) -> bool:
         return self.der == other.der if isinstance(other, Certificate) else NotImplemented

@@ -90,7 +90,7 @@ def _platform(quote: Quote, collateral: Collateral, *, tdx: bool) -> _Platform |
 
     body = quote.body
     try:
-        platform = read_pck_chain(*chain_of(quote, collateral)).platform
+        platform = read_pck_chain(*chain_of(quote, collateral.pck_certificate_chain)).platform
     except AttestKitError:
         return None
     if not tdx:

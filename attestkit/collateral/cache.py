@@ -8,6 +8,9 @@ A file has the SHA-256 of what follows in its first line, then JSON: version, ke
 fetched, and the nine fields. Anything that is not such a file for the key it is looked up by counts
 as not there, and is replaced.
 
+Beside what was fetched is kept what has passed a verification, so that nothing older takes its
+place later (`source`): files of the same form called `.kept`, which outlast their next update.
+
 Processes that want the same at once fetch it in turn, so that the second finds what the first has
 fetched: each takes the lock of `.NN.lock`, NN by the key, 256 at most. The kernel drops a lock with
 its holder, however that ends; for one that hangs nobody waits longer than `TURN_SECONDS`. A key is
@@ -48,7 +51,8 @@ _VERSION: Final = 1
 _FILE_LIMIT: Final = 16 << 20  # bytes; real ones are about 40 kB
 _STRAYS: Final = 16  # files of writers that were killed, or are at work
 _ENTRY: Final = re.compile(r"[0-9a-f]{64}\.json")
-_STRAY: Final = re.compile(r"\.[0-9a-f]{64}\.json\..+")
+_KEPT: Final = re.compile(r"[0-9a-f]{64}\.kept")
+_STRAY: Final = re.compile(r"\.[0-9a-f]{64}\.(?:json|kept)\..+")
 _logger = logging.getLogger("attestkit.collateral")
 
 
@@ -90,7 +94,7 @@ class CollateralCache:
                 there already. None is memory alone.
             max_age: How old an answer may get before its next update; None leaves it at that.
             limit: The number of entries, in memory as in the folder; the oldest go first. An entry
-                takes about 40 kB.
+                takes about 40 kB. As many may have passed.
             clock: The time, aware.
 
         Raises:
@@ -105,7 +109,8 @@ class CollateralCache:
         self._limit = limit
         self._clock = clock
         self._lock = threading.Lock()
-        self._entries: dict[Key, _Entry] = {}  # the oldest first
+        self._entries: dict[Key, _Entry] = {}  # the oldest first, as in the next
+        self._kept: dict[Key, _Entry] = {}
         if self._folder is not None:
             _make_private(self._folder)
 
@@ -123,12 +128,25 @@ class CollateralCache:
         if known is not None and known.holds(now, limit):
             return known.collateral
         # Another process may have fetched it since.
-        entry = self._read(key)
+        entry = self._read(key, ".json")
         if entry is None or not entry.holds(now, limit):
             return None
         with self._lock:
             if self._entries.get(key) is known:  # else another thread has put what is newer
-                self._remember(key, entry)
+                self._remember(self._entries, key, entry)
+        return entry.collateral
+
+    def kept(self, key: Key) -> Collateral | None:
+        """Return what any process kept under `key` last, also if it has ended since.
+
+        None if there is nothing, or it is from the future: then the clock was wrong.
+        """
+        entry = self._read(key, ".kept")
+        if entry is None:
+            with self._lock:
+                entry = self._kept.get(key)
+        if entry is None or self._clock() < max(entry.fetched_at, entry.valid_from):
+            return None
         return entry.collateral
 
     def put(self, key: Key, collateral: Collateral) -> None:
@@ -140,12 +158,21 @@ class CollateralCache:
         Raises:
             CollateralError: A part of it has no dates.
         """
+        self._put(self._entries, ".json", key, collateral)
+
+    def keep(self, key: Key, collateral: Collateral) -> None:
+        """Keep `collateral`, which has passed a verification, beside what `put` keeps; as `put`."""
+        self._put(self._kept, ".kept", key, collateral)
+
+    def _put(
+        self, memory: dict[Key, _Entry], suffix: str, key: Key, collateral: Collateral
+    ) -> None:
         entry = _Entry(collateral, self._clock(), collateral.valid_from, collateral.valid_until)
         with self._lock:
-            self._remember(key, entry)
+            self._remember(memory, key, entry)
         if self._folder is None:
             return
-        path = self._path(self._folder, key)
+        path = self._path(self._folder, key, suffix)
         try:
             replace_file(path, _encode(key, entry), mode=0o600)
             self._prune(self._folder)
@@ -190,29 +217,30 @@ class CollateralCache:
             return None
         return handle
 
-    def _remember(self, key: Key, entry: _Entry) -> None:
+    def _remember(self, memory: dict[Key, _Entry], key: Key, entry: _Entry) -> None:
         """Keep in memory, where the lock is held."""
-        self._entries.pop(key, None)  # so that it goes to the end
-        self._entries[key] = entry
-        while len(self._entries) > self._limit:
-            del self._entries[next(iter(self._entries))]
+        memory.pop(key, None)  # so that it goes to the end
+        memory[key] = entry
+        while len(memory) > self._limit:
+            del memory[next(iter(memory))]
 
-    def _read(self, key: Key) -> _Entry | None:
+    def _read(self, key: Key, suffix: str) -> _Entry | None:
         if self._folder is None:
             return None
         try:
-            return _decode(key, read_regular(self._path(self._folder, key), _FILE_LIMIT + 1))
+            path = self._path(self._folder, key, suffix)
+            return _decode(key, read_regular(path, _FILE_LIMIT + 1))
         except (OSError, CollateralError, ValueError, KeyError, TypeError):
             return None  # not there, or not ours: what is fetched next takes its place
 
     @staticmethod
-    def _path(folder: Path, key: Key) -> Path:
+    def _path(folder: Path, key: Key, suffix: str) -> Path:
         # Parts of a key are chosen by strangers, and must not become parts of a path.
-        return folder / f"{hashlib.sha256(_key_text(key)).hexdigest()}.json"
+        return folder / f"{hashlib.sha256(_key_text(key)).hexdigest()}{suffix}"
 
     def _prune(self, folder: Path) -> None:
         """Remove the oldest entries over the limit, and what killed writers have left."""
-        kinds = ((_ENTRY, self._limit), (_STRAY, _STRAYS))
+        kinds = ((_ENTRY, self._limit), (_KEPT, self._limit), (_STRAY, _STRAYS))
         with os.scandir(folder) as found:
             names = [entry.name for entry in found]
         for pattern, limit in kinds:
@@ -229,7 +257,7 @@ class CollateralCache:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self._folder, self._max_age, self._limit, self._clock = state
         self._lock = threading.Lock()
-        self._entries = {}
+        self._entries, self._kept = {}, {}
 
 
 def _lock(handle: int, deadline: float) -> None:

@@ -19,6 +19,7 @@ from attestkit.errors import (
     UsageError,
     VerificationError,
 )
+from attestkit.verifier.fetching import FetchNeededError
 from attestkit.verifier.result import AttestationResult, Authenticated
 
 if TYPE_CHECKING:
@@ -123,7 +124,11 @@ class Outcome(NamedTuple):
 
 
 def judge(
-    verifier: "Verifier", request: VerifyRequest, report: Callable[[BaseException], str]
+    verifier: "Verifier",
+    request: VerifyRequest,
+    report: Callable[[BaseException], str],
+    *,
+    fetch: bool = True,
 ) -> Outcome:
     """Take the steps of a verification until one fails.
 
@@ -132,10 +137,16 @@ def judge(
         request: What is judged.
         report: Called with an error that nobody expected; returns the id, known to the log too,
             that the client gets in place of its text.
+        fetch: Whether collateral may be asked for where it is not at hand.
+
+    Raises:
+        FetchNeededError: It has to be, and may not.
     """
-    run = _Run(verifier, request)
+    run = _Run(verifier, request, fetch=fetch)
     try:
         return Outcome(run.details, None, run.take())
+    except FetchNeededError:
+        raise
     except AttestKitError as error:
         if isinstance(error.__cause__, AttestKitError) and run.step == _BEFORE:
             return Outcome(run.details, f"{run.step}: {error}", None, error.__cause__, run.step)
@@ -152,8 +163,9 @@ def judge(
 class _Run:
     """One verification on its way; `step` and `details` say how far it has come."""
 
-    def __init__(self, verifier: "Verifier", request: VerifyRequest) -> None:
+    def __init__(self, verifier: "Verifier", request: VerifyRequest, *, fetch: bool) -> None:
         self._verifier = verifier
+        self._fetch = fetch
         self._request = request
         self.step = _BEFORE
         self.details: dict[str, Any] = {
@@ -186,7 +198,7 @@ class _Run:
                 "the report is signed by a VLEK, the key of a cloud; this service takes only a "
                 "VCEK, the key of a chip"
             )
-        examination = self._verifier.examine(attestation)
+        examination = self._verifier.examine(attestation, fetch=self._fetch)
         authenticated = examination.authenticate()
         examination.replay()
         status = authenticated.status

@@ -12,7 +12,9 @@ What cannot be judged is an error:
 | 422 | a field has the wrong type; an EAR would be over 256 KiB |
 | 503 | too many verifications are waiting, or this one took too long |
 
-A verification runs in a worker thread, because it may fetch, so the other listeners go on.
+A verification runs in a worker thread, so the other listeners go on. One that comes to where it has
+to ask a PCCS, which may take its time, gives its thread back and begins again in the line of those,
+with threads and a length of its own: what needs no fetch waits for nobody's.
 """
 
 import asyncio
@@ -22,6 +24,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -32,6 +35,7 @@ from attestkit.serve.rpc import Receive, Scope, Send
 from attestkit.serve.stats import OTHER, Traffic
 from attestkit.serve.verification import STEPS, Outcome, VerifyRequest, WrongTypeError, judge
 from attestkit.serve.views import Header
+from attestkit.verifier.fetching import FetchNeededError
 
 if TYPE_CHECKING:
     from attestkit.serve.ear import EarRequest
@@ -39,16 +43,22 @@ if TYPE_CHECKING:
     from attestkit.verifier.pipeline import Verifier
     from attestkit.verifier.result import AttestationResult
 
-__all__ = ["LIMIT", "MAX_BODY", "SECONDS", "WORKERS", "VerifierApp"]
+__all__ = ["FETCHERS", "FETCHES", "LIMIT", "MAX_BODY", "SECONDS", "WORKERS", "VerifierApp"]
 
 MAX_BODY: Final = Limits().verifier_body
 """Bytes of the largest request where nobody says another number."""
 
 WORKERS: Final = 4
-"""Threads that verify; more than processors, because one may wait for a PCCS."""
+"""Threads that verify."""
+
+FETCHERS: Final = 4
+"""Threads that verify what a PCCS has to be asked for."""
 
 LIMIT: Final = 64
 """Verifications in work or waiting for a thread; one more is refused with 503."""
+
+FETCHES: Final = 32
+"""Verifications that ask a PCCS or wait for their turn at that; one more is refused with 503."""
 
 SECONDS: Final = 60.0
 """How long one may take, its wait for a thread included."""
@@ -82,14 +92,22 @@ class _Answer(NamedTuple):
     verdict: tuple[str, str] | None = None  # as it is counted
 
 
+class _Line(NamedTuple):
+    executor: Executor
+    free: threading.BoundedSemaphore  # places, in work or waiting
+    what: str  # those that are in it do
+
+
 class VerifierApp:
     """The ASGI application of the verifier service.
 
     Args:
         verifier: Takes the steps; a rejection by its policy is one too.
         executor: Runs the verifications; it stays the caller's to shut down.
+        fetcher: Runs those that fetch, the same; None: `executor` runs them too.
         seconds: How long a verification may take.
         limit: How many may be in work or waiting.
+        fetches: How many of those that fetch.
         max_body: Bytes of the largest request.
         random: Returns that many bytes, for ids of requests.
         traffic: Counts the requests.
@@ -105,8 +123,10 @@ class VerifierApp:
         verifier: "Verifier",
         executor: Executor,
         *,
+        fetcher: Executor | None = None,
         seconds: float = SECONDS,
         limit: int = LIMIT,
+        fetches: int = FETCHES,
         max_body: int = MAX_BODY,
         random: Callable[[int], bytes] = os.urandom,
         traffic: Traffic | None = None,
@@ -114,9 +134,12 @@ class VerifierApp:
         ear_key: "EarKey | None" = None,
     ) -> None:
         self._verifier = verifier
-        self._executor = executor
+        self._line = _Line(executor, threading.BoundedSemaphore(limit), "are waiting")
+        self._fetch_line = None
+        if fetcher is not None:
+            places = threading.BoundedSemaphore(fetches)
+            self._fetch_line = _Line(fetcher, places, "wait for collateral to be fetched")
         self._seconds = seconds
-        self._free = threading.BoundedSemaphore(limit)
         self._max_body = max_body
         self._random = random
         self._traffic = traffic or Traffic()
@@ -191,24 +214,40 @@ class VerifierApp:
         return b"".join(parts)
 
     async def _judged(self, body: bytes, ear: "EarRequest | None") -> _Answer:
-        if not self._free.acquire(blocking=False):
-            return _busy("too many verifications are waiting: try again later")
         try:
-            future = self._executor.submit(self._answer, body, ear)
-        except RuntimeError:  # the executor has been shut down
-            self._free.release()
-            return _busy("the server is about to stop")
-        # Its place is taken until the thread is done with it, also when nobody waits any more.
-        future.add_done_callback(lambda _: self._free.release())
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self._seconds)
+            return await asyncio.wait_for(self._in_turn(body, ear), self._seconds)
         except asyncio.TimeoutError:
             return _busy(f"the verification did not end within {self._seconds:g} seconds")
 
-    def _answer(self, body: bytes, ear: "EarRequest | None") -> _Answer:
-        """Judge what a body asks for; runs in a worker thread, and never raises."""
+    async def _in_turn(self, body: bytes, ear: "EarRequest | None") -> _Answer:
+        work, line = partial(self._answer, body, ear), self._fetch_line
+        answer = await self._in_line(self._line, partial(work, fetch=line is None))
+        if answer is None and line is not None:
+            answer = await self._in_line(line, partial(work, fetch=True))
+        assert answer is not None  # who may fetch has an answer
+        return answer
+
+    @staticmethod
+    async def _in_line(line: _Line, work: Callable[[], _Answer | None]) -> _Answer | None:
+        if not line.free.acquire(blocking=False):
+            return _busy(f"too many verifications {line.what}: try again later")
         try:
-            outcome = judge(self._verifier, VerifyRequest.from_json(body), self._report)
+            future = line.executor.submit(work)
+        except RuntimeError:  # the executor has been shut down
+            line.free.release()
+            return _busy("the server is about to stop")
+        # Its place is taken until the thread is done with it, also when nobody waits any more.
+        future.add_done_callback(lambda _: line.free.release())
+        return await asyncio.wrap_future(future)
+
+    def _answer(self, body: bytes, ear: "EarRequest | None", *, fetch: bool) -> _Answer | None:
+        """Judge what a body asks for; runs in a worker thread, and never raises.
+
+        None is that collateral has to be fetched for it, and without `fetch` it may not.
+        """
+        try:
+            request = VerifyRequest.from_json(body)
+            outcome = judge(self._verifier, request, self._report, fetch=fetch)
             simulated = outcome.result is not None and outcome.result.simulated
             marks = [(b"x-attestkit-simulated", b"true")] if simulated else []
             if outcome.cause is not None:
@@ -216,6 +255,8 @@ class VerifierApp:
             if ear is not None and outcome.result is not None:
                 return self._signed(ear, outcome.result, marks)
             return _Answer(200, outcome.to_json(), marks, verdict=_verdict(outcome))
+        except FetchNeededError:
+            return None
         except WrongTypeError as error:
             return _error(422, str(error))
         except FormatError as error:

@@ -241,13 +241,16 @@ def _verifier_app(
     """Return the verifier service; its threads end with `stack`."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from attestkit.serve.verifier import WORKERS, VerifierApp
+    from attestkit.serve.verifier import FETCHERS, WORKERS, VerifierApp
 
     executor = ThreadPoolExecutor(WORKERS, thread_name_prefix="verifier")
-    stack.callback(executor.shutdown, cancel_futures=True)
+    fetcher = ThreadPoolExecutor(FETCHERS, thread_name_prefix="fetcher")
+    for one in (executor, fetcher):
+        stack.callback(one.shutdown, cancel_futures=True)
     return VerifierApp(
         verifier,
         executor,
+        fetcher=fetcher,
         max_body=limits.verifier_body,
         traffic=stats.of("verifier"),
         verdicts=stats.verdicts,

@@ -24,8 +24,9 @@ from attestkit.verifier.dcap_explained import Judged
 from attestkit.verifier.dcap_reasons import refusal
 from attestkit.verifier.dcap_refusals import refuse
 from attestkit.verifier.endorsements import Endorsements, not_valid, objection, read_endorsements
-from attestkit.verifier.pck_chain import IN_QUOTE, PckChain, chain_of, read_pck_chain
+from attestkit.verifier.pck_chain import IN_QUOTE, PEM_CHAIN, PckChain, chain_of, read_pck_chain
 from attestkit.verifier.result import Authenticated, Tcb, TcbStatus
+from attestkit.verifier.vouched import check_chain, check_quote
 
 if TYPE_CHECKING:
     from dcap_qvl import QuoteCollateralV3
@@ -88,10 +89,9 @@ class Dcap:
             FormatError: dcap-qvl does not take such quotes, or the PCK chain is malformed.
             UsageError: `now` is outside the years 1970 to 9999.
         """
-        if not 0 <= now <= _LATEST:
-            raise UsageError(f"the time of a verification is in 1970 to 9999, not {now}")
+        _check_time(now)
         settle = self._settled if _size(collateral) <= _LARGE else self._settle
-        setting = settle(*chain_of(quote, collateral), collateral)
+        setting = settle(*chain_of(quote, collateral.pck_certificate_chain), collateral)
         said = self._ask(quote, setting, now, details=details)
         if setting.objection is not None:
             raise refuse(*setting.objection)
@@ -100,6 +100,26 @@ class Dcap:
         if said.ppid != setting.chain.platform.ppid:
             raise refuse("ppid_mismatch", "dcap-qvl read another PCK certificate than we did")
         return _authenticated(quote, setting, said)
+
+    def vouch(self, quote: Quote, pck_certificate_chain: str | None, now: int) -> None:
+        """Check what collateral is not needed for, so that none is fetched for a forged quote.
+
+        Args:
+            quote: Of a TD or an SGX enclave.
+            pck_certificate_chain: For a quote that does not carry its chain; None is not known, and
+                the part of the quote alone is checked.
+            now: As for `authenticate`.
+
+        Raises:
+            AttestKitError: As `authenticate`, which refuses such a quote with any collateral, if
+                perhaps for another thing that is wrong with it.
+        """
+        _check_time(now)
+        chain = None
+        if quote.certification.type == PEM_CHAIN or pck_certificate_chain is not None:
+            chain = self._pck_chain(*chain_of(quote, pck_certificate_chain))
+            check_chain(chain, self._root, now)
+        check_quote(quote, chain)
 
     def _settle(self, reason: str, chain: bytes, collateral: Collateral) -> "_Setting":
         """Read collateral and chain, and do what needs neither quote nor time."""
@@ -290,6 +310,11 @@ def _from_claims(text: str) -> _Said:
         claims.tcb.eval_data_number,
         claims.qe.tcb_level.status,
     )
+
+
+def _check_time(now: int) -> None:
+    if not 0 <= now <= _LATEST:
+        raise UsageError(f"the time of a verification is in 1970 to 9999, not {now}")
 
 
 def _size(collateral: Collateral) -> int:

@@ -4,7 +4,7 @@ Each function is given dcap-qvl's text and what it judged, and returns the error
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timezone
 from typing import Final, NamedTuple
 
@@ -18,10 +18,11 @@ from attestkit.verifier.endorsements import Endorsements
 from attestkit.verifier.pck_chain import PckChain, read_chain
 from attestkit.verifier.tcb_levels import shortfall, unsupported
 
-__all__ = ["EXPLAINED", "Judged"]
+__all__ = ["EXPLAINED", "Judged", "named", "not_valid_at", "unsigned"]
 
 _TIME: Final = re.compile(r"next_update: UnixTime\((\d{1,11})\)")
 _FRESH: Final = "fetch fresh collateral"
+_PCK_CHAIN: Final = "the quote's PCK certificate chain"
 
 
 class Judged(NamedTuple):
@@ -83,16 +84,29 @@ def _crl_expired(text: str, judged: Judged) -> AttestKitError:
 
 
 def _certificate_expired(_: str, judged: Judged) -> AttestKitError:
-    now = datetime.fromtimestamp(judged.now, timezone.utc)
-    at = f"and the verification is at {moment(now)}"
     for name, certificate in _certificates(judged):
-        if now < certificate.valid_from:
-            message = f"{name} is valid from {moment(certificate.valid_from)}, {at}"
-            return refuse("cert_expired", message)
-        if now > certificate.valid_until:
-            until = moment(certificate.valid_until)
-            return refuse("cert_expired", f"{name} was valid until {until}, {at}: {_FRESH}")
-    return refuse("cert_expired", f"a certificate is not valid at {moment(now)}: {_FRESH}")
+        if (error := not_valid_at(judged.now, name, certificate)) is not None:
+            return error
+    return refuse("cert_expired", f"a certificate is not valid at {_moment(judged.now)}: {_FRESH}")
+
+
+def not_valid_at(now: int, name: str, certificate: Certificate) -> AttestKitError | None:
+    """Return the error for a certificate that is not valid at `now`, Unix seconds; else None."""
+    start, end = certificate.valid_from, certificate.valid_until
+    at = f"and the verification is at {_moment(now)}"
+    if now < start.timestamp():
+        return refuse("cert_expired", f"{name} is valid from {moment(start)}, {at}")
+    if now > end.timestamp():
+        return refuse("cert_expired", f"{name} was valid until {moment(end)}, {at}: {_FRESH}")
+    return None
+
+
+def named(chain: PckChain) -> tuple[tuple[str, Certificate], ...]:
+    """Return the PCK certificate and its issuer with their names in texts."""
+    return (
+        ("the platform's PCK certificate", chain.leaf),
+        ("the PCK CA's certificate", chain.authority),
+    )
 
 
 def _certificates(judged: Judged) -> Iterator[tuple[str, Certificate]]:
@@ -103,8 +117,7 @@ def _certificates(judged: Judged) -> Iterator[tuple[str, Certificate]]:
         "the certificate that signs QE identity",
         read_chain(given.qe_identity_issuer_chain.encode())[0],
     )
-    yield "the platform's PCK certificate", judged.chain.leaf
-    yield "the PCK CA's certificate", judged.chain.authority
+    yield from named(judged.chain)
 
 
 def _certificate_revoked(text: str, judged: Judged) -> AttestKitError:
@@ -138,10 +151,22 @@ def _unsigned_certificate(_: str, judged: Judged) -> AttestKitError:
         ("the issuer chain of TCB info", judged.endorsed.roots[0]),
         ("the issuer chain of QE identity", judged.endorsed.roots[1]),
     ]
-    if judged.chain.root is not None:
-        ends.append(("the quote's PCK certificate chain", judged.chain.root.spki_der))
-    for name, key in ends:
-        if key != judged.root.spki_der:
+    return unsigned(judged.chain, judged.root, ends)
+
+
+def unsigned(
+    chain: PckChain, root: Certificate, ends: Iterable[tuple[str, bytes]] = ()
+) -> AttestKitError:
+    """Return the error for a certificate that nobody trusted signed.
+
+    Args:
+        chain: That of the PCK certificate.
+        root: The trust anchor.
+        ends: Other chains by their names, with the key that each ends in.
+    """
+    own = () if chain.root is None else ((_PCK_CHAIN, chain.root.spki_der),)
+    for name, key in (*ends, *own):
+        if key != root.spki_der:
             message = f"{name} leads to another root than the trust anchor: {ANOTHER_ROOT}"
             return refuse("untrusted_root", message)
     return refuse(

@@ -11,7 +11,7 @@ from typing import Final
 
 from attestkit.errors import AttestKitError
 from attestkit.verifier.dcap_explained import EXPLAINED, Judged
-from attestkit.verifier.dcap_refusals import refuse
+from attestkit.verifier.dcap_refusals import BAD_QE_REPORT, BAD_QUOTE, refuse
 
 __all__ = ["refusal"]
 
@@ -75,16 +75,8 @@ _PLAIN: Final[tuple[tuple[str, str, str], ...]] = (
         "attestation_key_unbound",
         "the QE report does not vouch for the key that signed the quote",
     ),
-    (
-        "Signature is invalid for qe_report",
-        "qe_report_bad_signature",
-        "the QE report is not signed by the PCK certificate's key",
-    ),
-    (
-        "ISV enclave report signature is invalid",
-        "quote_bad_signature",
-        "the quote's signature does not hold: it was altered after it had been signed",
-    ),
+    ("Signature is invalid for qe_report", *BAD_QE_REPORT),
+    ("ISV enclave report signature is invalid", *BAD_QUOTE),
     ("CaUsedAsEndEntity", "cert_constraints", _CHAIN),
     ("EndEntityUsedAsCa", "cert_constraints", _CHAIN),
     ("PathLenConstraintViolated", "cert_constraints", _CHAIN),

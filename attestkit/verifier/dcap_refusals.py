@@ -20,7 +20,17 @@ from attestkit.errors import (
     VerificationError,
 )
 
-__all__ = ["moment", "refuse"]
+__all__ = ["BAD_QE_REPORT", "BAD_QUOTE", "moment", "refuse"]
+
+# Reason and message of what dcap-qvl finds, and we ourselves before collateral is fetched.
+BAD_QE_REPORT: Final = (
+    "qe_report_bad_signature",
+    "the QE report is not signed by the PCK certificate's key",
+)
+BAD_QUOTE: Final = (
+    "quote_bad_signature",
+    "the quote's signature does not hold: it was altered after it had been signed",
+)
 
 _VERIFICATION: Final = (
     "tcb_info_wrong_type",

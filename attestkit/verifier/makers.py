@@ -82,6 +82,10 @@ class Makers:
         assert isinstance(platform, NitroEnclave)
         return self._aws().authenticate(platform.nsm_quote, now)
 
+    def vouch(self, quote: Quote, pck_certificate_chain: str | None, now: datetime) -> None:
+        """Check of a quote of Intel's what needs no collateral; see `Dcap.vouch`."""
+        self._intel().vouch(quote, pck_certificate_chain, int(now.timestamp()))
+
     def genuine(self, parcel: Parcel) -> bool:
         """Tell whether the root in use for the parcel's platform has the maker's own key."""
         if parcel.quote is not None:

@@ -7,12 +7,20 @@ from attestkit._crypto.certificates import Certificate, read_certificate
 from attestkit._crypto.chain import split_chain
 from attestkit._crypto.sgx_extension import PckExtension, read_sgx_extension
 from attestkit._shown import shown
-from attestkit.collateral import Collateral
 from attestkit.errors import FormatError
 from attestkit.quote import Quote
 from attestkit.verifier.dcap_refusals import refuse
 
-__all__ = ["INTEL", "IN_QUOTE", "PckChain", "Reader", "chain_of", "read_chain", "read_pck_chain"]
+__all__ = [
+    "INTEL",
+    "IN_QUOTE",
+    "PEM_CHAIN",
+    "PckChain",
+    "Reader",
+    "chain_of",
+    "read_chain",
+    "read_pck_chain",
+]
 
 Reader = Callable[[bytes], Certificate]
 
@@ -20,13 +28,14 @@ INTEL: Final = frozenset({"O=Intel Corporation", "L=Santa Clara", "ST=CA", "C=US
 """What all names in Intel's hierarchy share."""
 IN_QUOTE: Final = "quote_format"
 """The reason for a malformed chain that the quote carries."""
+PEM_CHAIN: Final = 5
+"""The type of certification data that are the PCK certificate chain."""
 _LEAF: Final = INTEL | {"CN=Intel SGX PCK Certificate"}
 _AUTHORITIES: Final = (
     INTEL | {"CN=Intel SGX PCK Platform CA"},
     INTEL | {"CN=Intel SGX PCK Processor CA"},
 )
 _SHOWN: Final = 200  # characters of a name that a stranger chose
-_PEM_CHAIN: Final = 5  # certification data: the PCK certificate chain
 
 
 class PckChain(NamedTuple):
@@ -43,23 +52,22 @@ class PckChain(NamedTuple):
         return tuple(one for one in self[:3] if isinstance(one, Certificate))
 
 
-def chain_of(quote: Quote, collateral: Collateral) -> tuple[str, bytes]:
+def chain_of(quote: Quote, pck_certificate_chain: str | None) -> tuple[str, bytes]:
     """Return the chain of the PCK certificate of `quote`, and `reason` if it is malformed.
 
     Raises:
         CollateralError: The quote does not carry its chain, and the collateral has none either.
     """
     kind, data = quote.certification
-    if kind == _PEM_CHAIN:
+    if kind == PEM_CHAIN:
         return IN_QUOTE, data
-    if collateral.pck_certificate_chain is None:
+    if pck_certificate_chain is None:
         raise refuse(
             "pck_chain_missing",
             f"the quote carries no certificate chain (its certification data are of type {kind}, "
-            f"not {_PEM_CHAIN}), and the collateral no pck_certificate_chain: get it from a PCCS",
+            f"not {PEM_CHAIN}), and the collateral no pck_certificate_chain: get it from a PCCS",
         )
-    chain = collateral.pck_certificate_chain.encode("utf-8", "replace")
-    return "cert_malformed", chain
+    return "cert_malformed", pck_certificate_chain.encode("utf-8", "replace")
 
 
 def read_pck_chain(reason: str, data: bytes, read: Reader = read_certificate) -> PckChain:

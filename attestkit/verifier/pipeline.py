@@ -7,6 +7,7 @@ exception; one that nobody expected is a rejection too. Nothing is fetched unles
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from attestkit.attestation import Attestation
@@ -15,8 +16,9 @@ from attestkit.errors import AttestKitError, CollateralError, UsageError
 from attestkit.quote import Quote
 from attestkit.report_data import ReportData
 from attestkit.verifier.bundle import EvidenceBundle
+from attestkit.verifier.fetching import authenticate_fetching
 from attestkit.verifier.fleet import WINDOW, verify_all, verify_each
-from attestkit.verifier.makers import Makers, is_own_fault
+from attestkit.verifier.makers import Makers
 from attestkit.verifier.many import Item, guarded
 from attestkit.verifier.policy import AppraisalPolicy, checked_policy, name_of
 from attestkit.verifier.result import AttestationResult, Authenticated, Claims, Verdict, accepted
@@ -180,14 +182,18 @@ class Verifier:
         *,
         now: datetime | float | None = None,
         collateral: Collateral | None = None,
+        fetch: bool = True,
     ) -> "Examination":
-        """Open evidence for a verification step by step, in the order of `verify`."""
+        """Open evidence for a verification step by step, in the order of `verify`.
+
+        Without `fetch`, a step that would ask the PCCS raises FetchNeededError in its place.
+        """
         _check_collateral(collateral)
-        return guarded(
-            "shape",
-            (),
-            lambda: Examination(self._terms(), evidence, self._moment(now), collateral),
-        )
+
+        def opened() -> Examination:
+            return Examination(self._terms(), evidence, self._moment(now), collateral, fetch=fetch)
+
+        return guarded("shape", (), opened)
 
     def _terms(self) -> "_Terms":
         policy = self.policy
@@ -314,10 +320,16 @@ class Examination:
     """One parcel of evidence on its way through the steps: call each once, in this order."""
 
     def __init__(
-        self, terms: _Terms, evidence: Evidence, now: datetime, collateral: Collateral | None
+        self,
+        terms: _Terms,
+        evidence: Evidence,
+        now: datetime,
+        collateral: Collateral | None,
+        *,
+        fetch: bool = True,
     ) -> None:
         self._terms = terms
-        self._now = now
+        self._now, self._fetch = now, fetch
         self._collateral = terms.collateral if collateral is None else collateral
         self._steps: list[str] = []
         self._authenticated: Authenticated | None = None
@@ -338,34 +350,20 @@ class Examination:
     def _authenticate(self) -> Authenticated:
         source, quote = self._terms.source, self.parcel.quote
         if source is None or quote is None or self._collateral is not None:
-            found = self._ask_maker()
+            found = self._ask_maker(self._collateral)
         else:
-            found = self._ask_intel(source, quote)
+            vouch = partial(self._terms.makers.vouch, quote, now=self._now)
+            found, self._collateral = authenticate_fetching(
+                source, quote, self._ask_maker, vouch, fetch=self._fetch
+            )
         reported_data(self.parcel, found.report_data)
         self._authenticated = found
         self._steps.extend(found.steps)
         return found
 
-    def _ask_maker(self) -> Authenticated:
+    def _ask_maker(self, collateral: Collateral | None) -> Authenticated:
         terms = self._terms
-        return terms.makers.authenticate(
-            self.parcel, self._collateral, self._now, details=terms.details
-        )
-
-    def _ask_intel(self, source: "CollateralSource", quote: Quote) -> Authenticated:
-        """Authenticate with fetched collateral; once more if what was cached may be to blame."""
-        fetched = source.find(quote)
-        self._collateral = fetched.collateral
-        try:
-            found = self._ask_maker()
-        except Exception as error:
-            again = None if is_own_fault(error) else source.find_again(fetched)
-            if again is None:
-                raise
-            fetched, self._collateral = again, again.collateral
-            found = self._ask_maker()
-        source.passed(fetched)
-        return found
+        return terms.makers.authenticate(self.parcel, collateral, self._now, details=terms.details)
 
     def replay(self) -> None:
         """Hold the log to the registers."""

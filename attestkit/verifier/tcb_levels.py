@@ -90,7 +90,7 @@ def unsupported(collateral: Collateral, quote: Quote) -> str:
 
 
 def _measured(collateral: Collateral, quote: Quote) -> _Measured:
-    chain = read_pck_chain(*chain_of(quote, collateral))
+    chain = read_pck_chain(*chain_of(quote, collateral.pck_certificate_chain))
     body = quote.body
     svns: tuple[bytes, ...] = ()
     if isinstance(body, TdQuoteBody):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
+from urllib.parse import quote as percent_encode
 from urllib.parse import urlsplit
 
 from attestkit.backends.simulator.pccs import ServedPlatform, SimulatedPccs
@@ -24,6 +25,25 @@ COLLATERAL: Final = PKI.collateral(NOW)
 CRL, ROOT_CRL = "/sgx/certification/v4/pckcrl", "/sgx/certification/v4/rootcacrl"
 TCB, QE = "/tdx/certification/v4/tcb", "/tdx/certification/v4/qe/identity"
 PCKCERT: Final = "/sgx/certification/v4/pckcert"
+
+
+def answers(collateral: Collateral, url: str) -> Response:
+    """Return the part of `collateral` that is at `url`, as a PCCS answers."""
+    signed = {
+        TCB: ("tcbInfo", "tcb_info", "TCB-Info-Issuer-Chain"),
+        QE: ("enclaveIdentity", "qe_identity", "SGX-Enclave-Identity-Issuer-Chain"),
+    }
+    path = urlsplit(url).path
+    if path in signed:
+        name, part, header = signed[path]
+        signature = getattr(collateral, f"{part}_signature").hex()
+        body = f'{{"{name}":{getattr(collateral, part)},"signature":"{signature}"}}'
+        chain = percent_encode(getattr(collateral, f"{part}_issuer_chain"))
+        return Response(200, {header: chain}, body.encode())
+    if path == CRL:
+        chain = percent_encode(collateral.pck_crl_issuer_chain)
+        return Response(200, {"SGX-PCK-CRL-Issuer-Chain": chain}, collateral.pck_crl)
+    return Response(200, {}, collateral.root_ca_crl)
 
 
 @dataclass

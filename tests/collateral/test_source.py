@@ -8,7 +8,7 @@ import pytest
 from attestkit.collateral import Collateral
 from attestkit.collateral.cache import CollateralCache
 from attestkit.collateral.pccs_client import Response
-from attestkit.collateral.source import CollateralSource
+from attestkit.collateral.source import CollateralSource, Found
 from attestkit.errors import CollateralError
 from tests.collateral.services import BASE, COLLATERAL, PLATFORM, QUOTE, TCB, Service
 from tests.collateral.test_pccs_client import hidden
@@ -79,6 +79,34 @@ def test_second_tries_have_a_pause() -> None:
         timer.seconds = seconds
         assert asked.find_again(asked.find(QUOTE)) is None
         assert len(service.urls) == requests
+
+
+def test_threads_wait_for_one_second_try() -> None:
+    """Who doubts the same while the service is asked has its answer, too."""
+    started, proceed = threading.Event(), threading.Event()
+    service = Service({TCB: forge})
+    asked = source(service)
+    asked.find(QUOTE)
+    doubted = asked.find(QUOTE)
+
+    def slow(response: Response) -> Response:
+        started.set()
+        assert proceed.wait(30)
+        return response
+
+    service.changes[TCB] = slow
+    found: list[object] = []
+    first = threading.Thread(target=lambda: found.append(asked.find_again(doubted)))
+    first.start()
+    assert started.wait(30)
+    second = threading.Thread(
+        target=lambda: found.append(asked.find_again(doubted, lambda _: proceed.set()))
+    )
+    second.start()
+    for thread in (first, second):
+        thread.join()
+    assert [one.collateral for one in found if isinstance(one, Found)] == [COLLATERAL] * 2
+    assert len(service.urls) == 8
 
 
 def test_a_certificate_is_kept_once_it_has_passed() -> None:

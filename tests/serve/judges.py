@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from attestkit.attestation import AppInfo, Attestation
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
+from attestkit.verifier.fetching import FetchNeededError
 from attestkit.verifier.result import (
     AttestationResult,
     Authenticated,
@@ -64,11 +65,14 @@ class StandIn:
         self.outcomes = outcomes
         self.taken: list[str] = []
         self.opened: list[Attestation] = []
+        self.fetches = False  # whether collateral has to be fetched
         self.before: Callable[[], object] = lambda: None  # runs first in every examination
 
-    def examine(self, attestation: Attestation) -> "StandIn":
+    def examine(self, attestation: Attestation, *, fetch: bool = True) -> "StandIn":
         """Open evidence."""
         self.before()
+        if self.fetches and not fetch:
+            raise FetchNeededError("not here")
         self.opened.append(attestation)
         return self
 

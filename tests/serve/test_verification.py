@@ -104,8 +104,9 @@ class Refusing:
     def __init__(self, kind: type[BaseException]) -> None:
         self._kind = kind
 
-    def examine(self, _: Attestation) -> "Refusing":
+    def examine(self, _: Attestation, *, fetch: bool) -> "Refusing":
         """Refuse."""
+        assert fetch
         raise self._kind("no")
 
 

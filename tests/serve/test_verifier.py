@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import pytest
@@ -284,6 +284,68 @@ def test_a_server_that_stops(make_client: MakeClient) -> None:
     executor = ThreadPoolExecutor(1)
     client = make_client(None, executor)
     executor.shutdown()
+    assert "stop" in check_failed(client.post("/verify", GOOD), 503)
+
+
+class Fetching(Held):
+    """A Held verifier that is held only where it fetches; `fetches` says what is cached."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = lambda: None
+        self.fetches = True
+
+    def authenticate(self) -> object:
+        """Ask the PCCS, which takes its time."""
+        if self.fetches:
+            self._wait()
+        return super().authenticate()
+
+
+class Fetcher(ThreadPoolExecutor):
+    """Threads, and a semaphore that counts what was given to them."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        self.submitted = asyncio.Semaphore(0)
+
+    def submit(self, *args: Any, **kwargs: Any) -> "Future[Any]":
+        """Take work."""
+        self.submitted.release()
+        return super().submit(*args, **kwargs)
+
+
+def test_fetches_hold_nobody_else_up(make_client: MakeClient) -> None:
+    """With all places and threads of theirs taken, what is cached is judged as ever."""
+    held = Fetching()
+    with Fetcher(1) as fetcher:
+        client = make_client(held, fetcher=fetcher, limit=2, fetches=3)
+
+        async def scenario() -> None:
+            tasks = []
+            for _ in range(3):  # one holds the thread, the others wait without one
+                tasks.append(asyncio.ensure_future(call(client, "POST", "/verify", GOOD)))
+                await asyncio.wait_for(fetcher.submitted.acquire(), 60)
+            assert await asyncio.to_thread(held.entered.acquire, timeout=60)
+            assert await call(client, "POST", "/verify", GOOD) == 503
+            held.fetches = False
+            for _ in range(3):
+                assert await call(client, "POST", "/verify", GOOD) == 200
+            assert not any(task.done() for task in tasks)
+            held.go.set()
+            assert await asyncio.gather(*tasks) == [200, 200, 200]
+
+        client.loop.run_until_complete(scenario())
+
+
+def test_a_fetch_that_takes_too_long(make_client: MakeClient) -> None:
+    """Its client hears 503, and its place is kept until its thread is free."""
+    held = Fetching()
+    with ThreadPoolExecutor(1) as fetcher:
+        client = make_client(held, fetcher=fetcher, fetches=1, seconds=0.05)
+        assert "0.05 seconds" in check_failed(client.post("/verify", GOOD), 503)
+        assert "to be fetched" in check_failed(client.post("/verify", GOOD), 503)
+        held.go.set()
     assert "stop" in check_failed(client.post("/verify", GOOD), 503)
 
 

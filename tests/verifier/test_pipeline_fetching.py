@@ -10,10 +10,19 @@ import pytest
 
 from attestkit.backends.simulator.pki import SimulatedPki
 from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
+from attestkit.backends.simulator.scenarios import PkiConfig
 from attestkit.collateral.cache import CollateralCache
 from attestkit.collateral.pccs_client import Response
-from attestkit.errors import AttestKitError, CollateralError, SignatureError, VerificationError
+from attestkit.errors import (
+    AttestKitError,
+    CollateralError,
+    FormatError,
+    SignatureError,
+    VerificationError,
+)
 from attestkit.verifier import TcbStatus, Verifier
+from attestkit.verifier.fetching import FetchNeededError
+from tests.collateral.test_pccs_client import hidden
 from tests.verifier import parcels
 from tests.verifier.parcels import NONCE, NOW, PKI, tell_now
 
@@ -160,13 +169,58 @@ def test_bad_evidence_has_nothing_fetched_again(way: Way) -> None:
     assert len(way.asked) == 4
 
 
-def test_a_stranger_has_it_fetched_again_once(way: Way) -> None:
-    """Before anything has passed, nobody knows who is to blame."""
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_forged_quote_has_nothing_fetched(way: Way, *, cached: bool) -> None:
+    """Whichever platform it names; a genuine one does, and is not held up by what is cached."""
     judge = fetching(way)
-    for _ in range(5):
+    if cached:  # not by what has passed: then strangers could not have it fetched again anyway
+        way.alter = forge_tcb_info
         with pytest.raises(SignatureError):
-            judge.verify(STRANGERS, report_data=NONCE)
-    assert len(way.asked) == 8
+            judge.verify(RAW, report_data=NONCE)
+        way.alter = None
+    before = len(way.asked)
+    invented = SimulatedPki(bytes(32), config=PkiConfig(fmspc=bytes.fromhex("990000000001")))
+    unknown = QuotingEnclave(invented).quote(TdBody().td10())
+    for evidence in (STRANGERS, unknown, flipped(200), flipped(700), flipped(1154)):
+        for _ in range(2):
+            with pytest.raises((SignatureError, FormatError)):
+                judge.verify(evidence, report_data=NONCE)
+    assert len(way.asked) == before
+    assert judge.verify(RAW, report_data=NONCE).tcb_status is TcbStatus.UP_TO_DATE
+    assert len(way.asked) == before + 4
+
+
+def test_a_forged_quote_with_a_hidden_name_has_no_collateral_fetched(way: Way) -> None:
+    """Its own signature is looked at before all, its enclave's once the certificate is there."""
+    judge = fetching(way)
+    quote = hidden(3, 384).raw
+    for at, requests in ((200, 0), (1154, 1)):
+        way.asked.clear()
+        altered = quote[:at] + bytes([quote[at] ^ 1]) + quote[at + 1 :]
+        with pytest.raises(SignatureError):
+            judge.verify(altered, report_data=None)
+        assert len(way.asked) == requests
+    judge.verify(quote, report_data=None)
+    assert len(way.asked) == 1 + 1 + 4
+
+
+def test_who_does_not_want_to_wait_for_a_fetch(way: Way) -> None:
+    """It is told, before anything is asked, and not for evidence that has nothing fetched."""
+    judge = fetching(way)
+    with pytest.raises(FetchNeededError):
+        judge.examine(RAW, fetch=False).authenticate()
+    with pytest.raises(SignatureError):
+        judge.examine(STRANGERS, fetch=False).authenticate()
+    assert way.asked == []
+    way.alter = forge_tcb_info
+    with pytest.raises(SignatureError):
+        judge.verify(RAW, report_data=NONCE)
+    way.alter = None
+    with pytest.raises(FetchNeededError):  # a second try is one, too
+        judge.examine(RAW, fetch=False).authenticate()
+    assert len(way.asked) == 4
+    judge.verify(RAW, report_data=NONCE)
+    assert judge.examine(RAW, fetch=False).take(NONCE).tcb_status is TcbStatus.UP_TO_DATE
 
 
 def test_a_handed_in_cache_pickles_along(way: Way, tmp_path: Path) -> None:

@@ -1,0 +1,247 @@
+"""Older collateral never takes the place of newer that has passed, whoever fetches it and when."""
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from attestkit.backends.simulator.pki import SimulatedPki
+from attestkit.backends.simulator.scenarios import (
+    CollateralConfig,
+    QeIdentityConfig,
+    TcbInfoConfig,
+)
+from attestkit.collateral import Collateral
+from attestkit.collateral.cache import CollateralCache
+from attestkit.collateral.newest import newest, root_of
+from attestkit.collateral.pccs_client import Response
+from attestkit.collateral.source import CollateralSource, Found
+from tests.collateral.services import BASE, NOW, PKI, QUOTE, Service, answers
+
+DAY: Final = timedelta(days=1)
+PARTS: Final = {
+    "tcb_info": ("tcb_info", "tcb_info_signature", "tcb_info_issuer_chain"),
+    "qe_identity": ("qe_identity", "qe_identity_signature", "qe_identity_issuer_chain"),
+    "pck_crl": ("pck_crl", "pck_crl_issuer_chain"),
+    "root_ca_crl": ("root_ca_crl",),
+}
+
+
+def said(number: int = 18, *, age: timedelta = DAY, pki: SimulatedPki = PKI) -> Collateral:
+    """Return what was said by a root that long ago, with that evaluation data number."""
+    return pki.collateral(
+        NOW,
+        CollateralConfig(
+            age=age,
+            tcb_info=TcbInfoConfig(evaluation_number=number),
+            qe_identity=QeIdentityConfig(evaluation_number=number),
+        ),
+    )
+
+
+NEW: Final = said(19)
+OLD: Final = said(18, age=20 * DAY)
+
+
+class World:
+    """A folder, and a service that says what it is told to; every source is another process."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.says = NEW
+        self.asked = 0
+        self.now = NEW.valid_from
+
+    def get(self, url: str) -> Response:
+        """Get a URL."""
+        self.asked += 1
+        return answers(self.says, url)
+
+    def cache(self) -> CollateralCache:
+        """Return a cache as a process opens it."""
+        return CollateralCache(self.folder, clock=lambda: self.now)
+
+    def process(self) -> CollateralSource:
+        """Return a source as a process has it."""
+        return CollateralSource(BASE, getter=self.get, cache=self.cache())
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """Return a folder with a service."""
+    return World(tmp_path)
+
+
+def let_pass(source: CollateralSource) -> Found:
+    """Return what a source finds, which passes a verification."""
+    found = source.find(QUOTE)
+    source.passed(found)
+    return found
+
+
+# -- part by part ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_that_is_older_gives_way(part: str) -> None:
+    """With its signature and its chain, and without the others."""
+    theirs = {name: getattr(OLD, name) for name in PARTS[part]}
+    assert newest(NEW, replace(NEW, **theirs)) == NEW
+    ours = {name: getattr(NEW, name) for name in PARTS[part]}
+    mixed = newest(replace(OLD, **ours), OLD)
+    assert mixed == replace(OLD, **ours)
+
+
+def test_what_is_as_old_or_newer_is_taken() -> None:
+    """A number counts before the date at which it was said."""
+    assert newest(OLD, NEW) is NEW
+    again = replace(NEW, tcb_info_issuer_chain=NEW.tcb_info_issuer_chain + "\n")
+    assert newest(NEW, again) is again
+    late = said(18, age=timedelta())
+    assert newest(NEW, late) == replace(
+        late, **{name: getattr(NEW, name) for part in list(PARTS)[:2] for name in PARTS[part]}
+    )
+    early = said(20, age=10 * DAY)
+    assert newest(NEW, early).tcb_info == early.tcb_info
+    assert newest(NEW, early).pck_crl == NEW.pck_crl
+
+
+@pytest.mark.parametrize("text", ["{}", "[", '{"tcbEvaluationDataNumber":"1"}'])
+def test_what_cannot_be_read_is_for_the_verifier_to_refuse(text: str) -> None:
+    """It is no reason to fail here, on either side."""
+    broken = replace(NEW, tcb_info=text, pck_crl=b"0")
+    assert newest(NEW, broken) is broken
+    assert newest(broken, NEW) is NEW
+
+
+def test_roots() -> None:
+    """A root is known by its key, and no root by None."""
+    assert root_of(NEW) == root_of(OLD)
+    assert root_of(said(pki=SimulatedPki(bytes(32)))) not in {root_of(NEW), None}
+    assert root_of(replace(NEW, tcb_info_issuer_chain="none")) is None
+
+
+# -- a cache ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_older_collateral_replaces_nothing(
+    world: World, caplog: pytest.LogCaptureFixture, *, restart: bool
+) -> None:
+    """Not where what is cached is doubted before this process has seen it pass."""
+    first = world.process()
+    let_pass(first)
+    other = world.process() if restart else first
+    world.says = OLD
+    asked = world.asked
+    assert other.find_again(other.find(QUOTE)) is None
+    assert world.asked == asked + (4 if restart else 0)
+    assert ("older collateral" in caplog.text) is restart
+    for process in (first, other, world.process()):
+        assert process.find(QUOTE).collateral == NEW
+
+
+def test_two_processes_at_once(world: World) -> None:
+    """One has in memory what was; neither what it lets pass nor what it fetches is believed."""
+    world.says = OLD
+    slow, quick = world.process(), world.process()
+    found = slow.find(QUOTE)
+    quick.find(QUOTE)
+    world.says = NEW
+    again = quick.find_again(quick.find(QUOTE))
+    assert again is not None
+    quick.passed(again)
+    slow.passed(found)  # is older than what has passed elsewhere, and is not used again
+    assert slow.find(QUOTE).collateral == NEW
+    world.says = OLD
+    third = world.process()
+    assert third.find(QUOTE).collateral == NEW
+    assert third.find_again(third.find(QUOTE)) is None
+
+
+def test_an_older_entry_is_not_used(world: World) -> None:
+    """Whoever put it there: what has passed is looked at before it is."""
+    let_pass(world.process())
+    source = world.process()
+    found = source.find(QUOTE)
+    world.cache().put(found.key, OLD)
+    source = world.process()
+    assert source.find(QUOTE) == found
+    assert world.cache().get(found.key) == NEW
+    assert world.asked == 4
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_has_ended_still_counts(world: World, *, folder: bool) -> None:
+    """When there is nothing to use any more, an older part that is in date is not taken."""
+    world.folder = world.folder if folder else None
+    source = world.process()
+    let_pass(source)
+    world.now = OLD.valid_until - timedelta(hours=1)
+    ended = replace(NEW, pck_crl=OLD.pck_crl, pck_crl_issuer_chain=OLD.pck_crl_issuer_chain)
+    assert world.now < ended.valid_until
+    world.now = NEW.valid_until
+    world.says = OLD
+    source = world.process() if folder else source
+    assert source.find(QUOTE).collateral == NEW  # which a verification refuses, for it has ended
+    fresh = said(19, age=-30 * DAY)
+    world.says = fresh
+    assert source.find(QUOTE).collateral == fresh
+
+
+def test_a_forgery_locks_nothing_out(world: World) -> None:
+    """What says it is newer, and has not passed, is not held to; nor is what has passed lost."""
+    number = b'"tcbEvaluationDataNumber":19'.decode()
+    forged = replace(NEW, tcb_info=NEW.tcb_info.replace(number, number.replace("19", "99")))
+    assert forged != NEW
+    let_pass(world.process())
+    for says, want in ((forged, forged), (OLD, NEW), (forged, forged), (NEW, NEW)):
+        world.says = says
+        source = world.process()
+        again = source.find_again(source.find(QUOTE))
+        assert again is not None
+        assert again.collateral == want
+
+
+def test_another_root_is_not_compared(world: World) -> None:
+    """A simulator with a new seed may be younger or older than the one before it."""
+    let_pass(world.process())
+    other = said(1, age=25 * DAY, pki=SimulatedPki(bytes(32)))
+    world.says = other
+    source = world.process()
+    again = source.find_again(source.find(QUOTE))
+    assert again is not None
+    assert again.collateral == other
+
+
+def test_what_comes_from_the_future_does_not_count(world: World) -> None:
+    """What passed while the clock was wrong holds nothing back, and is put right."""
+    world.says = future = said(19, age=-40 * DAY)
+    world.now = future.valid_from
+    let_pass(world.process())
+    world.says, world.now = NEW, NEW.valid_from
+    assert let_pass(world.process()).collateral == NEW
+    world.says = OLD
+    source = world.process()
+    assert source.find_again(source.find(QUOTE)) is None
+
+
+def test_kept_files_are_bounded(tmp_path: Path) -> None:
+    """They are as many as entries, and take no entry's place."""
+    cache = CollateralCache(tmp_path, limit=2, clock=lambda: NEW.valid_from)
+    for name in "abc":
+        cache.put((name,), NEW)
+        cache.keep((name,), NEW)
+    assert len(list(tmp_path.glob("*.json"))) == len(list(tmp_path.glob("*.kept"))) == 2
+    assert len(cache._entries) == len(cache._kept) == 2
+    assert cache.get(("c",)) == cache.kept(("c",)) == NEW
+    assert cache.kept(("a",)) is None
+
+
+def test_without_a_cache_nothing_is_kept() -> None:
+    """A source that keeps nothing has nothing to compare with."""
+    source = CollateralSource(BASE, getter=Service())
+    let_pass(source)
+    assert let_pass(source).cached is False
