@@ -71,13 +71,14 @@ PUBLIC = {
         "verifier/dcap_explained.py",
         "judged.endorsed.roots[0] == judged.root.spki_der",
     ): "public keys, after the verdict",
-    ("verifier/dcap_explained.py", "key != judged.root.spki_der"): "public keys, after the verdict",
+    ("verifier/dcap_explained.py", "key != root.spki_der"): "public keys of roots",
     (
         "verifier/ear_claims.py",
         "result.claims.os_image_hash in (policy.os_image_hash or ())",
     ): "an image and a policy, after the verdict",
     ("verifier/ear_token.py", "token.startswith(bytes([_TAG]))"): "the form of a token",
     ("verifier/endorsements.py", "chain.root.spki_der != key"): "public keys of roots",
+    ("verifier/vouched.py", "chain.root.spki_der != root.spki_der"): "public keys of roots",
 }
 # How often each file compares in constant time; what is compared may have any name.
 KEPT = {
