@@ -207,6 +207,28 @@ def _quote_targets() -> list[ParserTarget]:
     ]
 
 
+def _qgs_targets() -> list[ParserTarget]:
+    """Return those of the protocol with the quote generation service."""
+    return [
+        ParserTarget(
+            "qgs",
+            obeys(
+                _qgs,
+                BackendError,
+                accepted=lambda raw, quote: check("it", raw.endswith(quote)),
+            ),
+            qgs_answers,
+            max_len=1100,
+        ),
+        ParserTarget(
+            "qgs_request",
+            obeys(partial(answer, _Quoter()), FormatError, accepted=_replied),
+            qgs_requests,
+            max_len=1200,
+        ),
+    ]
+
+
 def targets() -> list[ParserTarget]:
     """Return the targets of this file."""
     return [
@@ -236,20 +258,5 @@ def targets() -> list[ParserTarget]:
             short(endorsement_samples),
             "der.dict",
         ),
-        ParserTarget(
-            "qgs",
-            obeys(
-                _qgs,
-                BackendError,
-                accepted=lambda raw, quote: check("it", raw.endswith(quote)),
-            ),
-            qgs_answers,
-            max_len=1100,
-        ),
-        ParserTarget(
-            "qgs_request",
-            obeys(partial(answer, _Quoter()), FormatError, accepted=_replied),
-            qgs_requests,
-            max_len=1200,
-        ),
+        *_qgs_targets(),
     ]
