@@ -92,9 +92,10 @@ class AppInfo(NamedTuple):
         values = [reader.blob() for _ in range(8)]
         hashes = None
         if count == 9 and not reader.nil():
-            at = reader.at
-            hashes = tuple([reader.blob() for _ in range(reader.count())])
-            if len(hashes) > MAX_INIT_SCRIPTS or any(len(found) != 32 for found in hashes):
+            at, size = reader.at, reader.count()
+            # Counted first: each would be an object.
+            hashes = tuple([reader.blob() for _ in range(min(size, MAX_INIT_SCRIPTS))])
+            if size > MAX_INIT_SCRIPTS or any(len(found) != 32 for found in hashes):
                 raise FormatError("at most 5 hashes of 32 bytes are allowed", offset=at)
         if left := len(data) - reader.at:
             raise FormatError(f"{left} bytes behind the app info", offset=reader.at)
