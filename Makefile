@@ -113,7 +113,8 @@ bench: $(VENV)/.dev
 	  --benchmark-columns=min,median,iqr,rounds,iterations $(ARGS)
 	@[ ! -e $(RESULTS) ] || $(BIN)/python -m benchmarks.compare $(RESULTS) $(if $(STRICT),--strict)
 
-# A minute more: time and memory of inputs from 1 to a million, and both cores.
+# Ten minutes more: hostile inputs of each shape, then time and memory of inputs from 1 to a million,
+# and both cores.
 growth: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.growth_hostile $(if $(STRICT),--strict)
 	$(BIN)/python -m benchmarks.growth $(if $(STRICT),--strict) $(ARGS)

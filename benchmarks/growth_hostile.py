@@ -1,8 +1,9 @@
 """What hostile input costs each reader: time, and resident memory, C's included.
 
-`python -m benchmarks.growth_hostile` finds the dearest shape of each parser, measures it at four
-sizes up to 1 MiB, and writes the table in docs/bounds.md. An exponent is the slope of time against
-size, both logarithmic: 1 is linear, 2 quadratic.
+`python -m benchmarks.growth_hostile` finds the dearest shape of each parser at the largest size
+that is read, or 1 MiB, measures it there and at a half, a quarter and an eighth, and writes the
+table in docs/bounds.md. An exponent is the slope of time against size, both logarithmic: 1 is
+linear, 2 quadratic. Times are the process's own, on the processor.
 """
 
 import argparse
@@ -11,14 +12,17 @@ import gc
 import os
 import re
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from time import process_time
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from benchmarks.growth import MOST, exponent
-from tests.bounds.counting import peak
-from tests.bounds.parsers import CASES, PARSERS, Case, run
+from tests.bounds.fitting import enters, largest, refusal, shortened
+from tests.bounds.parsers import PARSERS, Parser, run
 from tests.records import ROOT
 
 __all__ = ["Cost", "main", "measure", "row"]
@@ -29,9 +33,26 @@ HEAD: Final = (
     "| allocated at most | lines at most |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 TABLE: Final = re.compile(re.escape(HEAD) + r"\n(\|.*\n)*")
-FIRST: Final = 16_384  # bytes
-LARGEST: Final = 1_000_000  # below each limit of 1 MiB, also with what stands around it
-ENOUGH: Final = 0.5  # seconds of one call, which then needs no second
+MOST_BYTES: Final = 1 << 20  # what may be longer is measured to here
+LEAST: Final = 4096  # bytes; what a call costs shows in less, and not what a byte does
+WARM: Final = 10  # calls after which the interpreter has specialised the code that they run
+CALLS: Final = 5  # of which the best counts
+FEW: Final = 4  # shapes that one call each finds the dearest, and that are measured well
+FLAT: Final = 0.5  # an exponent of what is refused at once
+_A = TypeVar("_A")
+_B = TypeVar("_B")
+
+
+class Input(NamedTuple):
+    """A shape of a size that the reader reads, or goes through as far as it does at all."""
+
+    parser: str
+    shape: str
+    size: int  # what the shape is asked for
+
+    def data(self, shift: int = 0) -> bytes:
+        """Return it, or a half, a quarter of it."""
+        return PARSERS[self.parser].shapes[self.shape](self.size >> shift)
 
 
 class Cost(NamedTuple):
@@ -42,62 +63,98 @@ class Cost(NamedTuple):
     size: int  # bytes, the largest
     nanoseconds: float  # a byte, at the largest size
     exponent: float  # of time without the garbage collector's
-    resident: float  # bytes a byte
+    resident: float  # bytes a byte, of the shape that takes most
 
 
 def measure(name: str) -> Cost:
-    """Measure one parser."""
+    """Measure one parser.
+
+    Raises:
+        ValueError: The dearest input was not read, but refused for its size or count.
+    """
+    cost, inputs = _alone(_time, name)
+    return cost._replace(resident=_alone(_resident, inputs))
+
+
+def _alone(work: Callable[[_A], _B], given: _A) -> _B:
+    """Do it in a process of its own, whose heap has no room that others have left."""
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        return pool.submit(work, given).result()
+
+
+def _time(name: str) -> tuple[Cost, list[Input]]:
+    """Return what the dearest input takes but for memory, and all inputs."""
     parser = PARSERS[name]
-    first, largest = min(FIRST, parser.most // 8), min(LARGEST, parser.most)
-    cases = [case for case in CASES if case.parser == name]
-    dearest = max(cases, key=lambda case: _seconds(case, first) / len(case.make(first)))
-    fullest = max(cases, key=lambda case: _allocated(case, first))
-    resident = max(_resident(case, largest) for case in {dearest, fullest})
-    sizes = [largest >> shift for shift in range(3, -1, -1)]
-    inputs = [dearest.make(size) for size in sizes]
-    nanoseconds = _seconds(dearest, largest) / len(inputs[-1]) * 1e9
-    gc.disable()  # it begins to show at some size, and bends what is straight before and after
-    seconds = [_seconds(dearest, size) for size in sizes]
-    gc.enable()
-    lengths = [len(data) for data in inputs]
-    slope = exponent(lengths, seconds) if lengths[0] < lengths[-1] else 0.0
-    return Cost(name, dearest.shape, lengths[-1], nanoseconds, slope, resident)
+    inputs = [found for shape in parser.shapes for found in _inputs(name, shape)]
+    few = sorted(inputs, key=lambda one: _each(parser, one.data(), 1))[-FEW:]
+    dearest = max(few, key=lambda one: _each(parser, one.data()))
+    data = dearest.data()
+    nanoseconds = _each(parser, data) * 1e9
+    slope = _slope(parser, [dearest.data(shift) for shift in range(3, -1, -1)])
+    if not enters(parser, data) or (slope < FLAT and refusal(parser, data)):
+        told = f"{len(data)} bytes of {dearest.shape!r}: {refusal(parser, data)}"
+        raise ValueError(f"{name} did not read {told}")
+    return Cost(name, dearest.shape, len(data), nanoseconds, slope, 0), inputs
 
 
-def _seconds(case: Case, size: int) -> float:
-    """Return the processor time of the best of some calls."""
-    parser, data = PARSERS[case.parser], case.make(size)
+def _inputs(name: str, shape: str) -> Iterator[Input]:
+    """Yield a shape as long as it may be, and as long as it is read if that is less.
+
+    Either may be the dearest: some counts are known only when all has been read.
+    """
+    parser = PARSERS[name]
+    make, most = parser.shapes[shape], min(MOST_BYTES, parser.most)
+    longest, read = shortened(make, most), largest(parser, make, most)
+    for _ in range(WARM):
+        run(parser, make(LEAST))
+    yield Input(name, shape, longest)
+    if read < longest and len(make(read)) >= LEAST:
+        yield Input(name, shape, read)
+
+
+def _slope(parser: Parser, inputs: list[bytes]) -> float:
+    """Return the exponent of processor time, without the garbage collector's.
+
+    That begins to show at some size, and bends what is straight before and after.
+    """
+    gc.disable()
+    try:
+        seconds = [_each(parser, data) * len(data) for data in inputs]
+    finally:
+        gc.enable()
+    return exponent([len(data) for data in inputs], seconds)
+
+
+def _each(parser: Parser, data: bytes, calls: int = CALLS) -> float:
+    """Return the processor time of the best of some calls, in seconds a byte."""
     best = []
-    for _ in range(3):
+    for _ in range(calls):
+        gc.collect()  # what others left is not this call's
         begin = process_time()
         run(parser, data)
         best.append(process_time() - begin)
-        if best[0] > ENOUGH:
-            break
-    return max(min(best), 1e-9)
+    return max(min(best), 1e-9) / len(data)
 
 
-def _allocated(case: Case, size: int) -> float:
-    """Return what Python allocates, a byte of input."""
-    parser, data = PARSERS[case.parser], case.make(size)
-    return peak(lambda: run(parser, data)) / len(data)
-
-
-def _resident(case: Case, size: int) -> float:
+def _resident(inputs: list[Input]) -> float:
     """Return how much more memory a child had at most during a call, a byte of input."""
-    parser, data = PARSERS[case.parser], case.make(size)
-    run(parser, case.make(1000))
-    return _in_child(lambda: run(parser, data)) / len(data)
+    most = 0.0
+    for one in inputs:
+        parser, data, small = PARSERS[one.parser], one.data(), one._replace(size=LEAST).data()
+        bytes_more = _in_child(partial(run, parser, small), partial(run, parser, data))
+        most = max(most, bytes_more / len(data))
+    return most
 
 
-def _in_child(work: Callable[[], None]) -> int:
+def _in_child(before: Callable[[], None], work: Callable[[], None]) -> int:
     reading, writing = os.pipe()
     if (child := os.fork()) == 0:
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed before would be used again, unseen
+        before()  # a child has none of its libraries' pages until it uses them
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed would be used again, unseen
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        before = _peak()
+        had = _peak()
         work()
-        os.write(writing, str(_peak() - before).encode())
+        os.write(writing, str(_peak() - had).encode())
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as file:
@@ -116,7 +173,8 @@ def _peak() -> int:
 def row(cost: Cost) -> str:
     """Return a row of the table."""
     parser = PARSERS[cost.parser]
-    numbers = f"{cost.nanoseconds:.0f} | {cost.exponent:.2f} | {cost.resident:.0f}"
+    digits = 0 if cost.nanoseconds >= 10 else 1
+    numbers = f"{cost.nanoseconds:.{digits}f} | {cost.exponent:.2f} | {cost.resident:.0f}"
     bounds = f"{parser.memory} | {parser.steps}"
     return f"| {cost.parser} | {cost.shape} | {cost.size:,} | {numbers} | {bounds} |"
 

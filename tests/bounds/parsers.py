@@ -42,6 +42,7 @@ from attestkit.serve.verification import VerifyRequest
 from attestkit.snp_certificates import SnpCertificates
 from attestkit.sys_config import SysConfig
 from attestkit.verifier.bundle import EvidenceBundle
+from attestkit.verifier.ear import MAX_TOKEN
 from attestkit.verifier.ear_keys import EarPublicKey
 from attestkit.verifier.policy_toml import parse as parse_policy
 from attestkit.verifier.tcb_info import read_qe_identity, read_tcb_info
@@ -330,12 +331,12 @@ PARSERS: Final[Mapping[str, Parser]] = {
         *(45, 4),
     ),
     "agent's answer": Parser(Attestation.from_agent_response, inside(b'{"x":'), 45, 4),
-    "evidence in SCALE": Parser(Attestation.from_bytes, shapes.EVIDENCE_SCALE, 64, 16, 131_072),
+    "evidence in SCALE": Parser(Attestation.from_bytes, shapes.EVIDENCE_SCALE, 64, 16),
     "evidence in msgpack": Parser(Attestation.from_bytes, shapes.EVIDENCE_MSGPACK, 60, 24),
     "evidence in CBOR": Parser(Attestation.from_bytes, shapes.EVIDENCE_CBOR, 8, 32),
     "evidence as a CMW": Parser(Attestation.from_bytes, shapes.CMW_CBOR, 10, 32),
     "evidence as a CMW in JSON": Parser(Attestation.from_bytes, inside(b'{"x":'), 60, 8),
-    "CBOR": Parser(read_value, shapes.CBOR, 100, 40, 65_536),
+    "CBOR": Parser(read_value, shapes.CBOR, 100, 40),
     "app info": Parser(
         AppInfo.from_msgpack,
         {
@@ -345,12 +346,12 @@ PARSERS: Final[Mapping[str, Parser]] = {
                 % (b"\xc4\0" * 8, (size // 2).to_bytes(4, "big"), b"\xc4\0" * (size // 2))
             ),
         },
-        *(50, 16),
+        *(6, 1),
     ),
     "certificate request": Parser(
         QuoteCertRequest.from_bytes,
         {"names": lambda size: QuoteCertRequest(b"", "", b"", b"", None, ("",) * size).to_bytes()},
-        *(20, 16, 65_536),
+        *(20, 16),
     ),
     "vm_config": Parser(remembered, inside(b'{"x":'), 45, 4),
     "mr_config": Parser(MrConfig.parse, inside(b'{"key_provider":"none","x":'), 45, 4),
@@ -366,7 +367,7 @@ PARSERS: Final[Mapping[str, Parser]] = {
     "environment": Parser(env_encryption._items, inside(b'{"env":[],"x":'), 45, 4),
     "certificate": Parser(look, CERTIFICATES, 80, 16),
     "certificate of AMD or AWS": Parser(
-        x509_path.read_path_certificate, CERTIFICATES, 40, 16, 16_000
+        x509_path.read_path_certificate, CERTIFICATES, 40, 16, 16_384
     ),
     "SGX extension": Parser(read_sgx_extension, CERTIFICATES, 80, 16),
     "certificates in PEM": Parser(text(split_pem), PEM, 10, 4),
@@ -376,13 +377,12 @@ PARSERS: Final[Mapping[str, Parser]] = {
     "collateral": Parser(Collateral.from_json, inside(b'{"x":'), 45, 4),
     "bundle": Parser(EvidenceBundle.from_json, inside(b'{"x":'), 45, 4),
     "signed body": Parser(lambda data: split_signed(data, "tcbInfo"), inside(SIGNED, b"}}"), 45, 4),
-    "signed verdict as a JWT": Parser(verdicts.read, verdicts.JWT, 45, 4, 190_000),
-    "signed verdict in COSE": Parser(verdicts.read, verdicts.COSE, 100, 40, 200_000),
-    "keys of signed verdicts": Parser(EarPublicKey.from_jwks, verdicts.KEY_SET, 45, 4, 65_000),
+    "signed verdict as a JWT": Parser(verdicts.read, verdicts.JWT, 45, 4, MAX_TOKEN),
+    "signed verdict in COSE": Parser(verdicts.read, verdicts.COSE, 100, 40, MAX_TOKEN),
+    "keys of signed verdicts": Parser(EarPublicKey.from_jwks, verdicts.KEY_SET, 45, 4, 65_536),
     "TCB info": Parser(text(read_tcb_info), inside(b'{"id":"TDX","x":'), 45, 4),
     "QE identity": Parser(text(read_qe_identity), inside(b'{"id":"QE","x":'), 45, 4),
-    # As much as is read of the worst shapes, and then as much as there may be of any.
-    "policy": Parser(lambda data: parse_policy(data, "policy"), shapes.TOML, 560, 240, 32_000),
+    "policy": Parser(lambda data: parse_policy(data, "policy"), shapes.TOML, 560, 240),
     "TOML": Parser(_toml.decode, shapes.TOML, 560, 240),
     "server's configuration": Parser(
         lambda data: parse_config(data, "a.json"), inside(b'{"x":'), 45, 8
@@ -399,11 +399,10 @@ PARSERS: Final[Mapping[str, Parser]] = {
         partial(query.decode, GetTlsKeyArgs), shapes.QUERY, 220, 24, 32_768
     ),
     "request to verify": Parser(VerifyRequest.from_json, inside(b'{"x":'), 45, 4),
-    # Where there are as many values as there may be, in the fewest bytes.
     "list of an engine": Parser(
         read_list,
         inside(b'[{"x":', b"}]") | {"containers": repeated(LISTED, b"[", b"null]")},
-        *(45, 8, 390_000),
+        *(45, 8),
     ),
     "container's log": Parser(partial(frames, Frames, 65_536), shapes.FRAMES, 8, 4),
     "container's log, byte by byte": Parser(partial(frames, Frames, 1), shapes.FRAMES, 4, 16),

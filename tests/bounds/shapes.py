@@ -175,6 +175,12 @@ EVIDENCE_SCALE: Final[Shapes] = {
 
 _MSG_START: Final = b"\x83\xa7version\1\xa8platform\x82\xa4kind\xa3tdx\xa4data\x82\xa5quote"
 
+
+def _msgpack_events(count: int) -> bytes:
+    start = _MSG_START + b"\xc4\0\xa9event_log\xdd" + struct.pack(">I", count)
+    return start + b"\x95\0\1\xc4\0\xa0\xc4\0" * count
+
+
 EVIDENCE_MSGPACK: Final[Shapes] = {
     "unknown empty values": lambda size: (
         b"\x82\xa1x\xdd" + struct.pack(">I", size) + b"\x90" * size
@@ -190,12 +196,7 @@ EVIDENCE_MSGPACK: Final[Shapes] = {
         _MSG_START + b"\xdd" + struct.pack(">I", min(size // 2, 1 << 17)) + b"\xcc\1" * (size // 2)
     ),
     "marks": lambda size: _MSG_START + b"\xdd" + struct.pack(">I", size) + b"\xcc" * size,
-    "events": lambda size: (
-        _MSG_START
-        + b"\xc4\0\xa9event_log\xdd"
-        + struct.pack(">I", min(size // 7 + 1, 65_536))
-        + b"\x95\0\1\xc4\0\xa0\xc4\0" * (size // 8 + 1)
-    ),
+    "events": lambda size: _msgpack_events(min(size // 8 + 1, 65_536)),
     "a count without items": lambda size: _MSG_START + b"\xdd\xff\xff\xff\xff" + bytes(size),
 }
 

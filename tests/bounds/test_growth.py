@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 
 from tests.bounds.counting import lines, peak
+from tests.bounds.fitting import largest
 from tests.bounds.parsers import CASES, PARSERS, Case, Parser, run
 from tests.bounds.shapes import repeated
 
@@ -38,10 +39,12 @@ def check_lines(parser: Parser, case: Case, sizes: tuple[int, int, int]) -> None
 
 
 def check_memory(parser: Parser, case: Case, size: int) -> None:
-    """Count what is allocated at the most."""
-    data = case.make(min(size, parser.most))
-    run(parser, data)
-    assert peak(lambda: run(parser, data)) <= parser.memory * len(data) + ANY
+    """Count what is allocated at the most, also where so much would be refused for that."""
+    most = min(size, parser.most)
+    for amount in {most, largest(parser, case.make, most)}:
+        data = case.make(amount)
+        run(parser, data)
+        assert peak(partial(run, parser, data)) <= parser.memory * len(data) + ANY
 
 
 # Those with the most lines of Python take the longest to count.

@@ -35,7 +35,8 @@ from attestkit.verifier.ear import MAX_TOKEN, EarPublicKey, verify_ear
 from attestkit.verifier.policy_toml import parse as parse_policy
 from benchmarks import growth_hostile
 from tests.bounds.counting import peak
-from tests.bounds.parsers import PARSERS, certificate, extension, tlv
+from tests.bounds.fitting import enters, largest, shortened
+from tests.bounds.parsers import PARSERS, Parser, certificate, extension, tlv
 from tests.records import ROOT
 from tests.verifier import parcels
 from tests.verifier.ears import ED25519, NOW
@@ -43,7 +44,8 @@ from tests.verifier.ears import ED25519, NOW
 DOCUMENT = (ROOT / "docs" / "bounds.md").read_text(encoding="utf-8")
 LIMITS = re.findall(r"^\| .* \| ([0-9,]+) \| `([\w.]+)` \|$", DOCUMENT, re.MULTILINE)
 ROW = re.compile(
-    r"^\| ([^|]+) \| ([^|]+) \|(?: -?[0-9.,]+ \|){4} ([0-9]+) \| ([0-9]+) \|\n", re.MULTILINE
+    r"^\| ([^|]+) \| ([^|]+) \| ([0-9,]+) \|(?: -?[0-9.]+ \|){3} ([0-9]+) \| ([0-9]+) \|\n",
+    re.MULTILINE,
 )
 COSTS = ROW.findall(DOCUMENT)
 
@@ -71,17 +73,31 @@ def test_all_limits_are_read() -> None:
 def test_costs_are_those_of_the_tests() -> None:
     """Every reader has a row, with the numbers that it is held to, and one of its shapes."""
     assert [name for name, *_ in COSTS] == list(PARSERS)
-    for name, shape, memory, steps in COSTS:
+    for name, shape, _, memory, steps in COSTS:
         parser = PARSERS[name]
         assert (int(memory), int(steps)) == (parser.memory, parser.steps)
         assert shape in parser.shapes
+
+
+@pytest.mark.parametrize("cost", COSTS, ids=[name for name, *_ in COSTS])
+def test_costs_are_of_what_was_read(cost: tuple[str, ...]) -> None:
+    """The input of each row is one that the reader does not refuse for its size or count."""
+    name, shape, size, *_ = cost
+    parser = PARSERS[name]
+    make, most = parser.shapes[shape], min(parser.most, growth_hostile.MOST_BYTES)
+    data = make(shortened(make, most))
+    if f"{len(data):,}" != size:
+        data = make(largest(parser, make, most))
+    assert f"{len(data):,}" == size
+    assert len(data) <= most
+    assert enters(parser, data)
 
 
 def test_costs_can_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One reader is measured, and its row stands in the document, in place of those before."""
     name = "quotes in columns"
     monkeypatch.setattr(growth_hostile, "PARSERS", {name: PARSERS[name]})
-    monkeypatch.setattr(growth_hostile, "LARGEST", 32_768)
+    monkeypatch.setattr(growth_hostile, "MOST_BYTES", 32_768)
     (tmp_path / "bounds.md").write_text(DOCUMENT, encoding="utf-8")
     growth_hostile.main(["--document", str(tmp_path / "bounds.md")])
     written = (tmp_path / "bounds.md").read_text(encoding="utf-8")
@@ -129,6 +145,7 @@ def test_what_is_too_long_is_refused(name: str) -> None:
     told = rf"{limit}\b|{limit:,}|\b{limit >> 20} MiB|larger|too long|too large"
     with pytest.raises(AttestKitError, match=told):
         read(b" " * (limit + 1))
+    assert not enters(Parser(read, {}, 0, 0), b" " * (limit + 1))
     if limit < 1 << 21:
         with pytest.raises(AttestKitError) as info:
             read(b"?" * limit)
