@@ -173,7 +173,12 @@ def _decoded(text: str) -> bytes:
 @lru_cache(maxsize=64)
 def _collateral(path: str) -> Collateral:
     """Return what is in a file that a line names; lines have few in common, and these are kept."""
-    if "\0" in path or not Path(path).is_file():  # a pipe would be waited for, without end
+    try:
+        is_file = "\0" not in path and Path(path).is_file()
+    except OSError as error:  # the name is too long, or a folder is not for us to look into
+        text = f"collateral: {one_line(path[:256])}: {error.strerror}"
+        raise CollateralError(text) from error
+    if not is_file:  # a pipe would be waited for, without end
         raise CollateralError(f"collateral: {one_line(path[:256])} is no file")
     try:
         return Collateral.from_json(read_file(Path(path).absolute()))  # `-` is a file here

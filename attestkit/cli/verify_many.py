@@ -121,6 +121,12 @@ def _check_parquet(path: Path | None, source: Path, asked: Asked) -> None:
         raise UsageError(f"--parquet {path}: no file, or one of INPUT's: write to another")
 
 
+def _is_folder(path: Path) -> bool:
+    with contextlib.suppress(OSError):  # whoever opens it says what is wrong
+        return path.is_dir()
+    return False
+
+
 @contextlib.contextmanager
 def _entries(source: Path, asked: Asked) -> "Iterator[tuple[Iterator[Entry], int | None]]":
     """Open the entries, and tell how many there are where that is known beforehand."""
@@ -128,7 +134,7 @@ def _entries(source: Path, asked: Asked) -> "Iterator[tuple[Iterator[Entry], int
 
     own = asked.collateral is None and not asked.pccs_named
     wanted = Wanted(asked.report_data, own)
-    if str(source) == "-" or not source.is_dir():
+    if str(source) == "-" or not _is_folder(source):
         with open_to_wait(source) as file:
             yield in_lines(file, source, wanted), None
         return

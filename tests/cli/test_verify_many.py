@@ -173,6 +173,18 @@ def test_refusals_and_the_gravest_code(files: Files, capsys: Capture) -> None:
     assert "attestkit verify" in found[3]["error"]
 
 
+def test_names_that_no_file_can_have(capsys: pytest.CaptureFixture[str], files: Files) -> None:
+    """A line is refused for one, with the others read; INPUT is refused in one line."""
+    long = "a" * 5000
+    lines = ({"evidence": "80", "collateral": name} for name in (long, "/\0", "\ud800"))
+    found = run(capsys, put(files, *lines), *files.trusted, code=3)
+    assert {one["error_type"] for one in found} == {"CollateralError"}
+    assert "File name too long" in found[0]["error"]
+    assert all(len(one["error"]) < 1000 for one in found)
+    assert main(["verify-many", long]) == 5
+    assert "File name too long" in capsys.readouterr().err
+
+
 def test_a_directory(files: Files, capsys: Capture, tmp_path: Path) -> None:
     """Its files in the order of their names, but for hidden ones; folders in it are left out."""
     folder = tmp_path / "fleet"
