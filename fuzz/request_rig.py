@@ -192,7 +192,8 @@ class _Watched(TargetProtocol):
         super().__init__(config, *args, **kwargs)
         self.methods: list[bytes] = []
         self.whole: list[Request] = []
-        self._pieces: list[bytes] = []
+        self._pieces: list[bytes] = []  # of a body
+        self.pieces: list[bytes] = []  # of all bodies
 
     def on_url(self, url: bytes) -> None:
         if not self.url:
@@ -201,6 +202,7 @@ class _Watched(TargetProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._pieces.append(body)
+        self.pieces.append(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -403,6 +405,8 @@ class Rig:
         sent = b"".join(plan.pieces)
         if protocol.whole != requests_in(sent)[: len(protocol.whole)]:
             raise BrokenPromiseError(f"{protocol.whole} are not the requests that were sent")
+        if any(piece not in sent for piece in protocol.pieces):
+            raise BrokenPromiseError(f"{protocol.pieces} are not what was sent as bodies")
         if plan.end == "reset" or wire.was_aborted:
             return
         answers = read_answers(wire.sent, protocol.methods, ended=True)

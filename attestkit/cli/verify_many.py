@@ -117,8 +117,9 @@ def _check_parquet(path: Path | None, source: Path, asked: Asked) -> None:
     if is_stdout(path):
         raise UsageError(f"--parquet {path}: stdout has the lines; name a file")
     check_output("--parquet", path, (source, *asked.inputs))
-    if path.exists() and (not path.is_file() or path.resolve().parent == source.resolve()):
-        raise UsageError(f"--parquet {path}: no file, or one of INPUT's: write to another")
+    with contextlib.suppress(OSError):  # whoever writes it says what is wrong
+        if path.exists() and (not path.is_file() or path.resolve().parent == source.resolve()):
+            raise UsageError(f"--parquet {path}: no file, or one of INPUT's: write to another")
 
 
 def _is_folder(path: Path) -> bool:

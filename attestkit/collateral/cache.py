@@ -34,6 +34,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from attestkit._files import close_folder, make_folder, open_regular, read_regular
 from attestkit.collateral import Collateral
 from attestkit.collateral.atomic_file import replace_file
+from attestkit.collateral.newest import issued
 from attestkit.collateral.parts import json_object
 from attestkit.errors import CollateralError, ConfigError, UsageError
 
@@ -145,7 +146,7 @@ class CollateralCache:
         if entry is None:
             with self._lock:
                 entry = self._kept.get(key)
-        if entry is None or self._clock() < max(entry.fetched_at, entry.valid_from):
+        if entry is None or self._clock() < max(entry.fetched_at, issued(entry.collateral)):
             return None
         return entry.collateral
 
@@ -158,16 +159,36 @@ class CollateralCache:
         Raises:
             CollateralError: A part of it has no dates.
         """
-        self._put(self._entries, ".json", key, collateral)
+        self._put(self._entries, ".json", key, self._entry(collateral))
+
+    def amend(
+        self, key: Key, held: Collateral, collateral: Collateral, max_age: timedelta | None = None
+    ) -> Collateral | None:
+        """Put `collateral` in place of what `get` has returned for `key`, as old as that is.
+
+        Return it, or None if it cannot be used; as `get` and `put`.
+        """
+        with self._lock:
+            known = self._entries.get(key)
+        if known is None or known.collateral is not held:  # others have come since
+            return None
+        entry = self._entry(collateral)._replace(fetched_at=known.fetched_at)
+        self._put(self._entries, ".json", key, entry)
+        return self.get(key, max_age=max_age)
 
     def keep(self, key: Key, collateral: Collateral) -> None:
-        """Keep `collateral`, which has passed a verification, beside what `put` keeps; as `put`."""
-        self._put(self._kept, ".kept", key, collateral)
+        """Keep `collateral`, which has passed a verification, beside what `put` keeps; as `put`.
 
-    def _put(
-        self, memory: dict[Key, _Entry], suffix: str, key: Key, collateral: Collateral
-    ) -> None:
-        entry = _Entry(collateral, self._clock(), collateral.valid_from, collateral.valid_until)
+        What is from the future, by this clock, has passed at another time than now: it does not
+        take the place of what counts.
+        """
+        if issued(collateral) <= self._clock():
+            self._put(self._kept, ".kept", key, self._entry(collateral))
+
+    def _entry(self, collateral: Collateral) -> _Entry:
+        return _Entry(collateral, self._clock(), collateral.valid_from, collateral.valid_until)
+
+    def _put(self, memory: dict[Key, _Entry], suffix: str, key: Key, entry: _Entry) -> None:
         with self._lock:
             self._remember(memory, key, entry)
         if self._folder is None:

@@ -18,7 +18,7 @@ from attestkit.collateral import Collateral
 from attestkit.collateral.parts import json_object, part_window
 from attestkit.errors import AttestKitError, CollateralError
 
-__all__ = ["newest", "root_of"]
+__all__ = ["issued", "newest", "root_of"]
 
 
 def newest(known: Collateral, fetched: Collateral) -> Collateral:
@@ -36,6 +36,18 @@ def newest(known: Collateral, fetched: Collateral) -> Collateral:
         for name in names
     }
     return replace(fetched, **kept) if kept else fetched
+
+
+def issued(collateral: Collateral) -> datetime:
+    """Return when the latest of those parts was issued that a verifier looks at.
+
+    Certificates that come along have dates, too, and some of those nobody looks at: whoever stands
+    in the way could write any there.
+
+    Raises:
+        CollateralError: A part has no dates.
+    """
+    return max(part_window(name, getattr(collateral, name)).start for (name, *_), _ in _PARTS)
 
 
 def root_of(collateral: Collateral) -> str | None:

@@ -164,7 +164,7 @@ class CollateralSource:
         if shared is None:
             if self._asked_lately(key) and key not in self._running:
                 return None
-            before(None)
+            before(doubted.collateral.pck_certificate_chain)
             try:
                 shared, _ = self._once(key, newer, ask)
             except AttestKitError:  # that the evidence was refused says more
@@ -189,9 +189,7 @@ class CollateralSource:
         if held is None or self._passed.get(key) is held:
             return held
         newer = self._not_older(key, held, self._cache)  # it may be from before that has passed
-        if newer is not held:
-            self._cache.put(key, newer)
-        return newer
+        return held if newer is held else self._cache.amend(key, held, newer, self._max_age)
 
     def _asked_lately(self, key: Key) -> bool:
         last = self._tried_again.get(key)

@@ -103,12 +103,16 @@ def read_refusal(body: bytes, kind: str) -> str:
 
     Args:
         body: Of an answer with a status from 400 on.
-        kind: Its content type: plain text, or else JSON.
+        kind: Its content type: plain text, or a page (a proxy's before the engine), of which
+            nothing is told, or else JSON.
 
     Raises:
         FormatError: It is not called text, and is no JSON with a message.
     """
-    if kind.partition(";")[0].strip().lower() == "text/plain":
+    named = kind.partition(";")[0].strip().lower()
+    if named in {"text/html", "application/xhtml+xml"}:
+        return ""
+    if named == "text/plain":
         message = body[: 4 * _MOST_TEXT].decode(errors="replace")
     else:
         message = _text(_object(_decoded(body, MAX_ANSWER), "a refusal"), "message")

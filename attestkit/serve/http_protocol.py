@@ -422,10 +422,9 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-            return
-        if not self._rest:  # else it stays as it is until that is parsed
+        elif not self._rest:  # else it stays as it is until that is parsed
             self.flow.resume_reading()
-        self._go_on()
+        self._go_on()  # also where the body of the next one is in what waits
 
     # -- the access log ------------------------------------------------------------------------
 

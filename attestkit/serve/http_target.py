@@ -13,6 +13,8 @@ __all__ = ["TargetProtocol"]
 class TargetProtocol(HttpProtocol):
     """One connection. What is answered directly is none of this: its targets have no host."""
 
+    headers: list[tuple[bytes, bytes]]
+
     def _go_through_asgi(self, fields: dict[bytes, bytes]) -> None:
         if not self.url.startswith(b"/"):
             self.headers = with_named_host(self.url, self.headers)

@@ -183,6 +183,8 @@ def test_names_that_no_file_can_have(capsys: pytest.CaptureFixture[str], files: 
     assert all(len(one["error"]) < 1000 for one in found)
     assert main(["verify-many", long]) == 5
     assert "File name too long" in capsys.readouterr().err
+    assert main(["verify-many", put(files, {}), "--parquet", "a" * 300]) == 1
+    assert "File name too long" in capsys.readouterr().err
 
 
 def test_a_directory(files: Files, capsys: Capture, tmp_path: Path) -> None:

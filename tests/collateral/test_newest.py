@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from attestkit.backends.simulator.pki import SimulatedPki
 from attestkit.backends.simulator.scenarios import (
@@ -16,9 +21,10 @@ from attestkit.backends.simulator.scenarios import (
 from attestkit.collateral import Collateral
 from attestkit.collateral.cache import CollateralCache
 from attestkit.collateral.newest import newest, root_of
-from attestkit.collateral.pccs_client import Response
+from attestkit.collateral.pccs_client import Platform, Response
 from attestkit.collateral.source import CollateralSource, Found
 from tests.collateral.services import BASE, NOW, PKI, QUOTE, Service, answers
+from tests.verifier import parcels
 
 DAY: Final = timedelta(days=1)
 PARTS: Final = {
@@ -189,6 +195,77 @@ def test_what_has_ended_still_counts(world: World, *, folder: bool) -> None:
     fresh = said(19, age=-30 * DAY)
     world.says = fresh
     assert source.find(QUOTE).collateral == fresh
+
+
+def from_the_future() -> str:
+    """Return a certificate of nobody's, in PEM, that is valid from long after now."""
+    key = ec.derive_private_key(7, ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "nobody")])
+    start = NEW.valid_from + 20 * 365 * DAY
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, start, start + DAY)
+    return made.sign(key, SHA256()).public_bytes(Encoding.PEM).decode()
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_chain_that_nobody_looks_at_hides_nothing(
+    world: World, when: str, *, folder: bool
+) -> None:
+    """Its dates are a stranger's to choose, and such collateral passes a verification."""
+    world.folder = world.folder if folder else None
+    chained = replace(NEW, pck_crl_issuer_chain=from_the_future())
+    assert chained.valid_from > world.now
+    genuine = parcels.collateral()
+    foreign = replace(genuine, pck_crl_issuer_chain=chained.pck_crl_issuer_chain)
+    judge = parcels.verifier(collateral=foreign)
+    judge.verify(parcels.evidence().to_bytes(), report_data=parcels.NONCE)
+    source = world.process()
+    for says in (chained,) if when == "before" else (NEW, chained):
+        world.says = says
+        let_pass(source)
+        source = world.process() if folder else source
+    world.says = OLD
+    found = source.find(QUOTE).collateral
+    assert (found.tcb_info, found.pck_crl) == (NEW.tcb_info, NEW.pck_crl)
+
+
+def test_what_has_passed_at_another_time_does_not_count(world: World) -> None:
+    """Of a verification at an instant to come: what counts now stays."""
+    source = world.process()
+    let_pass(source)
+    world.says = said(20, age=-30 * DAY)
+    later = source._ask(source.find(QUOTE).key, "tdx", Platform("00806F050000", "platform"))
+    source.passed(source.find(QUOTE)._replace(shared=later, collateral=later))
+    world.says = OLD
+    assert world.process().find(QUOTE).collateral.tcb_info == NEW.tcb_info
+
+
+def test_what_is_amended_is_no_younger(world: World) -> None:
+    """An entry stays as old as it was fetched, and one that has ended is none."""
+    let_pass(world.process())
+    world.says = OLD
+    key = world.process().find(QUOTE).key
+    world.cache().put(key, OLD)
+    world.now += timedelta(hours=20)
+    asked = world.asked
+    source = CollateralSource(
+        BASE, getter=world.get, cache=world.cache(), max_age=timedelta(hours=30)
+    )
+    assert source.find(QUOTE).collateral == NEW
+    assert world.asked == asked
+    world.now += timedelta(hours=11)
+    assert source.find(QUOTE).collateral == NEW
+    assert world.asked == asked + 4
+
+
+def test_what_is_amended_may_have_gone(world: World) -> None:
+    """Where another thread has put something else since, that is not touched."""
+    cache = world.cache()
+    key = ("", BASE, "tdx", "00806F050000", "platform")
+    assert cache.amend(key, OLD, NEW) is None
+    cache.put(key, NEW)
+    assert cache.amend(key, OLD, said(20)) is None
+    assert cache.get(key) is NEW
 
 
 def test_a_forgery_locks_nothing_out(world: World) -> None:

@@ -80,13 +80,19 @@ def test_a_version() -> None:
             read_version(raw({"ApiVersion": wrong}))
 
 
-@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "text/html", ""])
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "text/css", ""])
 def test_a_refusal(kind: str) -> None:
     """Its message, on one line."""
     assert read_refusal(raw({"message": "no\nsuch"}), kind) == "no such"
     assert len(read_refusal(raw({"message": "x" * 9999}), kind)) == 200
     with pytest.raises(FormatError):
         read_refusal(b"<html>", kind)
+
+
+@pytest.mark.parametrize("kind", ["text/html", "TEXT/HTML; charset=utf-8"])
+def test_a_page_of_a_proxy(kind: str) -> None:
+    """It says nothing; its status does."""
+    assert read_refusal(b"<html><body><h1>403 Forbidden</h1></html>", kind) == ""
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "Text/Plain ; charset=utf-8"])

@@ -105,6 +105,15 @@ def test_a_second_request_is_found_in_the_same_way() -> None:
         assert asked_of(pieces)[0] == wanted, f"cut at {cut - size} and {cut}"
 
 
+@pytest.mark.parametrize("size", [100, 2000, 4095, 4800, 9000])
+def test_requests_in_one_packet_are_all_answered(size: int) -> None:
+    """Wherever the server cuts them: a body that waits is read when its turn has come."""
+    body = b"b" * size
+    asked, answered = asked_of([(PLAIN % size + body) * 3])
+    assert asked == [("POST", "/a", body)] * 3
+    assert len(re.findall(rb"HTTP/1\.1 200", answered)) == 3
+
+
 @given(st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b"a", b"\r\n\r"]), max_size=12), st.data())
 def test_the_end_of_a_head_in_any_pieces(parts: list[bytes], data: st.DataObject) -> None:
     """It is where the first blank line ends, in whatever pieces it comes."""

@@ -204,6 +204,22 @@ def test_a_forged_quote_with_a_hidden_name_has_no_collateral_fetched(way: Way) -
     assert len(way.asked) == 1 + 1 + 4
 
 
+def test_a_forged_quote_with_a_hidden_name_has_nothing_fetched_again(way: Way) -> None:
+    """Where what is cached is doubtful, too: the certificate is there to hold the enclave to."""
+    judge = fetching(way)
+    quote = hidden(3, 384).raw
+    way.alter = forge_tcb_info
+    with pytest.raises(SignatureError):
+        judge.verify(quote, report_data=None)
+    way.alter = None
+    way.asked.clear()
+    with pytest.raises(SignatureError):
+        judge.verify(quote[:1154] + bytes([quote[1154] ^ 1]) + quote[1155:], report_data=None)
+    assert len(way.asked) == 1
+    judge.verify(quote, report_data=None)
+    assert len(way.asked) == 1 + 1 + 4
+
+
 def test_who_does_not_want_to_wait_for_a_fetch(way: Way) -> None:
     """It is told, before anything is asked, and not for evidence that has nothing fetched."""
     judge = fetching(way)
