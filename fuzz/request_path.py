@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from fuzz.request_words import as_text, dictionary, seeds
+from fuzz.request_words import LARGEST, as_text, dictionary, seeds
 
 __all__ = ["campaign", "command", "report"]
 
@@ -23,7 +23,6 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 CORPUS: Final = ROOT / "fuzz" / "corpora" / "requests"
 """Inputs that earlier runs found, a few of each kind; a run begins with them."""
 
-_LARGEST: Final = 2048  # bytes of an input: over every limit of the rig
 _MILLISECONDS: Final = 2000  # of one input, before it counts as a hang
 _SETTINGS: Final = {
     "AFL_AUTORESUME": "1",
@@ -85,7 +84,7 @@ def command(
     folder.mkdir(parents=True, exist_ok=True)
     _write_inputs(folder)
     arguments = [program, "-V", str(max(1, round(seconds))), "-t", str(_MILLISECONDS), "-m", "none"]
-    arguments += ["-G", str(_LARGEST), "-x", str(folder / "words.dict"), "-o", str(folder)]
+    arguments += ["-G", str(LARGEST), "-x", str(folder / "words.dict"), "-o", str(folder)]
     arguments += ["-i", str(folder / "seeds"), "--", sys.executable, "-m", "fuzz.request_target"]
     return arguments, {**os.environ, **_SETTINGS, **(settings or {})}
 

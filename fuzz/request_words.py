@@ -14,8 +14,12 @@ from attestkit.serve.messages import fields_of
 from attestkit.serve.protobuf_codec import encode
 from attestkit.serve.rpc import Method, Service
 from fuzz.request_rig import LISTENERS, head
+from tests.serve.attacks import ATTACKS
 
-__all__ = ["as_text", "dictionary", "seeds"]
+__all__ = ["LARGEST", "as_text", "dictionary", "seeds"]
+
+LARGEST: Final = 2048
+"""Bytes of an input: over every limit of the rig."""
 
 _OF_HTTP: Final = (
     *("GET ", "HEAD ", "POST ", "PUT ", "OPTIONS ", "CONNECT ", "PRI * HTTP/2.0", " HTTP/1.1\r\n"),
@@ -104,7 +108,11 @@ def seeds() -> list[bytes]:
     log = "/logs/web?follow=true"
     found.append(head("http", "silent", slow=True) + _get(log))
     found.append(head("http") + _get("&".join((log, *_OF_LOGS))))
-    return list(dict.fromkeys(found))
+    for listener in ("dstack", "http"):
+        for attack in ATTACKS:
+            data = b"".join(attack.parts)
+            found += [head(listener) + data, head(listener, pieces=97) + data]
+    return [data for data in dict.fromkeys(found) if len(data) <= LARGEST]
 
 
 def _paths(service: Service) -> Iterator[tuple[str, Method]]:
