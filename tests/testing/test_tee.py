@@ -203,7 +203,8 @@ def test_a_slow_host_keeps_no_test(caplog: pytest.LogCaptureFixture) -> None:
                     client.call("GetQuote", ASKED)
             begin = time.monotonic()
         assert time.monotonic() - begin < LONG
-    assert not caplog.records
+    # In Python's development mode asyncio tells of each step that a busy machine was slow at.
+    assert not [one for one in caplog.records if not one.msg.startswith("Executing %s took")]
 
 
 def test_a_wait_of_the_caller_s_own_stays() -> None:
