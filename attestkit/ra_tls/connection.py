@@ -32,6 +32,7 @@ __all__ = ["AttestedObject", "AttestedSocket", "PeerRefusedError", "peer"]
 _logger = logging.getLogger("attestkit.ra_tls")
 _APPLICATION_VERIFICATION: Final = 50  # X509_V_ERR_APPLICATION_VERIFICATION of OpenSSL
 _BROKEN_OFF: Final = {ssl.SSL_ERROR_EOF, ssl.SSL_ERROR_SYSCALL}
+_UNEXPECTED_EOF: Final = "UNEXPECTED_EOF_WHILE_READING"
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: on, no seconds
 
 
@@ -125,13 +126,28 @@ def _broke_off(error: OSError) -> bool:
     return isinstance(error, ConnectionResetError | BrokenPipeError)
 
 
+@contextlib.contextmanager
+def _eof_errors() -> Iterator[None]:
+    """Raise SSLEOFError for an end without close_notify, as CPython does since gh-95494.
+
+    Debian 12's Python 3.11.2 with OpenSSL 3 raises a plain SSLError.
+    """
+    try:
+        yield
+    except ssl.SSLError as error:
+        if isinstance(error, ssl.SSLEOFError) or error.reason != _UNEXPECTED_EOF:
+            raise
+        raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF.value, error.strerror) from error
+
+
 class AttestedObject(_Attested, ssl.SSLObject):
     """TLS in memory, for asyncio, uvloop and anyio. Whoever moves its bytes ends the connection."""
 
     def do_handshake(self) -> None:
         """Do the handshake as far as it gets; where it ends, judge the peer."""
         self._raise_if_refused()
-        super().do_handshake()
+        with _eof_errors():
+            super().do_handshake()
         if self._result is None:
             self._check(self)
 
@@ -142,7 +158,8 @@ class AttestedObject(_Attested, ssl.SSLObject):
     def read(self, len: int = 1024, buffer: "WriteableBuffer | None" = None) -> Any:
         """Read as any SSLObject, after the check."""
         self._ready()
-        return super().read(len, buffer)
+        with _eof_errors():
+            return super().read(len, buffer)
 
     def write(self, data: "ReadableBuffer") -> int:
         """Write as any SSLObject, after the check."""
@@ -171,7 +188,8 @@ class AttestedSocket(_Attested, ssl.SSLSocket):
         """Do the handshake, or as much as is possible without blocking, and judge the peer."""
         self._raise_if_refused()
         self._refuse_plaintext()
-        super().do_handshake(block)
+        with _eof_errors():
+            super().do_handshake(block)
         if self._result is not None:
             return
         try:
@@ -205,21 +223,30 @@ class AttestedSocket(_Attested, ssl.SSLSocket):
         """
         self._ready()
         if self._heard or self.server_side:
-            return super().read(len, buffer)
+            return self._read(len, buffer)
         # ssl takes a reset for an end, and hides that; it is how a client learns of its refusal.
         hide, self.suppress_ragged_eofs = self.suppress_ragged_eofs, False
         try:
             with self._first_word():
-                got = super().read(len, buffer)
+                got = self._read(len, buffer)
         finally:
             self.suppress_ragged_eofs = hide
         self._heard = True
         return got
 
+    def _read(self, len: int, buffer: "WriteableBuffer | None") -> Any:
+        try:
+            with _eof_errors():
+                return super().read(len, buffer)
+        except ssl.SSLEOFError:
+            if not self.suppress_ragged_eofs:
+                raise
+            return b"" if buffer is None else 0
+
     def write(self, data: "ReadableBuffer") -> int:
         """Write as any SSLSocket, after the check."""
         self._ready()
-        with self._first_word():
+        with self._first_word(), _eof_errors():
             return super().write(data)
 
     @contextlib.contextmanager
@@ -260,7 +287,7 @@ class AttestedSocket(_Attested, ssl.SSLSocket):
     def send(self, data: "ReadableBuffer", flags: int = 0) -> int:
         """Send, after the check."""
         self._ready()
-        with self._first_word():
+        with self._first_word(), _eof_errors():
             return super().send(data, flags)
 
     def sendall(self, data: "ReadableBuffer", flags: int = 0) -> None:

@@ -181,6 +181,8 @@ def _judge_peers(context: ssl.SSLContext, verifier: "Verifier") -> None:
         _verifier = verifier
 
     context.sslsocket_class, context.sslobject_class = Socket, Object
+    # Python 3.11.2 sets it with OpenSSL 3, and then a truncated stream ends in order (gh-95494).
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
 
 
 def _pem(certificates: str | bytes) -> str:

@@ -304,6 +304,38 @@ def test_an_end_on_the_way_shows() -> None:
     listener.end()
 
 
+def test_context_reports_truncation() -> None:
+    """OpenSSL is not to take an end without close_notify for an orderly one."""
+    ignored = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+    assert [context.options & ignored for context in (client(), server())] == [0, 0]
+
+
+@pytest.mark.parametrize("suppress", [True, False])
+def test_truncation_in_older_pythons_is_an_eof_error(
+    monkeypatch: pytest.MonkeyPatch, suppress: bool
+) -> None:
+    """A plain SSLError of that reason, as in Python 3.11.2, is treated as SSLEOFError."""
+
+    def read(*_: object) -> NoReturn:
+        error = ssl.SSLError(ssl.SSL_ERROR_SSL.value, "unexpected eof while reading")
+        error.reason = "UNEXPECTED_EOF_WHILE_READING"
+        raise error
+
+    listener = Listener(_answer_and_close)
+    raw = socket.create_connection(listener.address)
+    with client().wrap_socket(raw, suppress_ragged_eofs=suppress) as ours:
+        assert ours.recv(100) == b"answer"
+        with monkeypatch.context() as patch:
+            patch.setattr(ssl.SSLSocket, "read", read)
+            if suppress:
+                assert (ours.recv(100), ours.recv_into(bytearray(9))) == (b"", 0)
+            else:
+                with pytest.raises(ssl.SSLEOFError):
+                    ours.recv(100)
+        ours.sendall(b"secret")
+    listener.end()
+
+
 def test_a_server_without_a_word() -> None:
     """An end before the first word is an error for clients; later it is what ssl makes of it."""
     listener = Listener(_close_at_once)
