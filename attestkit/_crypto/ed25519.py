@@ -1,19 +1,20 @@
 """Ed25519 signatures (RFC 8032) and X25519 key agreement (RFC 7748)."""
 
 import binascii
+import hashlib
 from collections.abc import Callable
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from nacl.bindings import (
-    crypto_scalarmult,
     crypto_scalarmult_base,
+    crypto_scalarmult_ed25519_base_noclamp,
     crypto_sign,
     crypto_sign_open,
-    crypto_sign_seed_keypair,
 )
-from nacl.exceptions import BadSignatureError, CryptoError
+from nacl.exceptions import BadSignatureError
 
 from attestkit._crypto.secret import Secret, wipe, wipe_field
 from attestkit.errors import FormatError, UsageError
@@ -42,9 +43,8 @@ class Ed25519Key(Secret):
     def __init__(self, seed: bytes) -> None:
         """Take the 32-byte seed; UsageError for another size."""
         _check_size("an Ed25519 seed", seed, 32)
-        public, secret = crypto_sign_seed_keypair(seed)
-        self._secret: bytes = secret
-        self.public_key: bytes = bytes(public)  # 32 bytes
+        self.public_key: bytes = _public_key(seed)  # 32 bytes
+        self._secret: bytes = b"".join((seed, self.public_key))  # as libsodium's crypto_sign has it
 
     @classmethod
     def from_pem(cls, text: str) -> "Ed25519Key | None":
@@ -81,6 +81,23 @@ class Ed25519Key(Secret):
 
     def __repr__(self) -> str:
         return f"Ed25519Key(public_key={self.public_key.hex()})"
+
+
+def _public_key(seed: bytes) -> bytes:
+    """Return the public key of a seed (RFC 8032, 5.1.5), without a copy of the seed.
+
+    PyNaCl's crypto_sign_seed_keypair frees a buffer with the secret key and does not wipe it.
+    """
+    digest = hashlib.sha512(seed).digest()
+    scalar = bytearray(memoryview(digest)[:32])  # a view, as a slice would be one more copy
+    scalar[0] &= 248
+    scalar[31] = scalar[31] & 127 | 64
+    clamped = bytes(scalar)
+    try:
+        return bytes(crypto_scalarmult_ed25519_base_noclamp(clamped))
+    finally:
+        for secret in (digest, scalar, clamped):
+            wipe(secret)
 
 
 def ed25519_public_key(seed: bytes) -> bytes:
@@ -139,9 +156,11 @@ def x25519(secret: bytes, public_key: bytes) -> bytes:
     """
     _check_size("an X25519 secret", secret, 32)
     _check_size("an X25519 public key", public_key, 32)
+    # PyNaCl's crypto_scalarmult frees a buffer with the shared bytes and does not wipe it.
     try:
-        return bytes(crypto_scalarmult(secret, public_key))
-    except (CryptoError, ValueError, RuntimeError) as error:
+        private = X25519PrivateKey.from_private_bytes(secret)
+        return private.exchange(X25519PublicKey.from_public_bytes(public_key))
+    except ValueError as error:
         raise UsageError("invalid X25519 shared secret") from error
 
 
