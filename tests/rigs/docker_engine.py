@@ -87,6 +87,12 @@ class DockerEngine:
         assert done.returncode == 0, done.stderr
         return done
 
+    def version(self) -> tuple[int, int]:
+        """Return the first two parts of the daemon's version."""
+        text = self.cli("version", "--format", "{{.Server.Version}}").stdout.decode()
+        major, minor = text.split(".")[:2]
+        return int(major), int(minor)
+
     def logs(self, name: str, *options: str) -> bytes:
         """Return what `docker logs` prints, both channels in the order of the log."""
         return subprocess.run(

@@ -243,8 +243,10 @@ def test_long_lines(rig: Rig, driver: str) -> None:
     assert text == printed.decode()
     assert bare == text.replace("\x1b[1;31m", "")
     if driver == "local":  # the other driver has spoilt the character before it is stored
-        assert f"7€{8:03616d}\n" in bare
-        assert len(printed) == 16383 + 3 + 3617 + 16380 + 11
+        # The local driver of Docker 20.10 loses the end of a line that it stored in parts.
+        end = "" if rig.docker.version() <= (20, 10) else "\n"
+        assert f"7€{8:03616d}{end}0" in bare
+        assert len(printed) == 16383 + 3 + 3616 + 16380 + 10 + 2 * len(end)
 
 
 def test_binary(rig: Rig) -> None:
