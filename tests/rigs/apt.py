@@ -157,9 +157,31 @@ class Apt:
 
 
 def unpack(packages: list[Path], root: Path) -> None:
-    """Put the packages' files below a folder."""
+    """Put the packages' files below a folder, on a merged /usr.
+
+    Packages up to Debian 12 still have files in /lib, /bin and /sbin, which an installed system
+    has as links.
+    """
     for package in packages:
         output(["dpkg", "-x", str(package), str(root)], os.environ.copy())
+    for name in ("bin", "lib", "lib64", "sbin"):
+        link, place = root / name, root / "usr" / name
+        if link.is_dir() and not link.is_symlink():
+            place.mkdir(parents=True, exist_ok=True)
+            _move(link, place)
+        if place.is_dir() and not link.is_symlink():
+            link.symlink_to(place.relative_to(root))
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move what is in a folder to another, which may have folders of the same names."""
+    for path in source.iterdir():
+        place = target / path.name
+        if path.is_dir() and not path.is_symlink() and place.is_dir():
+            _move(path, place)
+        else:
+            path.rename(place)
+    source.rmdir()
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A Debian of arm64 in a folder: a Python with cffi, pytest and hypothesis, and its headers.
 
 qemu-user runs its programs on this machine's kernel. Nothing is installed, so no package's scripts
-run; the few links that they would make are made here.
+run.
 """
 
 import hashlib
@@ -80,7 +80,6 @@ def _unpacked(apt: Apt, folder: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             root = Path(scratch) / "root"
             unpack(apt.download_all(_PACKAGES), root)
-            (root / "lib").symlink_to("usr/lib")  # where programs look for their loader
             root.rename(place)
     return place
 

@@ -26,8 +26,10 @@ OWN = "stable"
 BACKPORTS = "backports"
 _SOURCES: dict[str, Callable[[str], list[str]]] = {OWN: own_sources, BACKPORTS: backports_sources}
 
+FIRST = (6, 2)  # with a driver of TDX guests
 IMAGE = "linux-image-amd64"
 HEADERS = "linux-headers-amd64"
+MODULES = "usr/lib/modules"
 # What the two metapackages lead to, and of that what the rig uses.
 _WANTED = re.compile(r"linux-(?:image|headers|modules|binary|kbuild)-[0-9]\S*(?<!-unsigned)")
 _DEPENDS = re.compile(r"^ [ |](?:Pre)?Depends: (\S+)$", re.MULTILINE)
@@ -42,8 +44,7 @@ class Kernel(NamedTuple):
     @property
     def number(self) -> tuple[int, int]:
         """The first two parts of its release."""
-        major, minor = self.release.split(".")[:2]
-        return int(major), int(minor)
+        return _number(self.release)
 
     @property
     def image(self) -> Path:
@@ -54,12 +55,17 @@ class Kernel(NamedTuple):
     @property
     def modules(self) -> Path:
         """The folder of its modules."""
-        return self.root / "usr/lib/modules" / self.release
+        return self.root / MODULES / self.release
 
     @property
     def headers(self) -> Path:
         """The folder that modules are built in."""
         return self.root / "usr/src" / f"linux-headers-{self.release}"
+
+
+def _number(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
 
 
 def fetch(suite: str) -> Kernel:
@@ -85,8 +91,12 @@ def fetch(suite: str) -> Kernel:
 def _unpacked(apt: Apt, folder: Path) -> Kernel:
     """Return the kernel that apt offers, from the cache if it is the one that is there."""
     version = apt.version(IMAGE)
+    if _number(version) < FIRST:
+        raise MissingError(
+            f"Linux {version} has no tdx_guest driver: needs {'.'.join(map(str, FIRST))}"
+        )
     place = folder / f"kernel-{version}"
-    if not place.exists():
+    if not (place / MODULES).exists():
         for other in folder.glob("kernel-*"):
             shutil.rmtree(other)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -117,7 +127,7 @@ def _kept(folder: Path) -> Kernel | None:
 
 
 def _kernel_in(place: Path) -> Kernel:
-    (modules,) = (place / "usr/lib/modules").iterdir()
+    (modules,) = (place / MODULES).iterdir()
     return Kernel(modules.name, place)
 
 
