@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from attestkit import backends, errors, ra_tls
-    from attestkit.aio import AsyncAttester, aopen
-    from attestkit.app_compose import AppCompose
+    from attestkit.aio import AsyncAttester
     from attestkit.attestation import AppInfo, Attestation
-    from attestkit.attester import Attester, open
+    from attestkit.attester import Attester
     from attestkit.collateral import Collateral
     from attestkit.columns import QuoteColumns, quote_columns
+    from attestkit.dstack.app_compose import AppCompose
     from attestkit.event_log import Event, EventLog, TpmEventLog
+    from attestkit.factory import aopen, open
     from attestkit.keys import (
         AgentKeys,
         AppKeys,
@@ -80,7 +81,7 @@ __all__ = [
 # Name: the module that has it, or that it is.
 _HOME = {
     "AgentKeys": "keys",
-    "AppCompose": "app_compose",
+    "AppCompose": "dstack.app_compose",
     "AppInfo": "attestation",
     "AppKeys": "keys",
     "AppraisalPolicy": "verifier",
@@ -106,10 +107,10 @@ _HOME = {
     "TdReport": "td_report",
     "TpmEventLog": "event_log",
     "Verifier": "verifier",
-    "aopen": "aio",
+    "aopen": "factory",
     "backends": "",
     "errors": "",
-    "open": "attester",
+    "open": "factory",
     "quote_columns": "columns",
     "ra_tls": "",
     "verify": "verifier",

@@ -2,7 +2,7 @@
 
 import sys
 
-from attestkit._process import hide_memory, hide_seed
+from attestkit._system.process_hardening import hide_memory, hide_seed
 from attestkit.errors import UsageError
 
 __all__ = ["main"]

@@ -9,63 +9,19 @@ import asyncio
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, Literal, NoReturn, TypeVar, cast, final, overload
+from typing import Generic, NoReturn, TypeVar, final
 
-from attestkit import backends
-from attestkit.app_compose import AppCompose
 from attestkit.attestation import AppInfo, Attestation
 from attestkit.attester import Attester, B_co
-from attestkit.attester import open as open_attester
-from attestkit.backends.base import Backend
+from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import AttestKitError, UsageError
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.keys import KeyDeriver
 from attestkit.quote import Quote
 
-if TYPE_CHECKING:
-    from attestkit.backends.configfs_tsm import ConfigfsSnp, ConfigfsTdx
-    from attestkit.backends.dstack_agent import DstackAgent
-    from attestkit.backends.recording import Recording
-    from attestkit.backends.simulator import Simulator
-    from attestkit.backends.simulator.snp_guest import SnpSimulator
-    from attestkit.backends.tdx_ioctl import TdxIoctl
-
-__all__ = ["AsyncAttester", "aopen"]
+__all__ = ["AsyncAttester"]
 
 T = TypeVar("T")
-B = TypeVar("B", bound=Backend)
-
-
-# As `attestkit.open`: a name that a program spells out tells the backend's class.
-@overload
-def aopen(
-    backend: Literal["simulator"], *, platform: Literal["snp"], **options: object
-) -> "AsyncAttester[SnpSimulator]": ...
-@overload
-def aopen(backend: Literal["simulator"], **options: object) -> "AsyncAttester[Simulator]": ...
-@overload
-def aopen(
-    backend: Literal["configfs_tsm"], **options: object
-) -> "AsyncAttester[ConfigfsTdx | ConfigfsSnp]": ...
-@overload
-def aopen(backend: Literal["tdx_ioctl"], **options: object) -> "AsyncAttester[TdxIoctl]": ...
-@overload
-def aopen(backend: Literal["dstack_agent"], **options: object) -> "AsyncAttester[DstackAgent]": ...
-@overload
-def aopen(backend: Literal["recording"], **options: object) -> "AsyncAttester[Recording]": ...
-@overload
-def aopen(backend: str | None = None, **options: object) -> "AsyncAttester[Backend]": ...
-@overload
-def aopen(backend: B) -> "AsyncAttester[B]": ...
-@overload
-def aopen(backend: str | Backend | None) -> "AsyncAttester[Backend]": ...
-def aopen(backend: str | Backend | None = None, **options: object) -> "AsyncAttester[Backend]":
-    """Open the TEE that this program runs in, for asyncio.
-
-    `tee = await aopen()` opens it, `async with aopen() as tee` closes it as well. Arguments and
-    errors are those of `attestkit.open`; nothing is opened before it is awaited or first used.
-    """
-    return AsyncAttester(backend, options)
 
 
 @final
@@ -76,9 +32,15 @@ class AsyncAttester(Generic[B_co]):
     an event is emitted wholly or, if its turn had not come, not at all.
     """
 
-    def __init__(self, backend: str | Backend | None, options: dict[str, object]) -> None:
-        self._what = backend
-        self._options = options
+    def __init__(self, blocks: Callable[[], bool], make: Callable[[], Attester[B_co]]) -> None:
+        """Open nothing yet.
+
+        Args:
+            blocks: Tells whether to call in a thread, before there is anything to call.
+            make: Opens the attester, in that thread where it blocks.
+        """
+        self._blocks = blocks
+        self._make = make
         self._attester: Attester[B_co] | None = None
         self._opening: Future[Attester[B_co]] | None = None  # in the device's thread
         self._thread: ThreadPoolExecutor | None = None
@@ -113,12 +75,12 @@ class AsyncAttester(Generic[B_co]):
         if self._closed:
             raise UsageError("this AsyncAttester is closed")
         if self._opening is None and not self._blocks():
-            self._attester = self._open_now()
+            self._attester = self._make()
             return self._attester
         if self._thread is None:
             self._thread = _device_thread()
         if self._opening is None:
-            self._opening = self._thread.submit(self._open_now)
+            self._opening = self._thread.submit(self._make)
         try:
             # Shielded: one caller may be cancelled, the device is opened for the others.
             attester = await asyncio.shield(asyncio.wrap_future(self._opening))
@@ -129,16 +91,6 @@ class AsyncAttester(Generic[B_co]):
             raise UsageError("this AsyncAttester is closed")
         self._attester = attester
         return attester
-
-    def _blocks(self) -> bool:
-        """Tell whether to call in a thread, before there is anything to call."""
-        if self._what is not None and not isinstance(self._what, str):
-            return self._what.blocking
-        name = self._what or backends.named_by_environment()
-        return name is None or backends.load(name).blocking
-
-    def _open_now(self) -> "Attester[B_co]":
-        return cast("Attester[B_co]", open_attester(self._what, **self._options))
 
     def _abandon(self) -> Future[None] | None:
         """Close behind everything that is on its way to the device."""

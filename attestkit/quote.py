@@ -298,7 +298,7 @@ class Quote(QuoteBase):
         if self.certification.type != 5:
             return ()
         # Late: few look into the chain, and base64 need not be loaded for the others.
-        from attestkit._crypto.chain import split_chain
+        from attestkit._crypto.x509.pem_chain import split_chain
 
         return split_chain(self.certification.data, self._layout[7])
 

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator
 
 from attestkit import _native
-from attestkit.cli import bench_logs
-from attestkit.cli.bench_race import race
-from attestkit.cli.bench_rows import contenders
+from attestkit.cli.bench import event_logs
+from attestkit.cli.bench.cases import contenders
+from attestkit.cli.bench.timing import race
 from benchmarks.racing import summary
 from benchmarks.results import Result
 from benchmarks.samples import samples
@@ -21,7 +21,7 @@ __all__ = ["measured"]
 def measured(seconds: float) -> Iterator[Result]:
     """Race the rows that the level matters to, each for so many seconds."""
     level = _native.CPU_LEVEL
-    for row in bench_logs.ROWS:
+    for row in event_logs.ROWS:
         if row.id.startswith(("replay-", "batch-")):
             found = summary(row, race(contenders(row, samples()).calls, seconds))
             yield found._replace(row=f"{level}-{row.id}", what=f"{row.what}, {level} at best")

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from attestkit.cli.bench_race import digits, time_text
-from attestkit.cli.bench_rows import OURS
+from attestkit.cli.bench.cases import OURS
+from attestkit.cli.bench.timing import digits, time_text
 from benchmarks.results import Result, differs, load
 from benchmarks.targets import LIMITS, TARGETS, Target, Verdict, targets_on, verdict
 from tests.records import BENCHMARKS

@@ -22,7 +22,7 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any, Final, NamedTuple
 
-from attestkit.cli.bench_race import Call, digits, race, time_text
+from attestkit.cli.bench.timing import Call, digits, race, time_text
 from attestkit.event_log import EventLog
 from benchmarks.growth_subjects import SUBJECTS
 from benchmarks.results import differs, machine_facts

@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from attestkit.cli.bench_rows import OURS
+from attestkit.cli.bench.cases import OURS
 from benchmarks.results import Result
 from benchmarks.targets import LIMITS, TARGETS
 

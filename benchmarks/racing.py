@@ -11,8 +11,8 @@ from typing import Any, Final, NamedTuple
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from attestkit.cli.bench_race import Call, Series, race, ratio
-from attestkit.cli.bench_rows import NOT_INSTALLED, OURS, Row, Samples, contenders
+from attestkit.cli.bench.cases import NOT_INSTALLED, OURS, Row, Samples, contenders
+from attestkit.cli.bench.timing import Call, Series, race, ratio
 from benchmarks.results import Result
 from benchmarks.samples import samples
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from attestkit.cli.bench_host import host_facts, versions
+from attestkit.cli.bench.environment import host_facts, versions
 from tests.records import DIRTY, commit
 
 __all__ = ["PEERS", "Result", "differs", "load", "machine_facts", "save"]

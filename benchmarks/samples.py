@@ -3,7 +3,7 @@
 import json
 from functools import cache
 
-from attestkit.cli.bench_rows import LONG, SHORT, Samples, padded, simulated, without_fill
+from attestkit.cli.bench.cases import LONG, SHORT, Samples, padded, simulated, without_fill
 from attestkit.event_log import EventLog
 from tests.quotes import sample
 from tests.vectors import HAVE_SHARED, data

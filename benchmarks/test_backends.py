@@ -20,7 +20,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import attestkit
 from attestkit.backends.configfs_tsm import ConfigfsTsm
-from attestkit.backends.tdx_device import TdxDevice
+from attestkit.backends.tdx.device import TdxDevice
 from tests.rigs.emulator import REPORTS, Emulator, emulator, requires_fuse
 
 SOURCE = Path(__file__).with_name("bare_client.c")

@@ -6,9 +6,9 @@ from typing import Final
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from attestkit._native import _python_log as twin
-from attestkit.cli import bench_logs
-from attestkit.cli.bench_race import Call
-from attestkit.cli.bench_rows import LONG, OURS, Row, Samples
+from attestkit.cli.bench import event_logs
+from attestkit.cli.bench.cases import LONG, OURS, Row, Samples
+from attestkit.cli.bench.timing import Call
 from attestkit.event_log import EventLog
 from benchmarks.racing import Entry, Ledger, each, play
 
@@ -32,9 +32,9 @@ OTHERS: Final = (
         "JSON of a long log, its events' rules checked, to registers",
         {
             OURS: lambda samples: Call(_checked, samples.logs[LONG]),
-            "dstack-sdk": lambda samples: bench_logs.dstack_sdk(samples.logs[LONG]),
+            "dstack-sdk": lambda samples: event_logs.dstack_sdk(samples.logs[LONG]),
         },
-        bench_logs.registers,
+        event_logs.registers,
     ),
     Row(
         "ccel-events",
@@ -56,7 +56,7 @@ OTHERS: Final = (
 )
 
 
-@each((*bench_logs.ROWS, *OTHERS))
+@each((*event_logs.ROWS, *OTHERS))
 def test_logs(benchmark: BenchmarkFixture, ledger: Ledger, entry: Entry) -> None:
     """One contender of a row."""
     play(benchmark, ledger, entry)

@@ -18,11 +18,12 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import attestkit
 from attestkit import AppInfo, Attestation
-from attestkit.attestation import Encoding, os_image, tdx_launch, vm_config
-from attestkit.attestation.platforms import Evidence, Tdx
-from attestkit.attestation.vm_config import VmConfig
+from attestkit.attestation import Encoding
+from attestkit.attestation.launch import os_image, tdx, vm_config
+from attestkit.attestation.launch.vm_config import VmConfig
+from attestkit.attestation.wire.evidence_parts import Evidence, Tdx
 from attestkit.backends.simulator import Simulator
-from attestkit.cli.bench_rows import OURS
+from attestkit.cli.bench.cases import OURS
 from benchmarks.racing import Entry, Ledger, each, own_row, play
 
 if TYPE_CHECKING:
@@ -103,8 +104,8 @@ def checked() -> Attestation:
 REMEMBERED: Final = (
     vm_config._parse_again,
     os_image._known_tdx_image,
-    tdx_launch._replay,
-    tdx_launch.td_hob_digest,
+    tdx._replay,
+    tdx.td_hob_digest,
 )
 
 

@@ -21,9 +21,9 @@ from cryptography.x509.oid import NameOID
 from nacl.signing import SigningKey, VerifyKey
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from attestkit._crypto.certificates import issue_leaf
 from attestkit._crypto.ecdsa import P256Key
-from attestkit.cli.bench_rows import OURS
+from attestkit._crypto.x509.app_certificates import issue_leaf
+from attestkit.cli.bench.cases import OURS
 from attestkit.keys import AppKeys, LocalKeys, verify_signature
 from benchmarks.racing import Entry, Ledger, each, own_row, play
 

@@ -9,9 +9,9 @@ from typing import Final
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from attestkit._native import _python_quote as twin
-from attestkit.cli import bench_quotes
-from attestkit.cli.bench_race import Call
-from attestkit.cli.bench_rows import OURS, Row, Samples
+from attestkit.cli.bench import quotes as bench_quotes
+from attestkit.cli.bench.cases import OURS, Row, Samples
+from attestkit.cli.bench.timing import Call
 from attestkit.quote import Quote
 from benchmarks.racing import Entry, Ledger, each, play
 

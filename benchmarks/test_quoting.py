@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from attestkit.backends.simulator.pki import SimulatedPki
-from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
-from attestkit.cli.bench_rows import OURS
+from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
+from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
+from attestkit.cli.bench.cases import OURS
 from benchmarks.racing import Entry, Ledger, each, own_row, play
 
 PKI: Final = SimulatedPki(bytes(range(32)))

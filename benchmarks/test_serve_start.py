@@ -15,7 +15,7 @@ from statistics import median
 
 import pytest
 
-from attestkit.cli.bench_rows import OURS
+from attestkit.cli.bench.cases import OURS
 from benchmarks.racing import Ledger
 from benchmarks.results import Result
 from tests.rigs.docker_engine import missing, running_engine

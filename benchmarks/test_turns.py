@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from attestkit._turns import Turns
-from attestkit.event_log.journal_queue import FileQueue
+from attestkit._system.fifo_lock import Turns
+from attestkit._system.file_queue import FileQueue
 
 CLIENTS = 8
 SECONDS = 1.0

@@ -16,7 +16,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from attestkit import Verifier
 from attestkit.attestation import Encoding
-from attestkit.cli.bench_rows import OURS
+from attestkit.cli.bench.cases import OURS
 from attestkit.verifier import Item
 from benchmarks.racing import Entry, Ledger, each, own_row, play
 from tests.verifier import parcels

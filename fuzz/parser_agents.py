@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable
 from typing import Final
 
-from attestkit.backends.agent_client import AgentClient
 from attestkit.backends.dstack_agent import DstackAgent
+from attestkit.backends.dstack_agent.client import AgentClient
 from attestkit.errors import BackendError, UnsupportedError, UsageError
 from attestkit.keys.agent_keys import AgentKeys
 from fuzz.parser_contract import ParserTarget, obeys, short

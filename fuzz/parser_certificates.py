@@ -14,25 +14,32 @@ from gzip import compress
 from typing import Final
 
 from attestkit import ra_tls
-from attestkit._crypto.amd_extension import read_amd_extension
-from attestkit._crypto.certificates import Certificate, read_certificate
-from attestkit._crypto.chain import split_chain
 from attestkit._crypto.der import DerReader, dotted_oid
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.pem import armour, split_pem
-from attestkit._crypto.sgx_extension import read_sgx_extension
-from attestkit._crypto.x509 import Authority, Window, chain_window, crl_window, issue_crl
-from attestkit._crypto.x509_path import PathCertificate, read_path_certificate
-from attestkit.attestation import Attestation, json_text
-from attestkit.cli.certificate_text import CertificateText, read_certificate_text
+from attestkit._crypto.x509.amd_extension import read_amd_extension
+from attestkit._crypto.x509.app_certificates import Certificate, read_certificate
+from attestkit._crypto.x509.cert_path import PathCertificate, read_path_certificate
+from attestkit._crypto.x509.pem_chain import split_chain
+from attestkit._crypto.x509.sgx_extension import read_sgx_extension
+from attestkit._crypto.x509.sgx_pki_writer import (
+    Authority,
+    Window,
+    chain_window,
+    crl_window,
+    issue_crl,
+)
+from attestkit._formats import strict_json
+from attestkit.attestation import Attestation
+from attestkit.cli.output.certificate_text import CertificateText, read_certificate_text
 from attestkit.errors import CollateralError, FormatError, SignatureError, VerificationError
 from attestkit.report_data import ReportData
-from attestkit.verifier.pck_chain import PckChain, read_pck_chain
+from attestkit.verifier.dcap.pck_chain import PckChain, read_pck_chain
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from fuzz.parser_evidence import evidence_samples
 from fuzz.parser_reports import PKI, chip
 from tests.quotes import made_quote
-from tests.verifier import aws
+from tests.verifier.platforms import aws
 
 _SGX: Final = "1.2.840.113741.1.13.1"
 _AMD: Final = "1.3.6.1.4.1.3704.1."
@@ -260,7 +267,7 @@ def pck_chain_samples() -> list[bytes]:
 
 
 def _tls_answer(raw: bytes) -> ra_tls.Issued:
-    return ra_tls.Issued.from_agent_response(json_text.read_object(raw, "the answer"))
+    return ra_tls.Issued.from_agent_response(strict_json.read_object(raw, "the answer"))
 
 
 def tls_answers() -> list[bytes]:

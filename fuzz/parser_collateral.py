@@ -6,13 +6,12 @@ from typing import Final
 from urllib.parse import quote as percent_encode
 
 from attestkit.collateral import Collateral
-from attestkit.collateral.parts import part_window
+from attestkit.collateral.parts import part_window, split_signed
 from attestkit.collateral.pccs_client import Platform, Response, Service, base_url
-from attestkit.collateral.signed_body import split_signed
 from attestkit.errors import CollateralError, FormatError, UsageError
-from attestkit.verifier.bundle import EvidenceBundle
-from attestkit.verifier.endorsements import read_endorsements
-from attestkit.verifier.tcb_info import QeIdentity, TcbInfo, read_qe_identity, read_tcb_info
+from attestkit.verifier.dcap.collateral_checks import read_endorsements
+from attestkit.verifier.dcap.tcb_info import QeIdentity, TcbInfo, read_qe_identity, read_tcb_info
+from attestkit.verifier.evidence_bundle import EvidenceBundle
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from fuzz.parser_reports import PKI
 

@@ -5,15 +5,15 @@ from base64 import b64decode, b64encode
 from hashlib import sha256
 from typing import Any, Final
 
-from attestkit.app_compose import AppCompose
-from attestkit.attestation.mr_config import MrConfig, config_id_v3
-from attestkit.attestation.os_image import expected_snp_measurement, expected_tdx_registers
-from attestkit.attestation.platforms import Tdx
-from attestkit.attestation.vm_config import VmConfig
-from attestkit.backends.simulator.image import simulated_image, simulated_snp_image
+from attestkit.attestation.launch.mr_config import MrConfig, config_id_v3
+from attestkit.attestation.launch.os_image import expected_snp_measurement, expected_tdx_registers
+from attestkit.attestation.launch.vm_config import VmConfig
+from attestkit.attestation.wire.evidence_parts import Tdx
+from attestkit.backends.simulator.os_image import simulated_image, simulated_snp_image
+from attestkit.dstack.app_compose import AppCompose
+from attestkit.dstack.sys_config import SysConfig
 from attestkit.errors import ConfigError, FormatError
 from attestkit.event_log import WireEvent
-from attestkit.sys_config import SysConfig
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from tests.vectors import data
 

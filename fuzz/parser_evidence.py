@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
-from attestkit._cbor import Value, read_value
-from attestkit.attestation import AppInfo, Attestation, Encoding, cbor, scale, v0_scale, v1_msgpack
-from attestkit.attestation.cert_request import CertRequest, QuoteCertRequest
-from attestkit.attestation.cmw import (
+from attestkit._formats.cbor import Value, read_value
+from attestkit.attestation import AppInfo, Attestation, Encoding
+from attestkit.attestation.cmw.json_form import read_json, write_json
+from attestkit.attestation.cmw.record import (
     Cmw,
     Collection,
     Record,
@@ -15,10 +15,11 @@ from attestkit.attestation.cmw import (
     write_cbor,
     write_tag,
 )
-from attestkit.attestation.cmw_json import read_json, write_json
-from attestkit.attestation.cose import NitroDocument, read_nitro_document
-from attestkit.attestation.platforms import Evidence, Tdx
-from attestkit.attestation.scale import ScaleReader
+from attestkit.attestation.kms_cert_request import CertRequest, QuoteCertRequest
+from attestkit.attestation.nitro_document import NitroDocument, read_nitro_document
+from attestkit.attestation.wire import scale, v0_scale, v1_cbor, v1_msgpack
+from attestkit.attestation.wire.evidence_parts import Evidence, Tdx
+from attestkit.attestation.wire.scale import ScaleReader
 from attestkit.errors import (
     FormatError,
     ReplayError,
@@ -30,12 +31,12 @@ from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, 
 from tests.attestation.samples import EVENTS, KINDS, POD, STACK, V2
 from tests.quotes import made_quote
 from tests.vectors import data
-from tests.verifier import aws
+from tests.verifier.platforms import aws
 
 _ENCODE: Final[dict[str, Callable[[Evidence], bytes]]] = {
     "v0": v0_scale.encode,
     "v1": v1_msgpack.encode,
-    "cbor": cbor.encode,
+    "cbor": v1_cbor.encode,
 }
 
 
@@ -265,7 +266,7 @@ def targets() -> list[ParserTarget]:
     return [
         _encoding("v0_scale", v0_scale.FIRST_BYTES, v0_scale.decode),
         _encoding("v1_msgpack", v1_msgpack.FIRST_BYTES, v1_msgpack.decode),
-        _encoding("cbor_evidence", cbor.FIRST_BYTES, cbor.decode),
+        _encoding("cbor_evidence", v1_cbor.FIRST_BYTES, v1_cbor.decode),
         ParserTarget("attestation", whole, short(evidence_samples), "evidence.dict"),
         ParserTarget("agent_response", response, short(response_samples), "evidence.dict"),
         ParserTarget(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from attestkit.attestation import Attestation
-from attestkit.cli.fleet_lines import Entry, Wanted, in_lines
+from attestkit.cli.batch.input_lines import Entry, Wanted, in_lines
 from attestkit.collateral.cache import _decode, _encode, _Entry
 from attestkit.errors import AttestKitError, CollateralError, FormatError, VerificationError
 from attestkit.quote import Quote

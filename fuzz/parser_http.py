@@ -8,7 +8,7 @@ from http.client import HTTPConnection
 from types import SimpleNamespace
 from typing import Any, Final, Protocol, TypeVar
 
-from attestkit.backends.agent_client import MAX_ANSWER, AgentClient, Answer
+from attestkit.backends.dstack_agent.client import MAX_ANSWER, AgentClient, Answer
 from attestkit.collateral.http_getter import HttpGetter
 from attestkit.collateral.pccs_client import BODY_LIMIT, Response
 from attestkit.errors import (
@@ -18,8 +18,8 @@ from attestkit.errors import (
     UnsupportedError,
     UsageError,
 )
-from attestkit.serve.containers import Containers
-from attestkit.serve.engine_answers import (
+from attestkit.serve.docker.engine import Containers
+from attestkit.serve.docker.responses import (
     MAX_LIST,
     NAME,
     Container,

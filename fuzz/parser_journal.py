@@ -12,7 +12,7 @@ from typing import Final
 from attestkit.errors import FormatError, JournalError, UsageError
 from attestkit.event_log import Event
 from attestkit.event_log.journal import BOOT_ID, LOG, PENDING, VERSION, ZERO, replay_from
-from attestkit.event_log.runtime import parse_runtime_lines, runtime_event, runtime_line
+from attestkit.event_log.runtime_events import parse_runtime_lines, runtime_event, runtime_line
 from fuzz.parser_contract import ParserTarget, check, check_error, check_same, obeys
 from tests.event_log.journal_rig import Inode, World
 

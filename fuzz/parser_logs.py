@@ -2,11 +2,11 @@
 
 from functools import partial
 
-from attestkit.cli.recognise import Recognised, recognise
+from attestkit.cli.input.detect_format import Recognised, recognise
 from attestkit.errors import FormatError, UnsupportedError, UsageError, VerificationError
 from attestkit.event_log import Event, EventLog, TpmEventLog
 from attestkit.event_log.cel import ENCODINGS
-from attestkit.event_log.runtime import parse_runtime_lines, runtime_event, runtime_line
+from attestkit.event_log.runtime_events import parse_runtime_lines, runtime_event, runtime_line
 from fuzz import (
     parser_certificates,
     parser_collateral,

@@ -5,19 +5,19 @@ from hashlib import sha384
 from struct import pack
 from typing import Final
 
-from attestkit.backends.qgs import parse_frame, parse_quote_response
-from attestkit.backends.simulator.emulated_td import ReportQuoter
-from attestkit.backends.simulator.pki import SimulatedPki
-from attestkit.backends.simulator.quote_service import answer
-from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
-from attestkit.backends.simulator.snp_chip import SimulatedChip
+from attestkit.attestation.snp_certificates import SnpCertificates
+from attestkit.backends.simulator.pki.amd_chip import SimulatedChip
+from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
+from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
+from attestkit.backends.tdx.qgs import parse_frame, parse_quote_response
 from attestkit.columns import QuoteColumns, quote_columns
+from attestkit.emulator.quote_service import answer
+from attestkit.emulator.td import ReportQuoter
 from attestkit.errors import BackendError, FormatError, UsageError
 from attestkit.quote import TEE_TDX, Quote
-from attestkit.snp_certificates import SnpCertificates
 from attestkit.snp_report import SnpReport
 from attestkit.td_report import TdReport
-from attestkit.verifier.snp_chain import read_endorsements
+from attestkit.verifier.platforms.snp_chain import read_endorsements
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from tests.quotes import PATTERN, made_quote, made_quotes
 from tests.vectors import data

@@ -8,14 +8,14 @@ from typing import Any, Final, NamedTuple
 from attestkit.attestation import Attestation
 from attestkit.errors import AttestKitError, BackendError, FormatError
 from attestkit.event_log import EventLog
-from attestkit.serve import json_codec, messages, protobuf_codec, query, tally
-from attestkit.serve.families import traffic_families
-from attestkit.serve.log_text import COMPACT, INDENTED, LogText, tcb_info
-from attestkit.serve.logs import parameters
-from attestkit.serve.logs.form import Form
-from attestkit.serve.logs.frames import Frame, Frames, Lines, Splitter
-from attestkit.serve.stats import Stats
-from attestkit.serve.verification import VerifyRequest
+from attestkit.serve.container_logs import query_parameters
+from attestkit.serve.container_logs.docker_frames import Frame, Frames, Lines, Splitter
+from attestkit.serve.container_logs.formatting import Form
+from attestkit.serve.counters import Stats, traffic_families
+from attestkit.serve.rpc import json_codec, messages, protobuf_codec, query_codec
+from attestkit.serve.rpc.event_log_json import COMPACT, INDENTED, LogText, tcb_info
+from attestkit.serve.verifier_service.response import VerifyRequest
+from attestkit.serve.worker_pool import metrics_aggregation
 from fuzz import seeds
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short, tried
 from fuzz.parser_evidence import evidence_samples, response_samples
@@ -120,10 +120,12 @@ _NOW: Final = 1_790_000_000.5
 
 
 def _counted(_raw: bytes, found: Stats) -> None:
-    again = tally.decode(tally.encode(found))
-    check_same("the counts once more", tally.encode(again), tally.encode(found))
-    summed = tally.Tally()
-    summed.hear(1, tally.encode(found))
+    again = metrics_aggregation.decode(metrics_aggregation.encode(found))
+    check_same(
+        "the counts once more", metrics_aggregation.encode(again), metrics_aggregation.encode(found)
+    )
+    summed = metrics_aggregation.Tally()
+    summed.hear(1, metrics_aggregation.encode(found))
     summed.lose(1)
     check_same("verdicts", summed.total().verdicts, found.verdicts)
     check("what is shown of them", all(value >= 0 for value in _figures(found)))
@@ -136,25 +138,27 @@ def _figures(stats: Stats) -> Iterator[float]:
             yield sample.value
 
 
-_counts: Final = obeys(tally.decode, FormatError, accepted=_counted, said=tally.encode)
+_counts: Final = obeys(
+    metrics_aggregation.decode, FormatError, accepted=_counted, said=metrics_aggregation.encode
+)
 
 
 def tally_samples() -> list[bytes]:
     """Return what a process of a verifier service tells its foreman."""
     stats = Stats()
-    empty = tally.encode(stats)
+    empty = metrics_aggregation.encode(stats)
     stats.of("verifier").done("verify", 200, 0.003)
     stats.of("verifier").refusals[503] = 2
     stats.verdicts["refused", "quote"] = 1
-    return [empty, tally.encode(stats)]
+    return [empty, metrics_aggregation.encode(stats)]
 
 
-def _parameters(raw: bytes) -> parameters.Parameters:
-    query.asks_for_json(raw)
-    return parameters.parse(raw, _NOW)
+def _parameters(raw: bytes) -> query_parameters.Parameters:
+    query_codec.asks_for_json(raw)
+    return query_parameters.parse(raw, _NOW)
 
 
-def _used_parameters(_raw: bytes, found: parameters.Parameters) -> None:
+def _used_parameters(_raw: bytes, found: query_parameters.Parameters) -> None:
     asked = found.for_engine()
     check_same("texts", {type(one) for one in asked.values()}, {str})
     check("times", 0 <= found.since < 1 << 63 and 0 <= found.until < 1 << 63)
@@ -274,7 +278,9 @@ def targets() -> list[ParserTarget]:
             "rpc.dict",
             1024,
         ),
-        ParserTarget("query", _codec(query.decode), short(query_samples, 1024), "query.dict", 1024),
+        ParserTarget(
+            "query", _codec(query_codec.decode), short(query_samples, 1024), "query.dict", 1024
+        ),
         ParserTarget("log_parameters", log_parameters, parameter_samples, "query.dict", 512),
         ParserTarget("docker_frames", frames, frame_samples, "frames.dict", 512),
         ParserTarget("docker_lines", lines, line_samples, "frames.dict", 128),

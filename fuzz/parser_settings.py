@@ -12,13 +12,13 @@ from typing import Final
 
 from attestkit._crypto.aes_gcm import aes_gcm_encrypt
 from attestkit._crypto.ed25519 import x25519, x25519_public_key
-from attestkit.backends.kernel_release import KernelRelease
-from attestkit.backends.recording.host import host_from_json
+from attestkit.backends.linux.release import KernelRelease
+from attestkit.backends.recording.recorded_host import host_from_json
 from attestkit.backends.recording.recording_file import RecordingFile, parse_recording
-from attestkit.backends.simulator.emulated_kernel import EmulatedKernel
-from attestkit.backends.simulator.faults import Fault
-from attestkit.backends.simulator.state import REGISTERS, State, StateFolder, read_seed
-from attestkit.env_encryption import decrypt_env_vars
+from attestkit.backends.simulator.faults.fault_specs import Fault
+from attestkit.backends.simulator.state_folder import REGISTERS, State, StateFolder, read_seed
+from attestkit.dstack.env_encryption import decrypt_env_vars
+from attestkit.emulator.kernel_version import EmulatedKernel
 from attestkit.errors import (
     AttestKitError,
     BackendError,
@@ -29,12 +29,11 @@ from attestkit.errors import (
 )
 from attestkit.keys import AppKeys
 from attestkit.report_data import ReportData
-from attestkit.serve.address import parse_address
-from attestkit.serve.config import Config, parse_config
-from attestkit.serve.limits import parse_limit
-from attestkit.serve.seed import seed_from_hex
-from attestkit.verifier.policy import AppraisalPolicy
-from attestkit.verifier.policy_file import to_toml
+from attestkit.serve.config.agent_config_file import Config, parse_config
+from attestkit.serve.config.limits import parse_limit
+from attestkit.serve.config.option_values import parse_address, seed_from_hex
+from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
+from attestkit.verifier.policy.toml_writer import to_toml
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short
 from tests.vectors import data
 

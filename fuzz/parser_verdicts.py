@@ -11,11 +11,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from attestkit.errors import FormatError, VerificationError
-from attestkit.serve.ear import EarRequest
-from attestkit.verifier.ear import Ear, EarKey, EarPublicKey, Tier, sign_ear, verify_ear
+from attestkit.serve.verifier_service.ear import EarRequest
+from attestkit.verifier.ear.result_token import (
+    Ear,
+    EarKey,
+    EarPublicKey,
+    Tier,
+    sign_ear,
+    verify_ear,
+)
 from attestkit.verifier.result import AttestationResult, TcbStatus
 from fuzz.parser_contract import ParserTarget, check, check_same, obeys, short
-from tests.verifier.ears import ED25519, FORMS, NONCE, NOW, P256, cose_of, jwt_of, verdict
+from tests.verifier.ear.ears import ED25519, FORMS, NONCE, NOW, P256, cose_of, jwt_of, verdict
 
 _HEADER_JWT: Final = {"alg": "EdDSA"}
 _HEADER_COSE: Final = {1: -8}

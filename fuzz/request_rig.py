@@ -31,17 +31,18 @@ from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import NotFoundError
 from attestkit.keys import AppKeys
-from attestkit.serve import apps
-from attestkit.serve.containers import Container, Containers, Log
-from attestkit.serve.guest import Guest
-from attestkit.serve.http_protocol import ListenerConfig
-from attestkit.serve.http_shared import Shared
-from attestkit.serve.http_target import TargetProtocol
-from attestkit.serve.limits import Limits
-from attestkit.serve.rpc import App, RpcApp
-from attestkit.serve.verifier import VerifierApp
+from attestkit.serve import listener_apps
+from attestkit.serve.config.limits import Limits
+from attestkit.serve.docker.engine import Container, Containers, Log
+from attestkit.serve.http.absolute_target import TargetProtocol
+from attestkit.serve.http.asgi import App
+from attestkit.serve.http.listener_state import Shared
+from attestkit.serve.http.protocol import ListenerConfig
+from attestkit.serve.rpc.dispatcher import RpcApp
+from attestkit.serve.services.context import Guest
+from attestkit.serve.verifier_service.app import VerifierApp
 from attestkit.verifier.pipeline import Verifier
-from attestkit.verifier.policy import AppraisalPolicy
+from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from fuzz.request_answers import BrokenPromiseError, check, read_answers
 from fuzz.request_loop import InlineExecutor, InstantLoop
 from fuzz.request_oracle import Request, requests_in
@@ -331,16 +332,16 @@ class Rig:
         judge = VerifierApp(
             verifier, InlineExecutor(), max_body=_LIMITS.verifier_body, random=self._random
         )
-        dstack = apps.dstack_app(guest)
+        dstack = listener_apps.dstack_app(guest)
         if os.environ.get(PLANTED):
             _plant(dstack)
         return {
             "dstack": dstack,
-            "tappd": apps.tappd_app(guest),
-            "http": apps.external_app(guest),
-            "dev_http": apps.dev_app(guest),
+            "tappd": listener_apps.tappd_app(guest),
+            "http": listener_apps.external_app(guest),
+            "dev_http": listener_apps.dev_app(guest),
             "verifier": judge,
-            "pccs": apps.collateral_app(guest),
+            "pccs": listener_apps.collateral_app(guest),
         }
 
     def _config(self, name: str, app: App) -> ListenerConfig:

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from attestkit.serve import agent, docs, tappd, worker
-from attestkit.serve.assets import ASSETS
-from attestkit.serve.messages import fields_of
-from attestkit.serve.protobuf_codec import encode
-from attestkit.serve.rpc import Method, Service
+from attestkit.serve.api_docs import views
+from attestkit.serve.pages.static_files import ASSETS
+from attestkit.serve.rpc.dispatcher import Method, Service
+from attestkit.serve.rpc.messages import fields_of
+from attestkit.serve.rpc.protobuf_codec import encode
+from attestkit.serve.services import dstack_guest, tappd, worker_api
 from fuzz.request_rig import LISTENERS, head
-from tests.serve.attacks import ATTACKS
+from tests.serve.http.attacks import ATTACKS
 
 __all__ = ["LARGEST", "as_text", "dictionary", "seeds"]
 
@@ -51,18 +52,18 @@ _PCCS: Final = (
 )
 _PAGES: Final = ("/", "/metrics", "/logs/web", *(f"/assets/{name}" for name in ASSETS))
 _SERVICES: Final = {
-    "dstack": (agent.SERVICE,),
-    "tappd": (agent.SERVICE, tappd.SERVICE),
-    "http": (worker.SERVICE,),
-    "dev_http": (agent.SERVICE, tappd.SERVICE),
+    "dstack": (dstack_guest.SERVICE,),
+    "tappd": (dstack_guest.SERVICE, tappd.SERVICE),
+    "http": (worker_api.SERVICE,),
+    "dev_http": (dstack_guest.SERVICE, tappd.SERVICE),
 }
 
 
 def dictionary() -> dict[str, bytes]:
     """Return every word by a name that is good for AFL++."""
     words: dict[str, None] = dict.fromkeys((*_OF_HTTP, *_OF_JSON, *_OF_QUERIES))
-    words |= dict.fromkeys((*_VERIFIER, *_PCCS, *_PAGES, *docs.PATHS))
-    for service in (agent.SERVICE, tappd.SERVICE, worker.SERVICE):
+    words |= dict.fromkeys((*_VERIFIER, *_PCCS, *_PAGES, *views.PATHS))
+    for service in (dstack_guest.SERVICE, tappd.SERVICE, worker_api.SERVICE):
         words |= dict.fromkeys(path for path, _ in _paths(service))
         for method in service.methods.values():
             for part in fields_of(method.request) if method.request else ():
@@ -130,7 +131,7 @@ def _requests(listener: str) -> Iterator[bytes]:
             yield start + _post(path, "application/json", _example(method, pieces=False))
             yield start + _post(path, "application/octet-stream", _example(method, pieces=True))
     pages = {"verifier": ("/health",), "pccs": _PCCS, "http": _PAGES}.get(listener, ())
-    for path in (*pages, *(docs.PATHS if listener in _SERVICES else ())):
+    for path in (*pages, *(views.PATHS if listener in _SERVICES else ())):
         yield start + _get(path)
     if listener == "verifier":
         for body in (b'{"quote":"00","event_log":"[]","vm_config":""}', b'{"attestation":"00"}'):

@@ -10,9 +10,9 @@ from itertools import pairwise
 from struct import pack
 
 from attestkit.backends.simulator.boot_log import boot_log
-from attestkit.backends.simulator.image import simulated_image
+from attestkit.backends.simulator.os_image import simulated_image
 from attestkit.event_log import EventLog
-from attestkit.event_log.runtime import runtime_event
+from attestkit.event_log.runtime_events import runtime_event
 from fuzz.agent_json import dissect as json_tokens
 from fuzz.tcg_log import dissect as tcg_records
 from tests.quotes import made_quotes, samples

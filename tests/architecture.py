@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 
 import grimp
 
-from attestkit import _toml
+from attestkit._formats import toml
 from tests.records import ROOT
 
 PACKAGE: Final = "attestkit"
@@ -44,10 +44,13 @@ class Part(NamedTuple):
 
 def layers() -> list[list[str]]:
     """Return the names of each layer, the top first, as pyproject.toml has them."""
-    settings = _toml.decode((ROOT / "pyproject.toml").read_text())
+    settings = toml.decode((ROOT / "pyproject.toml").read_text())
     contracts = settings["tool"]["importlinter"]["contracts"]
     (own,) = (one for one in contracts if one.get("containers") == [PACKAGE])
-    return [list(ABOVE), *([name.strip() for name in row.split("|")] for row in own["layers"])]
+    rows = [[name.strip() for name in row.split("|")] for row in own["layers"]]
+    # In brackets are parts that come later.
+    there = [[name for name in row if not name.startswith("(")] for row in rows]
+    return [list(ABOVE), *(row for row in there if row)]
 
 
 def parts() -> list[Part]:

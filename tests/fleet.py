@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from attestkit.attestation import Attestation
-from attestkit.attestation.platforms import Evidence, Tdx
+from attestkit.attestation.wire.evidence_parts import Evidence, Tdx
 from attestkit.verifier import AttestationResult, Item, Verifier
-from attestkit.verifier.many import Outcome
+from attestkit.verifier.batch.task import Outcome
 from tests.records import write_record
 from tests.verifier import parcels
 

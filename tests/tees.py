@@ -14,15 +14,15 @@ from typing import Final, TypeAlias
 from attestkit.backends.base import SnpEvidence
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay_records
-from attestkit.backends.simulator.image import simulated_image
-from attestkit.backends.simulator.pki import SimulatedPki
-from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
-from attestkit.backends.simulator.snp_chip import SimulatedChip
+from attestkit.backends.simulator.os_image import simulated_image
+from attestkit.backends.simulator.pki.amd_chip import SimulatedChip
+from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
+from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.errors import BackendError, UnsupportedError, UsageError
 from attestkit.event_log import Event, EventLog
 from attestkit.event_log.journal import LOCK, Journal, RegisterAccess, RuntimeLog
 from attestkit.event_log.journal_files import OsFolder
-from attestkit.event_log.runtime import runtime_event
+from attestkit.event_log.runtime_events import runtime_event
 from attestkit.keys import AppKeys, KeyDeriver, LocalKeys
 from attestkit.quote import Quote
 

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import pytest
 
 import attestkit
-from attestkit.aio import AsyncAttester, aopen
+from attestkit.aio import AsyncAttester
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendUnavailableError, UnsupportedError, UsageError
+from attestkit.factory import aopen
 from tests.tees import FakeAgent, FakeSnp, FakeTd, Machine
 
 SEED = bytes(32)
@@ -316,7 +317,7 @@ def test_a_cancelled_opening_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch
         assert go_on.wait(30)
         return attestkit.Attester(device)
 
-    monkeypatch.setattr("attestkit.aio.open_attester", slow_open)
+    monkeypatch.setattr("attestkit.factory.open", slow_open)
 
     async def main() -> None:
         entering = asyncio.ensure_future(aopen(device).__aenter__())
@@ -340,7 +341,7 @@ def test_closing_while_another_opens(monkeypatch: pytest.MonkeyPatch) -> None:
         assert go_on.wait(30)
         return attestkit.Attester(device)
 
-    monkeypatch.setattr("attestkit.aio.open_attester", slow_open)
+    monkeypatch.setattr("attestkit.factory.open", slow_open)
 
     async def main() -> None:
         tee = aopen(device)
@@ -366,7 +367,7 @@ def test_whoever_comes_first_opens_for_all(monkeypatch: pytest.MonkeyPatch) -> N
         opened.append(threading.current_thread().name)
         return attestkit.Attester(device)
 
-    monkeypatch.setattr("attestkit.aio.open_attester", counted)
+    monkeypatch.setattr("attestkit.factory.open", counted)
 
     async def main() -> None:
         tee = aopen(device)

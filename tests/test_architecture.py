@@ -1,8 +1,13 @@
 """docs/architecture.md and its picture show the imports of the code as they are."""
 
+from collections import Counter
+
 import pytest
 
 from tests import architecture
+from tests.records import ROOT
+
+LARGEST = 15  # files of a folder
 
 pytestmark = pytest.mark.skipif(not architecture.PAGE.exists(), reason="the page is not here")
 
@@ -27,7 +32,17 @@ def test_parts_import_only_what_is_in_layers_below() -> None:
     assert [(user, used) for user, used in found if layer[user] >= layer[used]] == []
 
 
-def test_no_circle_leaves_its_package() -> None:
-    """Modules that import each other are of one package, which one person can read at once."""
-    for circle in architecture.circles():
-        assert len({name.split(".")[1] for name in circle}) == 1, circle
+def test_no_modules_import_each_other() -> None:
+    """Nor inside of functions, nor by way of others: for type checkers alone they may."""
+    assert architecture.circles() == []
+
+
+def test_folders_are_small() -> None:
+    """A folder has at most fifteen files, but for the C core and the commands."""
+    counts = Counter(
+        path.parent
+        for path in (ROOT / architecture.PACKAGE).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    )
+    large = {path.name: count for path, count in counts.items() if count > LARGEST}
+    assert large.keys() <= {"_native", "commands"}, large

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from attestkit.cli import bench_logs, bench_quotes
-from attestkit.cli.bench_race import Series
-from attestkit.cli.bench_rows import LONG, OURS, SHORT
+from attestkit.cli.bench import event_logs, quotes
+from attestkit.cli.bench.cases import LONG, OURS, SHORT
+from attestkit.cli.bench.timing import Series
 from benchmarks import compare, growth
 from benchmarks.growth import Point, exponent
 from benchmarks.growth_subjects import SUBJECTS
@@ -85,7 +85,7 @@ def test_targets_are_harder_where_they_stretch() -> None:
 
 def test_targets_are_about_rows_that_exist() -> None:
     """A row that was renamed would never be judged again; nor may its peer be."""
-    rows = {row.id: set(row.makers) for row in (*bench_quotes.ROWS, *bench_logs.ROWS)}
+    rows = {row.id: set(row.makers) for row in (*quotes.ROWS, *event_logs.ROWS)}
     for row, makers in rows.items():
         if row in TARGETS:
             assert TARGETS[row].peer in makers

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from attestkit import _toml
+from attestkit._formats import toml
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = ROOT / "CONTRIBUTING.md"
@@ -23,7 +23,7 @@ def _read(path: Path) -> Any:
 
 
 def _project() -> dict[str, Any]:
-    found: dict[str, Any] = _toml.decode((ROOT / "pyproject.toml").read_bytes())["project"]
+    found: dict[str, Any] = toml.decode((ROOT / "pyproject.toml").read_bytes())["project"]
     return found
 
 

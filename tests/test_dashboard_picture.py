@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
-from attestkit.serve.assets import Asset
+from attestkit.serve.pages.static_files import Asset
 from tests.rigs.browser import MISSING
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from attestkit.backends.kernel_paths import KernelPaths
-from attestkit.serve import verifier
-from attestkit.serve.options import Options, parse_options
-from attestkit.serve.verifier_settings import VerifierSettings, decide_verifier
+from attestkit.backends.linux.paths import KernelPaths
+from attestkit.serve.config.command_line import Options, parse_options
+from attestkit.serve.config.verifier_settings import VerifierSettings, decide_verifier
+from attestkit.serve.verifier_service import app
 from tests.serve.server import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -288,7 +288,7 @@ def test_the_proxy_asks_what_a_verifier_answers_and_repeats_little() -> None:
     assert "default-server resolvers names init-addr last,libc,none" in lines
     assert "parse-resolv-conf" in lines[lines.index("resolvers names") :]
     [seconds] = [line.split()[2] for line in lines if line.startswith("timeout server")]
-    assert float(seconds.removesuffix("s")) > verifier.SECONDS
+    assert float(seconds.removesuffix("s")) > app.SECONDS
 
 
 # -- containers ------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from attestkit.verifier.policy import PRESETS, VERIFIED_PLATFORMS, AppraisalPolicy
+from attestkit.verifier.policy.appraisal_policy import PRESETS, VERIFIED_PLATFORMS, AppraisalPolicy
 from attestkit.verifier.result import TcbStatus
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -109,7 +109,7 @@ def test_a_plugin_cannot_take_a_built_in_name(installed: Path) -> None:
     """Whoever names the simulator gets ours."""
     site = add(installed, "taker", "simulator", "attestkit_example_tee:ExampleTee")
     module = ask("backends.load('simulator').__module__", site)
-    assert module == "attestkit.backends.simulator"
+    assert module == "attestkit.backends.simulator.tdx_simulator"
     assert ask("backends.names().count('simulator')", site) == 1
     assert ask("attestkit.open('simulator').backend.name", site) == "simulator"
 

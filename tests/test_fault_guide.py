@@ -10,8 +10,9 @@ import pytest
 
 import attestkit
 from attestkit.attester import Attester
-from attestkit.backends.simulator import Simulator, faulty_calls
-from attestkit.backends.simulator.faults import NAMED
+from attestkit.backends.simulator import Simulator
+from attestkit.backends.simulator.faults import injection
+from attestkit.backends.simulator.faults.fault_specs import NAMED
 from attestkit.errors import AttestKitError, UsageError
 from tests.rigs.emulator import Emulator, emulator, requires_fuse
 from tests.serve.client import Answer, call
@@ -118,7 +119,7 @@ def test_the_table_of_operations() -> None:
         for cells in re.findall(r"^\| (`.*`) \|", table, re.MULTILINE)
         for operation in re.findall(r"`([^`]+)`", cells)
     ]
-    assert sorted(found) == sorted(faulty_calls._OPERATIONS["tdx"])
+    assert sorted(found) == sorted(injection._OPERATIONS["tdx"])
 
 
 def test_what_snp_has_not() -> None:
@@ -126,7 +127,7 @@ def test_what_snp_has_not() -> None:
     [sentence] = re.findall(
         r"On SEV-SNP there are no registers: (.*?) are refused", text(), re.DOTALL
     )
-    missing = set(faulty_calls._NAMES["tdx"]) - set(faulty_calls._NAMES["snp"])
+    missing = set(injection._NAMES["tdx"]) - set(injection._NAMES["snp"])
     assert set(re.findall(r"`(\w+)`", sentence)) == missing
 
 
@@ -227,7 +228,7 @@ def test_on_the_kernels_files(row: Row, machines: Callable[[str], Emulator]) -> 
 
 # What the kernel's files are asked for again is armed as often as that takes; ebusy is for 30 s.
 AGAIN = {"eintr": "eintr:2", "generation_race": "generation_race:3", "slow": "slow:50ms"}
-SNP = [name for name in faulty_calls._NAMES["snp"] if name != "ebusy"]
+SNP = [name for name in injection._NAMES["snp"] if name != "ebusy"]
 
 
 def attested(tee: Attester) -> type[AttestKitError] | None:

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 import attestkit
-from attestkit.serve import agent, http_protocol, tappd, worker
-from attestkit.serve.http_head import head_size
-from attestkit.serve.http_protocol import HttpProtocol
-from attestkit.serve.json_codec import encode_error
-from attestkit.serve.limits import parse_limit
-from attestkit.serve.rpc import RpcApp
+from attestkit.serve.config.limits import parse_limit
+from attestkit.serve.http import protocol
+from attestkit.serve.http.errors import encode_error
+from attestkit.serve.http.protocol import HttpProtocol
+from attestkit.serve.http.request_checks import head_size
+from attestkit.serve.rpc.dispatcher import RpcApp
+from attestkit.serve.services import dstack_guest, tappd, worker_api
 from fuzz import request_path
 from fuzz.request_afl import Edges, shared_map
 from fuzz.request_answers import Answer, BrokenPromiseError, check, read_answers
@@ -155,9 +156,9 @@ def test_a_request_that_nobody_sent_is_seen(rig: Rig, monkeypatch: pytest.Monkey
     padding = b"A: %b\r\n" % (b"a" * (250 - len(start) - 5))
     sent = head("dstack", pieces=250) + start + padding + b"\r\n" + body
     rig.run(sent)
-    monkeypatch.setattr(http_protocol, "head_size", lambda _, piece: head_size(b"", piece))
+    monkeypatch.setattr(protocol, "head_size", lambda _, piece: head_size(b"", piece))
     monkeypatch.setattr(
-        http_protocol, "without_upgrade", lambda part: part.replace(b"upgrade:", b"not an upgrade:")
+        protocol, "without_upgrade", lambda part: part.replace(b"upgrade:", b"not an upgrade:")
     )
     with pytest.raises(BrokenPromiseError, match="are not the requests that were sent"):
         rig.run(sent)
@@ -178,7 +179,7 @@ def test_a_wrong_length_is_seen(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> No
         def __len__(self) -> int:
             return super().__len__() + 1
 
-    name = "attestkit.serve.http_protocol.encode_error"
+    name = "attestkit.serve.http.protocol.encode_error"
     monkeypatch.setattr(name, lambda text: Longer(encode_error(text)))
     with pytest.raises(BrokenPromiseError, match="shorter than its length"):
         rig.run(head("http") + b"nonsense\r\n\r\n")
@@ -302,7 +303,7 @@ def test_edges_tell_one_way_from_another() -> None:
 def test_words_are_those_of_the_server() -> None:
     """Every method and field is among them, written as AFL++ reads it."""
     words = set(dictionary().values())
-    for service in (agent.SERVICE, tappd.SERVICE, worker.SERVICE):
+    for service in (dstack_guest.SERVICE, tappd.SERVICE, worker_api.SERVICE):
         assert {f"{service.mount}{name}".encode() for name in service.methods} <= words
     assert {b'"report_data":', b"secp256k1_prehashed", b"\r\n\r\n", b"/health"} <= words
     lines = as_text({"a": b'x"\\\r\n\xff~'})

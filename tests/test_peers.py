@@ -14,7 +14,7 @@ import pytest
 import attestkit
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
-from attestkit.cli import bench_logs, bench_quotes
+from attestkit.cli.bench import event_logs, quotes
 from attestkit.errors import FormatError
 from tests.untyped import untyped
 from tests.vectors import data, needs_shared
@@ -84,9 +84,9 @@ def _ours(data: bytes) -> tuple[Any, ...]:
 
 READERS: Final[Mapping[str, Callable[[bytes], tuple[Any, ...]]]] = {
     OURS: _ours,
-    "dcap-qvl": bench_quotes.dcap_qvl(NONE),
-    "cvm-attest": bench_quotes.cvm_attest(NONE),
-    "dk-tee-attestation": bench_quotes.dk_tee_attestation(NONE),
+    "dcap-qvl": quotes.dcap_qvl(NONE),
+    "cvm-attest": quotes.cvm_attest(NONE),
+    "dk-tee-attestation": quotes.dk_tee_attestation(NONE),
     "evidence-api": _evidence_api_quote,
     "cctrusted-vm": _cctrusted_quote,
 }
@@ -155,10 +155,10 @@ def _replays_ccel(name: str) -> bool:
     ours = attestkit.EventLog.from_ccel(area).replay()
     if name == OURS:
         return any(any(register) for register in ours)
-    peer = bench_logs.evidence_api if name == "evidence-api" else bench_logs.cctrusted_vm
+    peer = event_logs.evidence_api if name == "evidence-api" else event_logs.cctrusted_vm
     samples: Any = SimpleNamespace(ccel=area)
     call = peer(samples, replay=True)
-    return bench_logs.registers(untyped(call())) == tuple(ours)
+    return event_logs.registers(untyped(call())) == tuple(ours)
 
 
 def _replays_json(name: str) -> bool:
@@ -168,8 +168,8 @@ def _replays_json(name: str) -> bool:
         quote, text = tee.get_quote(b"nonce"), tee.event_log().to_json()
     if name == OURS:
         return attestkit.EventLog.from_json(text).replay() == quote.rtmrs
-    call = bench_logs.dstack_sdk(text)
-    return bench_logs.registers(untyped(call())) == tuple(quote.rtmrs)
+    call = event_logs.dstack_sdk(text)
+    return event_logs.registers(untyped(call())) == tuple(quote.rtmrs)
 
 
 def _is_typed(name: str) -> bool:

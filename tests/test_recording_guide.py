@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from attestkit.backends.recording import recording_file
-from attestkit.backends.recording.calls import CALLS
+from attestkit.backends.recording.call_codec import CALLS
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = ROOT / "docs" / "recording.md"

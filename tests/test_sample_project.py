@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from attestkit.backends.simulator.faults import NAMED as FAULTS
-from attestkit.backends.simulator.named_scenarios import NAMED as SCENARIOS
+from attestkit.backends.simulator.faults.fault_specs import NAMED as FAULTS
+from attestkit.backends.simulator.scenarios.named import NAMED as SCENARIOS
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "tests" / "sample_project"

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from attestkit._crypto.pem import armour
-from attestkit._crypto.secret import Secret, own_copy, wipe, wipe_field
+from attestkit._crypto.zeroize import Secret, own_copy, wipe, wipe_field
 from attestkit.errors import FormatError, SignatureError, UsageError
 
 __all__ = [

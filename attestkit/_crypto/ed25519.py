@@ -16,7 +16,7 @@ from nacl.bindings import (
 )
 from nacl.exceptions import BadSignatureError
 
-from attestkit._crypto.secret import Secret, wipe, wipe_field
+from attestkit._crypto.zeroize import Secret, wipe, wipe_field
 from attestkit.errors import FormatError, UsageError
 
 __all__ = [

@@ -84,7 +84,7 @@ def hkdf_sha256(ikm: bytes | bytearray, info: bytes, length: int, salt: bytes) -
     """
     if not 0 <= length <= _HKDF_LIMIT:
         raise UsageError(f"HKDF gives 0 to {_HKDF_LIMIT} bytes, not {length}")
-    from attestkit._crypto.secret import wipe  # late, as Keccak is
+    from attestkit._crypto.zeroize import wipe  # late, as Keccak is
 
     key = hmac.digest(salt, ikm, "sha256")
     block = hmac.digest(key, info + b"\x01", "sha256")

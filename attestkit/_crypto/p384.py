@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
 from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from attestkit._crypto.secret import Secret
+from attestkit._crypto.zeroize import Secret
 from attestkit.errors import SignatureError, UsageError
 
 __all__ = [

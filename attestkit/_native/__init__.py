@@ -17,7 +17,7 @@ from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from attestkit._native._level import VARIABLE, choose
+from attestkit._native._isa_level import VARIABLE, choose
 from attestkit._native._status import refuse, refuse_one
 from attestkit._native._threads import in_parts
 from attestkit.errors import UsageError

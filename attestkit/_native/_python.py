@@ -4,9 +4,7 @@ One file per subject, as in C; this one puts them together.
 """
 
 from attestkit._native._python_columns import Column, quote_rows
-from attestkit._native._python_cpu import cpuid
-from attestkit._native._python_json import agent_json_walk, hexlify, unhex
-from attestkit._native._python_json_depth import json_depth
+from attestkit._native._python_json import agent_json_walk, cpuid, hexlify, json_depth, unhex
 from attestkit._native._python_log import (
     ccel_walk,
     replay,

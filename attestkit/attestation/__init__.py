@@ -9,10 +9,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
-from attestkit.attestation import agent_response, cbor, cmw_evidence, cose, v0_scale, v1_msgpack
 from attestkit.attestation import app_info as _app_info
+from attestkit.attestation import nitro_document as cose
 from attestkit.attestation.app_info import AppInfo
-from attestkit.attestation.platforms import (
+from attestkit.attestation.cmw import evidence as cmw_evidence
+from attestkit.attestation.wire import agent_response, v0_scale, v1_cbor, v1_msgpack
+from attestkit.attestation.wire.event_log import WireLog
+from attestkit.attestation.wire.evidence_parts import (
     PLATFORM_NAMES,
     Evidence,
     GcpTdx,
@@ -23,12 +26,11 @@ from attestkit.attestation.platforms import (
     Stack,
     Tdx,
 )
-from attestkit.attestation.scale import MAX_ITEMS
-from attestkit.attestation.wire_log import WireLog
+from attestkit.attestation.wire.scale import MAX_ITEMS
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import Event, EventLog
 from attestkit.event_log.event import RUNTIME_REGISTER, WireEvent, received
-from attestkit.event_log.runtime import RUNTIME_EVENT_TYPE
+from attestkit.event_log.runtime_events import RUNTIME_EVENT_TYPE
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 
@@ -57,7 +59,7 @@ _ENCODE: Final[Mapping[Encoding, Callable[[Evidence, bytes | None], bytes]]] = {
     "cbor-tag": partial(cmw_evidence.encode, "cbor-tag"),
     "json": partial(cmw_evidence.encode, "json"),
     "json-record": partial(cmw_evidence.encode, "json-record"),
-    "v1-cbor": lambda evidence, _: cbor.encode(evidence),
+    "v1-cbor": lambda evidence, _: v1_cbor.encode(evidence),
 }
 
 
@@ -110,8 +112,8 @@ class Attestation:
             return cls(wrapped.evidence, wrapped.form, wrapped.collateral)
         if data[0] in v1_msgpack.FIRST_BYTES:
             return cls(v1_msgpack.decode(data), "v1")
-        if data[0] in cbor.FIRST_BYTES:
-            return cls(cbor.decode(data), "v1-cbor")
+        if data[0] in v1_cbor.FIRST_BYTES:
+            return cls(v1_cbor.decode(data), "v1-cbor")
         raise FormatError("Unknown attestation wire format")
 
     @classmethod

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 from attestkit import _native
 from attestkit._crypto.hashes import sha256
-from attestkit.attestation import cose, json_text
-from attestkit.attestation.mr_config import MAX_INIT_SCRIPTS, MrConfig, host_data
-from attestkit.attestation.platforms import (
+from attestkit._formats import strict_json
+from attestkit.attestation import nitro_document
+from attestkit.attestation.launch.mr_config import MAX_INIT_SCRIPTS, MrConfig, host_data
+from attestkit.attestation.launch.vm_config import VmConfig
+from attestkit.attestation.wire.evidence_parts import (
     Evidence,
     GcpTdx,
     NitroEnclave,
@@ -23,10 +25,9 @@ from attestkit.attestation.platforms import (
     Tdx,
     td_body,
 )
-from attestkit.attestation.v1_msgpack import MsgpackReader
-from attestkit.attestation.vm_config import VmConfig
+from attestkit.attestation.wire.v1_msgpack import MsgpackReader
 from attestkit.errors import FormatError, ReplayError
-from attestkit.event_log.runtime import runtime_digest, runtime_preimage
+from attestkit.event_log.runtime_events import runtime_digest, runtime_preimage
 from attestkit.quote import Quote
 from attestkit.snp_report import SnpReport
 
@@ -63,13 +64,13 @@ class AppInfo(NamedTuple):
         Raises:
             FormatError: A field is missing or no hex text.
         """
-        values = [json_text.from_hex(fields.get(name), name) for name in cls._fields[:-1]]
+        values = [strict_json.from_hex(fields.get(name), name) for name in cls._fields[:-1]]
         hashes = fields.get("init_script_hashes")
         if hashes is None:
             return cls._make([*values, None])
         if not isinstance(hashes, (list, tuple)) or len(hashes) > MAX_INIT_SCRIPTS:
             raise FormatError("init_script_hashes is not a short array")
-        found = tuple([json_text.from_hex(item, "init_script_hashes", 32) for item in hashes])
+        found = tuple([strict_json.from_hex(item, "init_script_hashes", 32) for item in hashes])
         return cls._make([*values, found])
 
     def to_msgpack(self) -> bytes:
@@ -258,7 +259,7 @@ def _nitro_tpm_registers(
     events: Sequence[RuntimeEvent],
     all_events: Sequence[RuntimeEvent],
 ) -> tuple[bytes, bytes]:
-    document = cose.read_nitro_document(platform.attestation_doc)
+    document = nitro_document.read_nitro_document(platform.attestation_doc)
     quoted, replayed = document.pcr(14), _replay_sha384(all_events)
     if quoted != replayed:
         raise ReplayError(f"PCR14 mismatch, quoted: {quoted.hex()}, replayed: {replayed.hex()}")
@@ -277,7 +278,7 @@ def _nitro_enclave(
     There is no runtime register and no boot sequence: the agent writes one event `app-id`, nothing
     authenticates it, and apps cannot emit others. So it is read without asking for `system-ready`.
     """
-    document = cose.read_nitro_document(platform.nsm_quote)
+    document = nitro_document.read_nitro_document(platform.nsm_quote)
     registers = sha256(document.pcr(0) + document.pcr(1) + document.pcr(2))
     who = _read(_until(events, _BOOT_END))
     found = who.app_info(device_id, registers, registers, os_image_hash)

@@ -6,14 +6,13 @@ event log says always agree: both are read under one lock, and compared before t
 
 import os
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, Literal, NoReturn, final, overload
+from typing import TYPE_CHECKING, Generic, NoReturn, final
 
 from attestkit import backends
-from attestkit._turns import Turns
-from attestkit.app_compose import AppCompose
+from attestkit._system.fifo_lock import Turns
 from attestkit.attestation import AppInfo, Attestation
-from attestkit.attester.source import HostApp, Owner, Source, app_info
-from attestkit.attester.td import TdSource
+from attestkit.attester.evidence_source import HostApp, Owner, Source, app_info
+from attestkit.attester.tdx_source import TdSource
 from attestkit.backends.base import (
     AppHost,
     Backend,
@@ -22,6 +21,7 @@ from attestkit.backends.base import (
     SnpReporter,
     hosts_app,
 )
+from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import UsageError
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.keys import KeyDeriver
@@ -31,13 +31,7 @@ from attestkit.report_data import ReportData
 if TYPE_CHECKING:
     from typing_extensions import TypeVar  # of type checkers, which have it always
 
-    from attestkit.backends.configfs_tsm import ConfigfsSnp, ConfigfsTdx
-    from attestkit.backends.dstack_agent import DstackAgent
-    from attestkit.backends.host_shared import HostShared
-    from attestkit.backends.recording import Recording
-    from attestkit.backends.simulator import Simulator
-    from attestkit.backends.simulator.snp_guest import SnpSimulator
-    from attestkit.backends.tdx_ioctl import TdxIoctl
+    from attestkit.dstack.host_shared_folder import HostShared
 
     # `Attester` alone is an Attester[Backend].
     B_co = TypeVar("B_co", bound=Backend, default=Backend, covariant=True)
@@ -47,66 +41,7 @@ else:
 
     B_co = TypeVar("B_co", bound=Backend, covariant=True)
 
-__all__ = ["Attester", "app_info", "make_backend", "open"]
-
-
-# A name that a program spells out tells the backend's class, and so what `backend` can do.
-@overload
-def open(
-    backend: Literal["simulator"], *, platform: Literal["snp"], **options: object
-) -> "Attester[SnpSimulator]": ...
-@overload
-def open(backend: Literal["simulator"], **options: object) -> "Attester[Simulator]": ...
-@overload
-def open(
-    backend: Literal["configfs_tsm"], **options: object
-) -> "Attester[ConfigfsTdx | ConfigfsSnp]": ...
-@overload
-def open(backend: Literal["tdx_ioctl"], **options: object) -> "Attester[TdxIoctl]": ...
-@overload
-def open(backend: Literal["dstack_agent"], **options: object) -> "Attester[DstackAgent]": ...
-@overload
-def open(backend: Literal["recording"], **options: object) -> "Attester[Recording]": ...
-@overload
-def open(backend: str | None = None, **options: object) -> "Attester[Backend]": ...
-@overload
-def open(backend: "B") -> "Attester[B]": ...
-@overload
-def open(backend: str | Backend | None) -> "Attester[Backend]": ...
-def open(backend: str | Backend | None = None, **options: object) -> "Attester[Backend]":
-    """Open the TEE that this program runs in.
-
-    Args:
-        backend: The name of a backend, an object that is one, or None: then what
-            `$ATTESTKIT_BACKEND` names, else the first that can run here, never the simulator.
-        options: What the backend takes; for the simulator `seed`, `platform`, `scenario`,
-            `faults`, `quote_version`, `state_dir`, `app_compose`, `app_keys`, `vm_config` and
-            `app_id`, for others see their classes.
-
-    Raises:
-        BackendUnavailableError: It cannot run here; or none can, and the text lists what was seen.
-        BackendBusyError: Somebody else has the device or the state folder.
-        UsageError: No backend is called so, or it does not take these options.
-        BackendError: Anything else that went wrong.
-    """
-    if backend is None or isinstance(backend, str):
-        made = make_backend(backend, options)
-        try:
-            return Attester(made)
-        except BaseException:
-            made.close()
-            raise
-    if options:
-        raise UsageError("a backend that is an object already takes no options")
-    return Attester(backend)
-
-
-def make_backend(name: str | None, options: dict[str, object]) -> Backend:
-    """Return the backend called `name`, or what `open` takes for None."""
-    name = name or backends.named_by_environment()
-    cls = backends.detect() if name is None else backends.load(name)
-    # Not probed again if it was detected.
-    return cls() if name is None and not options else backends.make(cls, options)
+__all__ = ["Attester", "app_info"]
 
 
 @final
@@ -124,7 +59,7 @@ class Attester(Generic[B_co]):
             backend: The TEE.
             host: Who knows the app, which stays the caller's. None: the backend if it does; on
                 hardware otherwise the folder that the host shares with its guest, see
-                `attestkit.backends.host_shared`.
+                `attestkit.dstack.host_shared_folder`.
 
         Raises:
             UsageError: It is no backend; or `$DSTACK_HOST_SHARED_DIR` is not an absolute path.
@@ -146,7 +81,9 @@ class Attester(Generic[B_co]):
             return backend
         if backend.simulated or isinstance(backend, GuestAgent):
             return None
-        from attestkit.backends.host_shared import HostShared  # only hardware has such a folder
+        from attestkit.dstack.host_shared_folder import (
+            HostShared,  # only hardware has such a folder
+        )
 
         self._shared = HostShared(backends.host_shared_folder())
         return self._shared
@@ -156,12 +93,14 @@ class Attester(Generic[B_co]):
         backend: Backend = self._backend
         owner = Owner(self._device, self._check_usable)
         if isinstance(backend, GuestAgent):
-            from attestkit.attester.agent import AgentSource  # only who has an agent needs it
+            from attestkit.attester.agent_source import (
+                AgentSource,  # only who has an agent needs it
+            )
 
             return AgentSource(backend, backend, owner)
         app = HostApp(self._host)
         if isinstance(backend, SnpReporter) and not isinstance(backend, RegisterExtender):
-            from attestkit.attester.snp import SnpSource  # only who has SNP needs it
+            from attestkit.attester.snp_source import SnpSource  # only who has SNP needs it
 
             return SnpSource(backend, owner, app)
         return TdSource(backend, owner, app)

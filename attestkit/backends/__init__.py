@@ -10,8 +10,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from attestkit._shown import one_line
-from attestkit.backends.kernel_paths import KernelPaths
+from attestkit._sanitize import one_line
+from attestkit.backends.linux import paths as linux_paths
+from attestkit.backends.linux.paths import KernelPaths
 from attestkit.errors import AttestKitError, BackendError, BackendUnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -53,13 +54,6 @@ AUTO_ORDER: Final = ("dstack_agent", "configfs_tsm", "tdx_ioctl")
 HARDWARE: Final = ("configfs_tsm", "tdx_ioctl")
 GROUP: Final = "attestkit.backends"
 _LONGEST_CAUSE: Final = 200  # characters of why a plugin cannot be loaded
-# Where a guest agent listens, in the order in which its clients look.
-AGENT_SOCKETS: Final = (
-    "/var/run/dstack.sock",
-    "/run/dstack.sock",
-    "/var/run/dstack/dstack.sock",
-    "/run/dstack/dstack.sock",
-)
 
 
 def named_by_environment() -> str | None:
@@ -125,7 +119,7 @@ def agent_endpoint() -> tuple[str, bool]:
     """
     if named := os.environ.get("DSTACK_SIMULATOR_ENDPOINT"):
         return named, True
-    for path in AGENT_SOCKETS:
+    for path in linux_paths.AGENT_SOCKETS:
         try:
             Path(path).stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -135,7 +129,7 @@ def agent_endpoint() -> tuple[str, bool]:
         return path, False
     raise BackendUnavailableError(
         f"no guest agent: $DSTACK_SIMULATOR_ENDPOINT is not set, and there is no socket at "
-        f"{', '.join(AGENT_SOCKETS)}; in a container, mount the host's"
+        f"{', '.join(linux_paths.AGENT_SOCKETS)}; in a container, mount the host's"
     )
 
 
@@ -227,7 +221,9 @@ def detect(*, leave_out: "Container[str]" = ()) -> "type[Backend]":
 
 
 def _nothing_found(reports: list[str]) -> str:
-    from attestkit.backends.surroundings import platforms  # only whoever finds nothing pays
+    from attestkit.backends.linux.host_inspection import (
+        platforms,  # only whoever finds nothing pays
+    )
 
     signs = look_for_hardware()
     lines = ["no TEE can be used here"]

@@ -7,7 +7,7 @@ for one behind somebody else's agent, `AppHost` for one that knows the app it ru
 
 from typing import Final, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
-from attestkit.app_compose import AppCompose
+from attestkit.dstack.app_compose import AppCompose
 from attestkit.event_log.journal import RuntimeLog
 from attestkit.keys import AppKeys, KeyDeriver
 

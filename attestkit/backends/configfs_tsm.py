@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 from attestkit import backends
 from attestkit.backends.base import SnpEvidence
-from attestkit.backends.kernel_paths import KernelPaths
-from attestkit.backends.td_guest import TdGuest
-from attestkit.backends.tsm_files import TsmSystem
-from attestkit.backends.tsm_report import TsmAnswer, TsmReports, TsmRequest
+from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.tdx.guest import TdGuest
+from attestkit.backends.tsm.configfs_files import TsmSystem
+from attestkit.backends.tsm.report import TsmAnswer, TsmReports, TsmRequest
 from attestkit.errors import (
     BackendError,
     BackendUnavailableError,

@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable
 
 from attestkit.backends import find_kernel_paths
-from attestkit.backends.device_calls import REAL_CALLS, DeviceCalls
-from attestkit.backends.kernel_paths import KernelPaths
-from attestkit.backends.qgs import (
+from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls
+from attestkit.backends.tdx.device import TdxDevice
+from attestkit.backends.tdx.guest import TdGuest
+from attestkit.backends.tdx.qgs import (
     Address,
     Deadlines,
     Endpoint,
@@ -22,9 +24,7 @@ from attestkit.backends.qgs import (
     host_endpoint,
     parse_endpoint,
 )
-from attestkit.backends.quote_ioctl import Generation, parse_generation, quote_by_ioctl
-from attestkit.backends.td_guest import TdGuest
-from attestkit.backends.tdx_device import TdxDevice
+from attestkit.backends.tdx.quote_ioctl import Generation, parse_generation, quote_by_ioctl
 from attestkit.errors import BackendUnavailableError, UsageError
 
 __all__ = ["TdxIoctl"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from attestkit._shown import without_hex
+from attestkit._sanitize import without_hex
 from attestkit.cli.exit_codes import (
     INTERRUPTED,
     USAGE,
@@ -22,12 +22,13 @@ from attestkit.cli.exit_codes import (
     exit_code,
     tell,
 )
+from attestkit.cli.options.shell_values import COMPLETE
 from attestkit.errors import AttestKitError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-__all__ = ["COMMANDS", "commands", "run_words"]
+__all__ = ["COMMANDS", "command_tree", "run_words"]
 
 # A command is the function of its name (`_` for `-`) in the module of its name, which is loaded
 # once it is called: what one of them needs is not the others' to wait for.
@@ -54,7 +55,6 @@ _EPILOG: Final = (
     "Exit codes: 0 good, 1 usage, 2 evidence rejected, 3 network or device, 4 refused by policy, "
     "5 unreadable input.\n\nattestkit COMMAND --help tells of a command."
 )
-COMPLETE: Final = "_ATTESTKIT_COMPLETE"  # in which a shell that completes names itself
 # What writing to a full disk, or to a descriptor that is none, fails with.
 _UNWRITABLE: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EROFS}
@@ -79,7 +79,7 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         name = cmd_name.replace("-", "_")
-        command: click.Command = getattr(import_module(f"{__name__}.{name}"), name)
+        command: click.Command = getattr(import_module(f"{__name__}.commands.{name}"), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -131,7 +131,7 @@ class _Commands(click.Group):
 )
 @click.option("--version", is_flag=True, help="Show the version and exit.")
 @click.pass_context
-def commands(ctx: click.Context, *, version: bool) -> int:
+def command_tree(ctx: click.Context, *, version: bool) -> int:
     """Quotes, event logs, evidence and keys of confidential VMs."""
     if version:
         from attestkit._version import own_version
@@ -148,11 +148,13 @@ def run_words(words: list[str]) -> int:
     """Run one command; return its exit code, with any error told in one line on stderr."""
     _open_closed()
     if asked := os.environ.get(COMPLETE):
-        from attestkit.cli.completion import complete  # late: for the shell's questions alone
+        from attestkit.cli.commands.completion import (
+            complete,  # late: for the shell's questions alone
+        )
 
-        return complete(commands, asked)
+        return complete(command_tree, asked)
     try:
-        code = commands.main(words, prog_name="attestkit", standalone_mode=False)
+        code = command_tree.main(words, prog_name="attestkit", standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (click.Abort, KeyboardInterrupt):

@@ -9,7 +9,8 @@ fetched, and the nine fields. Anything that is not such a file for the key it is
 as not there, and is replaced.
 
 Beside what was fetched is kept what has passed a verification, so that nothing older takes its
-place later (`source`): files of the same form called `.kept`, which outlast their next update.
+place later (`caching_source`): files of the same form called `.kept`, which outlast their next
+update.
 
 Processes that want the same at once fetch it in turn, so that the second finds what the first has
 fetched: each takes the lock of `.NN.lock`, NN by the key, 256 at most. The kernel drops a lock with
@@ -31,10 +32,10 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from attestkit._files import close_folder, make_folder, open_regular, read_regular
-from attestkit.collateral import Collateral
-from attestkit.collateral.atomic_file import replace_file
-from attestkit.collateral.newest import issued
+from attestkit._system.atomic_file import replace_file
+from attestkit._system.untrusted_files import close_folder, make_folder, open_regular, read_regular
+from attestkit.collateral.intel_collateral import Collateral
+from attestkit.collateral.merge import issued
 from attestkit.collateral.parts import json_object
 from attestkit.errors import CollateralError, ConfigError, UsageError
 

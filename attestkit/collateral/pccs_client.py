@@ -12,12 +12,11 @@ from typing import Final, NamedTuple, TypeAlias
 from urllib.parse import quote as percent_encode
 from urllib.parse import unquote, urlencode, urlsplit, urlunsplit
 
-from attestkit._crypto.certificates import read_certificate
-from attestkit._crypto.chain import split_chain
-from attestkit._crypto.sgx_extension import read_sgx_extension
-from attestkit.collateral import Collateral
-from attestkit.collateral.parts import part_window
-from attestkit.collateral.signed_body import split_signed
+from attestkit._crypto.x509.app_certificates import read_certificate
+from attestkit._crypto.x509.pem_chain import split_chain
+from attestkit._crypto.x509.sgx_extension import read_sgx_extension
+from attestkit.collateral.intel_collateral import Collateral
+from attestkit.collateral.parts import part_window, split_signed
 from attestkit.errors import AttestKitError, CollateralError, FormatError, UsageError
 from attestkit.quote import Quote
 

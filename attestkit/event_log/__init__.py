@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from attestkit import _native
-from attestkit._shown import shown
+from attestkit._sanitize import shown
 from attestkit.errors import FormatError, ReplayError, UsageError, VerificationError
 from attestkit.event_log import agent_json, cel
 from attestkit.event_log.agent_json import AgentJsonSource
@@ -22,7 +22,7 @@ from attestkit.event_log.event import (
     runtime_digest,
 )
 from attestkit.event_log.event_types import NO_ACTION, RUNTIME_EVENT_TYPE
-from attestkit.event_log.runtime import check_runtime_events, check_v2, parse_runtime_lines
+from attestkit.event_log.runtime_events import check_runtime_events, check_v2, parse_runtime_lines
 from attestkit.event_log.tcg import CcelSource, TpmEvent, TpmEventLog, other_kind
 
 __all__ = ["Event", "EventLog", "Rtmrs", "TpmEvent", "TpmEventLog", "WireEvent"]

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from json import JSONDecodeError, JSONDecoder, loads
 from typing import NamedTuple, NoReturn
 
-from attestkit._json import check_depth
+from attestkit._formats.strict_json import check_depth
 from attestkit._native import AGENT_ROW, unhex
-from attestkit._shown import shown
+from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event import Event, WireEvent, json_string, runtime_preimage
 from attestkit.event_log.event_types import NO_ACTION, RUNTIME_EVENT_TYPE

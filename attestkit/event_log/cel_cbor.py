@@ -7,7 +7,7 @@ in this order: the deterministic encoding (RFC 8949, 4.2.1), which is written an
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from attestkit._cbor import CborReader
+from attestkit._formats.cbor import CborReader
 from attestkit.errors import FormatError
 from attestkit.event_log.cel_record import (
     FIRMWARE_END,

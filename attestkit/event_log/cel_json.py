@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from attestkit._json import check_depth, decode_at
+from attestkit._formats.strict_json import check_depth, decode_at
 from attestkit._native import unhex
-from attestkit._shown import shown
+from attestkit._sanitize import shown
 from attestkit.errors import FormatError
 from attestkit.event_log.cel_record import (
     ALGORITHMS,

@@ -7,7 +7,7 @@ content; TLV, CBOR and JSON say the same in different bytes.
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from attestkit._shown import shown
+from attestkit._sanitize import shown
 from attestkit.errors import FormatError
 from attestkit.event_log.event_types import number_by_name
 

@@ -5,7 +5,7 @@ from json import JSONEncoder
 from typing import NamedTuple, Protocol
 
 from attestkit._native import sha384
-from attestkit._shown import shown
+from attestkit._sanitize import shown
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log.event_types import ACPI_CONFIG, RUNTIME_EVENT_TYPE, type_name
 

@@ -23,12 +23,11 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Final
 
-from attestkit._turns import SteppedTurns
+from attestkit._system.fifo_lock import SteppedTurns
 from attestkit.errors import AttestKitError, BackendError, FormatError, JournalError
 from attestkit.event_log.event import Event
 from attestkit.event_log.journal_files import LONGEST, Folder, Stamp, WatchedFolder
-from attestkit.event_log.runtime import parse_runtime_lines, runtime_line
-from attestkit.event_log.runtime_log import (
+from attestkit.event_log.journal_protocols import (
     ZERO,
     MemoryJournal,
     RegisterAccess,
@@ -37,6 +36,7 @@ from attestkit.event_log.runtime_log import (
     disagree,
     replay_from,
 )
+from attestkit.event_log.runtime_events import parse_runtime_lines, runtime_line
 
 __all__ = [
     "BOOT_ID",

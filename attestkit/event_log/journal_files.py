@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
-from attestkit._files import make_folder, open_regular, read_regular
-from attestkit.event_log.journal_queue import FileQueue
+from attestkit._system.file_queue import FileQueue
+from attestkit._system.untrusted_files import make_folder, open_regular, read_regular
 
 __all__ = ["LONGEST", "QUEUE", "Folder", "OsFolder", "Stamp", "WatchedFolder"]
 

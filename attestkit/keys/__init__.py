@@ -10,8 +10,8 @@ Secrets never show in `repr`, in errors or in pickles.
 
 from attestkit.keys.agent_keys import AgentKeys
 from attestkit.keys.app_keys import AppKeys
-from attestkit.keys.derivation import derive_bytes, derive_p256, derive_x25519, separated_path
-from attestkit.keys.deriver import DerivedKey, KeyDeriver, LocalKeys, Signature
+from attestkit.keys.hkdf import derive_bytes, derive_p256, derive_x25519, separated_path
+from attestkit.keys.local_keys import DerivedKey, KeyDeriver, LocalKeys, Signature
 from attestkit.keys.signatures import recover_issuers, recover_root, verify_signature
 
 __all__ = [

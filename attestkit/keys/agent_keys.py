@@ -6,8 +6,8 @@ from typing import Any, Final, Protocol
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._native import unhex
 from attestkit.errors import BackendError, UnsupportedError, UsageError
-from attestkit.keys.derivation import separated_path, utf8
-from attestkit.keys.deriver import DerivedKey, Signature, public_half
+from attestkit.keys.hkdf import separated_path, utf8
+from attestkit.keys.local_keys import DerivedKey, Signature, public_half
 from attestkit.keys.signatures import signed_message, verify_signature
 
 __all__ = ["AgentCaller", "AgentKeys"]
@@ -22,7 +22,7 @@ _ASKED_AS: Final = {
 
 
 class AgentCaller(Protocol):
-    """Calls methods of a guest agent; `attestkit.backends.agent_client.AgentClient` is one."""
+    """Calls methods of a guest agent, as `AgentClient` of `attestkit.backends.dstack_agent`."""
 
     def call(self, method: str, arguments: Mapping[str, object] | None = None) -> dict[str, Any]:
         """Return the agent's answer, a JSON object."""

@@ -2,14 +2,15 @@
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from attestkit._crypto.ecdsa import K256Key, P256Key
 from attestkit._crypto.hashes import keccak256
-from attestkit._crypto.secret import Secret, wipe
-from attestkit._files import read_regular
+from attestkit._crypto.zeroize import Secret, wipe
+from attestkit._system.untrusted_files import read_regular
 from attestkit.errors import ConfigError, UsageError
-from attestkit.keys.derivation import derive_bytes, derive_p256, derive_x25519, utf8
+from attestkit.keys.hkdf import derive_bytes, derive_p256, derive_x25519, utf8
+from attestkit.keys.key_file import LARGEST, ProviderName, read_app_keys
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -18,12 +19,9 @@ if TYPE_CHECKING:
 else:
     Self = TypeVar("Self")  # for who reads the hints while the program runs
 
-__all__ = ["LARGEST", "AppKeys", "ProviderName"]
+__all__ = ["AppKeys"]
 
-ProviderName = Literal["none", "local", "tpm", "kms"]
 
-LARGEST: Final = 1 << 20
-"""Bytes of a key file: 1 MiB; a real one has three thousand."""
 _SIGNING_PATH: Final = b"vms"
 _SIGNING_PURPOSE: Final = "signing"
 # A local authority has no natural lifetime; from one seed its certificate must always be the same.
@@ -100,9 +98,7 @@ class AppKeys(Secret):
         Raises:
             ConfigError: the text is wrong; the error names file, key and reason, never a value.
         """
-        from attestkit.keys.app_keys_file import read_app_keys  # late: it imports this module
-
-        return read_app_keys(text, name)
+        return read_app_keys(cls, text, name)
 
     @classmethod
     def from_seed(cls, seed: bytes) -> "AppKeys":
@@ -152,7 +148,7 @@ class AppKeys(Secret):
         """
         if self._ca_cert is None:
             # Late: X.509 is slow to import, and most programs never issue a certificate.
-            from attestkit._crypto.certificates import certificate_pem, issue_ca
+            from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca
 
             key = self.ca_key
             assert key is not None

@@ -5,7 +5,7 @@ from typing import Final
 from attestkit._crypto.ecdsa import k256_recover, k256_verify
 from attestkit._crypto.hashes import keccak256, sha256
 from attestkit.errors import UsageError
-from attestkit.keys.derivation import utf8
+from attestkit.keys.hkdf import utf8
 
 __all__ = ["PREHASHED", "recover_issuers", "recover_root", "signed_message", "verify_signature"]
 

@@ -23,16 +23,16 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from attestkit._crypto.certificates import (
+from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.x509.app_certificates import (
     Certificate,
     certificate_pem,
     issue_leaf,
     read_certificate,
 )
-from attestkit._crypto.ecdsa import P256Key
 from attestkit.attestation import Attestation
 from attestkit.errors import ConfigError, FormatError, UsageError, VerificationError
-from attestkit.keys.derivation import derive_p256
+from attestkit.keys.hkdf import derive_p256
 from attestkit.report_data import ReportData
 
 if TYPE_CHECKING:

@@ -71,8 +71,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from attestkit._crypto.certificates import certificate_pem
 from attestkit._crypto.pem import split_pem
+from attestkit._crypto.x509.app_certificates import certificate_pem
 from attestkit.errors import FormatError, UnsupportedError, UsageError
 from attestkit.ra_tls.certificate import Issued
 from attestkit.ra_tls.connection import AttestedObject, AttestedSocket

@@ -7,63 +7,25 @@ Attester. HTTP is a coat: everything below works without this package.
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from attestkit.serve.system import DATA_DISKS
+from attestkit.serve.endpoints import Places, Ready
+from attestkit.serve.machine_info import DATA_DISKS
 
 if TYPE_CHECKING:
     from socket import socket
 
-    from attestkit.app_compose import AppCompose
     from attestkit.attester import Attester
+    from attestkit.dstack.app_compose import AppCompose
     from attestkit.keys import AppKeys
-    from attestkit.serve.access_log import AccessLog
-    from attestkit.serve.limits import Limits
-    from attestkit.serve.stats import Stats
-    from attestkit.serve.wiring import Wired
-    from attestkit.verifier.ear import EarKey
+    from attestkit.serve.app_factory import Wired
+    from attestkit.serve.config.limits import Limits
+    from attestkit.serve.counters import Stats
+    from attestkit.serve.server_log.access_log import AccessLog
+    from attestkit.verifier.ear.result_token import EarKey
     from attestkit.verifier.pipeline import Verifier
 
-__all__ = ["Places", "Ready", "serve"]
-
-
-class Places(NamedTuple):
-    """Where to listen; None is not at all. TCP places are (host, port), port 0 is any free one.
-
-    Only `http` may be a unix socket instead, with the mode and group of the others.
-    """
-
-    dstack: Path | None = None
-    tappd: Path | None = None
-    http: tuple[str, int] | Path | None = None
-    dev_http: tuple[str, int] | None = None
-    socket_mode: int = 0o600
-    socket_group: str | None = None
-    verifier: tuple[str, int] | None = None
-    pccs: tuple[str, int] | None = None
-    verifier_metrics: tuple[str, int] | None = None
-
-
-class Ready:
-    """What listens; printed, it is the line that says so to a program that waits for it.
-
-    Attributes:
-        places: The path, or the URL with the real port, of each listener that is on, by its name:
-            dstack, tappd, http, dev_http, verifier, pccs, verifier_metrics.
-    """
-
-    __slots__ = ("places",)
-
-    def __init__(self, places: Mapping[str, Path | str]) -> None:
-        self.places: Mapping[str, Path | str] = places
-
-    def __str__(self) -> str:
-        from shlex import quote  # changes nothing unless a path has blanks in it
-
-        return " ".join(
-            ["ready", *(f"{name}={quote(str(at))}" for name, at in self.places.items())]
-        )
+__all__ = ["serve"]
 
 
 def serve(
@@ -123,7 +85,7 @@ def serve(
         BackendBusyError: Somebody else listens at one of the places.
         ConfigError: A socket cannot be made, a file of the host or the engine's address is wrong.
     """
-    from attestkit.serve.wiring import Options, wire
+    from attestkit.serve.app_factory import Options, wire
 
     options = Options(
         handed_over or {},
@@ -151,7 +113,7 @@ def _run(
     background: "Sequence[Callable[[Ready], Coroutine[Any, Any, None]]]",
 ) -> int:
     """Serve until a signal; return how many connections were cut off."""
-    from attestkit.serve import listeners  # uvicorn: for those who serve, not for all who import
+    from attestkit.serve.http import server  # uvicorn: for those who serve, not for all who import
 
     def stop() -> None:
         wired.unlink()
@@ -159,7 +121,7 @@ def _run(
 
     ready = wired.ready
     works = [partial(work, ready) for work in background]
-    cut_off = listeners.run(wired.listeners, lambda: on_ready(ready), stop, works)
+    cut_off = server.run(wired.listeners, lambda: on_ready(ready), stop, works)
     if cut_off:
         wired.flush()
         stack.pop_all()  # what their requests wait for may take for ever

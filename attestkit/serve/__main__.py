@@ -10,23 +10,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from attestkit._process import hide_memory, hide_seed
+from attestkit._system.process_hardening import hide_memory, hide_seed
 from attestkit.errors import AttestKitError, ConfigError, FormatError, UsageError
-from attestkit.serve.limits import Limits
-from attestkit.serve.log import Log, in_one_line
+from attestkit.serve.config.limits import Limits
+from attestkit.serve.server_log.log import Log, in_one_line
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester
     from attestkit.backends.base import Recorded
     from attestkit.collateral.cache import CollateralCache
-    from attestkit.serve import Ready
-    from attestkit.serve.access_log import AccessLog
-    from attestkit.serve.options import Options
-    from attestkit.serve.settings import Settings
-    from attestkit.serve.stats import Stats
-    from attestkit.serve.supervised import Supervisor
-    from attestkit.serve.verifier_settings import VerifierSettings
-    from attestkit.verifier.ear import EarKey
+    from attestkit.serve.config.agent_settings import Settings
+    from attestkit.serve.config.command_line import Options
+    from attestkit.serve.config.verifier_settings import VerifierSettings
+    from attestkit.serve.counters import Stats
+    from attestkit.serve.endpoints import Ready
+    from attestkit.serve.server_log.access_log import AccessLog
+    from attestkit.serve.systemd.service import Supervisor
+    from attestkit.verifier.ear.result_token import EarKey
     from attestkit.verifier.pipeline import Verifier
 
 __all__ = ["main"]
@@ -59,7 +59,8 @@ def main(
 
     Whatever goes wrong is one line on stderr; --help says what each code means. Where the process
     is the server's own, as it is without `arguments`, nobody else may look into its memory. `link`
-    is the descriptor by which one of several processes is in touch with its foreman (see link).
+    is the descriptor by which one of several processes is in touch with its foreman (see
+    control_channel).
     """
     own_process = own_process or arguments is None or link is not None
     if own_process:
@@ -119,7 +120,7 @@ def _exit_code(error: AttestKitError) -> int:
 
 def _options(arguments: Sequence[str], log: Log) -> "Options":
     """Return what the command line and its configuration say, and set the log up by it."""
-    from attestkit.serve.options import parse_options, refuse_empty, with_config
+    from attestkit.serve.config.command_line import parse_options, refuse_empty, with_config
 
     options = parse_options(arguments)
     refuse_empty(options)
@@ -127,7 +128,9 @@ def _options(arguments: Sequence[str], log: Log) -> "Options":
     log.configure(options.log_format or "text", options.log_level or "info")
     if options.config is None:
         return options
-    from attestkit.serve.config import read_config  # late: who has none starts sooner
+    from attestkit.serve.config.agent_config_file import (
+        read_config,  # late: who has none starts sooner
+    )
 
     found = read_config(Path(options.config))
     options = with_config(options, found.values, found.sources, found.limits, os.environ)
@@ -146,10 +149,10 @@ def _listed(keys: Sequence[str]) -> str:
 
 def _serve(options: "Options", shared: _Shared, *, own_process: bool) -> None:
     from attestkit.backends import signs_of_hardware
-    from attestkit.serve.settings import decide
-    from attestkit.serve.sockets import Lock, make_folder
-    from attestkit.serve.supervised import Supervisor
-    from attestkit.serve.verifier_settings import decide_verifier
+    from attestkit.serve.config.agent_settings import decide
+    from attestkit.serve.config.verifier_settings import decide_verifier
+    from attestkit.serve.http.sockets import Lock, make_folder
+    from attestkit.serve.systemd.service import Supervisor
 
     judging = decide_verifier(options, os.environ)
     _raise_file_limit(shared.limits)
@@ -185,15 +188,16 @@ def _hide_memory(*, simulated: bool) -> None:
 
 def _serve_alone(settings: "VerifierSettings", shared: _Shared, *, watchdog: bool) -> None:
     """Serve a verifier and no agent: by this process, by several, or as one of those."""
-    from attestkit.serve.stats import Stats
-    from attestkit.serve.supervised import Supervisor
-    from attestkit.serve.tally import encode
+    from attestkit.serve.counters import Stats
+    from attestkit.serve.systemd.service import Supervisor
+    from attestkit.serve.worker_pool.control_channel import under_foreman
+    from attestkit.serve.worker_pool.metrics_aggregation import encode
 
     stats = Stats()
     if shared.link is not None:
         # What it counts the foreman shows.
         counted = None if settings.metrics is None else partial(encode, stats)
-        supervisor = Supervisor.of_foreman(shared.link, counted)
+        supervisor = under_foreman(shared.link, counted)
         _serve_verifier(settings._replace(metrics=None), shared, supervisor, stats)
         return
     on = {"verifier"} if settings.metrics is None else {"verifier", "verifier_metrics"}
@@ -208,7 +212,7 @@ def _serve_verifier(
     settings: "VerifierSettings", shared: _Shared, supervisor: "Supervisor", stats: "Stats"
 ) -> None:
     """Serve the verifier alone: no agent, no TEE, nothing on disk."""
-    from attestkit.serve import Places
+    from attestkit.serve.endpoints import Places
 
     supervisor.serve(
         None,
@@ -226,9 +230,9 @@ def _serve_by_workers(
     settings: "VerifierSettings", workers: int, shared: _Shared, supervisor: "Supervisor"
 ) -> None:
     """Serve the verifier by several processes, each of which is this program once more."""
-    from attestkit.serve.foreman import Crew, serve_by
-    from attestkit.serve.shown import Shown
-    from attestkit.serve.sockets import bind_tcp
+    from attestkit.serve.http.sockets import bind_tcp
+    from attestkit.serve.worker_pool.metrics_endpoint import Shown
+    from attestkit.serve.worker_pool.supervisor import Crew, serve_by
 
     _open_verifier(settings)  # what is wrong is said once, and before anything listens
     given = supervisor.handed_over
@@ -247,10 +251,10 @@ def _open_verifier(settings: "VerifierSettings") -> "Verifier":
     """Return who judges. Without a policy the platform's status is told and not judged."""
     from attestkit.collateral import Collateral
     from attestkit.collateral.pccs_client import base_url
-    from attestkit.serve.policy_option import read_policy
-    from attestkit.verifier.dcap import Dcap
+    from attestkit.serve.config.option_values import read_policy
+    from attestkit.verifier.dcap.authenticate import Dcap
     from attestkit.verifier.pipeline import Verifier
-    from attestkit.verifier.policy import AppraisalPolicy
+    from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 
     names = settings.names
     Dcap(None)  # says that the package that verifies quotes is missing
@@ -274,7 +278,7 @@ def _ear_key(settings: "VerifierSettings") -> "EarKey | None":
     """Return the key of signed verdicts; None where no option names one."""
     if settings.ear_key is None:
         return None
-    from attestkit.serve.ear import read_ear_key
+    from attestkit.serve.verifier_service.ear import read_ear_key
 
     return read_ear_key(settings.names["ear_key"], settings.ear_key)
 
@@ -291,7 +295,7 @@ def _open_cache(settings: "VerifierSettings") -> "CollateralCache | None":
 
 
 def _trust_anchor(data: bytes) -> bytes | None:
-    from attestkit.verifier.makers import Makers
+    from attestkit.verifier.authenticators import Makers
 
     return Makers(data).trust_anchor
 
@@ -302,7 +306,7 @@ def _configured(option: str, path: Path | None, parse: Callable[[bytes], _Read])
     Raises:
         ConfigError: It cannot be read, or is no such file.
     """
-    from attestkit.backends.host_shared import read_file
+    from attestkit.dstack.host_shared_folder import read_file
     from attestkit.errors import CollateralError
 
     if path is None:
@@ -320,10 +324,11 @@ def _configured(option: str, path: Path | None, parse: Callable[[bytes], _Read])
 def _open_tee(settings: "Settings", stack: contextlib.ExitStack) -> "Attester":
     """Open the hardware, or somebody's backend; the app's files are the host's, or were named."""
     from attestkit import backends
-    from attestkit.attester import Attester, make_backend
+    from attestkit.attester import Attester
     from attestkit.backends.base import hosts_app
-    from attestkit.backends.host_shared import HostShared
-    from attestkit.serve.settings import AGENT
+    from attestkit.dstack.host_shared_folder import HostShared
+    from attestkit.factory import make_backend
+    from attestkit.serve.config.agent_settings import AGENT
 
     if settings.backend is None:
         backend = backends.detect(leave_out=(AGENT,))()
@@ -341,10 +346,10 @@ def _open_tee(settings: "Settings", stack: contextlib.ExitStack) -> "Attester":
 def _open_simulator(settings: "Settings") -> "Attester":
     """Open the simulator, with its seed, its state and the app's files."""
     import attestkit
-    from attestkit.backends.host_shared import read_app_compose, read_sys_config
     from attestkit.backends.simulator import Simulator
+    from attestkit.dstack.host_shared_folder import read_app_compose, read_sys_config
     from attestkit.keys import AppKeys
-    from attestkit.serve.sockets import make_folder
+    from attestkit.serve.http.sockets import make_folder
 
     make_folder(settings.state_folder, private=settings.private)
     app_keys, app_compose, sys_config = settings.files
@@ -365,12 +370,12 @@ def _open_simulator(settings: "Settings") -> "Attester":
 
 
 def _seed(settings: "Settings") -> bytes | None:
-    from attestkit.serve import seed
+    from attestkit.serve.config import option_values
 
     if settings.seed_hex is not None:
-        return seed.seed_from_hex(settings.seed_hex, settings.seed_source)
+        return option_values.seed_from_hex(settings.seed_hex, settings.seed_source)
     if settings.seed_file is not None:
-        return seed.read_seed(settings.seed_file)
+        return option_values.read_seed(settings.seed_file)
     return None  # then the state folder keeps one
 
 
@@ -382,7 +387,7 @@ def _listen(
     supervisor: "Supervisor",
 ) -> None:
     from attestkit.backends.base import Recorded
-    from attestkit.serve import Places
+    from attestkit.serve.endpoints import Places
 
     what, lines = "a TEE, on hardware", []
     if isinstance(attester.backend, Recorded):
@@ -417,7 +422,7 @@ def _listen(
 
 def _of_replay(settings: "Settings", backend: "Recorded") -> list[str]:
     """Leave the root of what was recorded in the folder, if that was a simulator."""
-    from attestkit.serve.sockets import write_trust_anchor
+    from attestkit.serve.http.sockets import write_trust_anchor
 
     if backend.trust_anchor is None:
         return []
@@ -428,7 +433,7 @@ def _of_replay(settings: "Settings", backend: "Recorded") -> list[str]:
 def _of_simulator(settings: "Settings", attester: "Attester") -> list[str]:
     """Leave its root in the folder; return what people should know of it."""
     from attestkit.backends.simulator import Simulator
-    from attestkit.serve.sockets import write_trust_anchor
+    from attestkit.serve.http.sockets import write_trust_anchor
 
     assert isinstance(attester.backend, Simulator)
     anchor = write_trust_anchor(settings.folder, attester.backend.trust_anchor)
@@ -458,7 +463,7 @@ def _announce(
         import json  # late: few ask
 
         line = json.dumps({"places": places, "simulated": simulated, "pid": os.getpid()})
-    from attestkit.serve.options import write_out
+    from attestkit.serve.config.command_line import write_out
 
     try:
         write_out(line)

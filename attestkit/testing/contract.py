@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from attestkit.app_compose import AppCompose
 from attestkit.attestation import Attestation
+from attestkit.attestation.snp_certificates import SnpCertificates
 from attestkit.attester import Attester
 from attestkit.backends.base import Backend, GuestAgent, RegisterExtender, SnpReporter
+from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import AttestKitError, UnsupportedError, UsageError
 from attestkit.event_log import EventLog
 from attestkit.event_log.journal import replay_from
-from attestkit.event_log.runtime import runtime_event
+from attestkit.event_log.runtime_events import runtime_event
 from attestkit.quote import Quote
-from attestkit.snp_certificates import SnpCertificates
 from attestkit.snp_report import SnpReport
 
 __all__ = ["BackendContract"]

@@ -14,8 +14,8 @@ from attestkit.errors import UsageError
 
 if TYPE_CHECKING:
     from attestkit.attester import Attester
-    from attestkit.serve import Places, Ready
-    from attestkit.serve.in_thread import LoopThread
+    from attestkit.serve.background_server import LoopThread
+    from attestkit.serve.endpoints import Places, Ready
 
 __all__ = ["ServerLoop", "TeeServer"]
 
@@ -31,7 +31,7 @@ class ServerLoop:
 
     def thread(self) -> "LoopThread":
         """Return the thread that has the loop."""
-        from attestkit.serve.in_thread import LoopThread  # late: loads the server
+        from attestkit.serve.background_server import LoopThread  # late: loads the server
 
         with self._lock:
             if self._thread is None:
@@ -69,7 +69,7 @@ class TeeServer:
         Raises:
             UsageError: The TEE is closed.
         """
-        from attestkit.serve import Places  # late: loads the server
+        from attestkit.serve.endpoints import Places  # late: loads the server
 
         with self._lock:
             self._check_open()
@@ -85,7 +85,7 @@ class TeeServer:
         Raises:
             UsageError: The TEE is closed, or has no collateral.
         """
-        from attestkit.serve import Places  # late: loads the server
+        from attestkit.serve.endpoints import Places  # late: loads the server
 
         with self._lock:
             self._check_open()
@@ -98,9 +98,9 @@ class TeeServer:
             raise UsageError("this TEE is closed, and its server with it")
 
     def _serve(self, places: "Places") -> "Ready":
-        from attestkit.serve.in_thread import Served
-        from attestkit.serve.limits import Limits
-        from attestkit.serve.wiring import Options
+        from attestkit.serve.app_factory import Options
+        from attestkit.serve.background_server import Served
+        from attestkit.serve.config.limits import Limits
 
         # The engine of this machine is none of a test's business; one may put another there.
         docker = f"unix://{self._folder()}/docker.sock"

@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, final
 
-from attestkit.attester import Attester, open
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.faults import Faults, FaultsLike
+from attestkit.backends.simulator.faults.fault_specs import Faults, FaultsLike
 from attestkit.errors import UnsupportedError, UsageError
+from attestkit.factory import aopen, open
 from attestkit.report_data import ReportData
 from attestkit.testing import environment
 from attestkit.testing.server import ServerLoop, TeeServer
@@ -24,7 +24,8 @@ from attestkit.testing.server import ServerLoop, TeeServer
 if TYPE_CHECKING:
     from attestkit.aio import AsyncAttester
     from attestkit.attestation import AppInfo, Attestation
-    from attestkit.backends.simulator.scenarios import Scenario
+    from attestkit.attester import Attester
+    from attestkit.backends.simulator.scenarios.config import Scenario
     from attestkit.collateral import Collateral
     from attestkit.event_log import Event, EventLog
     from attestkit.keys import KeyDeriver
@@ -142,9 +143,7 @@ class SimulatedTee:
         Raises:
             UsageError: The TEE is closed.
         """
-        from attestkit.aio import AsyncAttester  # late: loads asyncio
-
-        return AsyncAttester(_unclosable(self._open_simulator(), self._ended), {})
+        return aopen(_unclosable(self._open_simulator(), self._ended))
 
     def quote(self, report_data: bytes = b"") -> "Quote":
         """Return a TDX quote over `report_data`, 0 to 64 bytes, filled up with zeros.

@@ -1,9 +1,9 @@
 """Evidence judged: authenticate what the maker signed, replay the log, appraise by a policy."""
 
-from attestkit.verifier.bundle import EvidenceBundle
-from attestkit.verifier.many import Item
+from attestkit.verifier.batch.task import Item
+from attestkit.verifier.evidence_bundle import EvidenceBundle
 from attestkit.verifier.pipeline import Evidence, Examination, Verifier, verify
-from attestkit.verifier.policy import (
+from attestkit.verifier.policy.appraisal_policy import (
     AppraisalPolicy,
     BitMask,
     KeyProvider,

@@ -15,14 +15,12 @@ from attestkit.collateral import Collateral
 from attestkit.errors import AttestKitError, CollateralError, UsageError
 from attestkit.quote import Quote
 from attestkit.report_data import ReportData
-from attestkit.verifier.bundle import EvidenceBundle
-from attestkit.verifier.fetching import authenticate_fetching
-from attestkit.verifier.fleet import WINDOW, verify_all, verify_each
-from attestkit.verifier.makers import Makers
-from attestkit.verifier.many import Item, guarded
-from attestkit.verifier.policy import AppraisalPolicy, checked_policy, name_of
-from attestkit.verifier.result import AttestationResult, Authenticated, Claims, Verdict, accepted
-from attestkit.verifier.steps import (
+from attestkit.verifier.authenticators import Makers
+from attestkit.verifier.batch.scheduler import WINDOW, verify_all, verify_each
+from attestkit.verifier.batch.task import Item, guarded
+from attestkit.verifier.dcap.fetch_and_retry import authenticate_fetching
+from attestkit.verifier.evidence_bundle import EvidenceBundle
+from attestkit.verifier.evidence_checks import (
     Parcel,
     app_info,
     claims,
@@ -31,6 +29,8 @@ from attestkit.verifier.steps import (
     os_image,
     reported_data,
 )
+from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy, checked_policy, name_of
+from attestkit.verifier.result import AttestationResult, Authenticated, Claims, Verdict, accepted
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     from attestkit.attestation import AppInfo
     from attestkit.collateral.cache import CollateralCache
+    from attestkit.collateral.caching_source import CollateralSource
     from attestkit.collateral.pccs_client import Getter
-    from attestkit.collateral.source import CollateralSource
 
 __all__ = ["Evidence", "Examination", "Verifier", "verify"]
 
@@ -278,7 +278,7 @@ class Verifier:
         if self._pccs_url is None:
             return None
         from attestkit.collateral.cache import CollateralCache  # late: only who fetches pays
-        from attestkit.collateral.source import CollateralSource
+        from attestkit.collateral.caching_source import CollateralSource
 
         cache = CollateralCache(None, clock=self._clock) if self._cache is None else self._cache
         return CollateralSource(self._pccs_url, getter=self._getter, cache=cache)

@@ -12,6 +12,7 @@ from attestkit.attestation import AppInfo
 from attestkit.event_log.event import Event
 
 __all__ = [
+    "ANOTHER_ROOT",
     "AttestationResult",
     "Authenticated",
     "Claims",
@@ -205,3 +206,12 @@ class AttestationResult:
 def accepted(verdict: Verdict) -> AttestationResult:
     """Return the result for evidence that passed every step; for the pipeline alone."""
     return AttestationResult(_ACCEPTED, verdict)
+
+
+# What to do about evidence that leads to another root than the trusted one, on any platform.
+
+ANOTHER_ROOT: Final = (
+    "evidence of a simulator needs the simulator's root as trust anchor, evidence of hardware "
+    "needs none"
+)
+"""For the end of a sentence that says which root is trusted, and did not sign."""

@@ -24,12 +24,15 @@ from PIL.PngImagePlugin import PngInfo
 
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
-from attestkit.serve import dashboard, docs, logs, pages
-from attestkit.serve.assets import ASSETS, asset
-from attestkit.serve.containers import Container, Containers
-from attestkit.serve.guest import Guest
-from attestkit.serve.system import Disk, Figures, Load, Memory
-from attestkit.serve.views import Asked, View
+from attestkit.serve import listener_apps
+from attestkit.serve.api_docs import views
+from attestkit.serve.container_logs import view as logs
+from attestkit.serve.docker.engine import Container, Containers
+from attestkit.serve.http.views import Asked, View
+from attestkit.serve.machine_info import Disk, Figures, Load, Memory
+from attestkit.serve.pages import dashboard
+from attestkit.serve.pages.static_files import ASSETS, asset
+from attestkit.serve.services.context import Guest
 
 __all__ = ["HEIGHT", "PICTURE", "WIDTH", "kept_digest", "page", "page_digest", "shoot"]
 
@@ -90,7 +93,7 @@ def page() -> str:
             random=bytes,
         )
         guest.containers = MadeUp()
-        view = pages.views(guest, logs.views(guest), linked=docs.PATHS)["/"]
+        view = listener_apps.page_views(guest, logs.views(guest), linked=views.PATHS)["/"]
         with mock.patch.object(dashboard, "read_figures", return_value=MACHINE):
             text = asyncio.run(_shown(view, guest))
         guest.close()

@@ -16,7 +16,7 @@ from pathlib import Path
 from attestkit import Verifier
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
-from attestkit.verifier.policy_file import pin, to_toml
+from attestkit.verifier.policy.toml_writer import pin, to_toml
 
 
 def write_trust(folder: Path, app_compose: bytes | None) -> None:

@@ -5,7 +5,7 @@ from typing import Final
 
 import attestkit
 from attestkit.event_log import Event, EventLog
-from attestkit.event_log.runtime import runtime_event
+from attestkit.event_log.runtime_events import runtime_event
 from docs.pictures.canvas import APP, BAD, MAKER, OURS, PLAIN, SIGNED, SOFT, Box, Canvas, Colours
 
 __all__ = ["boot", "three_extends"]

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from attestkit.attestation import Attestation
-from attestkit.attestation.platforms import (
+from attestkit.attestation.wire.evidence_parts import (
     Evidence,
     GcpTdx,
     NitroEnclave,
@@ -21,7 +21,7 @@ from attestkit.attestation.platforms import (
 )
 from attestkit.errors import AttestKitError
 from attestkit.event_log import WireEvent
-from attestkit.event_log.runtime import runtime_digest, runtime_preimage
+from attestkit.event_log.runtime_events import runtime_digest, runtime_preimage
 from tests.vectors import data, load
 
 FIXTURE = data("dstack/simulator/attestation.bin")

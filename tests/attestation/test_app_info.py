@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestkit.attestation import AppInfo, Attestation
-from attestkit.attestation.platforms import (
+from attestkit.attestation.wire.evidence_parts import (
     Evidence,
     GcpTdx,
     NitroTpm,
@@ -22,7 +22,7 @@ from attestkit.attestation.platforms import (
 )
 from attestkit.errors import FormatError, ReplayError
 from attestkit.event_log import EventLog
-from attestkit.event_log.runtime import runtime_event, runtime_preimage
+from attestkit.event_log.runtime_events import runtime_event, runtime_preimage
 from attestkit.quote import TdQuoteBody
 from tests.attestation.samples import FIXTURE, TPM_QUOTE, mutations, refused
 from tests.untyped import untyped

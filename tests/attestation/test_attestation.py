@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestkit.attestation import MAX_SIZE, Attestation, Encoding, v1_msgpack
-from attestkit.attestation.platforms import (
+from attestkit.attestation import MAX_SIZE, Attestation, Encoding
+from attestkit.attestation.wire import v1_msgpack
+from attestkit.attestation.wire.evidence_parts import (
     Evidence,
     GcpTdx,
     NitroEnclave,
@@ -21,7 +22,7 @@ from attestkit.attestation.platforms import (
 )
 from attestkit.errors import FormatError, UsageError, VerificationError
 from attestkit.event_log import Event, EventLog, WireEvent
-from attestkit.event_log.runtime import check_runtime_events, runtime_event
+from attestkit.event_log.runtime_events import check_runtime_events, runtime_event
 from attestkit.report_data import ReportData
 from tests.attestation.samples import (
     ENCODINGS,

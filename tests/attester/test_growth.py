@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestkit.attestation import Attestation, wire_log
-from attestkit.attestation.wire_log import WireLog
+from attestkit.attestation import Attestation
+from attestkit.attestation.wire import event_log
+from attestkit.attestation.wire.event_log import WireLog
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import AttestKitError, JournalError, ReplayError, VerificationError
 from attestkit.event_log import Event, EventLog, WireEvent
-from attestkit.event_log.runtime import runtime_event
+from attestkit.event_log.runtime_events import runtime_event
 from attestkit.quote import Quote
 
 ZEROS = bytes(64)
@@ -147,13 +148,13 @@ def test_each_event_is_put_on_the_wire_once(tee: Attester, monkeypatch: pytest.M
     """After one more event one is made, after none none."""
     tee.evidence(ZEROS)
     made: list[Event] = []
-    wire_event = wire_log.wire_event
+    wire_event = event_log.wire_event
 
     def counted(event: Event) -> WireEvent:
         made.append(event)
         return wire_event(event)
 
-    monkeypatch.setattr(wire_log, "wire_event", counted)
+    monkeypatch.setattr(event_log, "wire_event", counted)
     event = tee.emit_event("more", b"")
     for _ in range(2):
         assert tee.evidence(ZEROS).event_log.events[-1] == event

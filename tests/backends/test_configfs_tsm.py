@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from attestkit import backends
-from attestkit.attester import Attester, make_backend
+from attestkit.attester import Attester
 from attestkit.backends.base import Backend, RegisterExtender, SnpEvidence, SnpReporter
 from attestkit.backends.configfs_tsm import ConfigfsSnp, ConfigfsTdx, ConfigfsTsm
-from attestkit.backends.kernel_paths import KernelPaths
+from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.tsm_report import TsmAnswer
+from attestkit.backends.tsm.report import TsmAnswer
 from attestkit.errors import (
     BackendError,
     BackendUnavailableError,
@@ -23,7 +23,8 @@ from attestkit.errors import (
     UnsupportedError,
     UsageError,
 )
-from tests.backends.tsm_kernel import (
+from attestkit.factory import make_backend
+from tests.backends.tsm.tsm_kernel import (
     ASKED,
     CERTIFICATES,
     FOLDER,

@@ -8,11 +8,11 @@ import pytest
 
 from attestkit import backends
 from attestkit.__main__ import main
-from attestkit.attester import open as open_attester
-from attestkit.backends.kernel_paths import KernelPaths
+from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendError, BackendUnavailableError, UsageError
-from tests.backends.machines import hyper_v, make
+from attestkit.factory import open as open_attester
+from tests.backends.linux.machines import hyper_v, make
 
 
 class Plugin:
@@ -250,12 +250,12 @@ def test_a_platform_that_is_not_supported_is_named(
     monkeypatch: pytest.MonkeyPatch, found: dict[str, type], tmp_path: Path
 ) -> None:
     """Behind the paravisor every probe says no, and the error says why."""
-    from attestkit.backends import surroundings
+    from attestkit.backends.linux import host_inspection
 
     del found
     make(tmp_path, {"dev/nsm": ""})
-    seen = surroundings.platforms(tmp_path, hyper_v(3))
-    monkeypatch.setattr(surroundings, "platforms", lambda: seen)
+    seen = host_inspection.platforms(tmp_path, hyper_v(3))
+    monkeypatch.setattr(host_inspection, "platforms", lambda: seen)
     with pytest.raises(BackendUnavailableError) as caught:
         backends.detect()
     assert "Azure TDX guest behind the paravisor (CPUID: Hyper-V" in str(caught.value)

@@ -12,8 +12,8 @@ import pytest
 
 from attestkit.backends import load
 from attestkit.backends.base import Backend, RegisterExtender
-from attestkit.backends.device_calls import DeviceCalls
-from attestkit.backends.kernel_paths import KernelPaths
+from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.linux.syscalls import DeviceCalls
 from attestkit.backends.tdx_ioctl import TdxIoctl
 from attestkit.errors import (
     BackendError,
@@ -23,8 +23,8 @@ from attestkit.errors import (
 )
 from attestkit.quote import Quote
 from attestkit.testing import BackendContract
-from tests.backends.fake_td import FakeTd, open_files
-from tests.backends.qgs_server import QUOTE, answering, closing, framed, qgs_server, response
+from tests.backends.tdx.fake_td import FakeTd, open_files
+from tests.backends.tdx.qgs_server import QUOTE, answering, closing, framed, qgs_server, response
 from tests.rigs.emulator import Emulator, emulator, requires_fuse
 from tests.untyped import untyped
 

@@ -6,46 +6,54 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Final, NamedTuple
 
-from attestkit import _toml, env_encryption
-from attestkit._cbor import read_value
-from attestkit._crypto import x509_path
-from attestkit._crypto.certificates import read_certificate
-from attestkit._crypto.chain import split_chain
 from attestkit._crypto.pem import armour, split_pem
-from attestkit._crypto.sgx_extension import read_sgx_extension
-from attestkit._crypto.x509 import Authority, Window, chain_window, crl_window, issue_crl
-from attestkit._json import check_depth
-from attestkit._native import _python, _python_json_depth, _python_log
-from attestkit.app_compose import AppCompose
-from attestkit.attestation import Attestation, os_image, tdx_launch, vm_config
+from attestkit._crypto.x509 import cert_path
+from attestkit._crypto.x509.app_certificates import read_certificate
+from attestkit._crypto.x509.pem_chain import split_chain
+from attestkit._crypto.x509.sgx_extension import read_sgx_extension
+from attestkit._crypto.x509.sgx_pki_writer import (
+    Authority,
+    Window,
+    chain_window,
+    crl_window,
+    issue_crl,
+)
+from attestkit._formats import toml
+from attestkit._formats.cbor import read_value
+from attestkit._formats.strict_json import check_depth
+from attestkit._native import _python, _python_json, _python_log
+from attestkit.attestation import Attestation
 from attestkit.attestation.app_info import AppInfo
-from attestkit.attestation.cert_request import QuoteCertRequest
-from attestkit.attestation.mr_config import MrConfig
-from attestkit.attestation.vm_config import VmConfig
+from attestkit.attestation.kms_cert_request import QuoteCertRequest
+from attestkit.attestation.launch import os_image, tdx, vm_config
+from attestkit.attestation.launch.mr_config import MrConfig
+from attestkit.attestation.launch.vm_config import VmConfig
+from attestkit.attestation.snp_certificates import SnpCertificates
 from attestkit.backends.recording.recording_file import parse_recording
-from attestkit.cli.bench_quotes import eight_columns
+from attestkit.cli.bench.quotes import eight_columns
 from attestkit.collateral import Collateral
-from attestkit.collateral.signed_body import split_signed
+from attestkit.collateral.parts import split_signed
+from attestkit.dstack import env_encryption
+from attestkit.dstack.app_compose import AppCompose
+from attestkit.dstack.sys_config import SysConfig
 from attestkit.errors import AttestKitError
 from attestkit.event_log import Event, EventLog, TpmEventLog, agent_json
-from attestkit.event_log.runtime import parse_runtime_lines
+from attestkit.event_log.runtime_events import parse_runtime_lines
 from attestkit.keys import AppKeys
-from attestkit.keys.derivation import derive_p256
+from attestkit.keys.hkdf import derive_p256
 from attestkit.quote import Quote
-from attestkit.serve import json_codec, protobuf_codec, query
-from attestkit.serve.config import parse_config
-from attestkit.serve.engine_answers import read_list
-from attestkit.serve.logs.form import Form
-from attestkit.serve.logs.frames import Frame, Frames, Lines
-from attestkit.serve.messages import GetTlsKeyArgs
-from attestkit.serve.verification import VerifyRequest
-from attestkit.snp_certificates import SnpCertificates
-from attestkit.sys_config import SysConfig
-from attestkit.verifier.bundle import EvidenceBundle
-from attestkit.verifier.ear import MAX_TOKEN
-from attestkit.verifier.ear_keys import EarPublicKey
-from attestkit.verifier.policy_toml import parse as parse_policy
-from attestkit.verifier.tcb_info import read_qe_identity, read_tcb_info
+from attestkit.serve.config.agent_config_file import parse_config
+from attestkit.serve.container_logs.docker_frames import Frame, Frames, Lines
+from attestkit.serve.container_logs.formatting import Form
+from attestkit.serve.docker.responses import read_list
+from attestkit.serve.rpc import json_codec, protobuf_codec, query_codec
+from attestkit.serve.rpc.messages import GetTlsKeyArgs
+from attestkit.serve.verifier_service.response import VerifyRequest
+from attestkit.verifier.dcap.tcb_info import read_qe_identity, read_tcb_info
+from attestkit.verifier.ear.keys import EarPublicKey
+from attestkit.verifier.ear.result_token import MAX_TOKEN
+from attestkit.verifier.evidence_bundle import EvidenceBundle
+from attestkit.verifier.policy.toml_reader import parse as parse_policy
 from tests.bounds import shapes, verdicts
 from tests.bounds.shapes import Shape, Shapes, json_event, repeated
 from tests.quotes import made_quote
@@ -227,7 +235,7 @@ def witness(size: int) -> bytes:
 
 def sealed_hob(data: bytes) -> bytes:
     """Compute a TD HOB's digest as if it had not been seen."""
-    return tdx_launch.td_hob_digest.__wrapped__(data, 1 << 40)
+    return tdx.td_hob_digest.__wrapped__(data, 1 << 40)
 
 
 def table(size: int) -> bytes:
@@ -323,7 +331,7 @@ PARSERS: Final[Mapping[str, Parser]] = {
     "CEL in JSON": Parser(lambda data: EventLog.from_cel(data).events, CEL_JSON, 45, 4),
     "JSON's depth": Parser(check_depth, shapes.JSON, 6, 2),
     "JSON's depth, plain Python": Parser(
-        lambda data: _python_json_depth.json_depth(data, 200), shapes.JSON, 6, 8, least=4
+        lambda data: _python_json.json_depth(data, 200), shapes.JSON, 6, 8, least=4
     ),
     "runtime log": Parser(
         parse_runtime_lines,
@@ -367,7 +375,7 @@ PARSERS: Final[Mapping[str, Parser]] = {
     "environment": Parser(env_encryption._items, inside(b'{"env":[],"x":'), 45, 4),
     "certificate": Parser(look, CERTIFICATES, 80, 16),
     "certificate of AMD or AWS": Parser(
-        x509_path.read_path_certificate, CERTIFICATES, 40, 16, 16_384
+        cert_path.read_path_certificate, CERTIFICATES, 40, 16, 16_384
     ),
     "SGX extension": Parser(read_sgx_extension, CERTIFICATES, 80, 16),
     "certificates in PEM": Parser(text(split_pem), PEM, 10, 4),
@@ -383,7 +391,7 @@ PARSERS: Final[Mapping[str, Parser]] = {
     "TCB info": Parser(text(read_tcb_info), inside(b'{"id":"TDX","x":'), 45, 4),
     "QE identity": Parser(text(read_qe_identity), inside(b'{"id":"QE","x":'), 45, 4),
     "policy": Parser(lambda data: parse_policy(data, "policy"), shapes.TOML, 560, 240),
-    "TOML": Parser(_toml.decode, shapes.TOML, 560, 240),
+    "TOML": Parser(toml.decode, shapes.TOML, 560, 240),
     "server's configuration": Parser(
         lambda data: parse_config(data, "a.json"), inside(b'{"x":'), 45, 8
     ),
@@ -396,7 +404,7 @@ PARSERS: Final[Mapping[str, Parser]] = {
         partial(protobuf_codec.decode, GetTlsKeyArgs), shapes.PROTOBUF, 20, 1
     ),
     "request in a query": Parser(
-        partial(query.decode, GetTlsKeyArgs), shapes.QUERY, 220, 24, 32_768
+        partial(query_codec.decode, GetTlsKeyArgs), shapes.QUERY, 220, 24, 32_768
     ),
     "request to verify": Parser(VerifyRequest.from_json, inside(b'{"x":'), 45, 4),
     "list of an engine": Parser(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from hashlib import sha384
 from typing import Final, TypeAlias
 
-from attestkit.attestation import scale
+from attestkit.attestation.wire import scale
 from tests.quotes import made_quote
 
 __all__ = [

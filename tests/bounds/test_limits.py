@@ -10,36 +10,39 @@ from typing import Any
 
 import pytest
 
-from attestkit import _toml, env_encryption
-from attestkit._crypto import certificates
-from attestkit._crypto.x509_path import read_path_certificate
-from attestkit._typed_json import _LARGEST as LARGEST_FILE
-from attestkit.app_compose import AppCompose
-from attestkit.attestation import MAX_SIZE, Attestation, agent_response, mr_config, vm_config
-from attestkit.backends import ccel
-from attestkit.backends.kernel_paths import KernelPaths
+from attestkit._crypto.x509 import app_certificates
+from attestkit._crypto.x509.cert_path import read_path_certificate
+from attestkit._formats import toml
+from attestkit._formats.typed_json import _LARGEST as LARGEST_FILE
+from attestkit.attestation import MAX_SIZE, Attestation
+from attestkit.attestation.launch import mr_config, vm_config
+from attestkit.attestation.wire import agent_response
+from attestkit.backends.linux import ccel
+from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.recording import recording_file
-from attestkit.backends.simulator.state import StateFolder
+from attestkit.backends.simulator.state_folder import StateFolder
 from attestkit.collateral import Collateral, cache
+from attestkit.dstack import env_encryption
+from attestkit.dstack.app_compose import AppCompose
+from attestkit.dstack.sys_config import SysConfig
 from attestkit.errors import AttestKitError, BackendError
 from attestkit.event_log import EventLog, TpmEventLog, WireEvent, agent_json
 from attestkit.event_log.event_types import RUNTIME_EVENT_TYPE
 from attestkit.event_log.journal_files import LONGEST, OsFolder
-from attestkit.event_log.runtime import check_runtime_events
-from attestkit.keys import AppKeys, app_keys
+from attestkit.event_log.runtime_events import check_runtime_events
+from attestkit.keys import AppKeys, key_file
 from attestkit.quote import Quote
-from attestkit.serve import engine_answers
-from attestkit.sys_config import SysConfig
-from attestkit.verifier.bundle import EvidenceBundle
-from attestkit.verifier.ear import MAX_TOKEN, EarPublicKey, verify_ear
-from attestkit.verifier.policy_toml import parse as parse_policy
+from attestkit.serve.docker import responses
+from attestkit.verifier.ear.result_token import MAX_TOKEN, EarPublicKey, verify_ear
+from attestkit.verifier.evidence_bundle import EvidenceBundle
+from attestkit.verifier.policy.toml_reader import parse as parse_policy
 from benchmarks import growth_hostile
 from tests.bounds.counting import peak
 from tests.bounds.fitting import enters, largest, shortened
 from tests.bounds.parsers import PARSERS, Parser, certificate, extension, tlv
 from tests.records import ROOT
 from tests.verifier import parcels
-from tests.verifier.ears import ED25519, NOW
+from tests.verifier.ear.ears import ED25519, NOW
 
 DOCUMENT = (ROOT / "docs" / "bounds.md").read_text(encoding="utf-8")
 LIMITS = re.findall(r"^\| .* \| ([0-9,]+) \| `([\w.]+)` \|$", DOCUMENT, re.MULTILINE)
@@ -118,12 +121,12 @@ TOO_LONG: dict[str, tuple[Callable[[bytes], object], int]] = {
     "mr_config": (mr_config.MrConfig.parse, mr_config._LARGEST),
     "app-compose": (AppCompose.parse, LARGEST_FILE),
     "sys-config": (SysConfig.parse, LARGEST_FILE),
-    "app keys": (AppKeys.from_json, app_keys.LARGEST),
+    "app keys": (AppKeys.from_json, key_file.LARGEST),
     "sealed environment": (
         lambda data: env_encryption.open_sealed(bytes(32), data),
         env_encryption._LARGEST,
     ),
-    "certificate": (certificates.read_certificate, certificates._LARGEST),
+    "certificate": (app_certificates.read_certificate, app_certificates._LARGEST),
     "certificate of AMD or AWS": (read_path_certificate, 16_384),
     "collateral": (Collateral.from_json, 1 << 24),
     "bundle": (EvidenceBundle.from_json, 1 << 25),
@@ -132,9 +135,9 @@ TOO_LONG: dict[str, tuple[Callable[[bytes], object], int]] = {
         MAX_TOKEN,
     ),
     "keys of signed verdicts": (EarPublicKey.from_jwks, 65_536),
-    "TOML": (_toml.decode, _toml.LARGEST),
-    "list of an engine": (engine_answers.read_list, engine_answers.MAX_LIST),
-    "answer of an engine": (engine_answers.read_container, engine_answers.MAX_ANSWER),
+    "TOML": (toml.decode, toml.LARGEST),
+    "list of an engine": (responses.read_list, responses.MAX_LIST),
+    "answer of an engine": (responses.read_container, responses.MAX_ANSWER),
 }
 
 
@@ -249,7 +252,7 @@ LONG = "k" * 100_000
         (AppKeys.from_json, f'{{"{LONG}":0,"{LONG}":0}}'.encode()),
         (AppCompose.parse, f'{{"{LONG}":0,"{LONG}":0}}'.encode()),
         (EvidenceBundle.from_json, f'{{"version":1,"{LONG}":0}}'.encode()),
-        (_toml.decode, LONG.encode()),
+        (toml.decode, LONG.encode()),
     ],
 )
 def test_errors_are_short(read: Callable[[Any], object], data: object) -> None:

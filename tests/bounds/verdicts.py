@@ -2,11 +2,11 @@
 
 from typing import Final
 
-from attestkit.verifier.ear import PROFILE, verify_ear
-from attestkit.verifier.ear_keys import to_base64url
+from attestkit.verifier.ear.keys import to_base64url
+from attestkit.verifier.ear.result_token import PROFILE, verify_ear
 from tests.bounds import shapes
 from tests.bounds.shapes import Shape, Shapes, numbered, repeated
-from tests.verifier import ears
+from tests.verifier.ear import ears
 
 __all__ = ["COSE", "JWT", "KEY_SET", "read"]
 

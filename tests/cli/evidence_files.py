@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from attestkit.attestation import Attestation
-from attestkit.attestation.platforms import Evidence, RuntimeEvent, Tdx
-from attestkit.verifier.bundle import EvidenceBundle
+from attestkit.attestation.wire.evidence_parts import Evidence, RuntimeEvent, Tdx
+from attestkit.verifier.evidence_bundle import EvidenceBundle
 from tests.ra_tls import tds
 from tests.verifier import parcels
 

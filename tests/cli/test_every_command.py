@@ -14,14 +14,14 @@ from typing import Any, Final, NamedTuple
 import pytest
 
 from attestkit.__main__ import main
-from attestkit.cli import COMMANDS, commands
-from attestkit.serve.ear import key_set
-from attestkit.verifier.ear import sign_ear
+from attestkit.cli import COMMANDS, command_tree
+from attestkit.serve.verifier_service.ear import key_set
+from attestkit.verifier.ear.result_token import sign_ear
 from tests.cli import evidence_files, schemas
 from tests.cli.evidence_files import Files
 from tests.cli.pipes import being_read
 from tests.serve.server import environment
-from tests.verifier import ears
+from tests.verifier.ear import ears
 
 pytestmark = pytest.mark.slow  # hundreds of programs
 
@@ -371,8 +371,8 @@ def test_help_loads_no_command() -> None:
     ours = {name for name in loaded if name.startswith("attestkit.")}
     assert ours == {
         "attestkit.__main__",
-        "attestkit._process",
-        "attestkit._shown",
+        "attestkit._system.process_hardening",
+        "attestkit._sanitize",
         "attestkit.cli",
         "attestkit.cli.exit_codes",
         "attestkit.errors",
@@ -397,9 +397,9 @@ def test_a_quote_loads_what_it_needs() -> None:
 
 
 def _commands() -> Iterator[tuple[str, str]]:
-    context = commands.make_context("attestkit", [], resilient_parsing=True)
+    context = command_tree.make_context("attestkit", [], resilient_parsing=True)
     for name in COMMANDS:
-        command = commands.get_command(context, name)
+        command = command_tree.get_command(context, name)
         assert command is not None
         yield name, command.help or ""
 

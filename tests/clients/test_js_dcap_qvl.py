@@ -4,10 +4,10 @@ from typing import Final
 
 import pytest
 
-from attestkit.backends.simulator.pki import SimulatedPki
-from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
+from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
+from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.collateral import Collateral
-from tests.backends.simulated_cases import CASES, VECTORS
+from tests.backends.simulator.simulated_cases import CASES, VECTORS
 from tests.clients.js_dcap_qvl import case, judge, node_program
 from tests.vectors import needs_shared
 

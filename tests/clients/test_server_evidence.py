@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from attestkit import Attestation, Collateral, Quote, Verifier, ra_tls
-from attestkit.attestation.platforms import Evidence, Tdx
-from attestkit.backends.simulator.pki import SimulatedPki
+from attestkit.attestation.wire.evidence_parts import Evidence, Tdx
+from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.errors import AttestKitError, FormatError, ReplayError, SignatureError
 from tests.clients.js_dcap_qvl import case, judge, node_program
 from tests.dcap import judge as python_judge

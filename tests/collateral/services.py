@@ -6,9 +6,9 @@ from typing import Final
 from urllib.parse import quote as percent_encode
 from urllib.parse import urlsplit
 
-from attestkit.backends.simulator.pccs import ServedPlatform, SimulatedPccs
-from attestkit.backends.simulator.pki import SimulatedPki
-from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
+from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
+from attestkit.backends.simulator.pki.pccs import ServedPlatform, SimulatedPccs
+from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.collateral import Collateral
 from attestkit.collateral.pccs_client import Response
 from attestkit.quote import Quote

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestkit.backends.simulator.pki import SimulatedPki
-from attestkit.backends.simulator.scenarios import (
+from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
+from attestkit.backends.simulator.scenarios.config import (
     CollateralConfig,
     CrlConfig,
     PkiConfig,

@@ -10,8 +10,8 @@ from typing import Final
 
 import pytest
 
-from attestkit._crypto.certificates import issue_leaf
 from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.x509.app_certificates import issue_leaf
 from attestkit.collateral import Collateral
 from attestkit.collateral.http_getter import HttpGetter
 from attestkit.collateral.pccs_client import BODY_LIMIT, Response
@@ -269,7 +269,7 @@ def tls(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
     """Return the context of a server with a certificate of its own, and that certificate."""
     from cryptography.hazmat.primitives import serialization
 
-    from attestkit._crypto.certificates import certificate_pem, issue_ca
+    from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca
 
     key = P256Key.from_scalar(bytes(31) + b"\x05")
     start, end = 1577836800, 2500000000

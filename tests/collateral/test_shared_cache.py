@@ -73,7 +73,7 @@ import json, sys
 from datetime import datetime, timedelta, timezone
 sys.path.insert(0, sys.argv[1])
 from attestkit.collateral.cache import CollateralCache
-from attestkit.collateral.source import CollateralSource
+from attestkit.collateral.caching_source import CollateralSource
 from attestkit.quote import Quote
 quote = Quote.parse(bytes.fromhex(sys.argv[4]))
 now = float(sys.argv[5])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestkit.collateral.signed_body import split_signed
+from attestkit.collateral.parts import split_signed
 from attestkit.errors import FormatError
 
 SIGNATURE = "0123456789abcdefABCDEF" * 5 + "0" * 18

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from attestkit.errors import UsageError
 from attestkit.event_log import EventLog
-from attestkit.event_log.runtime import runtime_event
+from attestkit.event_log.runtime_events import runtime_event
 from attestkit.keys import AppKeys
 from tests.concurrency.explore import Run, Subject
 from tests.concurrency.rooms import SEED, Edit, private_folder
@@ -56,8 +56,8 @@ def _keys(edit: Edit) -> Subject:
 
 def _issue_cache(edit: Edit) -> Subject:
     """Threads ask for the same and for others while one clears: at most four are kept."""
-    world = World("attestkit.backends.simulator.issue_cache", edit=edit)
-    module = world["attestkit.backends.simulator.issue_cache"]
+    world = World("attestkit.backends.simulator.pki.issue_cache", edit=edit)
+    module = world["attestkit.backends.simulator.pki.issue_cache"]
 
     def scenario() -> Run:
         cache = module.IssueCache(lambda seed, _: seed)
@@ -121,8 +121,8 @@ def _collateral_cache(edit: Edit) -> Subject:
 
 def _one_fetch(edit: Edit) -> Subject:
     """Three threads want the same: one asks for it, and all have it."""
-    world = World("attestkit.collateral.source", edit=edit)
-    source = world["attestkit.collateral.source"].CollateralSource
+    world = World("attestkit.collateral.caching_source", edit=edit)
+    source = world["attestkit.collateral.caching_source"].CollateralSource
 
     def scenario() -> Run:
         asked, kept, got = list[int](), list[str](), list[Any]()
@@ -146,8 +146,8 @@ def _one_fetch(edit: Edit) -> Subject:
 
 def _doubted(edit: Edit) -> Subject:
     """A platform's certificate is doubted while others are remembered, with the memory full."""
-    world = World("attestkit.collateral.source", edit=edit)
-    module = world["attestkit.collateral.source"]
+    world = World("attestkit.collateral.caching_source", edit=edit)
+    module = world["attestkit.collateral.caching_source"]
     module._REMEMBERED = 2
 
     def scenario() -> Run:
@@ -168,8 +168,8 @@ def _doubted(edit: Edit) -> Subject:
 
 def _log_text(edit: Edit) -> Subject:
     """The loop and the device's thread write the same log's text, each of its own length."""
-    world = World("attestkit.serve.log_text", edit=edit)
-    module = world["attestkit.serve.log_text"]
+    world = World("attestkit.serve.rpc.event_log_json", edit=edit)
+    module = world["attestkit.serve.rpc.event_log_json"]
     log = EventLog()
     logs = [log := log.with_runtime([runtime_event(name, b"", 1)]) for name in "abc"]
     style = module.Style(lambda events: ",".join(event.name for event in events), ",", trimmed=True)

@@ -10,8 +10,8 @@ from typing import Any, Final
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import UsageError
 from attestkit.event_log.journal import LOCK, LOG, RegisterAccess
-from attestkit.event_log.runtime import parse_runtime_lines, runtime_event
-from attestkit.event_log.runtime_log import ZERO, replay_from
+from attestkit.event_log.journal_protocols import ZERO, replay_from
+from attestkit.event_log.runtime_events import parse_runtime_lines, runtime_event
 from tests.concurrency.cache_subjects import CACHES
 from tests.concurrency.explore import Run, Subject
 from tests.concurrency.rooms import SEED, Edit, private_folder
@@ -19,22 +19,22 @@ from tests.concurrency.world import World
 
 __all__ = ["SUBJECTS"]
 
-_TURNS: Final = "attestkit._turns"
-_RUNTIME_LOG: Final = "attestkit.event_log.runtime_log"
+_TURNS: Final = "attestkit._system.fifo_lock"
+_RUNTIME_LOG: Final = "attestkit.event_log.journal_protocols"
 _JOURNAL: Final = (
     _TURNS,
     "attestkit.event_log.journal",
     "attestkit.event_log.journal_files",
-    "attestkit.event_log.journal_queue",
+    "attestkit._system.file_queue",
 )
 _ATTESTER: Final = (
     _TURNS,
     _RUNTIME_LOG,
     "attestkit.event_log.journal",
     "attestkit.attester",
-    "attestkit.attester.source",
-    "attestkit.attester.td",
-    "attestkit.backends.simulator.td",
+    "attestkit.attester.evidence_source",
+    "attestkit.attester.tdx_source",
+    "attestkit.backends.simulator.soft_td",
 )
 
 
@@ -71,8 +71,8 @@ def _turns(edit: Edit) -> Subject:
 
 def _file_queue(edit: Edit) -> Subject:
     """Three programs' threads draw numbers, and are served in their order."""
-    world = World("attestkit.event_log.journal_queue", edit=edit)
-    module = world["attestkit.event_log.journal_queue"]
+    world = World("attestkit._system.file_queue", edit=edit)
+    module = world["attestkit._system.file_queue"]
 
     def scenario() -> Run:
         stack = ExitStack()
@@ -105,8 +105,8 @@ def _descriptors() -> int:
 
 def _closed_queue(edit: Edit) -> Subject:
     """A queue that is closed while a thread has a place in it keeps no file open."""
-    world = World("attestkit.event_log.journal_queue", edit=edit)
-    module = world["attestkit.event_log.journal_queue"]
+    world = World("attestkit._system.file_queue", edit=edit)
+    module = world["attestkit._system.file_queue"]
 
     def scenario() -> Run:
         stack = ExitStack()
@@ -178,7 +178,7 @@ def _journal(edit: Edit) -> Subject:
 def _attester(world: World, state: str | None = None) -> Any:
     """Return an Attester whose TD has the stage's locks."""
     backend = Simulator(seed=SEED, state_dir=state)
-    old, module = backend._td, world["attestkit.backends.simulator.td"]
+    old, module = backend._td, world["attestkit.backends.simulator.soft_td"]
     old.close()
     backend._td = module.SoftTd(old._boot, backend._folder, os.urandom, backend._calls)
     return world["attestkit.attester"].Attester(backend)
@@ -274,8 +274,8 @@ def _direct_extend(edit: Edit) -> Subject:
 
 def _log_lines(edit: Edit) -> Subject:
     """Threads hand lines of the log over: none is lost, left behind, or before its like."""
-    world = World("attestkit.serve.log_sink", edit=edit)
-    module = world["attestkit.serve.log_sink"]
+    world = World("attestkit.serve.server_log.stderr_sink", edit=edit)
+    module = world["attestkit.serve.server_log.stderr_sink"]
 
     def scenario() -> Run:
         stack = ExitStack()
@@ -332,8 +332,8 @@ def _parts(edit: Edit, *, failing: bool = False) -> Subject:
 
 def _faults(edit: Edit) -> Subject:
     """A fault that is armed twice strikes twice, whoever asks."""
-    world = World("attestkit.backends.simulator.faults", edit=edit)
-    module = world["attestkit.backends.simulator.faults"]
+    world = World("attestkit.backends.simulator.faults.fault_specs", edit=edit)
+    module = world["attestkit.backends.simulator.faults.fault_specs"]
 
     def scenario() -> Run:
         faults, struck = module.Faults.of("ebusy:2@1"), list[object]()
@@ -356,8 +356,8 @@ def _recording(edit: Edit) -> Subject:
     world = World(
         *_ATTESTER,
         "attestkit.backends.recording",
-        "attestkit.backends.recording.abilities",
-        "attestkit.backends.recording.tapes",
+        "attestkit.backends.recording.recorded_protocols",
+        "attestkit.backends.recording.recorder",
         edit=edit,
     )
     module = world["attestkit.backends.recording"]

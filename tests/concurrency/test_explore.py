@@ -10,7 +10,7 @@ from tests.concurrency.stage import DeadlockError, EndlessError, Stage
 from tests.concurrency.world import World
 
 HERE = frozenset({__file__})
-TURNS = "attestkit._turns"
+TURNS = "attestkit._system.fifo_lock"
 
 
 class Counter:

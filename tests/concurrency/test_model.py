@@ -16,8 +16,8 @@ from hypothesis.stateful import rule
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendError, JournalError
-from attestkit.serve import Places
-from attestkit.serve.in_thread import LoopThread, Served
+from attestkit.serve.background_server import LoopThread, Served
+from attestkit.serve.endpoints import Places
 from tests.concurrency.clients import Client, History
 from tests.concurrency.td_model import TdModel, model, run
 

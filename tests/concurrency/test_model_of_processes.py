@@ -19,11 +19,11 @@ from hypothesis.stateful import precondition, rule
 from attestkit.attester import Attester
 from attestkit.backends import configfs_tsm, tdx_ioctl
 from attestkit.backends.base import Backend
-from attestkit.backends.host_shared import HostShared
 from attestkit.backends.simulator import Simulator
+from attestkit.dstack.host_shared_folder import HostShared
 from attestkit.errors import BackendBusyError
-from attestkit.serve import Places
-from attestkit.serve.in_thread import LoopThread, Served
+from attestkit.serve.background_server import LoopThread, Served
+from attestkit.serve.endpoints import Places
 from tests.concurrency.clients import History
 from tests.concurrency.td_model import CLIENTS, TdModel, model, run
 from tests.rigs.emulator import ROOT, Emulator, emulator, environment, requires_fuse

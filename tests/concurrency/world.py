@@ -1,7 +1,7 @@
 """Modules of ours once more, with locks that the stage knows: the real code, line for line.
 
-    world = World("attestkit._turns", "attestkit.event_log.runtime_log")
-    turns = world["attestkit._turns"].Turns()
+    world = World("attestkit._system.fifo_lock", "attestkit.event_log.journal_protocols")
+    turns = world["attestkit._system.fifo_lock"].Turns()
 
 What they import of one another is the copy, all else the original. An `edit` changes a copy's text,
 so that a test can show what is found once a lock is taken out.

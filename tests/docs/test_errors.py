@@ -17,7 +17,7 @@ from attestkit.cli.exit_codes import exit_code
 from attestkit.errors import AttestKitError
 from attestkit.event_log.journal import LOCK, LOG, Journal, RegisterAccess
 from attestkit.event_log.journal_files import OsFolder
-from attestkit.serve.rpc import status_of
+from attestkit.serve.rpc.dispatcher import status_of
 from tests.docs.blocks import ROOT
 from tests.docs.session import matches
 from tests.serve.client import call

@@ -8,9 +8,9 @@ from typing import Final
 
 import pytest
 
-from attestkit import _toml
-from attestkit.serve.config import parse_config
-from attestkit.verifier.policy import AppraisalPolicy
+from attestkit._formats import toml
+from attestkit.serve.config.agent_config_file import parse_config
+from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from tests.docs import needs, printed
 from tests.docs.blocks import PARSED, ROOT, Block, PageError, pages, read_blocks
 from tests.docs.session import Ran, run_blocks, why_not
@@ -74,7 +74,7 @@ def test_the_blocks_run(page: str, tmp_path: Path) -> None:
 
 def _check_parsed(block: Block) -> None:
     if block.language == "toml":
-        assert _toml.decode(block.text)
+        assert toml.decode(block.text)
     elif block.language == "yaml":
         yaml = pytest.importorskip("yaml", reason="PyYAML is not here")
         list(yaml.safe_load_all(block.text))

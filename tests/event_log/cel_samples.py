@@ -7,7 +7,7 @@ from typing import Any
 import cbor2
 
 from attestkit.event_log import Event, EventLog
-from attestkit.event_log.runtime import runtime_event
+from attestkit.event_log.runtime_events import runtime_event
 
 __all__ = ["DIGEST", "EXAMPLE", "FULL", "cbor", "cbor_record", "number", "record", "text", "tlv"]
 

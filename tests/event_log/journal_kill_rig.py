@@ -15,8 +15,8 @@ from pathlib import Path
 
 from attestkit.event_log.journal import LOCK, Journal, RegisterAccess
 from attestkit.event_log.journal_files import OsFolder
-from attestkit.event_log.runtime import runtime_event
-from attestkit.event_log.runtime_log import ZERO, replay_from
+from attestkit.event_log.journal_protocols import ZERO, replay_from
+from attestkit.event_log.runtime_events import runtime_event
 from tests.tees import Machine
 
 FIRST, SECOND, NEXT = (runtime_event(name, name.encode() * 30) for name in ("a", "b", "c"))

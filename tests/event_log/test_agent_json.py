@@ -12,7 +12,7 @@ from attestkit import _native
 from attestkit.errors import FormatError, VerificationError
 from attestkit.event_log import Event, EventLog, Rtmrs
 from attestkit.event_log.agent_json import MAX_EVENTS, MAX_TEXT, AgentJsonSource
-from attestkit.event_log.runtime import RUNTIME_EVENT_TYPE, runtime_event
+from attestkit.event_log.runtime_events import RUNTIME_EVENT_TYPE, runtime_event
 from tests.thorough import thorough
 from tests.vectors import data, needs_shared
 

@@ -12,7 +12,7 @@ from attestkit.event_log import Event, EventLog, cel
 from attestkit.event_log.cel import ENCODINGS
 from attestkit.event_log.event import ACPI_DATA
 from attestkit.event_log.event_types import ACPI_CONFIG, NO_ACTION, RUNTIME_EVENT_TYPE
-from attestkit.event_log.runtime import runtime_event
+from attestkit.event_log.runtime_events import runtime_event
 from tests.event_log.cel_samples import DIGEST, EXAMPLE, FULL, number, record, text, tlv
 from tests.event_log.make_cel_vectors import FOLDER, made
 from tests.untyped import untyped

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestkit.cli.recognise import recognise
+from attestkit.cli.input.detect_format import recognise
 from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import EventLog, cel
 from attestkit.event_log.cel import ENCODINGS, encoding_of

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from attestkit import event_log
 from attestkit.errors import FormatError, ReplayError, UsageError, VerificationError
 from attestkit.event_log import Event, EventLog, Rtmrs, WireEvent
-from attestkit.event_log.runtime import RUNTIME_EVENT_TYPE, runtime_event, runtime_line
+from attestkit.event_log.runtime_events import RUNTIME_EVENT_TYPE, runtime_event, runtime_line
 from attestkit.quote import Quote
 from tests.untyped import untyped
 from tests.vectors import data, load, needs_shared

@@ -16,7 +16,7 @@ from attestkit.event_log.journal import (
     RegisterAccess,
     replay_from,
 )
-from attestkit.event_log.runtime import runtime_event, runtime_line
+from attestkit.event_log.runtime_events import runtime_event, runtime_line
 from tests.event_log.journal_rig import ZERO, Killed, World
 
 FIRST = runtime_event("first", b"\x01")

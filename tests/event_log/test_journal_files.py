@@ -26,7 +26,7 @@ from attestkit.event_log.journal import (
     replay_from,
 )
 from attestkit.event_log.journal_files import LONGEST, QUEUE, OsFolder
-from attestkit.event_log.runtime import runtime_event, runtime_line
+from attestkit.event_log.runtime_events import runtime_event, runtime_line
 from tests.event_log.journal_rig import ZERO, Register
 from tests.vectors import load, needs_shared
 

@@ -9,7 +9,7 @@ from attestkit import _native
 from attestkit.errors import FormatError, VerificationError
 from attestkit.event_log import EventLog, agent_json
 from attestkit.event_log.agent_json import AgentJsonSource
-from attestkit.event_log.runtime import check_runtime_events
+from attestkit.event_log.runtime_events import check_runtime_events
 
 __all__ = ["agreed", "read_in_python"]
 

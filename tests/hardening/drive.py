@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from tests.serve.client import Connection
-from tests.serve.engine import ID, scripted
+from tests.serve.docker.engine import ID, scripted
 from tests.serve.server import Server
 
 LISTENERS = ("--dev-http", "127.0.0.1:0", "--pccs", "127.0.0.1:0", "--verifier", "127.0.0.1:0")

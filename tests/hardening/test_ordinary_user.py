@@ -52,8 +52,9 @@ LIBRARY = """
 import json, os, signal, sys, tempfile, threading
 from pathlib import Path
 import attestkit
-from attestkit.app_compose import AppCompose
-from attestkit.serve import Places, serve
+from attestkit.dstack.app_compose import AppCompose
+from attestkit.serve.endpoints import Places
+from attestkit.serve import serve
 from tests.hardening.asked import ask
 from tests.rigs.system import AppFiles
 

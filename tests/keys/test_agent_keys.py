@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit import AgentKeys, verify_signature
-from attestkit.backends.agent_client import AgentClient
+from attestkit.backends.dstack_agent.client import AgentClient
 from attestkit.errors import AttestKitError, BackendError, UnsupportedError, UsageError
 from attestkit.keys import AppKeys, KeyDeriver, LocalKeys
 from tests.serve.server import SEED, running_server

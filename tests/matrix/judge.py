@@ -9,12 +9,13 @@ from typing import Any, Final
 
 from cryptography import x509
 
-from attestkit import Attestation, Verifier, env_encryption, verify_signature
+from attestkit import Attestation, Verifier, verify_signature
 from attestkit._crypto.ecdsa import K256Key, P256Key, k256_public_key
 from attestkit._crypto.ed25519 import ed25519_public_key
 from attestkit._crypto.hashes import keccak256
-from attestkit.app_compose import compose_hash_deterministic
-from attestkit.backends.simulator.pki import SimulatedPki
+from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
+from attestkit.dstack import env_encryption
+from attestkit.dstack.app_compose import compose_hash_deterministic
 from attestkit.keys import AppKeys, LocalKeys
 from tests.serve.server import SEED
 

@@ -18,52 +18,66 @@ _REQUIREMENT = re.compile(r"([\w-]+)>=([\w.]+)(?:; python_version < '(3\.\d+)')?
 SUITES: dict[str, tuple[str, ...]] = {
     "cffi": ("tests/native/test_native.py", "tests/native/test_replay.py", "tests/test_quote.py"),
     "cryptography": (
-        *("tests/ra_tls/test_certificate.py", "tests/crypto/test_certificates.py"),
+        *("tests/ra_tls/test_certificate.py", "tests/crypto/x509/test_app_certificates.py"),
         *("tests/crypto/test_ecdsa.py", "tests/crypto/test_rsa_pss.py"),
     ),
     "cbor2": (
-        *("tests/attestation/test_cbor.py", "tests/attestation/test_cose.py"),
-        "tests/test_cbor.py",
+        *("tests/attestation/wire/test_v1_cbor.py", "tests/attestation/test_nitro_document.py"),
+        "tests/formats/test_cbor.py",
     ),
     "coincurve": ("tests/crypto/test_ecdsa.py", "tests/keys/test_signatures.py"),
-    "pynacl": ("tests/crypto/test_ed25519.py", "tests/test_env_encryption.py"),
+    "pynacl": ("tests/crypto/test_ed25519.py", "tests/dstack/test_env_encryption.py"),
     "pycryptodome": ("tests/crypto/test_hashes.py", "tests/keys/test_signatures.py"),
     "msgspec": (
-        *("tests/serve/test_json_codec.py", "tests/serve/test_messages.py"),
-        "tests/test_app_compose.py",
+        *("tests/serve/rpc/test_json_codec.py", "tests/serve/rpc/test_messages.py"),
+        "tests/dstack/test_app_compose.py",
     ),
     "tomli": (
-        *("tests/verifier/test_policy_toml.py", "tests/test_toml.py"),
-        "tests/verifier/test_policy_file.py",
+        *("tests/verifier/policy/test_toml_reader.py", "tests/formats/test_toml.py"),
+        "tests/verifier/policy/test_toml_writer.py",
     ),
     "uvicorn": (
-        *("tests/serve/test_uvicorn.py", "tests/serve/test_http_protocol.py"),
+        *("tests/serve/http/test_uvicorn.py", "tests/serve/http/test_protocol.py"),
         "tests/ra_tls/test_http.py",
     ),
-    "httptools": ("tests/serve/test_http_protocol.py", "tests/serve/test_http_cycle.py"),
-    "uvloop": ("tests/serve/test_listeners.py",),
-    "jinja2": ("tests/serve/test_dashboard.py", "tests/serve/test_pages.py"),
-    "prometheus-client": ("tests/serve/test_metrics.py",),
-    "psutil": ("tests/serve/test_system.py", "tests/serve/test_facts.py"),
-    "aiodocker": ("tests/serve/test_containers.py", "tests/serve/logs"),
-    "wcwidth": ("tests/serve/test_log_text.py",),
-    "protobuf": ("tests/serve/test_protobuf_codec.py", "tests/serve/test_proto_file.py"),
-    "dcap-qvl": ("tests/verifier/test_dcap.py", "tests/verifier/test_dcap_reasons.py"),
-    "click": ("tests/cli/test_cli.py", "tests/cli/test_asked.py", "tests/cli/test_replay.py"),
+    "httptools": ("tests/serve/http/test_protocol.py", "tests/serve/http/test_response_cycle.py"),
+    "uvloop": ("tests/serve/http/test_server.py",),
+    "jinja2": ("tests/serve/pages/test_dashboard.py", "tests/serve/test_pages.py"),
+    "prometheus-client": ("tests/serve/metrics/test_agent.py",),
+    "psutil": ("tests/serve/test_machine_info.py", "tests/serve/pages/test_dashboard_rows.py"),
+    "aiodocker": ("tests/serve/docker/test_engine.py", "tests/serve/container_logs"),
+    "wcwidth": ("tests/serve/rpc/test_event_log_json.py",),
+    "protobuf": (
+        "tests/serve/rpc/test_protobuf_codec.py",
+        "tests/serve/api_docs/test_proto_file.py",
+    ),
+    "dcap-qvl": (
+        "tests/verifier/dcap/test_authenticate.py",
+        "tests/verifier/dcap/test_error_mapping.py",
+    ),
+    "click": (
+        "tests/cli/test_cli.py",
+        "tests/cli/options/test_verification.py",
+        "tests/cli/commands/test_replay.py",
+    ),
     "rich": (
         "tests/cli/test_cli.py",
-        "tests/cli/test_verify.py",
-        "tests/cli/test_verify_program.py",
+        "tests/cli/commands/test_verify.py",
+        "tests/cli/commands/test_verify_program.py",
     ),
-    "mfusepy": ("tests/cli/test_mount.py",),
+    "mfusepy": ("tests/cli/commands/test_mount.py",),
     "dask": ("tests/matrix/test_cluster.py",),
-    "distributed": ("tests/matrix/test_cluster.py", "tests/verifier/test_fleet.py"),
+    "distributed": ("tests/matrix/test_cluster.py", "tests/verifier/batch/test_scheduler.py"),
     "pyarrow": ("tests/matrix/test_table.py",),
 }
 TOGETHER = tuple(dict.fromkeys(paths[0] for paths in SUITES.values()))
 QUICK = TOGETHER[:8]  # of the package's own dependencies
 # What plain Python instead of the compiled core has to do as well.
-CORE = (*SUITES["cffi"], "tests/event_log/test_event_log.py", "tests/event_log/test_runtime.py")
+CORE = (
+    *SUITES["cffi"],
+    "tests/event_log/test_event_log.py",
+    "tests/event_log/test_runtime_events.py",
+)
 
 
 class Range(NamedTuple):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from attestkit import _native
 from attestkit.event_log import EventLog, agent_json
 from attestkit.event_log.agent_json import MAX_EVENTS, MAX_TEXT
-from attestkit.event_log.runtime import RUNTIME_EVENT_TYPE, runtime_event
+from attestkit.event_log.runtime_events import RUNTIME_EVENT_TYPE, runtime_event
 from tests.event_log.two_readers import agreed, read_in_python
 from tests.thorough import thorough
 from tests.vectors import data, load, needs_shared

@@ -14,7 +14,7 @@ import pytest
 
 from attestkit import _native
 from attestkit._native import _python
-from attestkit._native._level import choose
+from attestkit._native._isa_level import choose
 from attestkit.errors import UsageError
 from tests.untyped import untyped
 

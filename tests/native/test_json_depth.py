@@ -6,7 +6,7 @@ import pytest
 from hypothesis import strategies as st
 
 from attestkit import _native
-from attestkit._native import _python_json_depth as twin
+from attestkit._native import _python_json as twin
 from tests.thorough import thorough
 
 compiled = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)

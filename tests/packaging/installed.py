@@ -18,7 +18,7 @@ from pathlib import Path
 import attestkit
 from attestkit import _native
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.kernel_fs import load_fuse
+from attestkit.emulator.fuse_mount import load_fuse
 from attestkit.errors import BackendUnavailableError, UsageError, VerificationError
 
 EXTRAS = ("serve", "verify", "cli", "fuse", "fleet")

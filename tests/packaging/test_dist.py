@@ -114,7 +114,7 @@ def test_a_wheel_has_the_package_and_nothing_else(kind: str, dist: Dist) -> None
     found = names_in(getattr(dist, kind))
     assert found == expected
     assert {"attestkit/py.typed", "attestkit/_native/_lib.pyi"} <= found
-    assert any(name.startswith("attestkit/serve/templates/") for name in found)
+    assert any(name.startswith("attestkit/serve/pages/templates/") for name in found)
 
 
 @pytest.mark.parametrize("kind", ["wheel", "pure"])

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from attestkit import ra_tls
-from attestkit._crypto.certificates import certificate_pem, issue_leaf
 from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.x509.app_certificates import certificate_pem, issue_leaf
 from attestkit.attestation import Attestation
-from attestkit.backends.simulator.pki import SimulatedPki
-from attestkit.backends.simulator.quoting import QuotingEnclave
+from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
+from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave
 from attestkit.keys import AppKeys
 from attestkit.quote import Quote
 from attestkit.report_data import ReportData

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestkit import ra_tls
-from attestkit._crypto.certificates import certificate_pem, issue_leaf, read_certificate
 from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.x509.app_certificates import certificate_pem, issue_leaf, read_certificate
 from attestkit.attestation import AppInfo, Attestation
-from attestkit.attestation.platforms import Evidence, NitroEnclave, NitroTpm, SevSnp, Tdx
+from attestkit.attestation.wire.evidence_parts import Evidence, NitroEnclave, NitroTpm, SevSnp, Tdx
 from attestkit.errors import AttestKitError, ConfigError, FormatError, UsageError, VerificationError
 from attestkit.keys import AppKeys
 from attestkit.ra_tls.certificate import _event_log_text

@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from attestkit import ra_tls
-from attestkit._crypto.certificates import certificate_pem, issue_ca, read_certificate
 from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca, read_certificate
 from attestkit.errors import FormatError, UnsupportedError, UsageError
 from attestkit.keys import AppKeys
 from attestkit.verifier import Verifier

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from attestkit import ra_tls
-from attestkit.app_compose import AppCompose
+from attestkit.dstack.app_compose import AppCompose
 from attestkit.errors import VerificationError
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.verifier import AttestationResult

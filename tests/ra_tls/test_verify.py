@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestkit import ra_tls
-from attestkit._crypto.certificates import issue_leaf, read_certificate
+from attestkit._crypto.x509.app_certificates import issue_leaf, read_certificate
 from attestkit.attestation import Attestation
 from attestkit.errors import (
     FormatError,

@@ -15,14 +15,14 @@ from functools import partial
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendUnavailableError
-from attestkit.serve import pages
-from attestkit.serve.containers import Container
-from attestkit.serve.guest import Guest
-from attestkit.serve.listeners import Listener, run
-from attestkit.serve.rpc import RpcApp
-from attestkit.serve.views import Answer, Asked, View
-from attestkit.serve.worker import SERVICE
-from tests.serve.page import Engine, container
+from attestkit.serve import listener_apps
+from attestkit.serve.docker.engine import Container
+from attestkit.serve.http.server import Listener, run
+from attestkit.serve.http.views import Answer, Asked, View
+from attestkit.serve.rpc.dispatcher import RpcApp
+from attestkit.serve.services.context import Guest
+from attestkit.serve.services.worker_api import SERVICE
+from tests.serve.pages.page import Engine, container
 from tests.untyped import untyped
 
 HOSTILE = (
@@ -95,7 +95,9 @@ def main() -> None:
         for text in HOSTILE:
             attester.emit_event(text.replace(":", ";"), text.encode())
         app = RpcApp(
-            guest, [SERVICE], views=pages.views(guest, {"/logs/": View(_logs, named=True)})
+            guest,
+            [SERVICE],
+            views=listener_apps.page_views(guest, {"/logs/": View(_logs, named=True)}),
         )
         listening = socket.create_server(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/"

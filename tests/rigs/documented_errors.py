@@ -15,8 +15,8 @@ from typing import Final, NamedTuple
 import pytest
 
 import attestkit
-from attestkit.backends.simulator.faults import Fault
-from attestkit.backends.tsm_files import TsmSystem
+from attestkit.backends.simulator.faults.fault_specs import Fault
+from attestkit.backends.tsm.configfs_files import TsmSystem
 from attestkit.errors import AttestKitError
 from tests.rigs.emulator import REPORTS, Emulator, emulator
 from tests.vectors import SHARED

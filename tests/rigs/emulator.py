@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import pytest
 
-from attestkit.backends.simulator.faults import Fault
+from attestkit.backends.simulator.faults.fault_specs import Fault
 from attestkit.collateral import Collateral
 
 ROOT = Path(__file__).resolve().parents[2]

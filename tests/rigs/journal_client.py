@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 from attestkit.attestation import Attestation
 from attestkit.attester import Attester
-from attestkit.backends import td_guest
 from attestkit.backends.configfs_tsm import ConfigfsTdx
-from attestkit.backends.device_calls import REAL_CALLS, DeviceCalls
-from attestkit.backends.kernel_paths import KernelPaths
-from attestkit.backends.td_guest import TdGuest
+from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.linux.syscalls import REAL_CALLS, DeviceCalls
+from attestkit.backends.tdx import guest
+from attestkit.backends.tdx.guest import TdGuest
 from attestkit.backends.tdx_ioctl import TdxIoctl
 from attestkit.errors import AttestKitError
 from attestkit.event_log.journal_files import Folder, OsFolder
@@ -116,7 +116,7 @@ def around(step: Step, name: str, call: Callable[..., Any]) -> Callable[..., Any
 
 def watch(backend: TdGuest, step: Step) -> None:
     """Call `step` around all that the journal of `backend` does, system calls of devices too."""
-    vars(td_guest)["OsFolder"] = watched_folder(step)
+    vars(guest)["OsFolder"] = watched_folder(step)
     registers: Any = backend._rtmrs
     registers.extend = around(step, "extend register", registers.extend)
     registers.read_fresh = around(step, "read register", registers.read_fresh)

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from attestkit.attester import Attester
 from attestkit.backends.configfs_tsm import ConfigfsTdx
-from attestkit.backends.kernel_paths import KernelPaths
+from attestkit.backends.linux.paths import KernelPaths
 from attestkit.backends.tdx_ioctl import TdxIoctl
 from tests.rigs import journal_upstream
 from tests.rigs.emulator import PATIENCE, ROOT, Emulator, emulator, environment

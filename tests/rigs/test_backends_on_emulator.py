@@ -97,8 +97,8 @@ TRY = """
 import json, sys
 from attestkit.backends import probe_all
 from attestkit.backends.configfs_tsm import ConfigfsTsm
-from attestkit.backends.kernel_paths import KernelPaths
-from attestkit.backends.td_guest import TdGuest
+from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.tdx.guest import TdGuest
 from attestkit.backends.tdx_ioctl import TdxIoctl
 from attestkit.errors import AttestKitError
 

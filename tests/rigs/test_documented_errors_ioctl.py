@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 import pytest
 
 import attestkit
-from attestkit.backends.device_calls import REAL_CALLS
-from attestkit.backends.quote_ioctl import GENERATIONS
+from attestkit.backends.linux.syscalls import REAL_CALLS
+from attestkit.backends.tdx.quote_ioctl import GENERATIONS
 from attestkit.errors import (
     BackendBusyError,
     BackendError,

@@ -13,13 +13,13 @@ from typing import Final, NamedTuple
 import pytest
 
 import attestkit
-from attestkit.backends.qgs import Deadlines
+from attestkit.backends.tdx.qgs import Deadlines
 from attestkit.errors import (
     BackendError,
     BackendUnavailableError,
     QuoteUnavailableError,
 )
-from tests.backends.qgs_server import (
+from tests.backends.tdx.qgs_server import (
     QUOTE,
     Behaviour,
     answering,

@@ -15,9 +15,9 @@ from typing import Final
 import pytest
 
 import attestkit
-from attestkit.backends.device_calls import REAL_CALLS
-from attestkit.backends.rtmr import EXTEND_RTMR, EXTEND_RTMR_V3
-from attestkit.backends.tdx_device import GET_REPORT0
+from attestkit.backends.linux.syscalls import REAL_CALLS
+from attestkit.backends.tdx.device import GET_REPORT0
+from attestkit.backends.tdx.rtmr import EXTEND_RTMR, EXTEND_RTMR_V3
 from attestkit.errors import (
     BackendBusyError,
     BackendError,

@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from attestkit.backends.simulator.faults import NAMED, Fault
+from attestkit.backends.simulator.faults.fault_specs import NAMED, Fault
 from attestkit.errors import (
     BackendBusyError,
     BackendError,

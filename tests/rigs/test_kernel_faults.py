@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from attestkit.backends.simulator.faults import NAMED
+from attestkit.backends.simulator.faults.fault_specs import NAMED
 from attestkit.quote import Quote
 from tests.rigs.emulator import PATIENCE, Emulator, emulator, requires_fuse
 from tests.rigs.file_calls import (

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
-from attestkit.serve.containers import Containers
+from attestkit.serve.docker.engine import Containers
 from tests.rigs.docker_engine import PATIENCE, DockerEngine
 from tests.serve.client import Answer, Connection
 from tests.serve.server import Server, environment, running_server

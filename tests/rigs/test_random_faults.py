@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import attestkit
-from attestkit.backends.simulator.faults import NAMED, OPERATIONS
+from attestkit.backends.simulator.faults.fault_specs import NAMED, OPERATIONS
 from attestkit.errors import AttestKitError, BackendError
 from attestkit.event_log.journal import LOCK, replay_from
 from tests.rigs.emulator import Emulator, emulator, requires_fuse

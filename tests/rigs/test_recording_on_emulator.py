@@ -15,7 +15,7 @@ from attestkit.backends.base import Backend, GuestAgent, RegisterExtender, SnpRe
 from attestkit.backends.recording import Recording
 from attestkit.errors import AttestKitError, UnsupportedError
 from attestkit.verifier import Verifier
-from attestkit.verifier.policy import AppraisalPolicy
+from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
 from tests.rigs.emulator import Emulator, emulator, requires_fuse
 from tests.serve.server import running_server
 from tests.untyped import untyped

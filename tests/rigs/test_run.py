@@ -73,7 +73,7 @@ def test_old_device_follows_pointers(tmp_path: Path, hidden: bool) -> None:
     Also into one that has hidden it from other processes of its user, as the server does.
     """
     program = f"""if True:
-        from attestkit._process import hide_memory
+        from attestkit._system.process_hardening import hide_memory
         {"hide_memory()" if hidden else ""}
         import ctypes, fcntl, os, struct
         fd = os.open("/dev/tdx_guest", os.O_RDWR)

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from attestkit import Verifier
-from attestkit.attester import open as open_attester
-from attestkit.backends.simulator.named_scenarios import NAMED, named_scenarios
+from attestkit.backends.simulator.scenarios.named import NAMED, named_scenarios
 from attestkit.errors import AttestKitError, VerificationError
+from attestkit.factory import open as open_attester
 from attestkit.quote import Quote
 from attestkit.verifier import AppraisalPolicy
-from attestkit.verifier.dcap import Dcap
-from tests.backends.test_scenarios import TDX
+from attestkit.verifier.dcap.authenticate import Dcap
+from tests.backends.simulator.scenarios.test_config import TDX
 from tests.rigs.attestkit_run import SHELL, requires_run, run, verify_files
 from tests.rigs.emulator import Emulator, emulator, environment, requires_fuse
 from tests.rigs.file_calls import NONCE, get, new_entry

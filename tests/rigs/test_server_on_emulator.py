@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from attestkit import Attestation, EventLog, Quote
-from attestkit.attestation.mr_config import host_data
-from attestkit.attestation.platforms import SevSnp
+from attestkit.attestation.launch.mr_config import host_data
+from attestkit.attestation.wire.evidence_parts import SevSnp
 from tests.clients import test_dstack_sdk as python
 from tests.clients import test_js_sdk as javascript
 from tests.rigs.emulator import requires_fuse

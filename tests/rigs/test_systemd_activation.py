@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.serve.client import call
-from tests.serve.notify import Manager
 from tests.serve.server import PATIENCE, command, environment
+from tests.serve.systemd.notify import Manager
 
 ACTIVATE = shutil.which("systemd-socket-activate")
 

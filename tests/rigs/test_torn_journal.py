@@ -8,7 +8,7 @@ import pytest
 import attestkit
 from attestkit.errors import JournalError
 from attestkit.event_log.journal import LOG, PENDING, replay_from
-from attestkit.event_log.runtime import runtime_event
+from attestkit.event_log.runtime_events import runtime_event
 from tests.rigs.emulator import Emulator, emulator, requires_fuse
 from tests.rigs.file_calls import MEASUREMENTS, failure, put
 

@@ -23,11 +23,11 @@ GUESSED = (
 # What is public on both sides, so that its comparison tells nothing; each with the reason.
 PUBLIC = {
     (
-        "_crypto/certificates.py",
+        "_crypto/x509/app_certificates.py",
         "certificate.spki_der != spki_der",
     ): "public keys of one certificate chain",
     (
-        "_crypto/intel_root.py",
+        "_crypto/x509/vendor_roots.py",
         "leaf.spki_der.startswith(P256_SPKI_HEAD)",
     ): "the form of a public key",
     (
@@ -35,21 +35,21 @@ PUBLIC = {
         "vouched != sha256(key + data[auth:auth + auth_size]).digest() + bytes(32)",
     ): "a quote and itself",
     (
-        "attestation/os_image.py",
+        "attestation/launch/os_image.py",
         "(actual := sha256(checksums)) != os_image_hash",
     ): "evidence and itself",
-    ("backends/dstack_agent.py", "len(report_data) != _REPORT_DATA"): "a length",
-    ("collateral/__init__.py", "len(value) != _SIGNATURE"): "a length",
+    ("backends/dstack_agent/__init__.py", "len(report_data) != _REPORT_DATA"): "a length",
+    ("collateral/intel_collateral.py", "len(value) != _SIGNATURE"): "a length",
     (
         "event_log/__init__.py",
         "wire.digest != event.digest",
     ): "a log and itself: nothing is kept from whoever wrote it",
     ("event_log/__init__.py", "event.digest not in (own, b'')"): "as above",
-    ("event_log/runtime.py", "hashlib.sha384(preimage).digest() != wire.digest"): "as above",
+    ("event_log/runtime_events.py", "hashlib.sha384(preimage).digest() != wire.digest"): "as above",
     ("keys/agent_keys.py", "first != signature"): "an agent's answer and itself",
-    ("serve/ear.py", "nonce.hex() != text.lower()"): "a request and itself",
+    ("serve/verifier_service/ear.py", "nonce.hex() != text.lower()"): "a request and itself",
     (
-        "serve/pages.py",
+        "serve/listener_apps.py",
         "asked.query == b'v=%s' % digest.encode('ascii')",
     ): "a file that everybody may have",
     (
@@ -68,39 +68,42 @@ PUBLIC = {
     ("testing/contract.py", "SnpReport.parse(raw).report_data == asked"): "assertions of tests",
     ("testing/contract.py", "evidence.report_data == _ASKED"): "assertions of tests",
     (
-        "verifier/dcap_explained.py",
+        "verifier/dcap/diagnostics.py",
         "judged.endorsed.roots[0] == judged.root.spki_der",
     ): "public keys, after the verdict",
-    ("verifier/dcap_explained.py", "key != root.spki_der"): "public keys of roots",
+    ("verifier/dcap/diagnostics.py", "key != root.spki_der"): "public keys of roots",
     (
-        "verifier/ear_claims.py",
+        "verifier/ear/claims.py",
         "result.claims.os_image_hash in (policy.os_image_hash or ())",
     ): "an image and a policy, after the verdict",
-    ("verifier/ear_token.py", "token.startswith(bytes([_TAG]))"): "the form of a token",
-    ("verifier/endorsements.py", "chain.root.spki_der != key"): "public keys of roots",
-    ("verifier/vouched.py", "chain.root.spki_der != root.spki_der"): "public keys of roots",
+    ("verifier/ear/envelope.py", "token.startswith(bytes([_TAG]))"): "the form of a token",
+    ("verifier/dcap/collateral_checks.py", "chain.root.spki_der != key"): "public keys of roots",
+    (
+        "verifier/dcap/checks_before_fetch.py",
+        "chain.root.spki_der != root.spki_der",
+    ): "public keys of roots",
 }
 # How often each file compares in constant time; what is compared may have any name.
 KEPT = {
     "_crypto/ecdsa.py": 1,
-    "attestation/agent_response.py": 1,
+    "attestation/wire/agent_response.py": 1,
     "attestation/app_info.py": 1,
-    "attestation/os_image.py": 1,
-    "attester/agent.py": 1,
-    "attester/snp.py": 2,
-    "attester/source.py": 1,
-    "backends/dstack_agent.py": 1,
-    "backends/simulator/emulated_td.py": 1,
-    "backends/tdx_device.py": 1,
-    "cli/judge.py": 1,
-    "keys/app_keys_file.py": 1,
+    "attestation/launch/os_image.py": 1,
+    "attester/agent_source.py": 1,
+    "attester/snp_source.py": 2,
+    "attester/evidence_source.py": 1,
+    "backends/dstack_agent/__init__.py": 1,
+    "emulator/td.py": 1,
+    "backends/tdx/device.py": 1,
+    "cli/file_verifier.py": 1,
+    "keys/key_file.py": 1,
     "ra_tls/certificate.py": 1,
-    "verifier/ear.py": 1,
-    "verifier/ear_token.py": 2,
-    "verifier/policy_rules.py": 1,
-    "verifier/snp.py": 1,
-    "verifier/snp_chain.py": 1,
-    "verifier/steps.py": 3,
+    "verifier/ear/result_token.py": 1,
+    "verifier/ear/envelope.py": 2,
+    "verifier/policy/rules.py": 1,
+    "verifier/platforms/snp.py": 1,
+    "verifier/platforms/snp_chain.py": 1,
+    "verifier/evidence_checks.py": 3,
 }
 _COMPARE = (ast.Eq, ast.NotEq, ast.In, ast.NotIn)
 # Methods and types that give the same bytes in another form.

@@ -28,7 +28,7 @@ WIPING = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": "glibc.malloc.perturb=165"
 
 TAKE = """if True:
     import os, attestkit
-    from attestkit._crypto.secret import own_copy, wipe
+    from attestkit._crypto.zeroize import own_copy, wipe
     secret = bytearray(32)
     os.readv(0, [secret])
     def take():

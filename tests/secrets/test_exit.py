@@ -35,7 +35,7 @@ WATCH = '''if True:
 PLACES = {
     "global": "",
     "cycle": "keys.append(keys); del keys",
-    "module": "import attestkit._crypto.secret as module; module.keys = keys; del keys",
+    "module": "import attestkit._crypto.zeroize as module; module.keys = keys; del keys",
     # Of the modules that last to the end those that came first go last.
     "early module": "import os; os.keys = keys; del keys",
     "builtins": "import builtins; builtins.keys = keys; del keys",

@@ -18,17 +18,17 @@ from pathlib import Path
 
 import pytest
 
-from attestkit import _files
-from attestkit._files import close_folder, make_folder, open_regular, read_regular
-from attestkit.backends.host_shared import HostShared, read_file
+from attestkit._system import untrusted_files
+from attestkit._system.atomic_file import replace_file
+from attestkit._system.untrusted_files import close_folder, make_folder, open_regular, read_regular
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.state import LOCK, REGISTERS, SEED, State, StateFolder
-from attestkit.collateral.atomic_file import replace_file
+from attestkit.backends.simulator.state_folder import LOCK, REGISTERS, SEED, State, StateFolder
 from attestkit.collateral.cache import CollateralCache
+from attestkit.dstack.host_shared_folder import HostShared, read_file
 from attestkit.errors import BackendError, ConfigError
 from attestkit.event_log.journal_files import QUEUE, OsFolder
 from attestkit.keys import AppKeys
-from attestkit.serve import sockets
+from attestkit.serve.http import sockets
 from tests.serve.server import PATIENCE
 
 VICTIM = b"what somebody else wrote\n"
@@ -195,7 +195,7 @@ def test_a_pipe_that_was_named_is_read(
         return True
 
     if late:
-        monkeypatch.setattr(_files, "_PATIENCE", 1)
+        monkeypatch.setattr(untrusted_files, "_PATIENCE", 1)
         caplog.handler.addFilter(tell)
     else:
         said.set()

@@ -18,7 +18,7 @@ import pytest
 
 from attestkit._crypto.ecdsa import P256Key
 from attestkit._crypto.ed25519 import x25519_public_key
-from attestkit.env_encryption import decrypt_env_vars, encrypt_env_vars
+from attestkit.dstack.env_encryption import decrypt_env_vars, encrypt_env_vars
 from attestkit.errors import AttestKitError
 from attestkit.keys import AppKeys, derive_bytes
 from tests.secrets.marks import forms, mark, search

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from attestkit import __main__ as program
-from attestkit._process import hide_memory
+from attestkit._system.process_hardening import hide_memory
 from attestkit.errors import ConfigError
 from attestkit.serve import __main__ as serve_program
 from tests.serve.client import call
@@ -34,7 +34,7 @@ to_a_file = pytest.mark.skipif(
 
 BECOME_STRANGER = f"""if True:
     import ctypes, os, resource
-    from attestkit._process import hide_memory
+    from attestkit._system.process_hardening import hide_memory
     os.setgroups([])
     os.setgid({STRANGER})
     os.setuid({STRANGER})  # after which the kernel has the memory hidden
@@ -97,7 +97,7 @@ def test_no_core_file(tmp_path: Path, number: int) -> None:
 @requires_root
 def test_no_core_file_whatever_the_limit(tmp_path: Path) -> None:
     """Not the limit alone keeps it: a program that is handed cores is not bound by that."""
-    hide = "from attestkit._process import hide_memory; hide_memory()"
+    hide = "from attestkit._system.process_hardening import hide_memory; hide_memory()"
     raised = "import resource as r; r.setrlimit(r.RLIMIT_CORE, (r.RLIM_INFINITY,) * 2)"
     assert not crash(tmp_path, f"{hide}\n{raised}", signal.SIGSEGV)
 
@@ -207,7 +207,7 @@ def test_the_server_is_hidden() -> None:
         [
             sys.executable,
             "-c",
-            f"from attestkit._process import hide_memory as h; h(); {read_back}",
+            f"from attestkit._system.process_hardening import hide_memory as h; h(); {read_back}",
         ],
         env=environment(),
         capture_output=True,
@@ -304,7 +304,7 @@ def test_no_seed_in_the_command_line(options: tuple[str, ...]) -> None:
 def test_no_seed_in_any_command_line(words: tuple[str, ...]) -> None:
     """The same for the other commands' ways to name one; a file's name stays."""
     show = (
-        "import attestkit._process, pathlib; attestkit._process.hide_seed();"
+        "import pathlib; from attestkit._system import process_hardening as p; p.hide_seed();"
         "print(pathlib.Path('/proc/self/cmdline').read_bytes())"
     )
     done = subprocess.run(

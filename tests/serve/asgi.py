@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from attestkit.serve.rpc import App, Scope
+from attestkit.serve.http.asgi import App, Scope
 
 JSON_TYPE = "application/json"
 BINARY_TYPE = "application/octet-stream"

@@ -11,8 +11,8 @@ import pytest
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.keys import AppKeys
-from attestkit.serve import apps
-from attestkit.serve.guest import Guest
+from attestkit.serve import listener_apps
+from attestkit.serve.services.context import Guest
 from tests.serve.asgi import Client
 from tests.serve.guests import NOW, SEED, MakeGuest, vector_keys
 
@@ -66,28 +66,28 @@ def guest(make_guest: MakeGuest) -> Guest:
 @pytest.fixture
 def dstack(guest: Guest, loop: asyncio.AbstractEventLoop) -> Client:
     """A client of dstack.sock."""
-    return Client(apps.dstack_app(guest), loop)
+    return Client(listener_apps.dstack_app(guest), loop)
 
 
 @pytest.fixture
 def tappd(guest: Guest, loop: asyncio.AbstractEventLoop) -> Client:
     """A client of tappd.sock."""
-    return Client(apps.tappd_app(guest), loop)
+    return Client(listener_apps.tappd_app(guest), loop)
 
 
 @pytest.fixture
 def external(guest: Guest, loop: asyncio.AbstractEventLoop) -> Client:
     """A client of the TCP listener."""
-    return Client(apps.external_app(guest), loop)
+    return Client(listener_apps.external_app(guest), loop)
 
 
 @pytest.fixture
 def vector_dstack(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> Client:
     """A client of dstack.sock with the vectors' app keys; only for tests that need the vectors."""
-    return Client(apps.dstack_app(make_guest(app_keys=vector_keys())), loop)
+    return Client(listener_apps.dstack_app(make_guest(app_keys=vector_keys())), loop)
 
 
 @pytest.fixture
 def vector_tappd(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> Client:
     """A client of tappd.sock with the vectors' app keys; only for tests that need the vectors."""
-    return Client(apps.tappd_app(make_guest(app_keys=vector_keys())), loop)
+    return Client(listener_apps.tappd_app(make_guest(app_keys=vector_keys())), loop)

@@ -8,7 +8,7 @@ from typing import ClassVar, TypeAlias
 from attestkit.backends.simulator import Simulator
 from attestkit.errors import QuoteUnavailableError
 from attestkit.keys import AppKeys
-from attestkit.serve.guest import Guest
+from attestkit.serve.services.context import Guest
 from tests.vectors import data
 
 MakeGuest: TypeAlias = Callable[..., Guest]

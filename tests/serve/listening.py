@@ -9,10 +9,10 @@ from typing import TypeAlias
 
 import uvloop
 
-from attestkit.serve import listeners
-from attestkit.serve.limits import Limits
-from attestkit.serve.listeners import Listener
-from attestkit.serve.rpc import App, Receive, Scope, Send
+from attestkit.serve.config.limits import Limits
+from attestkit.serve.http import server
+from attestkit.serve.http.asgi import App, Receive, Scope, Send
+from attestkit.serve.http.server import Listener
 
 __all__ = ["DEFAULT", "GET", "Connect", "echo", "refusal", "response", "run", "serving"]
 
@@ -50,7 +50,7 @@ async def serving(
     ports = [sock.getsockname()[1] for sock in sockets]
     ready = asyncio.Event()
     listening = [Listener(app, sock, limits) for app, sock in zip(apps, sockets, strict=True)]
-    task = asyncio.create_task(listeners.run_in_loop(listening, ready.set))
+    task = asyncio.create_task(server.run_in_loop(listening, ready.set))
 
     def connector(port: int) -> Connect:
         return lambda: asyncio.open_connection("127.0.0.1", port)

@@ -4,8 +4,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from attestkit.serve import messages
-from attestkit.serve.messages import Field, fields_of
+from attestkit.serve.rpc import messages
+from attestkit.serve.rpc.messages import Field, fields_of
 
 MESSAGES: list[Any] = [
     getattr(messages, name)

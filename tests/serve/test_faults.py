@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from attestkit import EventLog, Quote
-from attestkit.backends.simulator.faulty_calls import simulator_faults
+from attestkit.backends.simulator.faults.injection import simulator_faults
 from attestkit.event_log.journal import LOG, PENDING
 from tests.serve.client import Answer, Connection, call
 from tests.serve.server import Server, command, environment, refusal, run_to_end, running_server

@@ -11,16 +11,16 @@ from typing import Any, TypeAlias
 import pytest
 
 from attestkit.attestation import Attestation
-from attestkit.attestation.mr_config import host_data
+from attestkit.attestation.launch.mr_config import host_data
 from attestkit.attester import Attester
 from attestkit.backends.base import Backend
-from attestkit.backends.host_shared import HostShared
+from attestkit.dstack.host_shared_folder import HostShared
 from attestkit.errors import BackendError, QuoteUnavailableError
 from attestkit.event_log import EventLog
 from attestkit.keys import AppKeys
 from attestkit.quote import Quote
-from attestkit.serve import apps
-from attestkit.serve.guest import Guest
+from attestkit.serve import listener_apps
+from attestkit.serve.services.context import Guest
 from tests.attester.host_files import app_compose, sys_config
 from tests.serve.asgi import Client
 from tests.serve.guests import NOW
@@ -89,7 +89,7 @@ def machine(tmp_path: Path) -> Machine:
 
 def clients(guest: Guest, loop: asyncio.AbstractEventLoop) -> tuple[Client, Client, Client]:
     """Return clients of dstack.sock, tappd.sock and of the external listener."""
-    makers = (apps.dstack_app, apps.tappd_app, apps.external_app)
+    makers = (listener_apps.dstack_app, listener_apps.tappd_app, listener_apps.external_app)
     dstack, tappd, external = (Client(make(guest), loop) for make in makers)
     return dstack, tappd, external
 
@@ -249,7 +249,7 @@ def test_what_strangers_ask_wrongly_is_not_kept(
 ) -> None:
     """Names that they make up take no memory."""
     guest = make(snp)
-    external = Client(apps.external_app(guest), loop)
+    external = Client(listener_apps.external_app(guest), loop)
     for number in range(50):
         name = f"algorithm-{number}"
         assert external.post("/prpc/GetAttestationForAppKey", {"algorithm": name}).status == 400

@@ -8,10 +8,10 @@ from importlib.resources import files
 
 import pytest
 
-from attestkit.serve.assets import ASSETS
+from attestkit.serve.pages.static_files import ASSETS
 from tests.serve.asgi import Client
 from tests.serve.guests import MakeGuest
-from tests.serve.page import Engine, Page, client_with, container, page_of
+from tests.serve.pages.page import Engine, Page, client_with, container, page_of
 from tests.serve.server import running_server
 from tests.vectors import SHARED
 
@@ -86,7 +86,7 @@ def test_files_of_the_page(external: Client, name: str) -> None:
     assert response.headers["content-type"].encode() == ASSETS[name]
     assert response.headers["cache-control"] == "no-cache"
     assert external.get(f"/assets/{name}?v=0").headers["cache-control"] == "no-cache"
-    kept = (files("attestkit.serve") / "templates" / name).read_bytes()
+    kept = (files("attestkit.serve.pages") / "templates" / name).read_bytes()
     assert response.body == kept
     assert b"//" not in re.sub(
         rb"^ *// .*|; // .*|http://www.w3.org/2000/svg", b"", kept, flags=re.MULTILINE

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 import pytest
 
 from attestkit import Attestation, Collateral, Quote
-from attestkit.backends.simulator.named_scenarios import NAMED
+from attestkit.backends.simulator.scenarios.named import NAMED
 from attestkit.errors import VerificationError
 from attestkit.quote import TdQuoteBody
 from attestkit.verifier import AppraisalPolicy, Verifier

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from attestkit.backends.simulator.snp_guest import SnpSimulator
+from attestkit.backends.simulator.snp_simulator import SnpSimulator
 from attestkit.errors import UsageError
-from attestkit.serve import apps
-from attestkit.serve.guest import Guest
+from attestkit.serve import listener_apps
+from attestkit.serve.services.context import Guest
 from attestkit.verifier import Verifier
 from tests.serve.asgi import Client
 from tests.serve.guests import NOW, MakeGuest
@@ -51,5 +51,5 @@ def test_what_it_says_of_itself(dstack: Client, tappd: Client) -> None:
 def test_there_is_no_intel_to_ask(guest: Guest, loop: asyncio.AbstractEventLoop) -> None:
     """A PCCS serves collateral for TDX; the pages of the TCP listener are there."""
     with pytest.raises(UsageError, match="for the simulated TD only"):
-        apps.collateral_app(guest)
-    assert Client(apps.external_app(guest), loop).get("/").status == 200
+        listener_apps.collateral_app(guest)
+    assert Client(listener_apps.external_app(guest), loop).get("/").status == 200

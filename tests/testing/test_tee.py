@@ -16,7 +16,7 @@ import pytest
 
 import attestkit
 from attestkit import AppraisalPolicy, Collateral
-from attestkit.backends.simulator.faults import Fault, Faults
+from attestkit.backends.simulator.faults.fault_specs import Fault, Faults
 from attestkit.errors import PolicyError, SignatureError, UnsupportedError, UsageError
 from attestkit.testing import SimulatedTee
 from attestkit.testing.server import ServerLoop
@@ -233,8 +233,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
-from attestkit.serve import Places
-from attestkit.serve.in_thread import Served
+from attestkit.serve.endpoints import Places
+from attestkit.serve.background_server import Served
 from attestkit.testing import SimulatedTee
 
 def there():

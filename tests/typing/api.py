@@ -46,13 +46,13 @@ from attestkit import (
     verify,
     verify_signature,
 )
-from attestkit.backends.agent_client import AgentClient
 from attestkit.backends.base import Backend, RegisterExtender
 from attestkit.backends.configfs_tsm import ConfigfsSnp, ConfigfsTdx
 from attestkit.backends.dstack_agent import DstackAgent
+from attestkit.backends.dstack_agent.client import AgentClient
 from attestkit.backends.recording import Recording
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.snp_guest import SnpSimulator
+from attestkit.backends.simulator.snp_simulator import SnpSimulator
 from attestkit.backends.tdx_ioctl import TdxIoctl
 from attestkit.testing import BackendContract, SimulatedTee
 

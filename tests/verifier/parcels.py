@@ -8,18 +8,18 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from attestkit.attestation import Attestation
-from attestkit.attestation.mr_config import config_id_v1
+from attestkit.attestation.launch.mr_config import config_id_v1
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay_records
-from attestkit.backends.simulator.image import simulated_image
-from attestkit.backends.simulator.pccs import ServedPlatform, SimulatedPccs
-from attestkit.backends.simulator.pki import SimulatedPki
-from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
+from attestkit.backends.simulator.os_image import simulated_image
+from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
+from attestkit.backends.simulator.pki.pccs import ServedPlatform, SimulatedPccs
+from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.collateral import Collateral
 from attestkit.collateral.pccs_client import Getter, Response
 from attestkit.event_log import EventLog
-from attestkit.event_log.runtime import runtime_event
+from attestkit.event_log.runtime_events import runtime_event
 from attestkit.quote import Quote
 from attestkit.verifier import Verifier
 

@@ -8,14 +8,14 @@ from attestkit.attestation import Attestation
 from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay_records
 from attestkit.errors import PolicyError
 from attestkit.event_log import EventLog
-from attestkit.event_log.runtime import runtime_event
+from attestkit.event_log.runtime_events import runtime_event
 from attestkit.verifier import AppraisalPolicy, ReferenceValues
-from attestkit.verifier.ear_claims import trust
-from attestkit.verifier.policy_file import pin
+from attestkit.verifier.ear.claims import trust
+from attestkit.verifier.policy.toml_writer import pin
 from attestkit.verifier.result import TcbStatus
 from tests.verifier import parcels
 from tests.verifier.parcels import BOOT, IMAGE, NONCE
-from tests.verifier.policy_samples import (
+from tests.verifier.policy.policy_samples import (
     IMAGE_HASH,
     NITRO,
     SGX,

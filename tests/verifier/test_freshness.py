@@ -6,11 +6,12 @@ from typing import Final
 import pytest
 
 from attestkit.attestation import Attestation
-from attestkit.attestation.platforms import Evidence, NitroEnclave, Stack
+from attestkit.attestation.wire.evidence_parts import Evidence, NitroEnclave, Stack
 from attestkit.errors import PolicyError, VerificationError
 from attestkit.quote import Quote
 from attestkit.verifier import Verifier
-from tests.verifier import amd, aws, parcels
+from tests.verifier import parcels
+from tests.verifier.platforms import amd, aws
 
 SIGNED: Final = bytes(range(64))  # no two bytes alike, so that none can stand for another
 STACK: Final = Stack(SIGNED, (), "")

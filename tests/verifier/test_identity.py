@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import pytest
 
 from attestkit.attestation import Attestation
-from attestkit.attestation.mr_config import config_id_v2, config_id_v3
-from attestkit.attestation.platforms import Evidence, RuntimeEvent, Stack, Tdx
+from attestkit.attestation.launch.mr_config import config_id_v2, config_id_v3
+from attestkit.attestation.wire.evidence_parts import Evidence, RuntimeEvent, Stack, Tdx
 from attestkit.errors import AttestKitError, FormatError, PolicyError, VerificationError
 from attestkit.event_log.event import runtime_digest
-from attestkit.event_log.runtime import RUNTIME_EVENT_TYPE
+from attestkit.event_log.runtime_events import RUNTIME_EVENT_TYPE
 from attestkit.verifier import AppraisalPolicy
 from tests.quotes import made_quote
 from tests.verifier import parcels

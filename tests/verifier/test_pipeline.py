@@ -11,8 +11,8 @@ import pytest
 import attestkit
 from attestkit._crypto.pem import armour
 from attestkit.attestation import Attestation
-from attestkit.attestation.platforms import RuntimeEvent, Tdx
-from attestkit.backends.simulator.pki import SimulatedPki
+from attestkit.attestation.wire.evidence_parts import RuntimeEvent, Tdx
+from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.errors import (
     AttestKitError,
     CollateralError,

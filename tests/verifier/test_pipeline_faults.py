@@ -18,9 +18,9 @@ from attestkit.verifier import (
     AttestationResult,
     Item,
     Verifier,
-    makers,
+    authenticators,
+    evidence_checks,
     pipeline,
-    steps,
 )
 from tests.verifier import parcels
 from tests.verifier.parcels import NONCE, NOW
@@ -37,13 +37,13 @@ BREAKABLE: list[tuple[object, str]] = [
     (pipeline, "fresh"),
     (pipeline, "accepted"),
     (ReportData, "pad"),
-    (makers.Makers, "authenticate"),
-    (makers.Makers, "genuine"),
+    (authenticators.Makers, "authenticate"),
+    (authenticators.Makers, "genuine"),
     (AppraisalPolicy, "appraise"),
     (AppraisalPolicy, "needs_tcb_details"),
     (Verifier, "_moment"),
-    (steps, "verified_hash"),
-    (steps, "_same_events"),
+    (evidence_checks, "verified_hash"),
+    (evidence_checks, "_same_events"),
     (Attestation, "from_bytes"),
 ]
 # What Rust code raises when it panics, under pyo3.

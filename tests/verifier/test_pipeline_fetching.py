@@ -8,9 +8,9 @@ from urllib.parse import quote as percent_encode
 
 import pytest
 
-from attestkit.backends.simulator.pki import SimulatedPki
-from attestkit.backends.simulator.quoting import QuotingEnclave, TdBody
-from attestkit.backends.simulator.scenarios import PkiConfig
+from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
+from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
+from attestkit.backends.simulator.scenarios.config import PkiConfig
 from attestkit.collateral.cache import CollateralCache
 from attestkit.collateral.pccs_client import Response
 from attestkit.errors import (
@@ -21,7 +21,7 @@ from attestkit.errors import (
     VerificationError,
 )
 from attestkit.verifier import TcbStatus, Verifier
-from attestkit.verifier.fetching import FetchNeededError
+from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
 from tests.collateral.test_pccs_client import hidden
 from tests.verifier import parcels
 from tests.verifier.parcels import NONCE, NOW, PKI, tell_now

@@ -28,7 +28,9 @@ from attestkit.backends.base import (
     SnpReporter,
     hosts_app,
 )
-from attestkit.backends.recording.abilities import (
+from attestkit.backends.recording.call_codec import from_hex
+from attestkit.backends.recording.recorded_host import host_from_json, host_of
+from attestkit.backends.recording.recorded_protocols import (
     AgentAbility,
     HostAbility,
     Inside,
@@ -37,10 +39,8 @@ from attestkit.backends.recording.abilities import (
     Resettable,
     SnpAbility,
 )
-from attestkit.backends.recording.calls import from_hex
-from attestkit.backends.recording.host import host_from_json, host_of
+from attestkit.backends.recording.recorder import PlayingTape, RecordingTape
 from attestkit.backends.recording.recording_file import RecordingWriter, member, read_recording
-from attestkit.backends.recording.tapes import PlayingTape, RecordingTape
 from attestkit.errors import BackendUnavailableError, FormatError, UsageError
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from attestkit._crypto.hashes import sha256
-from attestkit._json import decode_strictly
-from attestkit._shown import shown
-from attestkit.backends.recording.calls import (
+from attestkit._formats.strict_json import decode_strictly
+from attestkit._sanitize import shown
+from attestkit.backends.recording.call_codec import (
     CALLS,
     Answer,
     Codec,

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from attestkit._crypto.hashes import sha384
-from attestkit.backends.simulator.image import Image
+from attestkit.backends.simulator.os_image import Image
 
 __all__ = ["AREA_SIZE", "Record", "boot_log", "boot_records", "replay_records"]
 

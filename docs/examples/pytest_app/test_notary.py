@@ -11,7 +11,7 @@ from attestkit import AppraisalPolicy
 from attestkit.errors import BackendBusyError, BackendError, PolicyError, VerificationError
 from attestkit.testing import SimulatedTee
 from attestkit.verifier import RequiredEvent
-from attestkit.verifier.policy_file import pin
+from attestkit.verifier.policy.toml_writer import pin
 
 COMPOSE = b'{"manifest_version":2,"name":"notary","runner":"bash","bash_script":"python notary"}'
 Factory = Callable[..., SimulatedTee]

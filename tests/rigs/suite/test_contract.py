@@ -7,7 +7,7 @@ import pytest
 from attestkit import Attestation
 from attestkit.backends.base import Backend, RegisterExtender
 from attestkit.errors import UnsupportedError
-from attestkit.event_log.runtime import runtime_event
+from attestkit.event_log.runtime_events import runtime_event
 from attestkit.testing import BackendContract
 from tests.rigs.emulator import requires_fuse
 from tests.rigs.suite.guests import Guest

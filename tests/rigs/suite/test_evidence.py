@@ -10,10 +10,10 @@ import pytest
 import attestkit
 from attestkit import Attestation, EventLog, backends
 from attestkit.attestation import Encoding
-from attestkit.attestation.platforms import SevSnp
-from attestkit.backends.kernel_paths import KernelPaths
+from attestkit.attestation.wire.evidence_parts import SevSnp
+from attestkit.backends.linux.paths import KernelPaths
 from attestkit.errors import BackendUnavailableError, UnsupportedError
-from attestkit.event_log.runtime import runtime_event
+from attestkit.event_log.runtime_events import runtime_event
 from attestkit.snp_report import SnpReport
 from tests import dcap
 from tests.rigs.emulator import requires_fuse

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from attestkit.backends.simulator.faults import NAMED
+from attestkit.backends.simulator.faults.fault_specs import NAMED
 from attestkit.errors import (
     AttestKitError,
     BackendBusyError,

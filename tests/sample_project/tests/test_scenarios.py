@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from attestkit import AppraisalPolicy
-from attestkit.backends.simulator.named_scenarios import NAMED
+from attestkit.backends.simulator.scenarios.named import NAMED
 from attestkit.errors import AttestKitError, PolicyError
 from attestkit.testing import SimulatedTee
 

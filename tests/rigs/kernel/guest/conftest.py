@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from attestkit.backends.simulator.boot_log import boot_log
-from attestkit.backends.simulator.image import simulated_image
+from attestkit.backends.simulator.os_image import simulated_image
 from tests.rigs.kernel.guest.machine import SHARE, MadeUpSnp, MadeUpTd, entries
 
 OUTCOMES = SHARE / "outcomes"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from attestkit.backends.configfs_tsm import ConfigfsTdx, ConfigfsTsm
-from attestkit.backends.device_calls import read
+from attestkit.backends.linux.syscalls import read
 from attestkit.errors import BackendBusyError, BackendError, QuoteUnavailableError
 from attestkit.quote import Quote
 from tests.dcap import judge
@@ -208,7 +208,7 @@ def test_a_request_that_stays_in_flight_is_somebody_elses(
     lonely_td: MadeUpTd, monkeypatch: pytest.MonkeyPatch, interrupt: Callable[..., None]
 ) -> None:
     """While the buffer is with a host that never answers, patience ends in BackendBusyError."""
-    monkeypatch.setattr("attestkit.backends.tsm_report._PATIENCE", 0.5)
+    monkeypatch.setattr("attestkit.backends.tsm.report._PATIENCE", 0.5)
     lonely_td.set(quote_status=IN_FLIGHT)
     interrupt(lambda: None)
     with pytest.raises(BackendBusyError, match="EBUSY"):

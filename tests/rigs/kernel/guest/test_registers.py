@@ -8,7 +8,7 @@ from io import FileIO
 import pytest
 
 from attestkit.backends.configfs_tsm import ConfigfsTdx
-from attestkit.backends.kernel_paths import KernelPaths
+from attestkit.backends.linux.paths import KernelPaths
 from attestkit.errors import BackendBusyError, BackendError, UnsupportedError, UsageError
 from attestkit.quote import Quote
 from tests.rigs.kernel.guest.machine import HAS_REGISTERS, MadeUpTd, errno_of, has_registers

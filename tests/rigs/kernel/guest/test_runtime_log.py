@@ -9,7 +9,7 @@ import pytest
 
 from attestkit.attester import Attester
 from attestkit.backends.configfs_tsm import ConfigfsTsm
-from attestkit.backends.rtmr import Rtmrs
+from attestkit.backends.tdx.rtmr import Rtmrs
 from attestkit.errors import JournalError, ReplayError, UnsupportedError
 from tests.dcap import judge
 from tests.rigs.kernel.guest.machine import HAS_REGISTERS, RUNTIME_LOG, MadeUpTd, has_registers

@@ -8,10 +8,10 @@ from functools import partial
 import pytest
 
 from attestkit.backends.configfs_tsm import ConfigfsTsm
-from attestkit.backends.device_calls import ioctl, size_of
-from attestkit.backends.kernel_paths import KernelPaths
-from attestkit.backends.quote_ioctl import GENERATIONS
-from attestkit.backends.tdx_device import GET_REPORT0, TdxDevice
+from attestkit.backends.linux.paths import KernelPaths
+from attestkit.backends.linux.syscalls import ioctl, size_of
+from attestkit.backends.tdx.device import GET_REPORT0, TdxDevice
+from attestkit.backends.tdx.quote_ioctl import GENERATIONS
 from attestkit.backends.tdx_ioctl import TdxIoctl
 from attestkit.errors import BackendBusyError, BackendError, BackendUnavailableError
 from attestkit.td_report import TdReport

@@ -1,0 +1,279 @@
+"""Registers of a TD after boot, computed from its image's measurement ("lite" measurement).
+
+RTMR 0 needs the list of memory ranges that the firmware is handed (the TD HOB), which depends on
+the size of the memory, and the digests of the ACPI tables, which come from the event log.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from attestkit import _native
+from attestkit._crypto.hashes import sha384
+from attestkit._formats import strict_json
+from attestkit._formats.cbor import Value
+from attestkit.attestation.wire.evidence_parts import is_acpi_data
+from attestkit.errors import FormatError
+from attestkit.event_log.event import ACPI_DATA, WireEvent
+
+__all__ = ["TdxImage", "TdxRegisters", "registers", "td_hob_digest"]
+
+_MIN_MEMORY = 0x80000000
+_SPLIT_MEMORY = 0xB0000000  # from here on, memory continues above 4 GiB
+_LOW_END = 0x80000000
+_HIGH_START = 0x1_00000000
+_PAGE = 0x1000
+_ACCEPTED, _UNACCEPTED = 0, 7  # resource types of a HOB (UEFI PI, volume 3)
+_MAX_RANGES = 1024
+_MAX_WITNESS = (3 + 2 * _MAX_RANGES) * 10  # bytes: no number of 64 bits has more than 10
+
+_CFV = bytes.fromhex(  # the firmware's volume of variables, as shipped
+    "344bc51c980ba621aaa00da3ed7436f7d6e549197dfe699515dfa2c6583d95e6"
+    "412af21c097d473155875ffd561d6790"
+)
+_BOOT_0000 = bytes.fromhex(  # the only boot option
+    "23ada07f5261f12f34a0bd8e46760962d6b4d576a416f1fea1c64bc656b1d28e"
+    "acf7047ae6e967c58fd2a98bfa74c298"
+)
+_SEPARATOR = sha384(bytes(4))
+_BOOT_ORDER = sha384(bytes(2))
+_CALLING = sha384(b"Calling EFI Application from Boot Option")
+_EXITING = sha384(b"Exit Boot Services Invocation")
+_EXITED = sha384(b"Exit Boot Services Returned with Success")
+_ACPI_NAMES = ("acpi-loader", "acpi-rsdp", "acpi-tables")
+
+
+def _variable_digest(guid: str, name: str) -> bytes:
+    """Return the digest of an empty EFI variable (UEFI_VARIABLE_DATA of TCG PC Client PFP)."""
+    head = bytes.fromhex(guid) + len(name).to_bytes(8, "little") + bytes(8)
+    return sha384(head + name.encode("utf-16-le"))
+
+
+_EFI_GLOBAL = "61dfe48bca93d211aa0d00e098032b8c"  # 8BE4DF61-93CA-11D2-AA0D-00E098032B8C in memory
+_IMAGE_SECURITY = "cbb219d73a3d9645a3bcdad00e67656f"  # D719B2CB-3D3A-4596-A3BC-DAD00E67656F
+_VARIABLES = (
+    *(_variable_digest(_EFI_GLOBAL, name) for name in ("SecureBoot", "PK", "KEK")),
+    *(_variable_digest(_IMAGE_SECURITY, name) for name in ("db", "dbx")),
+)
+
+_Three = tuple[bytes, bytes, bytes]
+
+
+class TdxRegisters(NamedTuple):
+    """MRTD and RTMR 0 to 2, 48 bytes each."""
+
+    mrtd: bytes
+    rtmr0: bytes
+    rtmr1: bytes
+    rtmr2: bytes
+
+
+class TdxImage(NamedTuple):
+    """The measurement document of an image; digests have 48 bytes."""
+
+    cmdline: bytes
+    kernel: bytes
+    initrd: bytes
+    ovmf: str
+    mrtd_single_pass: bytes
+    mrtd_two_pass: bytes
+    td_hob: bytes
+
+    @classmethod
+    def read(cls, document: dict[Value, Value]) -> "TdxImage":
+        """Read the parsed document.
+
+        Raises:
+            FormatError: A field is missing or of the wrong kind, or the version is not 3.
+        """
+        if document.get("version") != 3:
+            raise FormatError("the measurement is not of version 3")
+        image, tdvf = _map(document, "image"), _map(document, "tdvf")
+        mrtd, ovmf = _map(tdvf, "mrtd"), tdvf.get("ovmf")
+        witness = tdvf.get("td_hob")
+        if not isinstance(ovmf, str) or not isinstance(witness, bytes):
+            raise FormatError("ovmf or td_hob of the measurement is of the wrong type")
+        return cls(
+            cmdline=_digest(image, "cmdline_sha384"),
+            kernel=_digest(image, "kernel_authenticode"),
+            initrd=_digest(image, "initrd_sha384"),
+            ovmf=ovmf,
+            mrtd_single_pass=_digest(mrtd, "single_pass"),
+            mrtd_two_pass=_digest(mrtd, "two_pass"),
+            td_hob=witness,
+        )
+
+
+def registers(
+    image: TdxImage, vm_config: Mapping[str, Any], events: Sequence[WireEvent]
+) -> TdxRegisters:
+    """Return the registers that a TD has after boot.
+
+    Args:
+        image: The measurement of its image.
+        vm_config: memory_size, ovmf_variant, qemu_version, qemu_single_pass_add_pages are read.
+        events: Its event log, for the digests of ACPI tables.
+
+    Raises:
+        FormatError: The configuration cannot be measured in this way, or the log has not exactly
+            one event per ACPI table.
+    """
+    memory = strict_json.number_field(vm_config, "memory_size", 63, 0)
+    if memory != _MIN_MEMORY and memory < _SPLIT_MEMORY:
+        raise FormatError(f"memory_size {memory} has no lite measurement")
+    if (variant := vm_config.get("ovmf_variant")) is not None and variant != image.ovmf:
+        raise FormatError("ovmf_variant is not the one that was measured")
+    hob, acpi = td_hob_digest(image.td_hob, memory), _acpi_digests(events)
+    mrtd = image.mrtd_two_pass if _two_pass(vm_config) else image.mrtd_single_pass
+    boot = (image.kernel, image.cmdline, image.initrd)
+    return TdxRegisters(mrtd, *_replay(hob, acpi, boot))
+
+
+# The two that are remembered take most of the time, and machines of one image have them in common.
+@lru_cache(64)
+def _replay(hob: bytes, acpi: _Three, boot: _Three) -> _Three:
+    """Return RTMR 0 to 2 from digests: of the HOB, ACPI tables; kernel, command line, initrd."""
+    kernel, cmdline, initrd = boot
+    rtmr0 = [hob, _CFV, *_VARIABLES, _SEPARATOR, *acpi, _BOOT_ORDER, _BOOT_0000]
+    rtmr1 = [kernel, _CALLING, _SEPARATOR, _EXITING, _EXITED]
+    rtmr2 = [cmdline, initrd]
+    numbers = bytes([0] * len(rtmr0) + [1] * len(rtmr1) + [2] * len(rtmr2))
+    return _native.replay(numbers, b"".join([*rtmr0, *rtmr1, *rtmr2]))[:3]
+
+
+@lru_cache(64)
+def td_hob_digest(witness: bytes, memory_size: int) -> bytes:
+    """Return the SHA-384 of the TD HOB.
+
+    Args:
+        witness: What the firmware accepts by itself: numbers in LEB128, pages of 4 KiB; a base, the
+            distance of the HOB from it, a count, and for each range a distance and a length.
+        memory_size: The TD's memory in bytes.
+
+    Raises:
+        FormatError: The witness is cut, goes on, or has more than 1024 ranges.
+    """
+    hob_at, accepted = _witness(witness)
+    left = [(0, memory_size)]
+    for start, end in accepted:
+        _cut(left, start, end)
+    ranges = [(start, end, _UNACCEPTED) for start, end in left]
+    ranges += [(start, end, _ACCEPTED) for start, end in accepted if start < end]
+    ranges.sort()
+    blocks: list[bytes] = [_resource(kind, start, end) for start, end, kind in ranges[:-1]]
+    start, end, _ = ranges[-1]
+    if memory_size >= _SPLIT_MEMORY:
+        if start < _LOW_END:
+            blocks.append(_resource(_UNACCEPTED, start, _LOW_END))
+        if end > _LOW_END:
+            high = _HIGH_START + end - _LOW_END
+            blocks.append(_resource(_UNACCEPTED, _HIGH_START, high))
+    else:
+        blocks.append(_resource(_UNACCEPTED, start, end))
+    listed = b"".join(blocks)
+    hob_end = hob_at + 56 + len(listed) + 8
+    handoff = _le(1, 2) + _le(56, 2) + _le(0, 4) + _le(9, 4) + _le(0, 4) + bytes(32)
+    return sha384(handoff + _le(hob_end, 8) + listed)
+
+
+def _witness(witness: bytes) -> tuple[int, list[tuple[int, int]]]:
+    if len(witness) > _MAX_WITNESS:
+        raise FormatError(f"td_hob has {len(witness)} bytes, over {_MAX_WITNESS}")
+    numbers = _leb128(witness)
+    if len(numbers) < 3:
+        raise FormatError("td_hob is cut", offset=len(witness))
+    base, hob_delta, count, *pairs = numbers
+    if count > _MAX_RANGES or len(pairs) != 2 * count:
+        raise FormatError("td_hob does not have as many ranges as it says")
+    starts = [(base + delta) * _PAGE for delta in pairs[::2]]
+    sizes = [pages * _PAGE for pages in pairs[1::2]]
+    ranges = [(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+    hob_at = (base + hob_delta) * _PAGE
+    if any(value >= 1 << 63 for value in (hob_at, *(end for _, end in ranges))):
+        raise FormatError("td_hob goes beyond 63 bits")
+    return hob_at, ranges
+
+
+def _leb128(data: bytes) -> list[int]:
+    numbers: list[int] = []
+    value = shift = 0
+    for at, byte in enumerate(data):
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if value >= 1 << 64 or shift > 70:
+            raise FormatError("a number of td_hob is too long", offset=at)
+        if byte < 0x80:
+            numbers.append(value)
+            value = shift = 0
+    if shift:
+        raise FormatError("td_hob ends inside a number", offset=len(data))
+    return numbers
+
+
+def _cut(left: list[tuple[int, int]], start: int, end: int) -> None:
+    """Take [start, end) out of what is not accepted yet: ranges in order, none on another.
+
+    Only those that it touches are looked at, so many ranges do not take the square of their number.
+    """
+    if start >= end:
+        return
+    first = bisect_right(left, (start, start))
+    if first and left[first - 1][1] > start:
+        first -= 1
+    last = bisect_left(left, (end, end), first)
+    cut = left[first:last]
+    if cut:
+        pieces = ((cut[0][0], start), (end, cut[-1][1]))
+        left[first:last] = [piece for piece in pieces if piece[0] < piece[1]]
+
+
+def _resource(kind: int, start: int, end: int) -> bytes:
+    head = _le(3, 2) + _le(48, 2) + bytes(20) + _le(kind, 4) + _le(7, 4)
+    return head + _le(start, 8) + _le(end - start, 8)
+
+
+def _le(value: int, size: int) -> bytes:
+    return value.to_bytes(size, "little")
+
+
+def _acpi_digests(events: Iterable[WireEvent]) -> _Three:
+    # Payloads first: it is the quicker comparison, and 26 of 29 events are out with it.
+    found = [event for event in events if event.event_payload == ACPI_DATA and is_acpi_data(event)]
+    digests = {event.event: event.digest for event in found}
+    if len(found) != len(_ACPI_NAMES) or digests.keys() != set(_ACPI_NAMES):
+        raise FormatError("the event log has not exactly one event per ACPI table")
+    if any(len(digest) != 48 for digest in digests.values()):
+        raise FormatError("the digest of an ACPI table does not have 48 bytes")
+    loader, rsdp, tables = [digests[name] for name in _ACPI_NAMES]
+    return loader, rsdp, tables
+
+
+def _two_pass(vm_config: Mapping[str, Any]) -> bool:
+    """Tell in which order QEMU added the pages: all first and measured then, or page by page."""
+    stated = vm_config.get("qemu_single_pass_add_pages")
+    if isinstance(stated, bool):
+        return stated  # the name says the opposite of what it does
+    if stated is not None:
+        raise FormatError("qemu_single_pass_add_pages is not a boolean")
+    version = vm_config.get("qemu_version")
+    if version is None:
+        return False
+    major = str(version).split(".")[0]
+    if not major.isascii() or not major.isdigit() or len(major) > 3 or int(major) < 8:
+        raise FormatError("qemu_version has no lite measurement")
+    return int(major) == 8
+
+
+def _map(document: dict[Value, Value], name: str) -> dict[Value, Value]:
+    found = document.get(name)
+    if not isinstance(found, dict):
+        raise FormatError(f"{name} of the measurement is no map")
+    return found
+
+
+def _digest(document: dict[Value, Value], name: str) -> bytes:
+    found = document.get(name)
+    if not isinstance(found, bytes) or len(found) != 48:
+        raise FormatError(f"{name} of the measurement is not 48 bytes")
+    return found

@@ -1,0 +1,59 @@
+"""Where Linux keeps what a TEE backend asks: every path, in one place.
+
+Sources: the kernel's Documentation/ABI/testing (configfs-tsm-report,
+sysfs-devices-virtual-misc-tdx_guest), the ACPI specification (CCEL), the dstack guest agent.
+"""
+
+import os
+from pathlib import Path
+from typing import Final, NamedTuple
+
+__all__ = ["KernelPaths"]
+
+# Where a guest agent listens, in the order in which its clients look.
+AGENT_SOCKETS: Final = (
+    "/var/run/dstack.sock",
+    "/run/dstack.sock",
+    "/var/run/dstack/dstack.sock",
+    "/run/dstack/dstack.sock",
+)
+
+
+class KernelPaths(NamedTuple):
+    """The files and folders of the kernel's TEE interfaces; `below` moves them to another root."""
+
+    tsm_report: Path = Path("/sys/kernel/config/tsm/report")
+    tsm_entry: Path | None = None  # a ready-made entry to use; None: a fresh one a request
+    tdx_guest: Path = Path("/dev/tdx_guest")
+    old_nodes: tuple[Path, ...] = (Path("/dev/tdx-guest"), Path("/dev/tdx-attest"))
+    measurements: Path = Path("/sys/devices/virtual/misc/tdx_guest/measurements")
+    measurements_named: bool = False  # True: somebody chose `measurements`, so there is no fallback
+    sev_guest: Path = Path("/dev/sev-guest")
+    ccel_table: Path = Path("/sys/firmware/acpi/tables/CCEL")
+    ccel_data: Path = Path("/sys/firmware/acpi/tables/data/CCEL")
+    ccel_file: Path | None = None  # a copy of the log to use in place of both
+    tdx_attest_conf: Path = Path("/etc/tdx-attest.conf")
+    boot_id: Path = Path("/proc/sys/kernel/random/boot_id")
+    runtime_log: Path = Path("/run/log/dstack")
+
+    @classmethod
+    def below(cls, root: str | os.PathLike[str]) -> "KernelPaths":
+        """Return the same files below `root`: for a rig, or a host's tree seen from a container."""
+        base = Path(root)
+
+        def moved(path: Path) -> Path:
+            return base / path.relative_to("/")
+
+        usual = cls()
+        return cls(
+            tsm_report=moved(usual.tsm_report),
+            tdx_guest=moved(usual.tdx_guest),
+            old_nodes=tuple(map(moved, usual.old_nodes)),
+            measurements=moved(usual.measurements),
+            sev_guest=moved(usual.sev_guest),
+            ccel_table=moved(usual.ccel_table),
+            ccel_data=moved(usual.ccel_data),
+            tdx_attest_conf=moved(usual.tdx_attest_conf),
+            boot_id=moved(usual.boot_id),
+            runtime_log=moved(usual.runtime_log),
+        )

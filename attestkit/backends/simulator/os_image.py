@@ -1,0 +1,185 @@
+"""The OS image that the simulated TD boots: a made-up one, measured as a real one would be.
+
+It follows the "lite" measurement of dstack images, so whoever checks an OS image against the
+registers can check this one: the image's hash names a list of checksums, that list a measurement
+document, and from the document follow MRTD and RTMR0 to RTMR2, or the launch measurement of an
+SEV-SNP guest. What is measured does not exist; its digests are those of literal strings. All
+simulated TDs boot the same image, and all simulated SEV-SNP guests another.
+"""
+
+import base64
+import json
+from functools import cache
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from attestkit._crypto.hashes import sha256, sha384
+from attestkit.attestation.launch.tdx import td_hob_digest
+
+if TYPE_CHECKING:
+    from attestkit._formats.cbor import Value
+
+__all__ = ["Image", "SnpImage", "simulated_image", "simulated_snp_image", "snp_vm_config"]
+
+MEMORY_SIZE: Final = 0x80000000  # bytes, 2 GiB
+# What the firmware accepts by itself, in LEB128: pages from 0x800 on, the memory list 9 pages into
+# them, three ranges of start and length. As OVMF lays its sections out.
+TD_HOB: Final = bytes([0x80, 0x10, 9, 3, 0, 6, 9, 4, 0x10, 0x10])
+# What the firmware of an SEV-SNP guest measures in ways of its own, as OVMF has it: address, size
+# and type, of which 2 holds secrets, 3 the CPUID, and 16 the hashes of kernel, initrd and command
+# line; 1 is memory without contents.
+_SECTIONS: Final = (
+    (0x800000, 0x9000, 1),
+    (0x80A000, 0x3000, 1),
+    (0x80D000, 0x1000, 2),
+    (0x80E000, 0x1000, 3),
+    (0x810000, 0x1000, 16),
+)
+
+
+class Image(NamedTuple):
+    """What is measured of the image; digests are SHA-384."""
+
+    mrtd: bytes
+    td_hob: bytes
+    acpi: tuple[bytes, bytes, bytes]  # loader script, RSDP, tables
+    kernel: bytes
+    cmdline: bytes
+    initrd: bytes
+    os_image_hash: bytes  # 32 bytes: SHA-256 of the list of checksums
+    vm_config: str  # JSON
+
+
+def _made_up(what: str) -> bytes:
+    return sha384(f"attestkit simulated {what}".encode())
+
+
+@cache
+def simulated_image() -> Image:
+    """Return the image of every simulated TD."""
+    image = {
+        "cmdline_sha384": sha384("attestkit simulated command line\0".encode("utf-16-le")),
+        "kernel_authenticode": _made_up("kernel"),
+        "initrd_sha384": _made_up("initrd"),
+    }
+    mrtd = {"single_pass": _made_up("firmware"), "two_pass": _made_up("firmware, two passes")}
+    tdvf = {"ovmf": "pre202505", "mrtd": mrtd, "td_hob": TD_HOB}
+    measurement = _cbor({"version": 3, "image": image, "tdvf": tdvf})
+    checksums = f"{sha256(measurement).hex()}  measurement.tdx.cbor\n".encode()
+    os_image_hash = sha256(checksums)
+    return Image(
+        mrtd=mrtd["single_pass"],
+        td_hob=td_hob_digest(TD_HOB, MEMORY_SIZE),
+        acpi=(_made_up("ACPI loader script"), _made_up("ACPI RSDP"), _made_up("ACPI tables")),
+        kernel=image["kernel_authenticode"],
+        cmdline=image["cmdline_sha384"],
+        initrd=image["initrd_sha384"],
+        os_image_hash=os_image_hash,
+        vm_config=_vm_config(os_image_hash, checksums, measurement),
+    )
+
+
+class SnpImage(NamedTuple):
+    """What is measured of the image of an SEV-SNP guest, which has one CPU."""
+
+    measurement: bytes  # 48 bytes, SHA-384
+    os_image_hash: bytes  # 32 bytes: SHA-256 of the list of checksums
+    sev_snp_measurement: str  # JSON: what the machine's configuration says of it
+
+
+@cache
+def simulated_snp_image() -> SnpImage:
+    """Return the image of every simulated SEV-SNP guest."""
+    # Late: only who simulates SEV-SNP measures one.
+    from attestkit.attestation.launch import snp
+
+    document: dict[Value, Value] = {
+        "version": 3,
+        "cmdline": f"dstack.rootfs_hash={sha256(b'attestkit simulated root file system').hex()}",
+        "ovmf_hash": _made_up("firmware"),
+        "kernel_hash": sha256(b"attestkit simulated kernel"),
+        "initrd_hash": sha256(b"attestkit simulated initrd"),
+        "hashes_table_gpa": 0x810C00,
+        "reset_eip": 0x80B004,
+        "ovmf_sections": [
+            {"gpa": gpa, "size": size, "type": kind} for gpa, size, kind in _SECTIONS
+        ],
+    }
+    launch = snp.SnpLaunch(vcpus=1, vcpu_type="EPYC-Genoa", guest_features=1)
+    measurement = _cbor(document)
+    checksums = f"{sha256(measurement).hex()}  measurement.snp.cbor\n".encode()
+    fields = {
+        **launch._asdict(),
+        "checksum_file": base64.b64encode(checksums).decode(),
+        "measurement": base64.b64encode(measurement).decode(),
+    }
+    return SnpImage(
+        measurement=snp.measurement(snp.SnpImage.read(document), launch),
+        os_image_hash=sha256(checksums),
+        sev_snp_measurement=json.dumps(fields, separators=(",", ":")),
+    )
+
+
+def snp_vm_config(mr_config: str) -> str:
+    """Return the configuration of a machine that an SEV-SNP guest was launched on with a document.
+
+    It is JSON (vm_config of the dstack guest agent API).
+    """
+    image = simulated_snp_image()
+    fields = {
+        "os_image_hash": image.os_image_hash.hex(),
+        "cpu_count": 1,
+        "memory_size": MEMORY_SIZE,
+        "image": "attestkit-simulated",
+        "sev_snp_measurement": image.sev_snp_measurement,
+        "mr_config": mr_config,
+        "spec_version": 1,
+    }
+    return json.dumps(fields, separators=(",", ":"))
+
+
+def _cbor(value: object) -> bytes:
+    """Encode in CBOR (RFC 8949) what this document is of; a library for it would be a megabyte."""
+    if isinstance(value, int):
+        return _cbor_head(0, value)
+    if isinstance(value, bytes):
+        return _cbor_head(2, len(value)) + value
+    if isinstance(value, str):
+        return _cbor_head(3, len(value.encode())) + value.encode()
+    if isinstance(value, list):
+        return _cbor_head(4, len(value)) + b"".join(map(_cbor, value))
+    assert isinstance(value, dict)
+    inside = [_cbor(key) + _cbor(found) for key, found in value.items()]
+    return _cbor_head(5, len(inside)) + b"".join(inside)
+
+
+def _cbor_head(major: int, number: int) -> bytes:
+    """Return a major type with its number, which is below 2^32."""
+    if number < 24:
+        return bytes([major << 5 | number])
+    size, kind = next(found for found in ((1, 24), (2, 25), (4, 26)) if number < 1 << 8 * found[0])
+    return bytes([major << 5 | kind]) + number.to_bytes(size, "big")
+
+
+def _vm_config(os_image_hash: bytes, checksums: bytes, measurement: bytes) -> str:
+    """Return the machine's configuration (vm_config of the dstack guest agent API)."""
+    fields = {
+        "os_image_hash": os_image_hash.hex(),
+        "cpu_count": 1,
+        "memory_size": MEMORY_SIZE,
+        "qemu_version": "9.1.0",  # adds pages in a single pass
+        "pci_hole64_size": 0,
+        "hugepages": False,
+        "num_gpus": 0,
+        "num_nvswitches": 0,
+        "hotplug_off": False,
+        "image": "attestkit-simulated",
+        "host_share_mode": "",
+        "ovmf_variant": "pre202505",
+        "tdx_attestation_variant": "lite",
+        "tdx_measurement": {
+            "checksum_file": base64.b64encode(checksums).decode(),
+            "measurement": base64.b64encode(measurement).decode(),
+        },
+        "spec_version": 1,
+    }
+    return json.dumps(fields, separators=(",", ":"))

@@ -1,0 +1,196 @@
+"""The simulated quoting enclave: signed TDX quotes, versions 4 and 5.
+
+The layouts are those of Intel's "TDX DCAP Quoting Library API", A.3 and A.4. All numbers are
+little-endian, all halves of signatures and keys big-endian.
+"""
+
+import struct
+from itertools import accumulate
+from typing import Final, NamedTuple
+
+from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.hashes import sha256, sha384
+from attestkit.backends.simulator.pki.intel_pki import SimulatedPki, SimulatedPlatform
+from attestkit.backends.simulator.scenarios.config import PkiConfig, QuoteConfig, given
+from attestkit.errors import UsageError
+
+__all__ = ["QuotingEnclave", "TdBody"]
+
+_TCB_SVN: Final = bytes([7, 1, 3]) + bytes(13)
+_MR_SEAM: Final = sha384(b"attestkit simulated TDX module")
+_HEADER: Final = struct.Struct("<HHI4s16s20s")  # 48 bytes
+_BODY_HEAD: Final = struct.Struct("<HI")  # version 5: type and size
+_BODY_TYPES: Final = {(4, 584): 0, (5, 584): 2, (5, 648): 3}  # by version and size of the body
+# 384 bytes; the gaps are reserved, or CONFIGID and its like, and zero.
+_REPORT: Final = struct.Struct("<16sI28x16s32s32x32s96xHH60x64s")
+_SECTION: Final = struct.Struct("<HI")  # certification data: type and size
+_QE_REPORT: Final = 6  # a type of certification data
+_ENCRYPTED_PPID: Final = {2: 256, 3: 384}  # bytes, by the type of certification data
+_SIGNATURE: Final = 64  # r then s
+
+
+class TdBody(NamedTuple):
+    """The signed fields of a TD quote, with those of a healthy TD by default."""
+
+    tee_tcb_svn: bytes = _TCB_SVN  # 16 bytes: module ISVSVN, module version, loader SVN, zeros
+    mr_seam: bytes = _MR_SEAM  # 48 bytes
+    mr_signer_seam: bytes = bytes(48)
+    seam_attributes: bytes = bytes(8)
+    td_attributes: bytes = bytes.fromhex("0000001000000000")  # 8 bytes: SEPT_VE_DISABLE
+    xfam: bytes = bytes.fromhex("e702060000000000")  # 8 bytes
+    mr_td: bytes = bytes(48)
+    mr_config_id: bytes = bytes(48)
+    mr_owner: bytes = bytes(48)
+    mr_owner_config: bytes = bytes(48)
+    rtmr0: bytes = bytes(48)
+    rtmr1: bytes = bytes(48)
+    rtmr2: bytes = bytes(48)
+    rtmr3: bytes = bytes(48)
+    report_data: bytes = bytes(64)
+    tee_tcb_svn2: bytes = _TCB_SVN  # 16 bytes, TD 1.5 only
+    mr_service_td: bytes = bytes(48)  # TD 1.5 only
+
+    def td10(self) -> bytes:
+        """Return the 584 bytes of a TD 1.0 body; UsageError if a field has another size."""
+        return self._join(15)
+
+    def td15(self) -> bytes:
+        """Return the 648 bytes of a TD 1.5 body; UsageError if a field has another size."""
+        return self._join(17)
+
+    def _join(self, count: int) -> bytes:
+        values = self[:count]
+        if tuple(map(len, values)) != _SIZES[:count]:
+            for name, value, size in zip(self._fields, values, _SIZES, strict=False):
+                if len(value) != size:
+                    raise UsageError(f"{name} is {size} bytes, not {len(value)}")
+        return b"".join(values)
+
+
+_SIZES: Final = tuple(map(len, TdBody()))
+_OFFSETS: Final = dict(zip(TdBody._fields, accumulate(_SIZES, initial=0), strict=False))
+
+
+class QuotingEnclave:
+    """Signs TD bodies for one platform.
+
+    The QE report, its signature and the certificates are made once, so a quote costs one P-256
+    signature. It holds no state that changes: threads may share it.
+    """
+
+    def __init__(
+        self, pki: SimulatedPki, platform_id: str = "0", *, config: QuoteConfig | None = None
+    ) -> None:
+        """Set up the enclave of the platform `platform_id`.
+
+        Args:
+            pki: who issues the platform's certificate.
+            platform_id: ASCII without a slash.
+            config: what the quotes say otherwise than by default.
+
+        Raises:
+            UsageError: the platform id is malformed, or a field to alter is none.
+        """
+        config = config or QuoteConfig()
+        if unknown := set(config.altered) - _OFFSETS.keys():
+            raise UsageError(f"the body of a quote has no field {min(unknown)!r}")
+        platform = pki.platform(platform_id)
+        self.qe_id: bytes = platform.qe_id  # 16 bytes, by which a PCCS knows the platform
+        self.pck_der: bytes = platform.pck_der
+        self._key = pki.resolve(config.attestation_key, platform.attestation_key)
+        self._heads = _heads(config, platform)
+        auth = self._key.public_point + _certified(config, pki, platform, self._key)
+        self._auth_size = struct.pack("<I", _SIGNATURE + len(auth))
+        self._tail = auth + bytes(config.padding)
+        self._alter = bool(config.altered or config.cut)
+        self._config = config
+
+    def quote(self, body: bytes, *, version: int = 4) -> bytes:
+        """Return a signed quote over `body`.
+
+        Args:
+            body: 584 bytes (TD 1.0), or 648 (TD 1.5), which needs version 5.
+            version: 4 or 5.
+
+        Raises:
+            UsageError: there is no such quote.
+        """
+        head = self._heads.get((version, len(body)))
+        if head is None:
+            raise UsageError(f"no quote of version {version} has a body of {len(body)} bytes")
+        signed = head + body
+        quote = b"".join((signed, self._auth_size, self._key.sign(signed), self._tail))
+        return _altered(self._config, quote, len(head)) if self._alter else quote
+
+
+def _heads(config: QuoteConfig, platform: SimulatedPlatform) -> dict[tuple[int, int], bytes]:
+    """Return what stands before the body, by version and size of the body."""
+    heads = {}
+    for version, size in _BODY_TYPES:
+        head = _HEADER.pack(
+            given(config.version, version),
+            config.attestation_key_type,
+            config.tee_type,
+            config.reserved,
+            config.vendor_id,
+            given(config.user_data, platform.qe_id + bytes(4)),
+        )
+        if version == 5:
+            body_type = given(config.body_type, _BODY_TYPES[version, size])
+            head += _BODY_HEAD.pack(body_type, given(config.body_size, size))
+        heads[version, size] = head
+    return heads
+
+
+def _altered(config: QuoteConfig, quote: bytes, body_at: int) -> bytes:
+    """Return what is left of a quote once somebody has had it in hand."""
+    raw = bytearray(quote)
+    for name in config.altered:
+        raw[body_at + _OFFSETS[name]] ^= 1
+    return bytes(raw[: len(raw) - config.cut])
+
+
+def _certified(
+    config: QuoteConfig, pki: SimulatedPki, platform: SimulatedPlatform, key: P256Key
+) -> bytes:
+    """Return the certification data: the QE report with its signature, and who made that."""
+    bound = pki.resolve(config.bound_key, key)
+    report = _qe_report(config, pki.config, bound)
+    data = given(config.certification, _of_platform(config.certification_type, pki, platform))
+    inner = b"".join(
+        (
+            report,
+            pki.resolve(config.pck_key, platform.pck_key).sign(report),
+            struct.pack("<H", len(config.qe_auth_data)),
+            config.qe_auth_data,
+            _SECTION.pack(config.certification_type, len(data)),
+            data,
+        )
+    )
+    return _SECTION.pack(_QE_REPORT, len(inner)) + inner
+
+
+def _of_platform(kind: int, pki: SimulatedPki, platform: SimulatedPlatform) -> bytes:
+    """Return the certification data of a type: the chain, or what leads a PCCS to it."""
+    size = _ENCRYPTED_PPID.get(kind)
+    if size is None:
+        return platform.pck_chain.encode() + b"\0"
+    # Only Intel could decrypt it, so nobody can tell that there is no PPID in it.
+    blocks = (sha256(platform.qe_id + bytes([index])) for index in range(size // 32))
+    config = pki.config
+    return b"".join((*blocks, config.cpusvn, config.pcesvn.to_bytes(2, "little"), config.pceid))
+
+
+def _qe_report(config: QuoteConfig, pki: PkiConfig, bound: P256Key) -> bytes:
+    """Return the enclave report (384 bytes) that vouches for the attestation key."""
+    binding = sha256(bound.public_point + config.qe_auth_data) + bytes(32)
+    return _REPORT.pack(
+        given(config.qe_cpusvn, pki.cpusvn),
+        given(config.qe_miscselect, pki.qe_miscselect),
+        given(config.qe_attributes, pki.qe_attributes),
+        given(config.qe_mrenclave, pki.qe_mrenclave),
+        given(config.qe_mrsigner, pki.qe_mrsigner),
+        given(config.qe_isvprodid, pki.qe_isvprodid),
+        given(config.qe_isvsvn, pki.qe_isvsvn),
+        given(config.qe_report_data, binding),
+    )

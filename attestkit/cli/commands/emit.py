@@ -1,0 +1,70 @@
+"""`attestkit emit NAME [HEX]`: a runtime event, in RTMR3 and in the log, or in neither."""
+
+from pathlib import Path
+from typing import Final
+
+import click
+
+from attestkit.cli.input.read_input import read_file
+from attestkit.cli.options.backend import DEVICE_EXIT_CODES, Device, device_options
+from attestkit.cli.options.click_types import PATH, json_option, read_hex
+from attestkit.cli.output import console
+from attestkit.errors import UsageError
+
+__all__ = ["emit"]
+
+_EPILOG: Final = "Example: attestkit emit model-loaded --text llama-3\n\n" + DEVICE_EXIT_CODES
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("name")
+@click.argument("payload", metavar="[HEX]", required=False)
+@click.option("--text", metavar="TEXT", help="The payload as text, in UTF-8.")
+@click.option(
+    "--file", metavar="FILE", type=PATH, help="The payload as the bytes of a file; - is stdin."
+)
+@device_options
+@json_option
+def emit(
+    *,
+    name: str,
+    payload: str | None,
+    text: str | None,
+    file: Path | None,
+    device: Device,
+    as_json: bool,
+) -> None:
+    """Extend RTMR3 by an event, and log it.
+
+    All later evidence shows it, until the machine boots again. NAME says what happened, and HEX,
+    the payload, with what; there may be none.
+    """
+    data = _payload(payload, text, file)
+    with device.open() as attester:
+        event = attester.emit_event(name, data)
+        backend, simulated = attester.backend.name, attester.simulated
+    found = {
+        "name": event.name,
+        "payload": event.payload.hex(),
+        "register": event.register,
+        "version": event.version,
+        "digest": event.digest.hex(),
+    }
+    if as_json:
+        console.as_json({"backend": backend, "simulated": simulated, "event": found})
+        return
+    console.verdict(f"RTMR{event.register} is extended by {event.name}", good=True)
+    console.fields(None, {"payload": found["payload"] or "none", "digest": found["digest"]})
+
+
+def _payload(payload: str | None, text: str | None, file: Path | None) -> bytes:
+    if sum(given is not None for given in (payload, text, file)) > 1:
+        raise UsageError("HEX, --text and --file: one of them")
+    if file is not None:
+        return read_file(file)
+    if text is not None:
+        try:
+            return text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError("--text is not UTF-8") from error
+    return b"" if payload is None else read_hex("HEX", payload)

@@ -1,0 +1,38 @@
+"""`attestkit serve`: everything is handed to the server's own command line."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+__all__ = ["serve"]
+
+
+class _Serve(click.Command):
+    """A command whose options are those of another parser."""
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        """Return the server's options that begin so."""
+        del ctx
+        from click.shell_completion import CompletionItem
+
+        # Late: the server is an extra, and slow to import.
+        from attestkit.serve.config.command_line import option_names
+
+        if not incomplete.startswith("-"):
+            return [CompletionItem(incomplete, type="file")]
+        return [CompletionItem(name) for name in option_names() if name.startswith(incomplete)]
+
+
+@click.command(
+    cls=_Serve,
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+)
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def serve(options: tuple[str, ...]) -> int:
+    """Serve the guest agent API, as python -m attestkit.serve does."""
+    from attestkit.serve.__main__ import main  # late: the server is an extra, and slow to import
+
+    return main(list(options))

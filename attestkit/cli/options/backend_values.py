@@ -1,0 +1,129 @@
+"""Options of a backend: text becomes what the signature of its class names."""
+
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args, get_origin
+
+from attestkit._sanitize import without_hex
+from attestkit.cli.input.read_input import read_file
+from attestkit.cli.options.click_types import read_hex
+from attestkit.errors import ConfigError, FormatError, UsageError
+
+if TYPE_CHECKING:
+    from attestkit.backends.base import Backend
+
+__all__ = ["option_types"]
+
+_WORDS: Final = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
+
+
+def convert_options(cls: "type[Backend]", given: dict[str, str]) -> dict[str, object]:
+    """Return options as values of the types that the backend's signature names."""
+    if not given:
+        return {}
+    wanted = option_types(cls)
+    for name in given:
+        if name not in wanted:
+            known = ", ".join(wanted) or "none"
+            text = f"--option {name}: backend {cls.name} has no such option; there are: {known}"
+            raise UsageError(text)
+    return {name: _value(name, text, wanted[name]) for name, text in given.items()}
+
+
+def option_types(cls: "type[Backend]") -> dict[str, tuple[object, ...]]:
+    """Return the options of a backend that a text can give, each with the types it can become."""
+    from inspect import Parameter, signature  # slow to import, so only whoever has options pays
+
+    try:
+        parameters = signature(cls, eval_str=True).parameters
+    except (NameError, TypeError, ValueError, SyntaxError):  # a plugin that names no types
+        parameters = signature(cls).parameters
+    found = {}
+    for name, parameter in parameters.items():
+        if parameter.kind not in {Parameter.KEYWORD_ONLY, Parameter.POSITIONAL_OR_KEYWORD}:
+            continue
+        untyped = parameter.annotation is Parameter.empty or isinstance(parameter.annotation, str)
+        if kinds := (str,) if untyped else _kinds(parameter.annotation):
+            found[name] = kinds
+    return found
+
+
+def _members(annotation: object) -> tuple[object, ...]:
+    """Return the types that a union is of, or the one that it is."""
+    if get_origin(annotation) in {Union, types.UnionType}:
+        return get_args(annotation)
+    return (annotation,)
+
+
+def _kinds(annotation: object) -> tuple[object, ...]:
+    """Return the types among them that a text can become."""
+    return tuple(one for one in _members(annotation) if one in _READERS or _literals(one))
+
+
+def _literals(annotation: object) -> dict[str, object]:
+    """Return the values of a Literal by their text."""
+    if get_origin(annotation) is not Literal:
+        return {}
+    return {str(value): value for value in get_args(annotation)}
+
+
+def _value(name: str, text: str, kinds: tuple[object, ...]) -> object:
+    """Return what a text means where a value of these types is wanted."""
+    failures = []
+    for kind in kinds:
+        literals = _literals(kind)
+        try:
+            return literals[text] if literals else _READERS[kind](text)
+        except KeyError:
+            failures.append(f"one of {', '.join(literals)}")
+        except FormatError as error:
+            raise ConfigError(f"--option {name} {without_hex(str(error))}") from error
+        except ValueError as error:
+            failures.append(str(error))
+    raise UsageError(f"--option {name} is {' or '.join(failures)}")
+
+
+def _bytes(text: str) -> bytes:
+    if text.startswith("@"):
+        return read_file(Path(text[1:]))
+    try:
+        return read_hex("it", text)
+    except UsageError:
+        raise ValueError("bytes in hex, or @FILE") from None
+
+
+def _number(text: str, kind: Callable[[str], object], what: str) -> object:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(what) from None
+
+
+def _bool(text: str) -> bool:
+    try:
+        return _WORDS[text.lower()]
+    except KeyError:
+        raise ValueError("true or false") from None
+
+
+# By the type that is wanted; text itself last, so that a union of text and something goes on.
+_READERS: Final[dict[object, Callable[[str], object]]] = {
+    bytes: _bytes,
+    bool: _bool,
+    int: lambda text: _number(text, int, "a whole number"),
+    float: lambda text: _number(text, float, "a number"),
+    Path: Path,
+    str: str,
+    object: str,
+    Any: str,
+}

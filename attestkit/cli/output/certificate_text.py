@@ -1,0 +1,91 @@
+"""A certificate as people read it; AMD's too, whose serial number is zero.
+
+Nothing in it has been verified.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from hashlib import sha256
+from typing import Final, NamedTuple
+
+from attestkit._crypto.der import INTEGER, OID, SEQUENCE, DerReader, context, dotted_oid
+from attestkit._crypto.x509.cert_path import read_path_certificate
+from attestkit.errors import FormatError
+
+__all__ = ["CertificateText", "name_text", "read_certificate_text"]
+
+_SET: Final = 0x31
+_NAMES: Final = {
+    "2.5.4.3": "CN",
+    "2.5.4.5": "serialNumber",
+    "2.5.4.6": "C",
+    "2.5.4.7": "L",
+    "2.5.4.8": "ST",
+    "2.5.4.10": "O",
+    "2.5.4.11": "OU",
+}
+# How strings are encoded, by their tags; the rest are ASCII or what contains it.
+_ENCODINGS: Final = {0x0C: "utf-8", 0x1E: "utf-16-be"}
+
+
+class CertificateText(NamedTuple):
+    """One certificate."""
+
+    subject: tuple[tuple[str, str], ...]  # attribute and value, as they stand
+    issuer: tuple[tuple[str, str], ...]
+    serial_number: str  # hex
+    valid_from: datetime  # aware
+    valid_until: datetime  # aware, inclusive
+    key_id: str  # SHA-256 of the SubjectPublicKeyInfo, hex
+    extensions: Mapping[str, bytes]  # by dotted OID
+
+    @property
+    def common_name(self) -> str:
+        """The subject's common name, else its whole name."""
+        return dict(self.subject).get("CN") or name_text(self.subject)
+
+
+def name_text(name: tuple[tuple[str, str], ...]) -> str:
+    """Return a name in one line."""
+    return ", ".join(f"{attribute}={value}" for attribute, value in name) or "(no name)"
+
+
+def read_certificate_text(der: bytes) -> CertificateText:
+    """Read an X.509 certificate of version 3, of at most 16,384 bytes.
+
+    Raises:
+        FormatError: It is none.
+    """
+    found = read_path_certificate(der)
+    return CertificateText(
+        subject=_name(found.subject),
+        issuer=_name(found.issuer),
+        serial_number=_serial_number(found.signed),
+        valid_from=found.valid_from,
+        valid_until=found.valid_until,
+        key_id=sha256(found.spki).hexdigest(),
+        extensions=found.extensions,
+    )
+
+
+def _serial_number(signed: bytes) -> str:
+    fields = DerReader(signed).enter(SEQUENCE)
+    fields.enter(context(0))  # the version
+    return fields.content(INTEGER).hex()
+
+
+def _name(der: bytes) -> tuple[tuple[str, str], ...]:
+    """Return the attributes of a Name (RFC 5280, 4.1.2.4), in their order."""
+    found = []
+    outer = DerReader(der).enter(SEQUENCE)
+    while outer.tag() is not None:
+        group = outer.enter(_SET)
+        while group.tag() is not None:
+            pair = group.enter(SEQUENCE)
+            oid = dotted_oid(pair.content(OID))
+            tag = pair.tag()
+            if tag is None:
+                raise FormatError("an attribute of a name has no value", offset=pair.at)
+            value = pair.content(tag).decode(_ENCODINGS.get(tag, "latin-1"), errors="replace")
+            found.append((_NAMES.get(oid, oid), value))
+    return tuple(found)

@@ -1,0 +1,404 @@
+"""What an application is deployed from: app-compose.json, its hashes, and the SDKs' hash of it.
+
+The bytes of the file are what is measured. They are kept, and never written anew.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from types import MappingProxyType
+from typing import Final, Literal
+
+import msgspec
+
+from attestkit._crypto.hashes import sha256
+from attestkit._formats.typed_json import decode_typed
+from attestkit._native import unhex
+from attestkit._sanitize import shown
+from attestkit.errors import ConfigError, UsageError
+
+__all__ = [
+    "KEY_PROVIDERS",
+    "AppCompose",
+    "PortRule",
+    "Requirements",
+    "VerityVolume",
+    "compose_hash_deterministic",
+    "gpu_policy_hash",
+    "launch_token_hash",
+]
+
+# Name in a document: the byte that stands for it in version 2, and its name in AppInfo.
+KEY_PROVIDERS = {
+    "none": (0, "none"),
+    "local": (1, "local-sgx"),
+    "kms": (2, "kms"),
+    "tpm": (3, "tpm"),
+}
+
+
+KeyProvider = Literal["none", "kms", "local", "tpm"]
+
+_LAUNCH_TOKEN_TAG: Final = b"dstack-launch-token/v1:"
+_MANIFEST: Final = re.compile(r"[1-9][0-9]{0,9}")
+_HEX32: Final = re.compile(r"[0-9a-fA-F]{64}")
+_SIZE: Final = re.compile(r"([0-9]{1,18})\s*(?:([KMGTkmgt])(?:i?[Bb])?|[Bb])?")
+_SIZE_UNITS: Final = " KMGT"
+_PART: Final = r"(?:0|[1-9][0-9]*)"
+_WILD: Final = rf"(?:{_PART}|[*xX])"
+_TAIL: Final = r"[0-9A-Za-z.-]+"
+_COMPARATOR: Final = re.compile(
+    rf"[*xX]|(?:[<>]=?|[=~^])?\s*{_PART}"
+    rf"(?:\.{_WILD}(?:\.{_WILD}(?:-{_TAIL})?(?:\+{_TAIL})?)?)?"
+)
+
+
+class PortRule(msgspec.Struct, frozen=True):
+    """A port that may be reached, and whether the PROXY protocol leads to it."""
+
+    port: int
+    pp: bool = False
+
+
+class _PortPolicy(msgspec.Struct, frozen=True):
+    ports: tuple[PortRule, ...] = ()
+    restrict_mode: bool = False
+
+
+class VerityVolume(msgspec.Struct, frozen=True):
+    """A volume that is mounted read-only, under the root hash of its contents."""
+
+    source: str
+    verity_root: str  # hex of 32 bytes
+    target: str  # absolute path
+
+
+class _GpuPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Only checks the shape: what counts, and is hashed, is what was written."""
+
+    attest_gpu: bool = True
+    rego: str | None = None
+    allow_devtools: bool = False
+    allow_debug: bool = False
+    allow_insecure_boot: bool = False
+
+
+class Requirements(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the application wants of the machine."""
+
+    os_version: str | None = None  # a semver requirement
+    platforms: (
+        tuple[
+            Literal[
+                "dstack-tdx",
+                "dstack-gcp-tdx",
+                "dstack-nitro-enclave",
+                "dstack-amd-sev-snp",
+                "dstack-aws-nitro-tpm",
+            ],
+            ...,
+        ]
+        | None
+    ) = None
+    tdx_measure_acpi_tables: bool | None = None
+    launch_token_hash: str | None = None  # hex
+    gpu_policy: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _DockerConfig(msgspec.Struct, frozen=True):
+    """What deployment tools log in with; only its shape is checked."""
+
+    registry: str | None = None
+    username: str | None = None
+    token_key: str | None = None
+
+
+class _File(msgspec.Struct, frozen=True):
+    """The file as it may be written, keys and defaults of the dstack guest agent API."""
+
+    manifest_version: int | str
+    name: str
+    runner: Literal["docker-compose", "nerdctl-compose", "bash"]
+    features: tuple[str, ...] = ()
+    snapshotter: Literal["overlayfs", "stargz"] | None = None
+    docker_compose_file: str | None = None
+    bash_script: str | None = None
+    pre_launch_script: str | None = None
+    init_script: str | tuple[str, ...] | None = None
+    public_logs: bool = False
+    public_sysinfo: bool = False
+    public_tcbinfo: bool = True
+    kms_enabled: bool = False
+    gateway_enabled: bool = False
+    tproxy_enabled: bool = False
+    local_key_provider_enabled: bool = False
+    key_provider: KeyProvider | None = None
+    key_provider_id: str = ""
+    allowed_envs: tuple[str, ...] = ()
+    no_instance_id: bool = False
+    secure_time: bool = True
+    storage_fs: str | None = None
+    swap_size: int | str = 0
+    event_log_version: int = 1
+    port_policy: _PortPolicy = _PortPolicy()
+    requirements: Requirements | None = None
+    verity_volumes: tuple[VerityVolume, ...] = ()
+    docker_config: _DockerConfig | None = None
+
+
+@dataclass(frozen=True)
+class AppCompose:
+    """One app-compose.json. `raw` is the file; the rest is read from it, defaults filled in."""
+
+    raw: bytes = field(repr=False)
+    manifest_version: int
+    name: str
+    runner: str
+    snapshotter: str | None
+    docker_compose_file: str | None = field(repr=False)
+    init_scripts: tuple[str, ...] = field(repr=False)  # at most 5
+    public_logs: bool
+    public_sysinfo: bool
+    public_tcbinfo: bool
+    gateway_enabled: bool
+    key_provider: KeyProvider
+    key_provider_id: str  # hex
+    allowed_envs: tuple[str, ...]
+    no_instance_id: bool
+    secure_time: bool
+    storage_fs: str | None
+    swap_size: int  # bytes
+    event_log_version: int  # 1 or 2: how runtime events are hashed
+    ports: tuple[PortRule, ...]
+    restrict_ports: bool
+    requirements: Requirements | None
+    verity_volumes: tuple[VerityVolume, ...]
+
+    @classmethod
+    def parse(cls, data: bytes) -> "AppCompose":
+        """Read the file's bytes; unknown keys are ignored, except in `requirements`.
+
+        Raises:
+            ConfigError: this is not JSON, or a key has a value it may not have; the text names
+                key and reason.
+        """
+        if not isinstance(data, bytes):
+            raise UsageError(f"app-compose.json is bytes, not {type(data).__name__}")
+        found = decode_typed(data, _File)
+        policy = found.requirements.gpu_policy if found.requirements else b"{}"
+        decode_typed(bytes(policy), _GpuPolicy, "requirements.gpu_policy")
+        _check_requirements(found.requirements)
+        _check_lists(found)
+        if unhex(found.key_provider_id) is None:
+            raise ConfigError("key_provider_id: not hex")
+        if found.event_log_version not in {1, 2}:
+            raise ConfigError(f"event_log_version: {shown(found.event_log_version)}, want 1 or 2")
+        return cls._build(data, found)
+
+    @classmethod
+    def _build(cls, data: bytes, found: _File) -> "AppCompose":
+        return cls(
+            raw=data,
+            manifest_version=_manifest_version(found.manifest_version),
+            name=found.name,
+            runner=found.runner,
+            snapshotter=found.snapshotter,
+            docker_compose_file=found.docker_compose_file,
+            init_scripts=_init_scripts(found.init_script),
+            public_logs=found.public_logs,
+            public_sysinfo=found.public_sysinfo,
+            public_tcbinfo=found.public_tcbinfo,
+            gateway_enabled=_gateway(found),
+            key_provider=_key_provider(found),
+            key_provider_id=found.key_provider_id,
+            allowed_envs=found.allowed_envs,
+            no_instance_id=found.no_instance_id,
+            secure_time=found.secure_time,
+            storage_fs=found.storage_fs,
+            swap_size=_swap_size(found.swap_size),
+            event_log_version=found.event_log_version,
+            ports=found.port_policy.ports,
+            restrict_ports=found.port_policy.restrict_mode,
+            requirements=found.requirements,
+            verity_volumes=found.verity_volumes,
+        )
+
+    @property
+    def compose_hash(self) -> bytes:
+        """The measured hash: SHA-256 of the file's bytes."""
+        return sha256(self.raw)
+
+    @property
+    def default_app_id(self) -> bytes:
+        """The application's id unless it was given another: 20 bytes, the head of the hash."""
+        return self.compose_hash[:20]
+
+    @property
+    def init_script_hashes(self) -> tuple[bytes, ...]:
+        """The SHA-256 of each init script, in order."""
+        return tuple(sha256(script.encode()) for script in self.init_scripts)
+
+    @property
+    def gpu_policy(self) -> Mapping[str, object]:
+        """`requirements.gpu_policy` as it is written, without defaults; empty where absent."""
+        policy = self.requirements.gpu_policy if self.requirements else b"{}"
+        return MappingProxyType(msgspec.json.decode(policy, type=dict[str, object]))
+
+    @property
+    def gpu_policy_hash(self) -> bytes:
+        """The 32-byte hash of `gpu_policy`."""
+        return gpu_policy_hash(self.gpu_policy)
+
+
+def gpu_policy_hash(policy: Mapping[str, object]) -> bytes:
+    """Return the SHA-256 of a GPU policy in its canonical form (RFC 8785).
+
+    Args:
+        policy: the keys as they are written, with booleans and strings.
+
+    Raises:
+        UsageError: a value is of another type.
+    """
+    for key, value in policy.items():
+        if not isinstance(value, (bool, str)) and value is not None:
+            raise UsageError(f"gpu_policy: {key}: want a boolean or a string")
+    # Without numbers the canonical form differs from plain JSON in the order of keys alone.
+    ordered = {key: policy[key] for key in sorted(policy, key=lambda key: key.encode("utf-16-be"))}
+    return sha256(_compact(ordered))
+
+
+def launch_token_hash(token: bytes) -> str:
+    """Return `requirements.launch_token_hash` for a token of at least 32 bytes: 64 hex digits.
+
+    Raises:
+        UsageError: the token is shorter.
+    """
+    if len(token) < 32:
+        raise UsageError(f"a launch token is at least 32 bytes, not {len(token)}")
+    return sha256(_LAUNCH_TOKEN_TAG + token).hex()
+
+
+def compose_hash_deterministic(
+    app_compose: Mapping[str, object], *, normalize: bool = False
+) -> str:
+    """Return what `get_compose_hash` of dstack's Python SDK returns: 64 hex digits.
+
+    It is the SHA-256 of compact JSON with sorted keys, without the top-level keys that are None,
+    with null for NaN and infinities. It equals the measured hash only of a file in that form.
+
+    Args:
+        app_compose: the content of an app-compose.json, with any keys.
+        normalize: leave out the script that the runner does not use, and an empty
+            `pre_launch_script`.
+
+    Raises:
+        UsageError: a value cannot be written in JSON.
+    """
+    try:
+        found = {key: _finite(value) for key, value in app_compose.items()}
+    except RecursionError as error:
+        raise UsageError("app-compose is nested too deeply") from error
+    fields = {key: value for key, value in found.items() if value is not None}
+    if normalize:
+        if fields.get("runner") == "bash":
+            fields.pop("docker_compose_file", None)
+        elif fields.get("runner") in {"docker-compose", "nerdctl-compose"}:
+            fields.pop("bash_script", None)
+        if not fields.get("pre_launch_script"):
+            fields.pop("pre_launch_script", None)
+    return sha256(_compact(fields, sort=True)).hex()
+
+
+def _finite(value: object) -> object:
+    """Return `value` with None for every NaN and infinity in it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise UsageError("app-compose: a key of a JSON object is text")
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return value
+
+
+def _compact(value: object, *, sort: bool = False) -> bytes:
+    try:
+        return json.dumps(
+            value, separators=(",", ":"), ensure_ascii=False, allow_nan=False, sort_keys=sort
+        ).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError("a value cannot be written in JSON") from error
+
+
+def _check_requirements(requirements: Requirements | None) -> None:
+    if requirements is None:
+        return
+    if (version := requirements.os_version) is not None:
+        parts = version.split(",")
+        if not all(_COMPARATOR.fullmatch(part.strip()) for part in parts):
+            raise ConfigError("requirements.os_version: not a semver requirement")
+    token = requirements.launch_token_hash
+    if token is not None and unhex(token) is None:
+        raise ConfigError("requirements.launch_token_hash: not hex")
+
+
+def _check_lists(found: _File) -> None:
+    for index, rule in enumerate(found.port_policy.ports):
+        if not 0 <= rule.port <= 0xFFFF:
+            raise ConfigError(f"port_policy.ports[{index}].port: {shown(rule.port)} is no port")
+    targets: set[PurePosixPath] = set()
+    for index, volume in enumerate(found.verity_volumes):
+        where = f"verity_volumes[{index}]"
+        if not _HEX32.fullmatch(volume.verity_root):
+            raise ConfigError(f"{where}.verity_root: want the hex of 32 bytes")
+        if not volume.target.startswith("/"):
+            raise ConfigError(f"{where}.target: not an absolute path")
+        target = PurePosixPath(volume.target)  # /data/ is /data
+        if target in targets:
+            raise ConfigError(f"{where}.target: occurs twice")
+        targets.add(target)
+
+
+def _manifest_version(value: int | str) -> int:
+    if isinstance(value, int):
+        if value not in {1, 2}:
+            raise ConfigError(
+                f"manifest_version: {shown(value)}; a version from 3 up is written as text"
+            )
+        return value
+    if not _MANIFEST.fullmatch(value.strip()):
+        raise ConfigError("manifest_version: not a decimal integer over 0")
+    return int(value.strip())
+
+
+def _init_scripts(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    scripts = (value,) if isinstance(value, str) else value or ()
+    if len(scripts) > 5:
+        raise ConfigError(f"init_script: {len(scripts)} scripts, at most 5")
+    return scripts
+
+
+def _gateway(found: _File) -> bool:
+    return found.gateway_enabled or found.tproxy_enabled or "tproxy-net" in found.features
+
+
+def _key_provider(found: _File) -> KeyProvider:
+    if found.key_provider is not None:
+        return found.key_provider
+    if found.kms_enabled:
+        return "kms"
+    return "local" if found.local_key_provider_enabled else "none"
+
+
+def _swap_size(value: int | str) -> int:
+    found = _SIZE.fullmatch(str(value).strip())
+    if not found:
+        raise ConfigError(f"swap_size: {shown(value)} is no size in bytes")
+    size = int(found[1]) << 10 * _SIZE_UNITS.index((found[2] or " ").upper())
+    if size >= 1 << 64:
+        raise ConfigError(f"swap_size: {shown(value)} does not fit into 64 bits")
+    return size

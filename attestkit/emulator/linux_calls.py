@@ -1,0 +1,101 @@
+"""System calls that Python lacks: unshare, mount, and access to another process's memory.
+
+Numbers: include/uapi/linux/sched.h and mount.h.
+"""
+
+import ctypes
+import os
+from errno import EFAULT, EPERM
+from typing import Final
+
+__all__ = [
+    "MS_BIND",
+    "MS_NOSUID",
+    "MS_REC",
+    "MS_SLAVE",
+    "NEW_MOUNTS",
+    "NEW_USERS",
+    "ClientMemory",
+    "mount",
+    "unshare",
+]
+
+NEW_MOUNTS: Final = 0x00020000  # CLONE_NEWNS
+NEW_USERS: Final = 0x10000000  # CLONE_NEWUSER
+MS_NOSUID: Final = 1 << 1
+MS_BIND: Final = 1 << 12
+MS_REC: Final = 1 << 14
+MS_SLAVE: Final = 1 << 19
+
+
+def unshare(namespaces: int) -> None:
+    """Give this process namespaces of its own; OSError if it may not."""
+    _checked("unshare", ctypes.c_int(namespaces))
+
+
+def mount(source: str, target: str, *, kind: str = "", flags: int = 0, options: str = "") -> None:
+    """Mount a file system of a kind, or with MS_BIND what is at `source`; OSError if not."""
+    _checked(
+        "mount",
+        os.fsencode(source),
+        os.fsencode(target),
+        kind.encode() or None,
+        ctypes.c_ulong(flags),
+        options.encode() or None,
+        path=target,
+    )
+
+
+def _checked(call: str, *arguments: object, path: str | None = None) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, call)(*arguments):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+
+
+# Another process's memory: where an old driver's ioctl follows pointers, so must its emulation.
+
+_LIMIT: Final = 1 << 20  # bytes of one access; the largest buffer of the interfaces is 128 KiB
+
+
+class _Span(ctypes.Structure):
+    """`struct iovec`."""
+
+    _fields_ = (("base", ctypes.c_void_p), ("size", ctypes.c_size_t))
+
+
+class ClientMemory:
+    """The memory of the process `pid`, or of the one that has the thread of that number."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return `size` bytes at `address`.
+
+        Raises:
+            OSError: EFAULT if they are not all there, EPERM if we may not look.
+        """
+        buffer = ctypes.create_string_buffer(size or 1)
+        self._move("process_vm_readv", address, buffer, size)
+        return buffer.raw[:size]
+
+    def write(self, address: int, data: bytes) -> None:
+        """Put `data` at `address`; errors as `read`."""
+        buffer = ctypes.create_string_buffer(data, len(data) or 1)
+        self._move("process_vm_writev", address, buffer, len(data))
+
+    def _move(
+        self, call: str, address: int, buffer: "ctypes.Array[ctypes.c_char]", size: int
+    ) -> None:
+        if not 0 <= size <= _LIMIT:
+            raise OSError(EFAULT, "too much memory at once")
+        libc = ctypes.CDLL(None, use_errno=True)
+        here = _Span(ctypes.addressof(buffer), size)
+        there = _Span(address, size)
+        moved = getattr(libc, call)(
+            self.pid, ctypes.byref(here), 1, ctypes.byref(there), 1, ctypes.c_ulong(0)
+        )
+        if moved != size:
+            number = ctypes.get_errno()
+            raise OSError(EPERM if moved < 0 and number == EPERM else EFAULT, call)

@@ -1,0 +1,297 @@
+"""The emulated machine: which files it has, and the files that control it.
+
+The tree looks like a root: `/sys/kernel/config/tsm/report`, `/dev/tdx_guest` and so on; below
+`/attestkit` is what a real machine has not.
+"""
+
+import os
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from errno import EINVAL
+from typing import Final
+
+from attestkit.backends.simulator.boot_log import AREA_SIZE, boot_log
+from attestkit.backends.simulator.faults.fault_specs import Fault, Faults
+from attestkit.backends.simulator.os_image import simulated_image
+from attestkit.backends.simulator.pki.amd_chip import issued_chip
+from attestkit.backends.simulator.platform_identity import issued
+from attestkit.backends.simulator.scenarios.config import Scenario
+from attestkit.emulator.kernel_files import (
+    Content,
+    File,
+    Link,
+    OpenFile,
+    Snapshot,
+    TextFile,
+    Tree,
+    refuse,
+)
+from attestkit.emulator.kernel_version import EmulatedKernel
+from attestkit.emulator.snp_driver import SnpDevice, SnpProvider
+from attestkit.emulator.td import EmulatedTd, ReportQuoter
+from attestkit.emulator.tdx_driver import (
+    DRIVERS,
+    Host,
+    Registers,
+    TdxDevice,
+    TdxProvider,
+    measurement_files,
+)
+from attestkit.emulator.tsm_entries import Provider, TsmReports
+from attestkit.errors import UsageError
+
+__all__ = ["PROVIDERS", "Machine", "Setup"]
+
+PROVIDERS: Final = ("tdx_guest", "sev_guest", "none")
+REPORTS: Final = "/sys/kernel/config/tsm/report"
+_ACPI: Final = "/sys/firmware/acpi/tables"
+_LOG_ADDRESS: Final = 0x7F000000
+_HEALTHY: Final = Scenario()
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What kind of machine it is.
+
+    Raises:
+        UsageError: There is no such machine; the text says why.
+    """
+
+    provider: str = "tdx_guest"  # whose driver is loaded; "none": a TDX guest without a driver
+    kernel: str = "6.18"  # the release that it behaves as
+    driver: str = "mainline"  # the commands of /dev/tdx_guest, see tdx_driver.DRIVERS
+    quote_version: int = 4  # 5: TDX 1.5
+    scenario: Scenario = _HEALTHY  # what is wrong, or odd, with its evidence
+    mr_config_id: bytes = bytes(48)  # of a TDX guest
+    host_data: bytes = bytes(32)  # of an SEV-SNP guest
+    vmpl: int = 0  # of an SEV-SNP guest's kernel; above 0 there is an SVSM
+    certificates: bool = True  # whether an SEV-SNP guest's host hands out any
+    qgs_port: int | None = None  # what /etc/tdx-attest.conf says; None: there is no such file
+    runtime_log: str | None = None  # what /run/log/dstack links to; None: it is not there
+
+    def __post_init__(self) -> None:
+        if self.provider not in PROVIDERS:
+            raise UsageError(f"no provider is called {self.provider!r}: {', '.join(PROVIDERS)}")
+        if self.driver not in DRIVERS:
+            raise UsageError(f"no driver is called {self.driver!r}: {', '.join(DRIVERS)}")
+        if self.scenario.quote_version not in {None, self.quote_version}:
+            wanted = self.scenario.quote_version
+            raise UsageError(
+                f"the quotes of this scenario are of version {wanted}, not {self.quote_version}"
+            )
+        if self.scenario.platform == "snp" and self.provider != "sev_guest":
+            raise UsageError("this scenario is one of SEV-SNP: the provider is sev_guest")
+        if len(self.mr_config_id) != 48:
+            raise UsageError("mr_config_id is 48 bytes")
+        if len(self.host_data) != 32:
+            raise UsageError("host_data is 32 bytes")
+        if self.vmpl not in range(4):
+            raise UsageError("vmpl is 0 to 3")
+        if self.qgs_port is not None and not 0 <= self.qgs_port < 1 << 32:
+            raise UsageError("qgs_port is 0 to 4294967295")
+        EmulatedKernel.parse(self.kernel)
+
+
+class Machine:
+    """A running machine and its tree.
+
+    Args:
+        setup: What kind it is.
+        seed: 32 bytes that the stand-ins for Intel and AMD follow from.
+        faults: What goes wrong.
+        now: Seconds since 1970, for the collateral.
+        clock: Seconds since some moment, for a slow host.
+        wait: Sleep for so many seconds; False as soon as the caller has a signal to handle.
+        random: Returns that many random bytes.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        seed: bytes,
+        *,
+        faults: Faults,
+        now: Callable[[], float],
+        clock: Callable[[], float],
+        wait: Callable[[float], bool],
+        random: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.tree: Tree = Tree()
+        self._faults = faults
+        scenario, snp = setup.scenario, setup.provider == "sev_guest"
+        # A process emulates one machine, often of a random seed: nothing is kept for another.
+        self._pki, enclave, self._root = issued(seed, scenario, keep=False)
+        self._chip = None
+        if snp:
+            self._chip, self._root = issued_chip(seed, scenario, keep=False)
+        self._now = now
+        self._release = EmulatedKernel.parse(setup.kernel)
+        self._td = EmulatedTd(
+            self._pki,
+            extended=setup.quote_version == 5,
+            mr_config_id=setup.mr_config_id,
+            random=random,
+            scenario=scenario,
+        )
+        self.quoter: ReportQuoter = ReportQuoter(
+            self._pki, version=setup.quote_version, enclave=enclave, td10=scenario.td10
+        )
+        self._host = Host(self.quoter, faults, wait, clock)
+        self._setup = setup
+        self._add_common()
+        if not snp:
+            self._add_boot_log()
+        self._provider = self._add_driver(wait)
+        self._reports = TsmReports(self._provider, self._release.outblob_limit, faults)
+        if self._release.has_reports:
+            self.tree.add(REPORTS, self._reports)
+
+    def _add_common(self) -> None:
+        add, faults, setup = self.tree.add, self._faults, self._setup
+        boot_id = "/proc/sys/kernel/random/boot_id"
+        add(boot_id, TextFile("boot_id", faults, self._boot_id))
+        if setup.qgs_port is not None:
+            text = f"# Where the quote generation service is.\nport = {setup.qgs_port}\n"
+            add("/etc/tdx-attest.conf", Content("tdx_attest_conf", faults, text.encode()))
+        if setup.runtime_log is not None:
+            add("/run/log/dstack", Link(setup.runtime_log))
+        add("/attestkit/trust-anchor.der", Content("", faults, self._root))
+        if self._chip is None:  # AMD's word comes with the report
+            add("/attestkit/collateral.json", TextFile("", faults, self._collateral))
+        add("/attestkit/faults", FaultsFile(faults))
+        add("/attestkit/reset", _Switch(faults, self.reboot))
+        add("/attestkit/kexec", _Switch(faults, self.kexec))
+
+    def _add_boot_log(self) -> None:
+        faults = self._faults
+        table = Content("ccel_table", faults, ccel_table(AREA_SIZE), mode=0o400)
+        self.tree.add(f"{_ACPI}/CCEL", table)
+        if self._release.has_ccel_data:
+            log = Content("ccel_data", faults, boot_log(simulated_image()), mode=0o400)
+            self.tree.add(f"{_ACPI}/data/CCEL", log)
+
+    def _add_driver(self, wait: Callable[[float], bool]) -> Provider | None:
+        """Load the platform's driver; return it if it makes reports."""
+        setup, faults = self._setup, self._faults
+        if setup.provider == "tdx_guest":
+            self._add_tdx()
+            return TdxProvider(self._td, self._host, self._release, faults)
+        if self._chip is not None:
+            self.tree.add("/dev/sev-guest", SnpDevice(faults))
+            return SnpProvider(
+                self._chip,
+                vmpl=setup.vmpl,
+                host_data=setup.host_data,
+                services=self._release.has_services,
+                certificates=setup.certificates,
+                faults=faults,
+                wait=wait,
+            )
+        return None
+
+    def _add_tdx(self) -> None:
+        if not self._release.has_device and self._setup.driver == "mainline":
+            return
+        registers = Registers(self._td, self._faults, self._setup.runtime_log)
+        device = TdxDevice(registers, self._host, self._setup.driver, self._faults)
+        self.tree.add("/dev/tdx_guest", device)
+        misc = "/sys/devices/virtual/misc/tdx_guest"
+        self.tree.add(f"{misc}/dev", Content("", self._faults, b"10:126\n"))
+        self.tree.add("/sys/class/misc/tdx_guest", Link("../../devices/virtual/misc/tdx_guest"))
+        if self._release.has_measurements:
+            self.tree.add(f"{misc}/measurements", measurement_files(registers, self._faults))
+
+    def _boot_id(self) -> bytes:
+        return f"{self._td.boot_id}\n".encode()
+
+    def _collateral(self) -> bytes:
+        said = self._pki.collateral(self._now(), self._setup.scenario.collateral)
+        return said.to_json().encode()
+
+    def reboot(self) -> None:
+        """Start anew: registers as the firmware leaves them, another boot id, no entries."""
+        self._td.reboot()
+        if self._provider is not None:
+            self._provider.reboot()
+        self._restart()
+
+    def kexec(self) -> None:
+        """Start another kernel: another boot id, no entries; the registers stay."""
+        self._td.kexec()
+        self._restart()
+
+    def _restart(self) -> None:
+        self._reports.provider = self._provider
+        for name in list(self._reports.names):
+            self._reports.let_go(name)
+            self.tree.drop(f"{REPORTS}/{name}")
+
+
+def ccel_table(log_size: int) -> bytes:
+    """Return the ACPI table CCEL, 56 bytes, of a TDX guest with a log area of that size."""
+    head = struct.pack(
+        "<4sIBB6s8sI4sIBBHQQ",
+        *(b"CCEL", 56, 1, 0, b"AKSIM ", b"AKSIMTD ", 1, b"AKIT", 1),
+        *(2, 0, 0, log_size, _LOG_ADDRESS),
+    )
+    return head[:9] + bytes([-sum(head) & 0xFF]) + head[10:]
+
+
+class FaultsFile(File):
+    """`/attestkit/faults`: shows what is armed; a line that is written arms one more.
+
+    Emptying it, as the shell's `>` does, disarms all. A line that is no fault gives EINVAL, and
+    nothing of that write counts.
+    """
+
+    def __init__(self, faults: Faults) -> None:
+        super().__init__("", faults, mode=0o600)
+
+    def opened(self) -> OpenFile:
+        """Return an open file; what it shows is that of its first read."""
+        return _OpenFaults(self, self._show)
+
+    def _show(self) -> bytes:
+        return "".join(f"{fault}\n" for fault in self.faults.armed()).encode()
+
+    def truncate(self) -> None:
+        """Disarm all."""
+        self.faults.clear()
+
+
+class _OpenFaults(Snapshot):
+    def __init__(self, file: FaultsFile, show: Callable[[], bytes]) -> None:
+        super().__init__(file, show)
+        self._armed = file.faults
+
+    def write(self, data: bytes, offset: int) -> int:
+        del offset
+        try:
+            new = [Fault.parse(line) for line in data.decode().splitlines() if line.strip()]
+        except ValueError:  # UsageError is one
+            raise refuse(EINVAL) from None
+        for fault in new:
+            self._armed.arm(fault)
+        return len(data)
+
+
+class _Switch(File):
+    """A file that does something at every write, whatever is written."""
+
+    def __init__(self, faults: Faults, do: Callable[[], None]) -> None:
+        super().__init__("", faults, mode=0o200)
+        self._do = do
+
+    def opened(self) -> OpenFile:
+        return _OpenSwitch(self._do)
+
+
+class _OpenSwitch(OpenFile):
+    def __init__(self, do: Callable[[], None]) -> None:
+        self._do = do
+
+    def write(self, data: bytes, offset: int) -> int:
+        del offset
+        self._do()
+        return len(data)

@@ -1,0 +1,198 @@
+"""The quote generation service: it turns TD reports into quotes, over a stream socket.
+
+The frames are those of Intel's QGS: a 32-bit big-endian length, then a little-endian message. A
+bare report of 1024 bytes is taken too, and answered by the bare quote, as from DCAP 1.21 on.
+"""
+
+import contextlib
+import os
+import re
+import socket
+import struct
+import threading
+from pathlib import Path
+from select import select
+from typing import Final
+
+from attestkit.backends.simulator.faults.fault_specs import Faults
+from attestkit.emulator.td import ReportQuoter
+from attestkit.errors import BackendError, FormatError, UsageError
+
+__all__ = ["QuoteService", "answer", "listen"]
+
+_HEADER: Final = struct.Struct("<HHIII")  # major, minor, type, size, error code
+_SIZES: Final = struct.Struct("<II")
+_HEAD: Final = _HEADER.size + _SIZES.size
+_LENGTH: Final = struct.Struct(">I")
+_GET_QUOTE_REQ, _GET_QUOTE_RESP = 0, 1
+_UNEXPECTED: Final = 0x12001
+_INVALID_VERSION: Final = 0x12004
+_INVALID_TYPE: Final = 0x12005
+_INVALID_SIZE: Final = 0x12006
+_REPORT_SIZE: Final = 1024
+_LONGEST: Final = 1 << 16  # bytes of a request; one without key ids has 1048
+# Attestation key id of Intel's TD quoting enclave.
+_KEY_ID: Final = bytes.fromhex("e86c046e8cc44d958173fc43c1fa4f3f")
+_IDLE: Final = 30.0  # seconds, as the real one
+
+
+def answer(quoter: ReportQuoter, request: bytes) -> bytes:
+    """Return the framed answer to a framed request, a GET_QUOTE_REQ with its length before it.
+
+    Raises:
+        FormatError: The frame is not one; the service hangs up.
+    """
+    length = int.from_bytes(request[: _LENGTH.size], "big")
+    if min(length, len(request) - _LENGTH.size) < _HEADER.size:
+        raise FormatError("a request is a length and a message of 16 bytes or more", offset=0)
+    message = request[_LENGTH.size : _LENGTH.size + length]  # a driver's buffer may be longer
+    if len(message) != length:
+        raise FormatError("the request's length is not that of its message", offset=0)
+    reply = _reply(quoter, message)
+    return _LENGTH.pack(len(reply)) + reply
+
+
+def _reply(quoter: ReportQuoter, message: bytes) -> bytes:
+    major, minor, kind, size, _ = _HEADER.unpack_from(message)
+    if major != 1:
+        return _failure(minor, _INVALID_VERSION)
+    if kind != _GET_QUOTE_REQ:
+        return _failure(minor, _INVALID_TYPE)
+    if size != len(message) or size < _HEAD:
+        return _failure(minor, _INVALID_SIZE)
+    report_size, ids_size = _SIZES.unpack_from(message, _HEADER.size)
+    if report_size != _REPORT_SIZE or size != _HEAD + report_size + ids_size or ids_size % 16:
+        return _failure(minor, _INVALID_SIZE)
+    report, ids = message[_HEAD : _HEAD + report_size], message[_HEAD + report_size :]
+    return _quote(quoter, report, ids, minor)
+
+
+def _quote(quoter: ReportQuoter, report: bytes, ids: bytes, minor: int) -> bytes:
+    """Return the answer with a quote by one of the attestation keys `ids`; none is any."""
+    wanted = [ids[at : at + 16] for at in range(0, len(ids), 16)]
+    if wanted and _KEY_ID not in wanted:
+        return _failure(minor, _UNEXPECTED)
+    try:
+        quote = quoter.quote(report)
+    except FormatError:
+        return _failure(minor, _UNEXPECTED)
+    size = _HEAD + len(_KEY_ID) + len(quote)
+    head = _HEADER.pack(1, minor, _GET_QUOTE_RESP, size, 0)
+    return b"".join((head, _SIZES.pack(len(_KEY_ID), len(quote)), _KEY_ID, quote))
+
+
+def _failure(minor: int, code: int) -> bytes:
+    return _HEADER.pack(1, minor, _GET_QUOTE_RESP, _HEAD, code) + _SIZES.pack(0, 0)
+
+
+def listen(place: str) -> socket.socket:
+    """Return a listening socket: `vsock:PORT` on any CID, else the path of a unix socket.
+
+    Raises:
+        UsageError: The port is no number from 1 to 2^32 - 2, or the path is empty or too long.
+        BackendError: The place cannot be had.
+    """
+    kind, _, port = place.partition(":")
+    vsock = kind == "vsock"
+    if vsock and not (re.fullmatch(r"[0-9]{1,10}", port) and 0 < int(port) < (1 << 32) - 1):
+        raise UsageError(f"{place!r}: want vsock:PORT")
+    if not vsock and not 0 < len(os.fsencode(place)) <= 107:
+        raise UsageError(f"the path of a unix socket has 1 to 107 bytes, unlike {place!r}")
+    listener: socket.socket | None = None
+    try:
+        if vsock:
+            listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+            listener.bind((socket.VMADDR_CID_ANY, int(port)))
+        else:
+            if Path(place).is_socket():  # a leftover; whatever else is there stays
+                Path(place).unlink(missing_ok=True)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            listener.bind(place)
+        listener.listen()
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        why = error.strerror or error
+        raise BackendError(f"the quote service cannot listen on {place}: {why}") from error
+    return listener
+
+
+class QuoteService:
+    """Answers on a listening socket, which it closes at the end; each client has a thread.
+
+    Args:
+        listener: Of any family of stream sockets, see `listen`.
+        quoter: Who makes the quotes.
+        faults: What goes wrong: those whose names begin with qgs.
+    """
+
+    def __init__(
+        self, listener: socket.socket, quoter: ReportQuoter, faults: Faults | None = None
+    ) -> None:
+        self._listener = listener
+        self._quoter = quoter
+        self._faults = faults or Faults()
+        # Closing one end wakes the thread that accepts: on vsock a shutdown does not.
+        self._end, self._ended = socket.socketpair()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Answer in the background."""
+        self._thread = threading.Thread(target=self._accept, name="quote service", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Take no more clients; the path of a unix socket is removed."""
+        with contextlib.suppress(OSError):
+            if self._listener.family == socket.AF_UNIX:
+                Path(self._listener.getsockname()).unlink(missing_ok=True)
+        self._end.close()
+        if self._thread is not None:
+            self._thread.join()
+        self._ended.close()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        self._listener.settimeout(0)
+        while self._ended not in select([self._listener, self._ended], [], [])[0]:
+            with contextlib.suppress(OSError):  # a client that is gone already
+                client, _ = self._listener.accept()
+                client.settimeout(None)
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        """Answer one request, then hang up."""
+        with client, contextlib.suppress(OSError, FormatError):
+            client.settimeout(_IDLE)
+            head = _exactly(client, _LENGTH.size)
+            if head == b"\x81\0\0\0":  # no frame would be that long: a bare report
+                reply = self._quoter.quote(head + _exactly(client, _REPORT_SIZE - len(head)))
+            else:
+                (length,) = _LENGTH.unpack(head)
+                if length > _LONGEST:
+                    return
+                reply = answer(self._quoter, head + _exactly(client, length))
+            client.sendall(self._struck(reply))
+
+    def _struck(self, reply: bytes) -> bytes:
+        fault = self._faults.strike("qgs")
+        effect = fault.name if fault else ""
+        if effect == "qgs_closes":
+            return b""
+        if effect == "qgs_truncates":
+            return reply[: len(reply) // 2]
+        if effect == "qgs_error":
+            failure = _failure(0, _UNEXPECTED)
+            return _LENGTH.pack(len(failure)) + failure
+        return reply
+
+
+def _exactly(client: socket.socket, size: int) -> bytes:
+    """Return `size` bytes; FormatError if the client sends fewer."""
+    data = b""
+    while len(data) < size:
+        chunk = client.recv(size - len(data))
+        if not chunk:
+            raise FormatError("the client hung up in its request", offset=len(data))
+        data += chunk
+    return data

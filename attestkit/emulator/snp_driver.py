@@ -1,0 +1,121 @@
+"""The SEV-SNP guest driver as far as configfs-tsm goes: reports, certificates, services of an SVSM.
+
+Read in Linux 6.12, drivers/virt/coco/sev-guest. Reports and certificates are those of the stand-in
+for AMD.
+"""
+
+from collections.abc import Callable
+from errno import EINVAL, EIO, ENOTTY, ETIMEDOUT
+from hashlib import sha512
+from typing import Final
+from uuid import UUID
+
+from attestkit.backends.simulator.faults.fault_specs import Faults
+from attestkit.backends.simulator.pki.amd_chip import SimulatedChip
+from attestkit.emulator.kernel_files import File, OpenFile, refuse
+from attestkit.emulator.tsm_entries import Blobs, Request
+
+__all__ = ["SnpDevice", "SnpProvider"]
+
+_SHORT: Final = 1000  # bytes of a short outblob
+# The one service of the SVSM: a virtual TPM.
+_VTPM: Final = UUID("c476f1eb-0123-45a5-9641-b4e7dde5bfe3").bytes_le
+_VTPM_MANIFEST: Final = b"attestkit simulated vTPM, its manifest"
+
+
+class SnpProvider:
+    """Reports of configfs-tsm in an SEV-SNP guest.
+
+    Args:
+        chip: Where it runs, and whose certificates the host hands out.
+        vmpl: Where the guest's kernel runs; above 0 there is an SVSM at 0.
+        host_data: 32 bytes, set by the host at launch.
+        services: Whether this kernel lets an entry name a service of the SVSM.
+        certificates: Whether the host has any.
+        faults: What goes wrong.
+        wait: Let the host take so many seconds.
+    """
+
+    name = "sev_guest"
+
+    def __init__(
+        self,
+        chip: SimulatedChip,
+        *,
+        vmpl: int,
+        host_data: bytes,
+        services: bool,
+        certificates: bool,
+        faults: Faults,
+        wait: Callable[[float], bool],
+    ) -> None:
+        self.privlevel_floor = vmpl
+        self.extras: tuple[str, ...] = ("auxblob", "privlevel", "privlevel_floor")
+        if vmpl and services:
+            self.extras += ("manifestblob", "service_provider", "service_guid")
+            self.extras += ("service_manifest_version",)
+        self._chip = chip
+        self._host_data = host_data
+        self._certificates = chip.certificates if certificates else b""
+        self._faults = faults
+        self._wait = wait
+        self._wiped = False
+
+    def report(self, request: Request) -> Blobs:
+        """Return report and certificates over an inblob of 64 bytes."""
+        if len(request.inblob) != 64:
+            raise refuse(EINVAL)
+        if request.service_provider not in (None, "svsm"):
+            raise refuse(EINVAL)
+        if self._wiped:
+            raise refuse(ENOTTY)
+        manifest, report_data, vmpl = b"", request.inblob, request.privlevel
+        if request.service_provider is not None:
+            manifest, vmpl = self._manifest(request), 0
+            report_data = sha512(request.inblob + manifest).digest()
+        elif vmpl < self.privlevel_floor:
+            raise refuse(EINVAL)
+        if fault := self._faults.strike("delay"):
+            self._wait(fault.seconds)
+        fault = self._faults.strike("report")
+        effect = fault.name if fault else ""
+        if effect == "quote_fails":
+            raise refuse(EIO)
+        if effect == "empty_outblob":
+            return Blobs(b"")
+        if effect == "wrong_report_data":
+            report_data = bytes(byte ^ 0xFF for byte in report_data)
+        report = self._chip.report(report_data, vmpl=vmpl, host_data=self._host_data)
+        outblob = report[:_SHORT] if effect == "short_outblob" else report
+        return Blobs(outblob, self._certificates, manifest)
+
+    def _manifest(self, request: Request) -> bytes:
+        """Return what the SVSM says of its services, or of the one that was asked for."""
+        if request.service_guid == bytes(16):
+            return _VTPM + _VTPM_MANIFEST
+        if request.service_guid != _VTPM or request.service_manifest_version:
+            raise refuse(EINVAL)
+        return _VTPM_MANIFEST
+
+    def failed(self, number: int) -> None:
+        """Wipe the key to the secure processor after an exchange that failed, as the driver does.
+
+        Going on could use an initialisation vector twice. Only a reboot brings reports back.
+        """
+        if number in (EIO, ETIMEDOUT):
+            self._wiped = True
+
+    def reboot(self) -> None:
+        """Have the key again."""
+        self._wiped = False
+
+
+class SnpDevice(File):
+    """`/dev/sev-guest`, for those who look whether it is there: it knows no command."""
+
+    def __init__(self, faults: Faults) -> None:
+        super().__init__("sev_guest", faults, mode=0o600)
+
+    def opened(self) -> OpenFile:
+        """Return an open device."""
+        return OpenFile()

@@ -1,0 +1,138 @@
+"""A TD as its kernel sees it: registers, TD reports, and a boot id that changes with the kernel."""
+
+import hmac
+import struct
+from collections.abc import Callable
+from hashlib import sha384
+from typing import Final
+from uuid import UUID
+
+from attestkit.backends.simulator.boot_log import boot_records, replay_records
+from attestkit.backends.simulator.os_image import simulated_image
+from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
+from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
+from attestkit.backends.simulator.platform_identity import launched
+from attestkit.backends.simulator.scenarios.config import Scenario
+from attestkit.errors import FormatError, UsageError
+from attestkit.td_report import TdReport
+
+__all__ = ["EmulatedTd", "ReportQuoter"]
+
+_VALID_10, _VALID_15 = 0x1FF, 0x301FF  # fields of TEE_TCB_INFO that count
+_MAC_AT: Final = 224
+_HEALTHY: Final = Scenario()
+
+
+def _mac(key: bytes, report: bytes) -> bytes:
+    return hmac.digest(key, report[:_MAC_AT], "sha256")
+
+
+class EmulatedTd:
+    """The registers and the launch of one TD, which has booted: RTMR3 is zero.
+
+    Args:
+        pki: Whose platform it runs on.
+        extended: Whether its reports have what TDX 1.5 added.
+        mr_config_id: 48 bytes, set at launch.
+        random: Returns that many random bytes.
+        scenario: What is odd about its launch.
+    """
+
+    def __init__(
+        self,
+        pki: SimulatedPki,
+        *,
+        extended: bool,
+        mr_config_id: bytes,
+        random: Callable[[int], bytes],
+        scenario: Scenario = _HEALTHY,
+    ) -> None:
+        self._cpu_svn = pki.config.cpusvn
+        self._mac_key = _mac_key(pki)
+        self._random = random
+        self.launch: TdBody = launched(scenario, mr_config_id)
+        self._head = bytes([0x81, 0, int(extended), 0]) + bytes(12) + self._cpu_svn
+        launch = self.launch
+        self._tcb_info = b"".join(
+            (
+                struct.pack("<Q", _VALID_15 if extended else _VALID_10),
+                *launch[:4],  # tee_tcb_svn to seam_attributes
+                launch.tee_tcb_svn2 if extended else bytes(16),
+                bytes(95),
+            )
+        )
+        self._head += sha384(self._tcb_info).digest()
+        self._td_info_head = b"".join(launch[4:10])  # td_attributes to mr_owner_config
+        self._td_info_tail = launch.mr_service_td + bytes(64)
+        self._boot_values = (*replay_records(boot_records(simulated_image())), bytes(48))
+        self.rtmrs: list[bytes] = []
+        self.boot_id: str = ""
+        self.reboot()
+
+    def reboot(self) -> None:
+        """Start over: registers as the firmware leaves them, another boot id."""
+        self.rtmrs = list(self._boot_values)
+        self.kexec()
+
+    def kexec(self) -> None:
+        """Start another kernel: another boot id, the registers as they are."""
+        self.boot_id = str(UUID(bytes=self._random(16), version=4))
+
+    def extend(self, register: int, digest: bytes) -> None:
+        """Extend a register, 0 to 3, by 48 bytes."""
+        self.rtmrs[register] = sha384(self.rtmrs[register] + digest).digest()
+
+    def report(self, report_data: bytes) -> bytes:
+        """Return a TDREPORT over `report_data`, 64 bytes: 1024 bytes with MAC."""
+        info = b"".join((self._td_info_head, *self.rtmrs, self._td_info_tail))
+        head = b"".join((self._head, sha384(info).digest(), report_data, bytes(32)))
+        mac = _mac(self._mac_key, head)
+        return b"".join((head, mac, self._tcb_info, bytes(17), info))
+
+
+class ReportQuoter:
+    """The quoting enclave of a platform: it turns a TDREPORT of that platform into a quote.
+
+    Args:
+        pki: Whose platform it is.
+        version: 4 (quotes with a TD 1.0 body) or 5 (TD 1.5).
+        check_mac: False: take well-formed reports of any platform.
+        enclave: Signs in place of the platform's own.
+        td10: Whether quotes of version 5 have a TD 1.0 body too.
+
+    Raises:
+        UsageError: There is no such version.
+    """
+
+    def __init__(
+        self,
+        pki: SimulatedPki,
+        *,
+        version: int = 4,
+        check_mac: bool = True,
+        enclave: QuotingEnclave | None = None,
+        td10: bool = False,
+    ) -> None:
+        if version not in (4, 5):
+            raise UsageError(f"the simulator makes quotes of version 4 and 5, not {version!r}")
+        self._enclave = QuotingEnclave(pki) if enclave is None else enclave
+        self._version = version
+        self._extended = version == 5 and not td10
+        self._mac_key = _mac_key(pki) if check_mac else None
+
+    def quote(self, report: bytes) -> bytes:
+        """Return the quote of a TDREPORT, 1024 bytes.
+
+        Raises:
+            FormatError: It is no report, or not one of this platform.
+        """
+        if self._mac_key is not None:
+            given = report[_MAC_AT : _MAC_AT + 32]
+            if len(report) != 1024 or not hmac.compare_digest(_mac(self._mac_key, report), given):
+                raise FormatError("the TD report is not of this platform", offset=_MAC_AT)
+        body = TdReport.parse(report).quote_body(extended=self._extended)
+        return self._enclave.quote(body, version=self._version)
+
+
+def _mac_key(pki: SimulatedPki) -> bytes:
+    return pki.derive("platform/0/report-mac", 32)

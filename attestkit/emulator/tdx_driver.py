@@ -1,0 +1,338 @@
+"""The TDX guest driver: `/dev/tdx_guest`, the register files, and reports for configfs-tsm.
+
+Read in Linux 6.12, drivers/virt/coco/tdx-guest, and for the register files in the kernel's
+Documentation/ABI/testing/sysfs-devices-virtual-misc-tdx_guest. The commands of older and
+out-of-tree drivers are those of Intel's libtdx_attest and of go-tdx-guest.
+"""
+
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from errno import EBUSY, EFBIG, EINTR, EINVAL, EIO, ENOTTY, EPERM
+from pathlib import Path
+from typing import Final
+
+from attestkit.backends.simulator.faults.fault_specs import Faults
+from attestkit.emulator.kernel_files import File, Folder, Ioctl, OpenFile, refuse
+from attestkit.emulator.kernel_version import EmulatedKernel
+from attestkit.emulator.quote_service import answer
+from attestkit.emulator.td import EmulatedTd, ReportQuoter
+from attestkit.emulator.tsm_entries import Blobs, Request
+from attestkit.errors import AttestKitError
+from attestkit.event_log.journal import LOG, PENDING
+
+__all__ = ["DRIVERS", "Host", "Registers", "TdxDevice", "TdxProvider", "measurement_files"]
+
+GET_REPORT0: Final = 0xC4405401
+_HEADER: Final = struct.Struct("<QQII")  # of the buffer that is shared with the host
+_IN_FLIGHT: Final = 0xFFFFFFFFFFFFFFFF
+_ERROR: Final = 0x8000000000000000
+_SHORT: Final = 1000  # bytes of a short outblob, fewer than any quote
+_PATIENCE: Final = 30.0  # seconds that the driver waits for the host
+
+# Commands of each driver beside GET_REPORT0: what they do, and what a quote request holds.
+DRIVERS: Final[dict[str, dict[int, str]]] = {
+    "mainline": {},
+    "C": {0x80315403: "EXTEND_RTMR", 0x80105404: "GET_QUOTE/message"},
+    "C'": {0x40315403: "EXTEND_RTMR", 0xC0105404: "GET_QUOTE/message"},
+    "D": {0xC0105402: "GET_QUOTE/report"},
+    "D'": {0x80105402: "GET_QUOTE/report"},
+    "dstack": {0x80315403: "EXTEND_RTMR"},
+}
+
+
+class Host:
+    """The other side of a quote request: it takes its time, and it fails.
+
+    Args:
+        quoter: The host's quoting service.
+        faults: What goes wrong.
+        wait: Sleep for so many seconds; False as soon as the caller has a signal to handle.
+        clock: Seconds since some moment.
+    """
+
+    def __init__(
+        self,
+        quoter: ReportQuoter,
+        faults: Faults,
+        wait: Callable[[float], bool],
+        clock: Callable[[], float],
+    ) -> None:
+        self.quoter = quoter
+        self._faults = faults
+        self._wait = wait
+        self._clock = clock
+        self._busy_until = 0.0
+
+    def check_idle(self) -> None:
+        """Raise EBUSY while the host is at an earlier request."""
+        if self._clock() < self._busy_until:
+            raise refuse(EBUSY)
+
+    def take_time(self) -> bool:
+        """Let the caller wait as long as the host is slow; False if no answer came in 30 s.
+
+        Raises:
+            OSError: EINTR after a signal.
+        """
+        fault = self._faults.strike("delay")
+        if fault is None:
+            return True
+        self._busy_until = self._clock() + fault.seconds
+        if not self._wait(min(fault.seconds, _PATIENCE)):
+            raise refuse(EINTR)
+        return fault.seconds <= _PATIENCE
+
+    def forget(self) -> None:
+        """Nothing is in flight any more: the machine was started anew."""
+        self._busy_until = 0.0
+
+
+class TdxProvider:
+    """Reports of configfs-tsm: quotes of the host's quoting service."""
+
+    name = "tdx_guest"
+    extras: tuple[str, ...] = ()
+    privlevel_floor = 0
+
+    def __init__(self, td: EmulatedTd, host: Host, release: EmulatedKernel, faults: Faults) -> None:
+        self._td = td
+        self._host = host
+        self._release = release
+        self._faults = faults
+
+    def report(self, request: Request) -> Blobs:
+        """Return the quote over an inblob of 64 bytes."""
+        self._host.check_idle()
+        if len(request.inblob) != 64:
+            raise refuse(EINVAL)
+        strike_foreign_extend(self._td, self._faults)
+        report_data = request.inblob
+        fault = self._faults.strike("report")
+        effect = fault.name if fault else ""
+        if effect == "wrong_report_data":
+            report_data = bytes(byte ^ 0xFF for byte in report_data)
+        report = self._td.report(report_data)
+        if not self._host.take_time() or effect == "quote_fails":
+            return self._failed()
+        if effect == "empty_outblob":
+            return Blobs(b"")
+        quote = self._host.quoter.quote(report)
+        room = self._release.quote_buffer - _HEADER.size
+        if effect == "oversized_outblob":
+            if self._release.checks_length:
+                raise refuse(EFBIG)
+            quote = quote.ljust(room + 1, b"\0")
+        elif len(quote) > room:
+            return self._failed()
+        return Blobs(quote[:_SHORT] if effect == "short_outblob" else quote)
+
+    def failed(self, number: int) -> None:
+        """Do nothing: the next request starts afresh."""
+
+    def reboot(self) -> None:
+        """Forget what is in flight."""
+        self._host.forget()
+
+    def _failed(self) -> Blobs:
+        if self._release.tells_failure:
+            raise refuse(EIO)
+        return Blobs(b"")
+
+
+def strike_foreign_extend(td: EmulatedTd, faults: Faults) -> None:
+    """Let somebody else extend RTMR3 if that fault is armed."""
+    if faults.strike("foreign"):
+        td.extend(3, b"\x5a" * 48)
+
+
+class Registers:
+    """The registers of a TD as its driver extends them: sometimes not, or not only that.
+
+    Args:
+        td: Whose they are.
+        faults: What goes wrong.
+        runtime_log: The folder of its runtime log; None: it has none.
+    """
+
+    def __init__(self, td: EmulatedTd, faults: Faults, runtime_log: str | None) -> None:
+        self.td = td
+        self._faults = faults
+        self._log = None if runtime_log is None else Path(runtime_log)
+
+    def extend(self, register: int, digest: bytes) -> None:
+        """Extend a register, or fail as a fault says."""
+        fault = self._faults.strike("extend")
+        if fault is None and register == 3:
+            fault = self._faults.strike("tear")
+        if fault is None or fault.name in {"rtmr_extend_lies", "torn_journal"}:
+            self.td.extend(register, digest)
+        if fault is not None:
+            if fault.name == "torn_journal":
+                self._tear()
+            raise refuse(EIO)
+
+    def _tear(self) -> None:
+        """Append half of what is pending to the log, as a program does that dies at it."""
+        if self._log is None:
+            return
+        with suppress(FileNotFoundError):  # whoever extends keeps no such log
+            line = (self._log / PENDING).read_bytes()
+            with (self._log / LOG).open("ab") as log:
+                log.write(line[: len(line) // 2])
+
+
+class TdxDevice(File):
+    """`/dev/tdx_guest`, as the driver called `driver` (a key of DRIVERS) makes it."""
+
+    def __init__(self, registers: Registers, host: Host, driver: str, faults: Faults) -> None:
+        super().__init__("tdx_guest", faults, mode=0o600)
+        self.registers = registers
+        self.td: EmulatedTd = registers.td
+        self.host = host
+        self.commands: dict[int, str] = DRIVERS[driver]
+
+    def opened(self) -> OpenFile:
+        """Return an open device."""
+        return _OpenDevice(self)
+
+
+class _OpenDevice(OpenFile):
+    def __init__(self, device: TdxDevice) -> None:
+        self._device = device
+
+    def read(self, size: int, offset: int) -> bytes:
+        del size, offset
+        raise refuse(EINVAL)  # a driver without this operation
+
+    def write(self, data: bytes, offset: int) -> int:
+        del data, offset
+        raise refuse(EINVAL)
+
+    def ioctl(self, call: Ioctl) -> bytes:
+        device = self._device
+        if call.command == GET_REPORT0:
+            device.faults.check("ioctl:GET_REPORT0")
+            strike_foreign_extend(device.td, device.faults)
+            report_data = call.given[:64]
+            return report_data + device.td.report(report_data)
+        name, _, payload = device.commands.get(call.command, "").partition("/")
+        if not name:
+            raise refuse(ENOTTY)
+        device.faults.check(f"ioctl:{name}")
+        given = call.given or call.memory.read(call.argument, call.command >> 16 & 0x3FFF)
+        if name == "EXTEND_RTMR":
+            self._extend(given)
+        else:
+            self._get_quote(call, given, framed=payload == "message")
+        return given
+
+    def _extend(self, given: bytes) -> None:
+        digest, register = given[:48], given[48]
+        if register > 3:
+            raise refuse(EINVAL)
+        if register < 2:
+            raise refuse(EPERM)
+        self._device.registers.extend(register, digest)
+
+    def _get_quote(self, call: Ioctl, given: bytes, *, framed: bool) -> None:
+        """Answer in the caller's buffer, as the host does in the shared one."""
+        address, size = struct.unpack("<QQ", given)
+        if not _HEADER.size <= size <= 1 << 17:
+            raise refuse(EINVAL)
+        version, _, in_size, _ = _HEADER.unpack(call.memory.read(address, _HEADER.size))
+        if version != 1 or in_size > size - _HEADER.size:
+            raise refuse(EINVAL)
+        self._device.host.check_idle()
+        request = call.memory.read(address + _HEADER.size, in_size)
+        status, reply = 0, b""
+        if not self._device.host.take_time():
+            status = _IN_FLIGHT
+        else:
+            status, reply = self._quote(request, framed=framed)
+        if len(reply) > size - _HEADER.size:
+            status, reply = _ERROR, b""
+        header = _HEADER.pack(version, status, in_size, len(reply))
+        call.memory.write(address, header + reply)
+
+    def _quote(self, request: bytes, *, framed: bool) -> tuple[int, bytes]:
+        """Return status and answer; an old driver tells failures in the status alone."""
+        device = self._device
+        fault = device.faults.strike("report")
+        effect = fault.name if fault else ""
+        if effect == "quote_fails":
+            return _ERROR, b""
+        if effect == "empty_outblob":
+            return 0, b""
+        try:
+            if framed:
+                return 0, answer(device.host.quoter, request)
+            return 0, device.host.quoter.quote(request)
+        except AttestKitError:
+            return _ERROR, b""
+
+
+def measurement_files(registers: Registers, faults: Faults) -> Folder:
+    """Return `/sys/devices/virtual/misc/tdx_guest/measurements`."""
+    folder, launch = Folder(), registers.td.launch
+    fixed = {
+        "mrconfigid": launch.mr_config_id,
+        "mrowner": launch.mr_owner,
+        "mrownerconfig": launch.mr_owner_config,
+        "mrtd:sha384": launch.mr_td,
+    }
+    for name, value in fixed.items():
+        folder.names[name] = _FixedFile(name.partition(":")[0], faults, value)
+    for number in range(4):
+        folder.names[f"rtmr{number}:sha384"] = _RegisterFile(number, registers, faults)
+    return folder
+
+
+class _FixedFile(File):
+    """A register that is set at launch."""
+
+    def __init__(self, label: str, faults: Faults, value: bytes) -> None:
+        super().__init__(label, faults, mode=0o444, size=48)
+        self._value = value
+
+    def opened(self) -> OpenFile:
+        return _OpenRegister(self, lambda: self._value)
+
+
+class _RegisterFile(File):
+    """A register that can be extended."""
+
+    def __init__(self, number: int, registers: Registers, faults: Faults) -> None:
+        super().__init__(f"rtmr{number}", faults, mode=0o644, size=48)
+        self.number = number
+        self.registers = registers
+
+    def opened(self) -> OpenFile:
+        return _OpenRegister(self, lambda: self.registers.td.rtmrs[self.number])
+
+
+class _OpenRegister(OpenFile):
+    """A binary file of sysfs: every read is of the live register."""
+
+    def __init__(self, file: File, value: Callable[[], bytes]) -> None:
+        self._file = file
+        self._value = value
+
+    def read(self, size: int, offset: int) -> bytes:
+        if offset >= 48:
+            return b""
+        self._file.faults.check(f"read:{self._file.label}")
+        return self._value()[offset : offset + size]
+
+    def write(self, data: bytes, offset: int) -> int:
+        """Extend by 48 bytes at offset 0; sysfs cuts off what is beyond the file's size."""
+        file = self._file
+        assert isinstance(file, _RegisterFile)  # no other can be opened for writing
+        if offset >= 48:
+            raise refuse(EFBIG)
+        data = data[: 48 - offset]
+        if len(data) != 48:
+            raise refuse(EINVAL)
+        file.faults.check(f"write:{file.label}")
+        file.registers.extend(file.number, data)
+        return 48

@@ -1,0 +1,319 @@
+"""configfs-tsm: the folder of report entries (Documentation/ABI/testing/configfs-tsm-report).
+
+What an entry does was read in Linux 6.12, drivers/virt/coco/tsm.c; who makes the reports is a
+`Provider`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from errno import EFBIG, EINVAL, ENOENT, ENXIO, ERANGE
+from typing import Final, NamedTuple, Protocol
+from uuid import UUID
+
+from attestkit.backends.simulator.faults.fault_specs import Faults
+from attestkit.emulator.kernel_files import (
+    WRITE_LIMIT,
+    BinaryWriter,
+    File,
+    Folder,
+    OpenFile,
+    Snapshot,
+    TextFile,
+    refuse,
+)
+
+__all__ = ["Blobs", "Provider", "Request", "TsmReports"]
+
+_INBLOB_LIMIT: Final = 64
+_PRIVLEVEL_MAX: Final = 3
+_UINT_MAX: Final = (1 << 32) - 1
+_OTHER: Final = {"tdx_guest": "sev_guest", "sev_guest": "tdx_guest"}
+
+
+@dataclass(slots=True)
+class Request:
+    """What was written into an entry."""
+
+    inblob: bytes = b""
+    privlevel: int = 0
+    service_provider: str | None = None
+    service_guid: bytes = bytes(16)
+    service_manifest_version: int = 0
+
+
+class Blobs(NamedTuple):
+    """One report."""
+
+    outblob: bytes
+    auxblob: bytes = b""
+    manifestblob: bytes = b""
+
+
+class Provider(Protocol):
+    """Who makes reports: the driver of a platform."""
+
+    @property
+    def name(self) -> str:
+        """What the provider file says."""
+        ...
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """Names of the files that an entry has beside the usual four."""
+        ...
+
+    @property
+    def privlevel_floor(self) -> int:
+        """The lowest privlevel that can be asked for."""
+        ...
+
+    def report(self, request: Request) -> Blobs:
+        """Make a report, or raise the driver's OSError."""
+        ...
+
+    def failed(self, number: int) -> None:
+        """Hear that a read of a report failed with this errno, whoever raised it."""
+        ...
+
+    def reboot(self) -> None:
+        """Start anew; not called for another kernel on the same machine."""
+        ...
+
+
+class TsmReports(Folder):
+    """`/sys/kernel/config/tsm/report`.
+
+    Args:
+        provider: Who makes reports; None: no driver is loaded.
+        outblob_limit: Bytes.
+        faults: What goes wrong.
+    """
+
+    def __init__(self, provider: Provider | None, outblob_limit: int, faults: Faults) -> None:
+        super().__init__()
+        self.provider = provider
+        self.outblob_limit = outblob_limit
+        self.faults = faults
+
+    def make(self, name: str) -> Folder:
+        """Make an entry; ENXIO without a provider."""
+        del name
+        self.faults.check("mkdir")
+        if self.faults.strike("unload"):
+            self.provider = None
+        return _Entry(self, self.driver())
+
+    def remove(self, name: str) -> None:
+        """Remove an entry, also while its files are open."""
+        self.faults.check("rmdir")
+        self.let_go(name)
+
+    def let_go(self, name: str) -> None:
+        """Make what is open of an entry say that the entry is gone."""
+        entry = self.names[name]
+        assert isinstance(entry, _Entry)
+        entry.removed = True
+
+    def driver(self) -> Provider:
+        """Return the provider; ENXIO if there is none, or no longer."""
+        if self.provider is None:
+            raise refuse(ENXIO)
+        return self.provider
+
+
+class _Entry(Folder):
+    """One entry: a private request, and the report that was made of it."""
+
+    def __init__(self, reports: TsmReports, provider: Provider) -> None:
+        super().__init__()
+        self.reports = reports
+        self.removed = False
+        self._request = Request()
+        self._blobs: Blobs | None = None
+        self._generation = 0  # of what was written
+        self._read_generation = 0  # of `_blobs`
+        faults = reports.faults
+        texts: dict[str, Callable[[], bytes]] = {
+            "provider": self._provider,
+            "generation": lambda: b"%d\n" % self._generation,
+            "privlevel_floor": lambda: b"%d\n" % reports.driver().privlevel_floor,
+        }
+        stores: dict[str, Callable[[bytes], None]] = {
+            "privlevel": self._store_privlevel,
+            "service_provider": self._store_service_provider,
+            "service_guid": self._store_service_guid,
+            "service_manifest_version": self._store_service_manifest_version,
+        }
+        self.names["inblob"] = _Inblob(faults, self.commit)
+        for name in ("outblob", "provider", "generation", *provider.extras):
+            if name in texts:
+                self.names[name] = _Text(name, faults, self.while_there(texts[name]))
+            elif name in stores:
+                self.names[name] = _Option(name, faults, self, stores[name])
+            else:
+                self.names[name] = _Blob(name, faults, self)
+
+    def while_there(self, show: Callable[[], bytes]) -> Callable[[], bytes]:
+        """Return `show` with a check that this entry was not removed."""
+
+        def checked() -> bytes:
+            if self.removed:
+                raise refuse(ENOENT)
+            return show()
+
+        return checked
+
+    def _provider(self) -> bytes:
+        name = self.reports.driver().name
+        if self.reports.faults.strike("provider"):
+            name = _OTHER[name]
+        return name.encode() + b"\n"
+
+    def commit(self, inblob: bytes) -> None:
+        """Take what was written to inblob; nobody sees it in an entry that was removed."""
+        self._advance()
+        self._request.inblob = inblob
+        if self.reports.faults.strike("commit"):  # somebody else writes the same entry
+            self._advance()
+
+    def _advance(self) -> None:
+        self._generation += 1
+
+    def blob(self, name: str) -> bytes:
+        """Return outblob, auxblob or manifestblob of a report of what was written last."""
+        if self.removed:
+            raise refuse(ENOENT)
+        if not self._request.inblob:
+            raise refuse(EINVAL)
+        if self._blobs is None or self._read_generation != self._generation:
+            self._blobs = None
+            blobs = self.reports.driver().report(self._request)
+            self._blobs, self._read_generation = blobs, self._generation
+        blob: bytes = getattr(self._blobs, name)
+        if len(blob) > self.reports.outblob_limit:
+            raise refuse(EFBIG)
+        return blob
+
+    def _store_privlevel(self, data: bytes) -> None:
+        level = _number(data)
+        if not self.reports.driver().privlevel_floor <= level <= _PRIVLEVEL_MAX:
+            raise refuse(EINVAL)
+        self._advance()
+        self._request.privlevel = level
+
+    def _store_service_provider(self, data: bytes) -> None:
+        self._advance()
+        text = data.removesuffix(b"\n").split(b"\0")[0]
+        self._request.service_provider = text.decode("utf-8", "replace")
+
+    def _store_service_guid(self, data: bytes) -> None:
+        self._advance()  # before it is read, so a bad one counts too
+        self._request.service_guid = bytes(16)
+        text = data[:36]
+        if len(text) != 36 or any(text[at] != 0x2D for at in (8, 13, 18, 23)):
+            raise refuse(EINVAL)
+        try:
+            self._request.service_guid = UUID(text.decode("ascii")).bytes_le
+        except ValueError:
+            raise refuse(EINVAL) from None
+
+    def _store_service_manifest_version(self, data: bytes) -> None:
+        version = _number(data)
+        self._advance()
+        self._request.service_manifest_version = version
+
+
+def _number(data: bytes) -> int:
+    """Read a number as the kernel's kstrtouint does: C prefixes, one newline at most."""
+    text = data.split(b"\0")[0].removesuffix(b"\n").removeprefix(b"+")
+    base, digits = 10, text
+    if text[:2].lower() == b"0x":
+        base, digits = 16, text[2:]
+    elif text[:1] == b"0":
+        base, digits = 8, text
+    try:
+        if not digits.isalnum():
+            raise refuse(EINVAL)
+        number = int(digits, base)
+    except ValueError:
+        raise refuse(EINVAL) from None
+    if number > _UINT_MAX:
+        raise refuse(ERANGE)
+    return number
+
+
+class _Text(TextFile):
+    """A text file of configfs: a page, as stat tells it."""
+
+    def __init__(self, label: str, faults: Faults, show: Callable[[], bytes]) -> None:
+        super().__init__(label, faults, show)
+        self.size = 4096
+
+
+class _Inblob(File):
+    def __init__(self, faults: Faults, commit: Callable[[bytes], None]) -> None:
+        super().__init__("inblob", faults, mode=0o200)
+        self._commit = commit
+
+    def opened(self) -> OpenFile:
+        return BinaryWriter(self, _INBLOB_LIMIT, self._commit)
+
+
+class _Blob(File):
+    """A binary file of configfs that is read."""
+
+    def __init__(self, label: str, faults: Faults, entry: _Entry) -> None:
+        super().__init__(label, faults, mode=0o444)
+        self._entry = entry
+
+    def opened(self) -> OpenFile:
+        return _BlobReader(self, self._entry)
+
+
+class _BlobReader(Snapshot):
+    """An open blob. An empty one is no content, so the next read asks again."""
+
+    seekable = False
+
+    def __init__(self, blob: _Blob, entry: _Entry) -> None:
+        super().__init__(blob, lambda: entry.blob(blob.label))
+        self._reports = entry.reports
+
+    def read(self, size: int, offset: int) -> bytes:
+        try:
+            data = super().read(size, offset)
+        except OSError as error:
+            if self._reports.provider is not None:
+                self._reports.provider.failed(error.errno or 0)
+            raise
+        if not self._content:
+            self._content = None
+        return data
+
+
+class _Option(File):
+    """A write-only text file of configfs: stored at once by each write."""
+
+    def __init__(
+        self, label: str, faults: Faults, entry: _Entry, store: Callable[[bytes], None]
+    ) -> None:
+        super().__init__(label, faults, mode=0o200, size=4096)
+        self.entry = entry
+        self.store = store
+
+    def opened(self) -> OpenFile:
+        return _OptionWriter(self)
+
+
+class _OptionWriter(OpenFile):
+    def __init__(self, option: _Option) -> None:
+        self._option = option
+
+    def write(self, data: bytes, offset: int) -> int:
+        del offset
+        option = self._option
+        option.faults.check(f"write:{option.label}")
+        if option.entry.removed:
+            raise refuse(ENOENT)
+        option.store(data[:WRITE_LIMIT])
+        return min(len(data), WRITE_LIMIT)

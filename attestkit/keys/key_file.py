@@ -1,0 +1,154 @@
+"""The agent's key file, `.appkeys.json`. Unknown keys are ignored; hex has no 0x."""
+
+import hmac
+from collections.abc import Callable, Mapping
+from typing import Final, Literal, TypeVar
+
+from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.zeroize import wipe
+from attestkit._formats.strict_json import decode_strictly
+from attestkit._native import unhex
+from attestkit.errors import ConfigError, FormatError, UsageError
+
+__all__ = ["LARGEST", "ProviderName", "read_app_keys"]
+
+ProviderName = Literal["none", "local", "tpm", "kms"]
+
+LARGEST: Final = 1 << 20
+"""Bytes of a key file: 1 MiB; a real one has three thousand."""
+
+
+_Keys = TypeVar("_Keys")
+_DISK_KEY: Final = "disk_crypt_key"
+_NAMES: Final = frozenset(  # of members; only these are told in an error
+    [
+        *("ca_cert", "disk_crypt_key", "env_crypt_key", "gateway_app_id", "k256_key"),
+        *("k256_signature", "key_provider", "Kms", "Local", "None", "Tpm"),
+        *("key", "mr", "pubkey", "tmp_ca_cert", "tmp_ca_key", "url"),
+    ]
+)
+# Form in the file: name, and the field that says which provider it was.
+_PROVIDERS: Final[Mapping[str, tuple[ProviderName, str]]] = {
+    "None": ("none", ""),
+    "Local": ("local", "mr"),
+    "Tpm": ("tpm", "pubkey"),
+    "Kms": ("kms", "pubkey"),
+}
+
+
+def read_app_keys(make: Callable[..., _Keys], text: str | bytes, name: str = "") -> _Keys:
+    """Return what `make` makes of a key file's text; `name` is the file's name, for errors.
+
+    Raises:
+        ConfigError: the text is wrong, or over 1 MiB; the error names file, key and reason, never a
+            value.
+    """
+    return _Reader(text, name).read(make)
+
+
+class _Reader:
+    """Reads `.appkeys.json`. No error shows a value, and none has the text in its cause."""
+
+    def __init__(self, text: str | bytes, name: str) -> None:
+        self._name = name
+        if len(text) > LARGEST:
+            raise self._error("", f"longer than {LARGEST} bytes")
+        try:
+            value = decode_strictly(text, told=_NAMES)
+        except FormatError as error:  # which has no part of the text in it
+            raise self._error("", str(error)) from error
+        self._fields = self._object("", value)
+
+    def read(self, make: Callable[..., _Keys]) -> _Keys:
+        """Return the keys."""
+        form, details = self._provider()
+        provider, id_field = _PROVIDERS[form]
+        where = f"key_provider.{form}"
+        ca_cert = self._text("ca_cert", self._fields)
+        ca_key = None
+        if provider == "kms":
+            for key in ("url", "tmp_ca_key", "tmp_ca_cert"):  # for talking to it, which we do not
+                self._text(key, details, where, default="")
+        else:
+            ca_key = self._ca_key(f"{where}.key", self._text("key", details, where), ca_cert)
+        provider_id = self._hex(id_field, details, where).hex() if id_field else ""
+        signature = self._hex("k256_signature", self._fields, sizes=(0, 65))
+        secrets: list[bytes] = []
+        try:
+            for key, sizes in (("k256_key", (32,)), ("env_crypt_key", (0, 32)), (_DISK_KEY, ())):
+                secrets.append(self._hex(key, self._fields, sizes=sizes))
+            return make(
+                k256_key=secrets[0],
+                k256_signature=signature,
+                env_crypt_key=secrets[1],
+                disk_crypt_key=secrets[2],
+                gateway_app_id=self._text("gateway_app_id", self._fields, default=""),
+                ca_cert=ca_cert,
+                ca_key=ca_key,
+                key_provider=provider,
+                key_provider_id=provider_id,
+            )
+        except UsageError as error:
+            raise self._error("k256_key", str(error)) from error
+        finally:
+            for secret in secrets:
+                wipe(secret)  # AppKeys has its own
+
+    def _provider(self) -> tuple[str, Mapping[str, object]]:
+        found = self._object("key_provider", self._fields.get("key_provider"))
+        if len(found) != 1 or next(iter(found)) not in _PROVIDERS:
+            raise self._error("key_provider", f"want exactly one of {', '.join(_PROVIDERS)}")
+        form, details = next(iter(found.items()))
+        return form, self._object(f"key_provider.{form}", details)
+
+    def _ca_key(self, where: str, pem: str, ca_cert: str) -> P256Key:
+        from attestkit._crypto.x509.app_certificates import read_certificate  # late: loads X.509
+
+        try:
+            key = P256Key.from_pem(pem)
+        except FormatError as error:
+            raise self._error(where, str(error)) from error
+        try:
+            certificate = read_certificate(ca_cert)
+        except FormatError as error:
+            raise self._error("ca_cert", str(error)) from error
+        if not hmac.compare_digest(certificate.spki_der, key.spki_der):
+            raise self._error("ca_cert", f"its public key is not that of {where}")
+        return key
+
+    def _hex(
+        self,
+        key: str,
+        fields: Mapping[str, object],
+        where: str = "",
+        sizes: tuple[int, ...] = (),
+    ) -> bytes:
+        text = self._text(key, fields, where, default="" if not sizes or 0 in sizes else None)
+        where = f"{where}.{key}" if where else key
+        if (data := unhex(text)) is None:
+            raise self._error(where, "not hex")
+        if sizes and len(data) not in sizes:
+            wanted = " or ".join(map(str, sizes))
+            raise self._error(where, f"{len(data)} bytes, want {wanted}")
+        return data
+
+    def _text(
+        self,
+        key: str,
+        fields: Mapping[str, object],
+        where: str = "",
+        default: str | None = None,
+    ) -> str:
+        value = fields.get(key, default)
+        if not isinstance(value, str):
+            reason = "missing" if key not in fields else "not a string"
+            raise self._error(f"{where}.{key}" if where else key, reason)
+        return value
+
+    def _object(self, where: str, value: object) -> Mapping[str, object]:
+        if not isinstance(value, dict):
+            raise self._error(where, "missing" if value is None else "not an object")
+        return value
+
+    def _error(self, key: str, reason: str) -> ConfigError:
+        return ConfigError(": ".join(part for part in (self._name, key, reason) if part))

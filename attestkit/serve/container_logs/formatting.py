@@ -1,0 +1,128 @@
+"""The eight forms in which a client can have a log."""
+
+import codecs
+import re
+from binascii import b2a_base64
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from attestkit.serve.container_logs.docker_frames import Frame
+
+__all__ = ["Form"]
+
+_LONGEST_BEGUN: Final = 64 * 1024  # characters of an escape sequence that are kept for its end
+_ESCAPE: Final = "\x1b"
+# The beginning of an escape sequence (ECMA-48) at the end of a frame, but not of a line.
+_BEGUN: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b\n]*\x1b?|[ -/]+\x1b?)?\Z")
+_C1: Final = re.compile("[\x80-\x9f]")
+_C1_AS_ESCAPES: Final = {code: _ESCAPE + chr(code - 0x40) for code in range(0x80, 0xA0)}
+_STRING: Final = re.compile(r"[^\x07\x1b\n]*")
+_PARAMETERS: Final = re.compile(r"[0-?]*")
+_INTERMEDIATES: Final = re.compile(r"[ -/]*")
+
+_json = msgspec.json.Encoder().encode
+
+
+class Form:
+    """Writes frames as a client wants them.
+
+    A character or an escape sequence may be cut at the end of a frame, for the engine cuts lines at
+    16 KiB. In text its beginning waits for the next frame of the same channel.
+
+    Args:
+        text: Text instead of base64; what is no UTF-8 is replaced.
+        bare: Nothing but the messages, one behind the other.
+        ansi: Keep the escape sequences, which bare text loses.
+    """
+
+    def __init__(self, *, text: bool, bare: bool, ansi: bool) -> None:
+        self._text = text
+        self._bare = bare
+        self._strip = _stripper() if text and bare and not ansi else None
+        self._channels: dict[str, _Text] = {}
+        self._in_line = False
+
+    def write(self, frame: Frame) -> bytes:
+        """Return what the client gets of a frame; it may be nothing yet."""
+        if not self._text:
+            return self._message(frame.channel, b2a_base64(frame.data, newline=False))
+        channel = self._channels.get(frame.channel)
+        if channel is None:
+            channel = self._channels[frame.channel] = _Text(self._strip)
+        return self._message(frame.channel, self._encode(channel.feed(frame.data)))
+
+    def end(self) -> bytes:
+        """Return what still waited for its end."""
+        return b"".join(
+            self._message(name, self._encode(channel.feed(b"", final=True)))
+            for name, channel in self._channels.items()
+        )
+
+    def error(self, text: str) -> bytes:
+        """Return what went wrong, as an object on a line of its own."""
+        return b'%s{"error":%s}\n' % (b"\n" if self._in_line else b"", _json(text))
+
+    def _encode(self, text: str) -> bytes:
+        if self._bare or not text:
+            return text.encode("utf-8")
+        return _json(text)[1:-1]
+
+    def _message(self, channel: str, message: bytes) -> bytes:
+        if not message:
+            return b""
+        if self._bare:
+            self._in_line = not message.endswith(b"\n")
+            return message
+        return b'{"channel":"%s","message":"%s"}\n' % (channel.encode("ascii"), message)
+
+
+class _Text:
+    """The text of one channel."""
+
+    __slots__ = ("_begun", "_decode", "_strip")
+
+    def __init__(self, strip: Callable[[str], str] | None) -> None:
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._strip = strip
+        self._begun = ""
+
+    def feed(self, data: bytes, *, final: bool = False) -> str:
+        """Return the text of these bytes, as far as it is complete."""
+        text = self._decode(data, final)
+        if self._strip is None:
+            return text
+        if _C1.search(text):  # ECMA-48 has an escape sequence for each: one way to strip is enough
+            text = text.translate(_C1_AS_ESCAPES)
+        if self._begun:
+            whole = self._begun + text
+            if not final and len(whole) <= _LONGEST_BEGUN and _goes_on(self._begun, text):
+                self._begun = whole
+                return ""
+            text, self._begun = whole, ""
+        if _ESCAPE not in text:
+            return text
+        begun = None if final else _BEGUN.search(text)
+        if begun is not None and len(text) - begun.start() <= _LONGEST_BEGUN:
+            text, self._begun = text[: begun.start()], begun[0]
+        return self._strip(text)
+
+
+def _goes_on(begun: str, text: str) -> bool:
+    """Tell whether `text` neither ends a sequence that has begun nor makes another of it.
+
+    It may come a byte at a time: to search a long beginning anew for each takes quadratic time.
+    """
+    last = begun[-1]
+    if last == _ESCAPE:
+        return False
+    rest = _INTERMEDIATES if " " <= last <= "/" else _PARAMETERS
+    return (_STRING if begun[1] in "]PX^_" else rest).fullmatch(text) is not None
+
+
+def _stripper() -> Callable[[str], str]:
+    from wcwidth import strip_sequences  # late: only bare text needs it
+
+    # What it knows no sequence for keeps its escape character, which would join with what follows.
+    return lambda text: strip_sequences(text).replace(_ESCAPE, "")

@@ -1,0 +1,191 @@
+"""One request and its response on a connection, as ASGI has it; in place of uvicorn's own."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, Protocol, TypeAlias
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+from attestkit.serve.http.errors import encode_error
+from attestkit.serve.http.views import ENDLESS
+
+__all__ = ["COPIED", "GONE", "AnyApp", "Cycle", "Response"]
+
+COPIED: Final = 4096
+"""Bytes of a body from which on it is not copied behind its head."""
+
+GONE: Final = 499
+"""The status, in the access log alone, of a request whose client did not wait for the answer."""
+
+Message: TypeAlias = Mapping[str, Any]
+AnyApp: TypeAlias = Callable[..., Awaitable[None]]
+
+
+class Cycle(RequestResponseCycle):
+    """A request and its response; one whose length is known leaves in one system call.
+
+    That call, and the client that it wakes, cost more than most methods.
+    """
+
+    pending: Message | None = None  # the start of a response, until its first piece comes
+    is_chunked: bool = False
+    is_half_closed = False  # the client says no more, or has gone
+    is_endless: bool = False  # the answer has begun, and goes on until the client leaves
+    length: int | None = None  # of the body; then it leaves in one go
+    pieces: list[bytes]  # that have not left yet
+    status: int = GONE
+    size: int = 0  # bytes of the body
+    request_id: bytes = b""
+    on_end: Callable[["Cycle"], None] | None = None
+
+    async def answer(self, app: AnyApp, scope: Message, receive: object, send: object) -> None:
+        """Call the application; that we cut it off, see graceful_shutdown, is no failure of it."""
+        try:
+            await app(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self.transport.is_closing():
+                raise  # not by us, who end the connection first
+            self.leave()
+
+    async def send(self, message: Message) -> None:
+        """Take a piece of the response."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.transport.is_closing():  # connection_lost() will tell in a moment
+            self.disconnected = True
+        if self.disconnected:
+            return
+        if not self.response_started and message["type"] == "http.response.start":
+            self._start(message)
+            return
+        if not self.response_started or message["type"] != "http.response.body":
+            raise RuntimeError(f"cannot send {message['type']!r} here")
+        body, is_whole = message.get("body", b""), not message.get("more_body", False)
+        self.size += len(body)
+        if self.pending is not None:
+            self.pieces = [self._head(self.pending)]
+            self.pending = None
+        self._take(body, is_whole=is_whole)
+        if is_whole or self.length is None:
+            self._write()
+        if is_whole:
+            self._complete()
+
+    def _take(self, body: bytes, *, is_whole: bool) -> None:
+        if self.is_chunked:
+            self.pieces += (b"%x\r\n" % len(body), body, b"\r\n") if body else ()
+            self.pieces += (b"0\r\n\r\n",) if is_whole else ()
+        elif self.scope["method"] != "HEAD":
+            self.pieces.append(body)
+
+    def _start(self, message: Message) -> None:
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        self.pending = message
+        self.is_endless = message.get(ENDLESS, False)
+        if self.is_endless and self.is_half_closed:
+            self.leave()
+            self.transport.close()
+
+    def leave(self) -> None:
+        """Take note that the client is gone."""
+        self.disconnected: bool = True
+        self.message_event.set()
+        self.end()
+
+    def _complete(self) -> None:
+        self.response_complete = True
+        self.message_event.set()
+        self.end()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+
+    async def send_500_response(self) -> None:
+        """Answer for an application that failed; the log has the reason."""
+        body = encode_error("internal error")
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        await self.send({"type": "http.response.start", "status": 500, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
+
+    def end(self) -> None:
+        """Tell who wants to know that it is over."""
+        if self.on_end is not None:
+            self.on_end(self)
+            self.on_end = None
+
+    def _write(self) -> None:
+        pieces, self.pieces = self.pieces, []
+        if self.length is not None and self.size != self.length and self.scope["method"] != "HEAD":
+            raise RuntimeError(f"a body of {self.size} bytes, Content-Length {self.length}")
+        if sum(map(len, pieces)) < COPIED:
+            self.transport.write(b"".join(pieces))
+        else:
+            self.transport.writelines(pieces)
+
+    def _head(self, start: Message) -> bytes:
+        """Return the bytes before the body."""
+        self.status = start["status"]
+        parts = [STATUS_LINE[self.status]]
+        for name, value in (*self.default_headers, *start.get("headers", ())):
+            if name == b"content-length":
+                self.length = int(value)
+            elif name == b"connection":
+                self.keep_alive = False
+                continue
+            elif name == b"x-request-id":
+                self.request_id = value
+            parts += (name, b": ", value, b"\r\n")
+        if self.length is None and self.scope["method"] != "HEAD":
+            if self.scope["http_version"] == "1.1":
+                self.is_chunked = True
+                parts.append(b"transfer-encoding: chunked\r\n")
+            else:
+                self.keep_alive: bool = False  # its end is the end of the connection
+        if not self.keep_alive:
+            parts.append(b"connection: close\r\n")
+        if any(b"\n" in value or b"\r" in value for value in parts[3:-1:4]):
+            raise RuntimeError("a line break in the value of a header")
+        parts.append(b"\r\n")
+        return b"".join(parts)
+
+
+class Replying(Protocol):
+    """What a response may do to its connection, besides writing."""
+
+    transport: asyncio.Transport
+
+    def flush(self) -> None:
+        """Let the answers go that come first."""
+
+    def close_after_response(self) -> None:
+        """End the connection in good order."""
+
+
+class Response:
+    """The transport, as the answer to a request has it."""
+
+    __slots__ = ("_connection", "_transport", "is_closing")
+
+    def __init__(self, connection: Replying) -> None:
+        self._connection = connection
+        self._transport = connection.transport
+        self.is_closing: Callable[[], bool] = connection.transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """Send bytes behind the answers that come first."""
+        self._connection.flush()
+        self._transport.write(data)
+
+    def writelines(self, pieces: Sequence[bytes]) -> None:
+        """The same, in pieces."""
+        self._connection.flush()
+        self._transport.writelines(pieces)
+
+    def close(self) -> None:
+        """End it, in good order."""
+        self._connection.close_after_response()

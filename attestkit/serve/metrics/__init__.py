@@ -1,0 +1,4 @@
+"""`/metrics` of an agent: the machine's figures and what listeners have counted.
+
+Prometheus reads them.
+"""

@@ -1,0 +1,197 @@
+"""`/metrics`: figures of the machine under the guest agent's names, and the server's own counts.
+
+The agent's families are written as the agent writes them: whole numbers as such, a blank after the
+comma between labels, a blank line between families. Ours are the library's to write.
+"""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+from attestkit._native import CORE
+from attestkit._version import own_version
+from attestkit.errors import AttestKitError, BackendError
+from attestkit.serve.counters import CONTENT_TYPE, traffic_families
+from attestkit.serve.http.views import Answer, Asked
+from attestkit.serve.lazy_import import load
+from attestkit.serve.machine_info import Disk, Figures, read_figures
+from attestkit.serve.services.context import Guest
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+__all__ = ["CONTENT_TYPE", "Metrics"]
+
+_DEVICE_SECONDS: Final = 0.1  # that a device may take: who collects does not wait for long
+_DISK: Final = ("name", "mount_point")
+
+
+class Metrics:
+    """The metrics of one guest."""
+
+    def __init__(self) -> None:
+        self._events: int | None = None  # as far as it is known
+        self._counting: asyncio.Task[int | None] | None = None
+
+    async def show(self, guest: Guest, _: Asked) -> Answer:
+        """Show everything there is to count, for a program that collects it."""
+        await load("psutil", "prometheus_client")
+        try:
+            figures = read_figures(guest.data_disks)
+        except AttestKitError as error:
+            raise BackendError(f"Failed to get system info: {error}") from error
+        events = await self._count(guest)
+        text = "\n".join(map(_as_the_agent, _machine(figures)))
+        return Answer(CONTENT_TYPE, f"{text}\n".encode() + _ours(guest, events))
+
+    async def _count(self, guest: Guest) -> int | None:
+        """Return how many events the app has emitted; while the device is busy, the last number.
+
+        The question stays in the queue of the device then, once, for the next who wants to know.
+        """
+        if self._counting is None:
+            work = guest.on_device(lambda: _runtime_events(guest))
+            self._counting = asyncio.create_task(work)
+        counting = self._counting
+        await asyncio.wait({counting}, timeout=_DEVICE_SECONDS)
+        if counting.done():
+            if self._counting is counting:
+                self._counting = None
+            self._events = counting.result()
+        return self._events
+
+
+def _runtime_events(guest: Guest) -> int | None:
+    """Return how many events the app has emitted; None where that cannot be told now."""
+    try:
+        return guest.kept("runtime events", lambda: len(guest.attester.event_log().runtime))
+    except AttestKitError:  # a device that fails has counters of its own, and the rest goes on
+        return None
+
+
+def _machine(figures: Figures) -> "Iterator[Metric]":
+    """Yield the agent's families: names, labels, help and values are its."""
+    from prometheus_client.core import GaugeMetricFamily as Gauge  # late: for who collects
+
+    for name, what, value in (
+        ("os_name", "Operating system name", figures.os_name),
+        ("os_version", "Operating system version", figures.os_version),
+        ("kernel_version", "Kernel version", figures.kernel),
+        ("cpu_model", "CPU model information", figures.cpu),
+    ):
+        family = Gauge(f"system_{name}", what, labels=[name])
+        family.add_metric([value], 1)
+        yield family
+    memory, swap, load = figures.memory, figures.swap, figures.load
+    yield Gauge("system_num_cpus", "Number of logical CPUs", figures.cpus)
+    yield Gauge("system_memory_total", "Total memory in bytes", memory.total)
+    yield Gauge("system_memory_available", "Available memory in bytes", memory.available)
+    yield Gauge("system_memory_used", "Used memory in bytes", memory.used)
+    yield Gauge("system_memory_free", "Free memory in bytes", memory.free)
+    yield Gauge("system_swap_total", "Total swap memory in bytes", swap.total)
+    yield Gauge("system_swap_used", "Used swap memory in bytes", swap.used)
+    yield Gauge("system_swap_free", "Free swap memory in bytes", swap.free)
+    yield Gauge("system_uptime", "System uptime in seconds", figures.uptime)
+    yield Gauge("system_load_average_1m", "System load average (1 minute)", load.one)
+    yield Gauge("system_load_average_5m", "System load average (5 minutes)", load.five)
+    yield Gauge("system_load_average_15m", "System load average (15 minutes)", load.fifteen)
+    yield from _disks(figures.disks)
+
+
+def _disks(disks: Sequence[Disk]) -> "Iterator[Metric]":
+    from prometheus_client.core import GaugeMetricFamily as Gauge
+
+    total = Gauge("disk_total_size", "Disk total size in bytes", labels=_DISK)
+    free = Gauge("disk_free_size", "Disk free size in bytes", labels=_DISK)
+    used = Gauge("disk_used_size", "Disk used size in bytes", labels=_DISK)
+    percentage = Gauge("disk_usage_percentage", "Disk usage percentage", labels=_DISK)
+    for disk in disks:
+        labels = (disk.name, disk.mount_point)
+        total.add_metric(labels, disk.total)
+        free.add_metric(labels, disk.free)
+        used.add_metric(labels, disk.used)
+        percentage.add_metric(labels, disk.percentage)
+    yield from (total, free, used, percentage)
+
+
+def _as_the_agent(family: "Metric") -> str:
+    """Return a family in the exposition format, as the agent spaces it."""
+    lines = [
+        f"# HELP {family.name} {family.documentation}",
+        f"# TYPE {family.name} {family.type}",
+    ]
+    for name, labels, value, *_ in family.samples:
+        inside = ", ".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
+        whole = int(value) if value == int(value) else value
+        lines.append(f"{name}{{{inside}}} {whole}" if inside else f"{name} {whole}")
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+def _ours(guest: Guest, events: int | None) -> bytes:
+    from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+
+    registry = CollectorRegistry()  # never the global one, which is the whole program's
+    registry.register(_Collector(guest, events))
+    ProcessCollector(registry=registry)
+    return generate_latest(registry)
+
+
+class _Collector:
+    """What the server has counted so far, as families."""
+
+    def __init__(self, guest: Guest, events: int | None) -> None:
+        self._guest = guest
+        self._events = events
+
+    def collect(self) -> "Iterator[Metric]":
+        """Yield the families."""
+        yield from traffic_families(self._guest.stats)
+        yield self._streams()
+        yield from self._device()
+        yield self._build()
+
+    def _streams(self) -> "Metric":
+        from prometheus_client.core import GaugeMetricFamily
+
+        return GaugeMetricFamily(
+            "attestkit_open_log_streams",
+            "Streams of container logs open now",
+            self._guest.stats.streams,
+        )
+
+    def _device(self) -> "Iterator[Metric]":
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        stats = self._guest.stats
+        yield CounterMetricFamily(
+            "attestkit_quotes", "Quotes and other evidence that the platform gave", stats.quotes
+        )
+        errors = CounterMetricFamily(
+            "attestkit_device_errors", "Quotes that the platform did not give", labels=("error",)
+        )
+        for name, count in sorted(stats.device_errors.items()):
+            errors.add_metric((name,), count)
+        yield errors
+        events = GaugeMetricFamily(
+            "attestkit_runtime_events", "Events in the log that were emitted at run time", labels=()
+        )
+        if self._events is not None:
+            events.add_metric((), self._events)
+        yield events
+
+    def _build(self) -> "Metric":
+        from prometheus_client.core import GaugeMetricFamily
+
+        attester = self._guest.attester
+        build = GaugeMetricFamily(
+            "attestkit_build_info",
+            "What runs here; always 1",
+            labels=("version", "core", "backend", "simulated"),
+        )
+        simulated = "true" if attester.simulated else "false"
+        build.add_metric((own_version(), CORE, attester.backend.name, simulated), 1)
+        return build

@@ -1,0 +1,104 @@
+"""Messages in a query string: `path=a%2Fb&alt_names[0]=x&usage_ra_tls=true`.
+
+Percent escapes and `+` are decoded as in a form, brackets are taken escaped or not, unknown keys
+are ignored, and a known key given twice is an error.
+"""
+
+import re
+from typing import NamedTuple, TypeVar
+from urllib.parse import unquote_to_bytes
+
+from attestkit.errors import FormatError
+from attestkit.serve.rpc.json_codec import MAX_UINT64, hex_bytes
+from attestkit.serve.rpc.messages import Field, defaults_of, fields_of
+
+__all__ = ["asks_for_json", "decode"]
+
+M = TypeVar("M", bound=NamedTuple)
+
+_JSON_FLAGS = frozenset({b"json", b"json=", b"json=1", b"json=true"})
+_NUMBER = re.compile(r"[0-9]{1,20}\Z")
+_INDEX = re.compile(r"\[([0-9]{0,9})\]\Z")
+
+
+def asks_for_json(query: bytes) -> bool:
+    """Tell whether the query demands JSON mode: `json`, `json=`, `json=1` or `json=true`."""
+    return b"json" in query and not _JSON_FLAGS.isdisjoint(query.split(b"&"))
+
+
+def decode(message: type[M], query: bytes) -> M:
+    """Return the message in a raw query string; an empty one is a message of defaults.
+
+    Raises:
+        FormatError: a field of the wrong type, given twice, or without the brackets of an array.
+    """
+    if not query:
+        return defaults_of(message)
+    found = _collect(message, query)
+    return message._make([_value(field, found.get(field.name)) for field in fields_of(message)])
+
+
+def _collect(message: type[M], query: bytes) -> dict[str, dict[str, str]]:
+    """Return for each known field its texts by their brackets, "" where there are none."""
+    known = {field.name: field for field in fields_of(message)}
+    found: dict[str, dict[str, str]] = {}
+    for pair in query.split(b"&"):
+        raw_key, _, raw_value = pair.partition(b"=")
+        key = _unescape(raw_key).decode("utf-8", "replace")
+        name, bracket, rest = key.partition("[")
+        field = known.get(name)
+        if field is None:
+            continue
+        place = _place(field, bracket + rest, len(found.get(name, ())))
+        texts = found.setdefault(name, {})
+        if place in texts:
+            raise FormatError(f"{name} is given twice")
+        try:
+            texts[place] = _unescape(raw_value).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{name} is not valid UTF-8") from error
+    return found
+
+
+def _unescape(text: bytes) -> bytes:
+    return unquote_to_bytes(text.replace(b"+", b" "))
+
+
+def _place(field: Field, brackets: str, count: int) -> str:
+    """Return under which key a text of this field is kept: its index, or "" without brackets."""
+    if not field.repeated:
+        if brackets:
+            raise FormatError(f"{field.name} is not an array")
+        return ""
+    index = _INDEX.match(brackets)
+    if index is None:
+        raise FormatError(f"{field.name} is an array: write {field.name}[0]=... for each item")
+    # `[]` counts on from what is there, so that both spellings mix without a surprise.
+    return str(int(index[1])) if index[1] else f"+{count}"
+
+
+def _value(field: Field, texts: dict[str, str] | None) -> object:
+    if texts is None:
+        return field.default
+    if field.repeated:
+        # Items with an index come first and in its order, then those of `[]` as they came.
+        order = sorted(texts, key=lambda place: (place.startswith("+"), int(place)))
+        return tuple([_scalar(field, texts[place]) for place in order])
+    text = texts[""]
+    if not text and field.optional:
+        return None
+    return _scalar(field, text)
+
+
+def _scalar(field: Field, text: str) -> str | bool | int | bytes:
+    if field.kind is str:
+        return text
+    if field.kind is bytes:
+        return hex_bytes(field.name, text)
+    if field.kind is bool:
+        if text not in {"true", "false"}:
+            raise FormatError(f"{field.name} must be true or false")
+        return text == "true"
+    if _NUMBER.match(text) is None or int(text) > MAX_UINT64:
+        raise FormatError(f"{field.name} must be a number that fits 64 bits without sign")
+    return int(text)

@@ -1,0 +1,86 @@
+"""The legacy service Tappd on tappd.sock: one short function per call."""
+
+from attestkit.keys import derive_p256
+from attestkit.report_data import ReportData
+from attestkit.serve.rpc.dispatcher import Method, Service
+from attestkit.serve.rpc.json_codec import Prepared
+from attestkit.serve.rpc.messages import (
+    AppInfo,
+    DeriveK256KeyResponse,
+    DeriveKeyArgs,
+    GetKeyArgs,
+    GetTlsKeyArgs,
+    GetTlsKeyResponse,
+    RawQuoteArgs,
+    TdxQuoteArgs,
+    TdxQuoteResponse,
+    WorkerVersion,
+)
+from attestkit.serve.services.context import Guest
+
+__all__ = ["SERVICE"]
+
+_DEFAULT_ALGORITHM = "sha512"
+_DEFAULT_TAG = "app-data"
+
+
+def _derive_key(guest: Guest, args: DeriveKeyArgs) -> GetTlsKeyResponse:
+    """Derive a P-256 key from a path, and issue a certificate for it."""
+    request = GetTlsKeyArgs(
+        subject=args.subject,
+        alt_names=args.alt_names,
+        usage_ra_tls=args.usage_ra_tls,
+        usage_server_auth=args.usage_server_auth,
+        usage_client_auth=args.usage_client_auth,
+    )
+    if args.random_seed:
+        key = derive_p256(guest.random(32), args.path.encode())
+    else:
+        key = guest.keys.derive_p256(args.path)
+    return guest.certificate(request, key)
+
+
+def _derive_k256_key(guest: Guest, args: GetKeyArgs) -> DeriveK256KeyResponse:
+    """Derive the key of a path, with the signatures that vouch for it."""
+    derived = guest.keys.derive(args.path, args.purpose, args.algorithm)
+    return DeriveK256KeyResponse(derived.key, derived.signature_chain)
+
+
+def _tdx_quote(guest: Guest, args: TdxQuoteArgs) -> Prepared[TdxQuoteResponse]:
+    """Get a TDX quote over the hash of some content."""
+    algorithm = args.hash_algorithm or _DEFAULT_ALGORITHM
+    tag = args.prefix or _DEFAULT_TAG
+    report_data = ReportData.bind(tag, args.report_data, algorithm)
+    answer = TdxQuoteResponse(hash_algorithm=algorithm, prefix="" if algorithm == "raw" else tag)
+    return guest.quote(report_data, answer)
+
+
+def _raw_quote(guest: Guest, args: RawQuoteArgs) -> Prepared[TdxQuoteResponse]:
+    """Get a TDX quote over exactly 64 bytes of report data."""
+    return _tdx_quote(guest, TdxQuoteArgs(args.report_data, "raw"))
+
+
+def _info(guest: Guest, _: None) -> Prepared[AppInfo]:
+    """Tell who the app is, and what it was measured to be."""
+    return guest.info()
+
+
+def _version(guest: Guest, _: None) -> WorkerVersion:
+    """Tell the release of the API and the revision of the server."""
+    return WorkerVersion(guest.release.version, guest.release.rev)
+
+
+SERVICE = Service(
+    {
+        "DeriveKey": Method(_derive_key, DeriveKeyArgs, device=True),
+        "DeriveK256Key": Method(_derive_k256_key, GetKeyArgs),
+        "TdxQuote": Method(_tdx_quote, TdxQuoteArgs, device=True),
+        "RawQuote": Method(_raw_quote, RawQuoteArgs, device=True),
+        "Info": Method(_info, device=True),
+        "Version": Method(_version),
+    },
+    mount="/prpc/",
+    prefix="Tappd.",
+    name="Tappd",
+)
+"""Tappd: `/prpc/<Method>` and `/prpc/Tappd.<Method>`."""

@@ -1,0 +1,305 @@
+"""What POST /verify answers: the steps of a verification, their flags, and why one was refused.
+
+Request and response are those of the dstack verifier service (attestation-format.md sections 10.2
+and 10.3). What `details` shows has been verified; a step that was not reached leaves false or null.
+"""
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+from attestkit._formats import strict_json
+from attestkit.attestation import Attestation
+from attestkit.attestation.launch.os_image import expected_tdx_registers, verified_hash
+from attestkit.attestation.launch.vm_config import VmConfig
+from attestkit.attestation.wire.evidence_parts import Tdx, td_body
+from attestkit.errors import (
+    AttestKitError,
+    CollateralError,
+    FormatError,
+    UsageError,
+    VerificationError,
+)
+from attestkit.verifier.dcap.fetch_and_retry import FetchNeededError
+from attestkit.verifier.result import AttestationResult, Authenticated
+
+if TYPE_CHECKING:
+    from attestkit.attestation import AppInfo
+    from attestkit.verifier.pipeline import Examination, Verifier
+
+__all__ = ["STEPS", "Outcome", "VerifyRequest", "WrongTypeError", "judge"]
+
+_FLAGS: Final = (
+    "quote_verified",
+    "event_log_verified",
+    "os_image_hash_verified",
+    "acpi_tables_verified",
+)
+_BEFORE: Final = "Internal error"  # the documented name of what comes before the first step
+_QUOTE: Final = "Quote verification failed"
+_OS_IMAGE: Final = "OS image hash verification failed"
+_EVENT_LOG: Final = "Event log verification failed"
+_POLICY: Final = "Policy"
+STEPS: Final = {
+    _BEFORE: "reading",
+    _QUOTE: "quote",
+    _OS_IMAGE: "os_image",
+    _EVENT_LOG: "event_log",
+    _POLICY: "policy",
+}
+"""The steps of a verification: as a reason begins, and as the metrics name them."""
+
+_NULLS: Final = ("os_image_is_dev", "os_image_version", "tee_variant", "report_data", "tcb_status")
+
+
+class WrongTypeError(FormatError):
+    """A request is JSON, and not of the documented types: 422 where broken JSON is 400."""
+
+
+class VerifyRequest(NamedTuple):
+    """What is to be judged. `attestation` wins; then the next three are ignored."""
+
+    attestation: bytes | None = None
+    quote: bytes | None = None  # a raw TDX quote
+    event_log: str | None = None  # JSON text of the event array
+    vm_config: str | None = None
+    debug: bool | None = None
+
+    @classmethod
+    def from_json(cls, body: bytes) -> "VerifyRequest":
+        """Read the body of a request; unknown keys are ignored.
+
+        Raises:
+            WrongTypeError: It is no object, or a field is of another type.
+            FormatError: It is not JSON, or has a key twice.
+        """
+        fields = strict_json.read(body, "the request")
+        if not isinstance(fields, dict):
+            raise WrongTypeError("the request is not a JSON object")
+        return cls(
+            attestation=_hex(fields, "attestation"),
+            quote=_hex(fields, "quote"),
+            event_log=_typed(fields, "event_log", str, "a string"),
+            vm_config=_typed(fields, "vm_config", str, "a string"),
+            debug=_typed(fields, "debug", bool, "a boolean"),
+        )
+
+
+T = TypeVar("T")
+
+
+def _typed(fields: dict[str, Any], name: str, kind: type[T], what: str) -> T | None:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, kind):
+        raise WrongTypeError(f"{name} is not {what}")
+    return value
+
+
+def _hex(fields: dict[str, Any], name: str) -> bytes | None:
+    if (text := fields.get(name)) is None:
+        return None
+    try:
+        return strict_json.from_hex(text, name)
+    except FormatError as error:
+        raise WrongTypeError(f"{error}; it has neither prefix nor blanks") from error
+
+
+class Outcome(NamedTuple):
+    """How a verification ended."""
+
+    details: dict[str, Any]
+    reason: str | None
+    result: AttestationResult | None  # None unless everything passed
+    cause: AttestKitError | None = None  # that the documented reason does not tell
+    step: str = ""  # that failed, as the reason begins
+    failed: bool = False  # it is not the evidence's fault, as far as we can tell
+
+    def to_json(self) -> bytes:
+        """Return the documented response, compact and in ASCII."""
+        answer = {
+            "is_valid": self.result is not None,
+            "details": self.details,
+            "reason": self.reason,
+        }
+        return json.dumps(answer, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def judge(
+    verifier: "Verifier",
+    request: VerifyRequest,
+    report: Callable[[BaseException], str],
+    *,
+    fetch: bool = True,
+) -> Outcome:
+    """Take the steps of a verification until one fails.
+
+    Args:
+        verifier: Takes the steps; its policy is the last one.
+        request: What is judged.
+        report: Called with an error that nobody expected; returns the id, known to the log too,
+            that the client gets in place of its text.
+        fetch: Whether collateral may be asked for where it is not at hand.
+
+    Raises:
+        FetchNeededError: It has to be, and may not.
+    """
+    run = _Run(verifier, request, fetch=fetch)
+    try:
+        return Outcome(run.details, None, run.take())
+    except FetchNeededError:
+        raise
+    except AttestKitError as error:
+        if isinstance(error.__cause__, AttestKitError) and run.step == _BEFORE:
+            return Outcome(run.details, f"{run.step}: {error}", None, error.__cause__, run.step)
+        expected = getattr(error, "reason", "") != "internal"
+        text = str(error) if expected else f"internal error, request {report(error)}"
+        # Where collateral cannot be had nothing was said of the evidence yet.
+        collateral = isinstance(error, CollateralError) and not isinstance(error, VerificationError)
+        failed = collateral or not expected
+    except BaseException as error:  # noqa: BLE001 - a panic of a library in Rust is none of Exception
+        text, failed = f"internal error, request {report(error)}", True
+    return Outcome(run.details, f"{run.step}: {text}", None, step=run.step, failed=failed)
+
+
+class _Run:
+    """One verification on its way; `step` and `details` say how far it has come."""
+
+    def __init__(self, verifier: "Verifier", request: VerifyRequest, *, fetch: bool) -> None:
+        self._verifier = verifier
+        self._fetch = fetch
+        self._request = request
+        self.step = _BEFORE
+        self.details: dict[str, Any] = {
+            **dict.fromkeys(_FLAGS, False),
+            **dict.fromkeys(_NULLS),
+            "advisory_ids": [],
+            "key_provider": None,
+            "app_info": None,
+        }
+
+    def take(self) -> AttestationResult:
+        attestation = _attestation(self._request)
+        self.step = _QUOTE
+        examination, authenticated = self._authenticate(attestation)
+        self.step = _OS_IMAGE
+        image_hash = self._os_image(examination, attestation)
+        self.step = _EVENT_LOG
+        self._app_info(examination, authenticated, image_hash)
+        self.step = _POLICY
+        result = examination.appraise(None)
+        if not isinstance(result, AttestationResult):  # the only thing that says yes
+            raise TypeError(f"appraise() returned {type(result).__name__}")
+        return result
+
+    def _authenticate(self, attestation: Attestation) -> "tuple[Examination, Authenticated]":
+        """Let the maker's signature, its word on the platform, and the log's replay pass."""
+        report = attestation.snp_report
+        if report is not None and report.signing_key == "VLEK":
+            raise VerificationError(
+                "the report is signed by a VLEK, the key of a cloud; this service takes only a "
+                "VCEK, the key of a chip"
+            )
+        examination = self._verifier.examine(attestation, fetch=self._fetch)
+        authenticated = examination.authenticate()
+        examination.replay()
+        status = authenticated.status
+        self.details.update(
+            quote_verified=True,
+            tee_variant=attestation.platform,
+            report_data=attestation.report_data.hex(),
+            tcb_status=None if status is None else str(status),
+            advisory_ids=list(authenticated.advisory_ids),
+        )
+        return examination, authenticated
+
+    def _os_image(self, examination: "Examination", attestation: Attestation) -> bytes:
+        try:
+            found = examination.image_hash()
+            if not found:
+                # A Verifier lets what cannot be told pass, and its policy decides; here it must be.
+                verified_hash(attestation.evidence)  # says what is missing
+                raise VerificationError("the evidence does not tell which image runs")
+        except AttestKitError:
+            if self._request.debug and (differences := _differences(attestation)):
+                self.details["rtmr_debug"] = differences
+            raise
+        self.details["os_image_hash_verified"] = True
+        return found
+
+    def _app_info(
+        self, examination: "Examination", authenticated: Authenticated, image_hash: bytes
+    ) -> None:
+        info = examination.app_info()
+        if info is None:
+            raise VerificationError("the evidence does not name its app")
+        info = info._replace(os_image_hash=image_hash)
+        variant = self.details["tee_variant"]
+        self.details.update(
+            event_log_verified=True,
+            key_provider=_key_provider(info.key_provider_info),
+            app_info=info.to_dict(),
+            boot_info=_boot_info(info, variant, authenticated),
+        )
+
+
+def _attestation(request: VerifyRequest) -> Attestation:
+    """Return the evidence in a request; only the outermost cause is told, as documented."""
+    if request.attestation is not None:
+        try:
+            return Attestation.from_bytes(request.attestation)
+        except AttestKitError as error:
+            raise FormatError("Failed to decode attestaion") from error  # spelt so upstream
+    if request.quote is None:
+        raise UsageError("Quote is required")
+    if request.event_log is None:
+        raise UsageError("Event log is required")
+    try:
+        config = request.vm_config or ""
+        return Attestation.from_quote_and_log(request.quote, request.event_log, config)
+    except AttestKitError as error:
+        raise FormatError("Failed to create attestation") from error
+
+
+def _differences(attestation: Attestation) -> list[dict[str, str]]:
+    """Return RTMR 0 to 2 where they are not the image's; nothing where those are not known."""
+    platform = attestation.evidence.platform
+    if not isinstance(platform, Tdx):
+        return []
+    try:
+        expected = expected_tdx_registers(VmConfig.parse(attestation.config), platform)
+    except AttestKitError:
+        return []
+    body = td_body(platform.quote)
+    pairs = zip(expected[1:], (body.rtmr0, body.rtmr1, body.rtmr2), strict=True)
+    return [
+        {"rtmr": f"RTMR{index}", "expected": want.hex(), "actual": have.hex()}
+        for index, (want, have) in enumerate(pairs)
+        if want != have
+    ]
+
+
+def _key_provider(text: bytes) -> dict[str, str] | None:
+    """Return the key provider's name and id; None where it is none or malformed."""
+    try:
+        fields = strict_json.read_object(text, "key_provider_info")
+        return {name: strict_json.string(fields, name) for name in ("name", "id")}
+    except FormatError:
+        return None
+
+
+def _boot_info(info: "AppInfo", variant: str, authenticated: Authenticated) -> dict[str, Any]:
+    """Return what an authority that gives out keys decides by, in its own spelling."""
+    status = authenticated.status
+    return {
+        "teeVariant": variant,
+        "mrAggregated": info.mr_aggregated.hex(),
+        "osImageHash": info.os_image_hash.hex(),
+        "mrSystem": info.mr_system.hex(),
+        "appId": info.app_id.hex(),
+        "composeHash": info.compose_hash.hex(),
+        "instanceId": info.instance_id.hex(),
+        "deviceId": info.device_id.hex(),
+        "keyProviderInfo": info.key_provider_info.hex(),
+        "tcbStatus": "" if status is None else str(status),
+        "advisoryIds": list(authenticated.advisory_ids),
+    }

@@ -1,0 +1,164 @@
+"""What dcap-qvl says when it refuses, in our words: the reason, where it is, what would mend it.
+
+Its texts are Rust's error chains: a head, and what led to it, behind "Caused by:" on lines of their
+own. The heads below and in `dcap_explained` are those of dcap-qvl 0.7; a text that has none of them
+is a refusal like any other, with the reason `rejected`. Nothing of a text gets into ours but times.
+"""
+
+import re
+from itertools import islice
+from typing import Final
+
+from attestkit.errors import AttestKitError
+from attestkit.verifier.dcap.diagnostics import EXPLAINED, Judged
+from attestkit.verifier.dcap.reasons import BAD_QE_REPORT, BAD_QUOTE, refuse
+
+__all__ = ["refusal"]
+
+_PREFIX: Final = "Verification failed: "
+_BORDER: Final = re.compile(r"\n\s+(?:\d+: )?")  # between a head and what led to it
+_MAX_BORDERS: Final = 8  # it has three
+_FRESH: Final = "fetch fresh collateral"
+
+
+def refusal(text: str, judged: Judged) -> AttestKitError:
+    """Return our error for dcap-qvl's `text`, for the caller to raise from dcap-qvl's."""
+    text = text.removeprefix(_PREFIX)
+    borders = islice(_BORDER.finditer(text), _MAX_BORDERS)
+    for start in (0, *(border.end() for border in borders)):
+        for head, explain in EXPLAINED.items():
+            if text.startswith(head, start):
+                return explain(text, judged)
+        for head, reason, message in _PLAIN:
+            if text.startswith(head, start):
+                return refuse(reason, message)
+    return refuse("rejected", "dcap-qvl refuses the quote for a reason that is not known here")
+
+
+def _mismatch(field: str) -> str:
+    return (
+        f"the quoting enclave's {field} is not that of QE identity: it is not Intel's, or altered"
+    )
+
+
+_QUOTE: Final = "quote_format"
+_CHAIN: Final = "a certificate chain is not in the order, or not of the kind, that Intel issues"
+_INFO: Final = f"TCB info is malformed: {_FRESH}"
+_QE: Final = f"QE identity is malformed: {_FRESH}"
+_OTHER_TEE: Final = (
+    "TCB info is for the other TEE, or of another version: fetch the collateral anew"
+)
+_MODULE: Final = "the TDX module is not the one that TCB info names"
+
+_PLAIN: Final[tuple[tuple[str, str, str], ...]] = (
+    # The quote.
+    ("Failed to decode quote", _QUOTE, "dcap-qvl cannot read the quote"),
+    ("Unsupported DCAP quote version", _QUOTE, "dcap-qvl does not know the quote's version"),
+    ("Unsupported TEE type", _QUOTE, "the TEE is neither SGX nor TDX"),
+    ("SGX TEE quote must have version 3", _QUOTE, "a quote of an SGX enclave must have version 3"),
+    ("TDX TEE quote must have version", _QUOTE, "a quote of a TD must have version 4 or 5"),
+    ("Unsupported DCAP attestation key", _QUOTE, "the attestation key is not ECDSA P-256"),
+    ("Unknown QE vendor ID", _QUOTE, "the quoting enclave's vendor is not Intel"),
+    ("Invalid QE auth data length", _QUOTE, "QE authentication data must have 32 bytes"),
+    ("Failed to get signed quote scope", _QUOTE, "the quote ends inside what it signs"),
+    ("Failed to get TD10 report", _QUOTE, "the quote has no TD report"),
+    ("Failed to decode QE report", _QUOTE, "the QE report cannot be read"),
+    ("Certificate chain is too short in quote", _QUOTE, "the quote's chain has no certificate"),
+    ("Failed to extract PCK certificates", _QUOTE, "the PCK certificate chain cannot be read"),
+    ("Failed to parse PCK certificate", _QUOTE, "the PCK certificate cannot be read"),
+    ("Intel extension not found", _QUOTE, "the PCK certificate has no SGX extension"),
+    ("Failed to find Fmspc", _QUOTE, "the PCK certificate has no FMSPC"),
+    ("Fmspc length mismatch", _QUOTE, "the FMSPC in the PCK certificate has not 6 bytes"),
+    # Who signed it.
+    (
+        "QE report hash mismatch",
+        "attestation_key_unbound",
+        "the QE report does not vouch for the key that signed the quote",
+    ),
+    ("Signature is invalid for qe_report", *BAD_QE_REPORT),
+    ("ISV enclave report signature is invalid", *BAD_QUOTE),
+    ("CaUsedAsEndEntity", "cert_constraints", _CHAIN),
+    ("EndEntityUsedAsCa", "cert_constraints", _CHAIN),
+    ("PathLenConstraintViolated", "cert_constraints", _CHAIN),
+    ("MaximumPathDepthExceeded", "cert_constraints", _CHAIN),
+    ("RequiredEkuNotFound", "cert_constraints", _CHAIN),
+    ("NameConstraintViolation", "cert_constraints", _CHAIN),
+    (
+        "UnsupportedSignatureAlgorithm",
+        "cert_bad_signature",
+        "a certificate is signed with another algorithm than ECDSA P-256",
+    ),
+    (
+        "Failed to parse TCB Info leaf",
+        "cert_malformed",
+        "the TCB signer's certificate is malformed",
+    ),
+    (
+        "Failed to parse QE Identity leaf",
+        "cert_malformed",
+        "the TCB signer's certificate is malformed",
+    ),
+    # CRLs.
+    ("Failed to parse PCK CRL", "crl_malformed", f"the PCK CA's CRL is malformed: {_FRESH}"),
+    (
+        "InvalidCrlSignatureForPublicKey",
+        "crl_bad_signature",
+        f"the PCK CA's CRL is not signed by the PCK CA: {_FRESH}",
+    ),
+    ("IssuerNotCrlSigner", "crl_bad_signature", "a CRL is signed by a certificate that may not"),
+    (
+        "UnknownRevocationStatus",
+        "crl_missing",
+        f"the collateral has no CRL of who issued one of the certificates: {_FRESH}",
+    ),
+    # TCB info and QE identity.
+    ("Certificate chain is too short for", "chain_length", "an issuer chain has no certificate"),
+    ("Failed to decode TcbInfo", "tcb_info_malformed", _INFO),
+    ("Failed to parse TCB Info", "tcb_info_malformed", _INFO),
+    ("Failed to decode TCB FMSPC", "tcb_info_malformed", _INFO),
+    ("SGX component count mismatch", "tcb_info_malformed", _INFO),
+    ("TDX component count mismatch", "tcb_info_malformed", _INFO),
+    ("Invalid TCB level tcbDate", "tcb_info_malformed", _INFO),
+    ("Invalid TDX module tcbDate", "tcb_info_malformed", _INFO),
+    ("Failed to parse platform TCB date", "tcb_info_malformed", _INFO),
+    ("TDX TCB Info is missing", "tcb_info_malformed", _INFO),
+    (
+        "Signature is invalid for tcb_info",
+        "tcb_info_bad_signature",
+        "TCB info is not signed by the TCB signer: it was altered after it had been signed",
+    ),
+    ("TDX quote with non-TDX TCB info", "tcb_info_wrong_type", _OTHER_TEE),
+    ("SGX quote with non-SGX TCB info", "tcb_info_wrong_type", _OTHER_TEE),
+    (
+        "Fmspc mismatch",
+        "tcb_info_mismatch",
+        "TCB info is for another FMSPC than the platform's: fetch the collateral of this platform",
+    ),
+    ("Failed to decode QeIdentity", "qe_identity_malformed", _QE),
+    ("Failed to parse QE", "qe_identity_malformed", _QE),
+    ("No TCB levels found in QE Identity", "qe_identity_malformed", _QE),
+    (
+        "Signature is invalid for qe_identity",
+        "qe_identity_bad_signature",
+        "QE identity is not signed by the TCB signer: it was altered after it had been signed",
+    ),
+    (
+        "Unsupported QE Identity",
+        "qe_identity_wrong_type",
+        "QE identity is for the other TEE, or of another version: fetch the collateral anew",
+    ),
+    # The platform.
+    ("QE report validation failed", "qe_identity_mismatch", _mismatch("debug bit")),
+    ("QE MRSIGNER", "qe_identity_mismatch", _mismatch("MRSIGNER")),
+    ("QE ISVPRODID", "qe_identity_mismatch", _mismatch("ISVPRODID")),
+    ("QE MISCSELECT", "qe_identity_mismatch", _mismatch("MISCSELECT")),
+    ("QE ATTRIBUTES", "qe_identity_mismatch", _mismatch("ATTRIBUTES")),
+    ("No TDX module identity", "tdx_module_mismatch", _MODULE),
+    ("TDX module MRSIGNER", "tdx_module_mismatch", f"{_MODULE}: its signer differs"),
+    ("TDX module SEAMATTRIBUTES", "tdx_module_mismatch", f"{_MODULE}: its attributes differ"),
+    (
+        "Invalid MR service TD",
+        "service_td",
+        "a service TD is bound to the TD (MR_SERVICETD is not zero), and none is accepted",
+    ),
+)

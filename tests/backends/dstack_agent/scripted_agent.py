@@ -1,0 +1,162 @@
+"""An agent of the tests: it reads one request a connection and answers what it was told to."""
+
+import contextlib
+import json
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import pytest
+
+from attestkit.backends.dstack_agent.client import AgentClient
+from attestkit.errors import AttestKitError
+from tests.keeping import Keeping
+from tests.quotes import made_quote
+
+SECRET = "5ec2e7" * 10 + "5ec2"  # what answers have in place of a key
+PATIENCE = 60  # seconds that a loaded machine may take
+
+
+class Request(NamedTuple):
+    """What a client sent."""
+
+    line: str  # "POST /GetKey HTTP/1.1"
+    headers: dict[str, str]  # names in lower case
+    message: Any  # the body, as JSON
+
+    @property
+    def method(self) -> str:
+        """The last part of the path."""
+        return self.line.split(" ")[1].rpartition("/")[2]
+
+
+# What answers: bytes as they are, or a function that talks to the client itself.
+Script: TypeAlias = bytes | Callable[[socket.socket, Request], None]
+
+
+class ScriptedAgent:
+    """A server on a unix socket, one thread for all, one connection at a time.
+
+    `answers` are by method; under "" is what answers to all others.
+    """
+
+    def __init__(self, path: str, answers: Mapping[str, Script]) -> None:
+        self.path = path
+        self.answers = dict(answers)
+        self.requests: list[Request] = []
+        self.failure: BaseException | None = None
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(path)
+        self._listener.listen(64)
+        self._thread = threading.Thread(target=self._serve, name="scripted agent", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.settimeout(PATIENCE)
+                with Keeping() as kept, contextlib.suppress(ConnectionError):
+                    self._answer(connection)
+                if kept.error is not None:
+                    self.failure = kept.error
+
+    def _answer(self, connection: socket.socket) -> None:
+        request = read_request(connection)
+        if request is None:
+            return
+        self.requests.append(request)
+        script = self.answers.get(request.method, self.answers.get("", NOT_FOUND))
+        if isinstance(script, bytes):
+            connection.sendall(script)
+        else:
+            script(connection, request)
+
+    def stop(self) -> None:
+        """Stop listening, wait for the thread, and raise what went wrong in it."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+        if self.failure is not None:
+            raise self.failure
+
+
+def read_request(connection: socket.socket) -> Request | None:
+    """Read a whole request; None where the client went away before."""
+    with connection.makefile("rb") as lines:
+        line = lines.readline().decode().strip()
+        if not line:
+            return None
+        headers = {}
+        while header := lines.readline().decode().strip():
+            name, _, value = header.partition(":")
+            headers[name.lower()] = value.strip()
+        body = lines.read(int(headers.get("content-length", "0")))
+    return Request(line, headers, json.loads(body))
+
+
+def until_it_goes(connection: socket.socket, _: Request) -> None:
+    """Answer nothing, and wait for the client to go away."""
+    connection.recv(1)
+
+
+def response(body: object, status: int = 200, **headers: str) -> bytes:
+    """Return a whole response; `body` are bytes, or what becomes JSON."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = [f"HTTP/1.1 {status} Whatever", f"Content-Length: {len(data)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + data
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+NOT_FOUND = response({"error": "Service not found: it"}, 404)
+
+
+@contextlib.contextmanager
+def scripted_agent(
+    answers: Mapping[str, Script] | Script, path: str | None = None
+) -> Iterator[ScriptedAgent]:
+    """Run an agent until the end of the block; one answer is that to all methods."""
+    folder = tempfile.mkdtemp(prefix="ak")  # short, for the path of a socket has little room
+    by_method = answers if isinstance(answers, Mapping) else {"": answers}
+    agent = ScriptedAgent(path or str(Path(folder) / "s"), by_method)
+    try:
+        yield agent
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        agent.stop()
+
+
+def fails(script: Script, method: str = "Info", timeout: float = PATIENCE) -> AttestKitError:
+    """Return the error that an answer becomes; it and its causes hold nothing of the body."""
+    arguments = {} if method == "Info" else {"value": 1}
+    with scripted_agent(script) as agent:
+        with pytest.raises(AttestKitError) as caught:
+            AgentClient(agent.path, timeout=timeout).call(method, arguments)
+        assert len(agent.requests) == 1, "asked again"
+    error: BaseException | None = caught.value
+    while error is not None:
+        said = repr(error) + repr(vars(error)) + repr(getattr(error, "object", ""))
+        said += repr(getattr(error, "partial", "")) + repr(getattr(error, "doc", ""))
+        assert SECRET not in said
+        error = error.__cause__ or error.__context__
+    assert type(caught.value).__module__ == "attestkit.errors"
+    return caught.value
+
+
+def usual_agent(**answers: Script) -> contextlib.AbstractContextManager[ScriptedAgent]:
+    """Run an agent with these answers; unless told, one that has a quote of nobody."""
+    usual: dict[str, Script] = {
+        "GetQuote": response({"quote": made_quote().hex(), "event_log": "[]"}),
+        "Version": response({"version": "0.5.8"}),
+    }
+    return scripted_agent(usual | answers)

@@ -1,0 +1,109 @@
+"""The runtime events in a recording: as they were, in memory in proportion to the file."""
+
+import json
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attestkit.backends.recording import Recording
+from attestkit.backends.recording.call_codec import event_to_json
+from attestkit.backends.recording.event_history import History
+from attestkit.event_log import Event
+from attestkit.event_log.runtime_events import runtime_event
+
+HEADER = {
+    "format": "attestkit recording",
+    "version": 1,
+    "backend": "x",
+    "simulated": True,
+    "abilities": ["registers"],
+}
+EVENT = runtime_event("a", b"")
+
+
+def numbered(number: int) -> Event:
+    """Return one of many events."""
+    return runtime_event(str(number), b"")
+
+
+def write(path: Path, answers: list[tuple[int, list[Event]]]) -> None:
+    """Write a recording of a journal that was asked for its events again and again."""
+    rows: list[dict[str, object]] = [
+        HEADER,
+        {"ask": "open_journal", "version": None, "answer": None},
+    ]
+    rows += [
+        {"ask": "journal_events", "answer": {"keep": keep, "add": list(map(event_to_json, added))}}
+        for keep, added in answers
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+# How many events an answer keeps of those before, and how many it adds.
+STEPS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 3)), max_size=40)
+
+
+@given(steps=STEPS, order=st.randoms(use_true_random=False))
+def test_an_answer_is_what_it_keeps_and_what_it_adds(
+    steps: list[tuple[int, int]], order: Random
+) -> None:
+    """However the answers build on each other, and in whatever order they are asked for."""
+    history, answers, number = History(), [], 0
+    plain: tuple[Event, ...] = ()
+    for wanted, more in steps:
+        keep = min(wanted, len(plain))
+        added = tuple(numbered(number + at) for at in range(more))
+        number += more
+        same = history.then(keep, added)
+        assert (same is history) == (not added and keep == len(plain))
+        history, plain = same, (*plain[:keep], *added)
+        assert history.size == len(plain)
+        answers.append((history, plain))
+    order.shuffle(answers)
+    for one, expected in answers:
+        assert one.events() == expected
+        assert one.events() is one.events()
+
+
+SHAPES: dict[str, Callable[[int], list[tuple[int, list[Event]]]]] = {
+    "each adds one": lambda count: [(at, [EVENT]) for at in range(count)],
+    "each replaces the last": lambda count: [
+        (0, [EVENT] * count),
+        *((count - 1, [EVENT]) for _ in range(count)),
+    ],
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_memory_is_in_proportion_to_the_file(tmp_path: Path, shape: str) -> None:
+    """Each answer is the whole history, and a small file has many of them."""
+    peaks = []
+    for count in (1000, 8000):
+        path = tmp_path / f"{count}.jsonl"
+        write(path, SHAPES[shape](count))
+        tracemalloc.start()
+        Recording(path).close()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 10 * peaks[0], peaks  # the square would be 64 times
+    assert peaks[1] < 20 * path.stat().st_size
+
+
+def test_every_answer_of_a_replay_is_given(tmp_path: Path) -> None:
+    """In their order; the last one again after that, as the same tuple."""
+    path = tmp_path / "a.jsonl"
+    events = [numbered(number) for number in range(5)]
+    write(path, [(0, events[:3]), (2, events[3:]), (4, []), (1, []), (1, [])])
+    log: Any = Recording(path)
+    log = log.open_journal()
+    zero, one, two, three, four = events
+    expected = [(zero, one, two), (zero, one, three, four), (zero, one, three, four)]
+    assert [log.events() for _ in range(3)] == expected
+    assert log.events() == (zero,)
+    assert log.events() is log.events()

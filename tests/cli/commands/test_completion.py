@@ -1,0 +1,189 @@
+"""`attestkit completion`: real shells are asked what they would complete."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attestkit import backends
+from attestkit.__main__ import main
+from attestkit.backends.simulator.faults.fault_specs import NAMED
+from attestkit.cli import COMMANDS
+from attestkit.serve.config.command_line import option_names
+from tests.serve.server import environment
+
+pytestmark = pytest.mark.slow  # hundreds of starts
+
+PATIENCE = 120  # seconds; each word is a start of attestkit
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> dict[str, str]:
+    """Return an environment in which `attestkit` is this very one."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    path = folder / "attestkit"
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} -m attestkit "$@"\n')
+    path.chmod(0o700)
+    home = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config"), "TERM": "dumb"}
+    return {**environment(), **home, "PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def _shell(name: str, script: str, env: dict[str, str], **more: Any) -> str:
+    if shutil.which(name) is None:
+        pytest.skip(f"there is no {name} here")
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        [name, *(["--norc"] if name == "bash" else ["-f"] if name == "zsh" else []), "-c", script],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        **more,
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+# Asks as readline does: the words and the line in variables, the answers in another.
+_ASK = """
+eval "$(attestkit completion bash)"
+compopt() { :; }  # which works inside readline alone
+IFS= read -r COMP_LINE
+COMP_POINT=${#COMP_LINE}
+_attestkit_completion attestkit
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("attestkit ", set(COMMANDS)),
+        ("attestkit sh", {"show"}),
+        ("attestkit quote --backend ", set(backends.BUILTIN)),
+        ("attestkit quote --back", {"--backend"}),
+        ("attestkit quote --backend simulator --option qu", {"quote_version="}),
+        ("attestkit quote --backend tdx_ioctl --option q", {"qgs="}),
+        ("attestkit quote --backend simulator --option faults=ebu", {"ebusy"}),
+        ("attestkit quote --backend simulator --option scenario=pck-rev", {"pck-revoked"}),
+        ("attestkit quote --backend simulator --option platform=", {"tdx", "snp"}),
+        ("attestkit attest --encoding v", {"v0", "v1", "v1-cbor"}),
+        ("attestkit key x --algorithm x", {"x25519"}),
+        ("attestkit verify --policy st", {"strict"}),
+        (
+            "attestkit mount --fault rtmr_extend_",
+            {n for n in NAMED if n.startswith("rtmr_extend_")},
+        ),
+        ("attestkit quote --backend=sim", {"simulator"}),
+        ("attestkit run --fault=torn", {n for n in NAMED if n.startswith("torn")}),
+        ("attestkit run --scenario=pck-rev", {"pck-revoked"}),
+        ("attestkit quote --backend simulator --option=scena", {"scenario="}),
+        ("attestkit quote --backend=simulator --option=scenario=pck-rev", {"pck-revoked"}),
+        ("attestkit serve --dev", {"--dev-http"}),
+        ("attestkit completion ", {"bash", "zsh", "fish"}),
+        ("attestkit quote --backend nothing --option x", set()),
+    ],
+)
+def test_bash(line: str, expected: set[str], program: dict[str, str]) -> None:
+    """Commands, options, and values, also behind an equals sign, at which bash breaks words."""
+    told = _shell("bash", _ASK, program, input=f"{line}\n")
+    found = set(told.split())
+    if line.endswith(" --backend "):
+        assert found >= expected  # plugins may be installed
+    else:
+        assert found == expected
+
+
+def test_bash_completes_files(program: dict[str, str], tmp_path: Path) -> None:
+    """Where a file is wanted, readline itself is left to look for it."""
+    (tmp_path / "evidence").touch()
+    script = _ASK.replace("compopt() { :; }", "compopt() { echo compopt $*; }")
+    for line in ("show ev", "run -- ls ev", "run ev", "attest --output=ev"):
+        told = _shell("bash", script, program, input=f"attestkit {line}\n", cwd=tmp_path)
+        assert told.split() == ["compopt", "-o", "default"], line
+    told = _shell("bash", script, program, input="attestkit mount d\n", cwd=tmp_path)
+    assert told.split() == ["compopt", "-o", "dirnames"]
+
+
+def test_fish(program: dict[str, str], tmp_path: Path) -> None:
+    """Fish has a command of its own for asking."""
+    (tmp_path / "evidence").touch()
+    for line, expected in (
+        ("attestkit sh", ["show"]),
+        ("attestkit attest --encoding json-", ["json-record"]),
+        ("attestkit quote --backend simulator --option faults=ebu", ["faults=ebusy"]),
+        ("attestkit quote --backend=sim", ["--backend=simulator"]),
+        ("attestkit run --scenario=pck-rev", ["--scenario=pck-revoked"]),
+        ("attestkit quote --option=scenario=pck-rev", ["--option=scenario=pck-revoked"]),
+        ("attestkit show evi", ["evidence"]),
+        ("attestkit run -- ls evi", ["evidence"]),
+        ("attestkit attest --output=evi", ["--output=evidence"]),
+    ):
+        script = f"attestkit completion fish | source; complete --do-complete '{line}'"
+        told = _shell("fish", script, program, cwd=tmp_path)
+        assert [found.split("\t")[0] for found in told.splitlines()] == expected, line
+
+
+# Zsh completes in its line editor alone: one is run in a terminal of its own.
+_ZSH = """
+zmodload zsh/zpty
+zpty shell zsh -f -i
+zpty -w shell 'PS1=; unsetopt zle_bracketed_paste 2>/dev/null; autoload -U compinit; compinit -u'
+zpty -w shell 'eval "$(attestkit completion zsh)"'
+zpty -w shell 'reported() { print -r -- "<<<$BUFFER>>>"; exit }'
+zpty -w shell 'zle -N reported; bindkey ^X reported'
+zpty -w shell 'print -r -- re""ady'
+zpty -r shell line '*ready*' || exit 1
+zpty -n -w shell "$LINE"$'\\t\\x18'
+zpty -r shell line '*<<<*>>>*' || exit 1
+print -r -- "$line"
+zpty -d shell
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "attestkit quote --backend simulator --option faults=ebu",
+            "attestkit quote --backend simulator --option faults=ebusy",
+        ),
+        ("attestkit quote --backend=sim", "attestkit quote --backend=simulator"),
+        ("attestkit run --scenario=pck-rev", "attestkit run --scenario=pck-revoked"),
+        (
+            "attestkit quote --option=scenario=pck-rev",
+            "attestkit quote --option=scenario=pck-revoked",
+        ),
+        ("attestkit show evi", "attestkit show evidence"),
+        ("attestkit run -- ls evi", "attestkit run -- ls evidence"),
+        ("attestkit attest --output=evi", "attestkit attest --output=evidence"),
+    ],
+)
+def test_zsh(line: str, expected: str, program: dict[str, str], tmp_path: Path) -> None:
+    """A tab in zsh's own line editor."""
+    (tmp_path / "evidence").touch()
+    told = _shell("zsh", _ZSH, {**program, "LINE": line}, cwd=tmp_path)
+    assert f"<<<{expected}" in told
+
+
+def test_scripts_are_shell(program: dict[str, str]) -> None:
+    """Each shell takes its script, and no other is known."""
+    for shell in ("bash", "zsh", "fish"):
+        told = _shell(shell, f"attestkit completion {shell} | {shell} -n && echo good", program)
+        assert told == "good\n"
+
+
+def test_another_shell_is_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    """The message names those that there are."""
+    assert main(["completion", "tcsh"]) == 1
+    assert "'bash', 'zsh', 'fish'" in capsys.readouterr().err
+
+
+def test_every_option_of_the_server_is_completed() -> None:
+    """They are those of its own parser."""
+    assert {"--dev-http", "--seed", "-h", "--help"} <= set(option_names())

@@ -1,0 +1,336 @@
+"""`attestkit report`: one page that loads and runs nothing, for good evidence and for refused."""
+
+import json
+import re
+from base64 import b64encode
+from hashlib import sha256
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from attestkit.__main__ import main
+from attestkit.attestation import Attestation
+from attestkit.cli.report.events import FIRST, LAST
+from attestkit.cli.report.page import mark
+from attestkit.event_log import EventLog
+from attestkit.event_log.display import preview, printable
+from tests.cli import evidence_files
+from tests.cli.evidence_files import HOSTILE, NONCE_HEX, Files
+from tests.vectors import HAVE_SHARED, SHARED, needs_shared
+from tests.verifier import parcels
+
+Capture = pytest.CaptureFixture[str]
+DCAP = SHARED / "data/quotes/dcap-qvl"
+VOID = {"meta"}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    """Good evidence in every form, and what it takes to believe it."""
+    return evidence_files.write(tmp_path)
+
+
+class Reader(HTMLParser):
+    """Checks that every element is closed, and keeps what a page could load or run."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+        self.ids: set[str] = set()
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note an element."""
+        self.tags.add(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            assert not name.startswith("on")
+            assert name != "style"
+            if name in {"href", "src", "action", "data", "srcset"}:
+                self.links.append(value or "")
+            if name == "id":
+                self.ids.add(value or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        """Close an element, which must be the last that was opened."""
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        """Keep the text that people see."""
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+def read(path: Path) -> Reader:
+    """Read a page, and check what holds for every one of them."""
+    text = path.read_text("utf-8")
+    page = Reader(text)
+    assert page.tags.isdisjoint({"script", "img", "iframe", "link", "object", "embed", "form"})
+    assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
+    style = text.partition("<style>")[2].partition("</style>")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+    named = b64encode(sha256(style.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'sha256-{named}'" in text
+    assert not {"\x1b", "\x07", "\x00", "\u202e"} & set(text)
+    return page
+
+
+def report(files: Files, *words: str, code: int = 0) -> Reader:
+    """Run the command, and read its page."""
+    page = files.folder / "page.html"
+    page.unlink(missing_ok=True)
+    assert main(["report", *words, "-o", str(page)]) == code
+    return read(page)
+
+
+def test_accepted_evidence_has_every_section(files: Files) -> None:
+    """Verdict, steps, app, registers with timelines, chain, TCB levels, collateral."""
+    page = report(files, str(files.evidence), *files.trusted)
+    assert {"verdict", "steps", "app", "registers", "chain", "tcb", "collateral"} <= page.ids
+    for text in (
+        "Accepted",
+        "UpToDate",
+        "Simulated evidence",
+        "Freshness was not checked",
+        parcels.APP_ID.hex(),
+        "log agrees",
+        "system-ready",
+        "EV_EFI_VARIABLE_DRIVER_CONFIG",
+        "SecureBoot",
+        "Intel SGX PCK Certificate",
+        "Intel SGX Root CA",
+        "This platform",
+        "2024-11-13",
+        "in force",
+    ):
+        assert text in page.text, text
+    evidence = parcels.evidence()
+    for register in evidence.event_log.replay():
+        assert register.hex() in page.text
+    for event in evidence.event_log.events:
+        assert event.digest.hex() in page.text
+    assert "unverified" not in page.text
+    fresh = report(files, str(files.evidence), *files.trusted, "--report-data", NONCE_HEX)
+    assert "Freshness was not checked" not in fresh.text
+    of_key = report(files, str(files.certificate), *files.trusted)
+    assert "Freshness was not checked" in of_key.text
+    assert "has that key, as a TLS handshake would" in of_key.text
+
+
+def test_refused_evidence_is_shown_as_unverified(files: Files, capsys: Capture) -> None:
+    """The page says why, and marks each section; the exit code is that of verify."""
+    page = report(files, str(files.evidence), *files.trusted[2:], code=2)
+    assert "Rejected" in page.text
+    assert "trust anchor" in page.text
+    assert "nothing here may be relied on" in page.text
+    sections = len(page.ids - {"verdict", "steps"})
+    assert page.text.count("unverified") >= sections
+    assert capsys.readouterr().err.count("\n") == 1
+    again = report(files, str(files.evidence), *files.trusted, "--report-data", "ff", code=4)
+    assert "Refused by policy" in again.text
+    assert "the quote's signature holds" in again.text  # what had passed
+
+
+def test_a_log_that_differs_is_shown_beside_the_register(files: Files) -> None:
+    """Both values are there, and the register's state says so."""
+    genuine = parcels.evidence()
+    assert genuine.quote is not None
+    log = parcels.log_of([*parcels.BOOT, ("more", b"")])
+    path = files.put("other", Attestation.for_tdx(genuine.quote, log, genuine.config).to_bytes())
+    page = report(files, str(path), *files.trusted, code=2)
+    assert page.text.count("log differs") == 1
+    assert genuine.quote.rtmrs[3].hex() in page.text
+    assert log.replay()[3].hex() in page.text
+
+
+def test_certificates_bundles_and_quotes_have_pages(files: Files) -> None:
+    """Whatever `verify` takes; a bundle's own instant is told."""
+    page = report(files, str(files.certificate), *files.trusted)
+    assert "log shortened" in page.text
+    page = report(files, str(files.bundle), *files.own_instant)
+    assert "The instant is the bundle's own" in page.text
+    assert "the bundle's word" in page.text
+    page = report(files, str(files.bundle), *files.anchored)
+    assert "the bundle's word" not in page.text
+    assert "Collateralthe bundle's own" in page.text.replace("\n", "")
+    page = report(files, str(files.quote), *files.trusted)
+    assert "app" not in page.ids
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x1b[2J<script>"])
+def test_what_cannot_be_read_has_a_page_that_says_so(content: bytes, files: Files) -> None:
+    """There is a verdict and a reason, and nothing else."""
+    page = report(files, str(files.put("nonsense", content)), *files.trusted, code=5)
+    assert "Unreadable" in page.text
+    assert page.ids == {"verdict", "steps"}
+
+
+def test_hostile_text_stays_text(files: Files) -> None:
+    """Markup, quotes and control characters of strangers are shown, and do nothing."""
+    raw = evidence_files.hostile_evidence().to_bytes()
+    name = HOSTILE.replace("/", "").replace("\0", "")
+    page = report(files, str(files.put(name, raw)), *files.trusted, code=2)
+    assert "<script>alert(1)</script>" in page.text
+    assert "\\u001b" in page.text
+    assert "\\u202e" in page.text
+
+
+def _long_log(events: int) -> EventLog:
+    return parcels.log_of([*parcels.BOOT, *[("e", b"x" * 40)] * events])
+
+
+def test_a_long_log_is_folded(files: Files) -> None:
+    """Of 65,000 events the first and the last are shown, and how many are not."""
+    log = _long_log(65_000)
+    evidence = Attestation.for_tdx(parcels.quote_of(log), log, parcels.IMAGE.vm_config)
+    path = files.put("long", evidence.to_bytes())
+    page = report(files, str(path), *files.trusted)
+    hidden = len([event for event in log.events if event.register == 3]) - FIRST - LAST
+    assert f"{hidden} more events are not shown here" in page.text
+    assert (files.folder / "page.html").stat().st_size < 500_000
+
+
+def test_json_says_where_the_page_is(files: Files, capsys: Capture) -> None:
+    """The verdict is that of verify, with the page's path."""
+    page = files.folder / "page.html"
+    words = ["report", "--json", str(files.evidence), "-o", str(page), *files.trusted]
+    assert main(words) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["page"], told["verdict"]) == (str(page), "accepted")
+    assert main(["report", str(files.evidence), *files.trusted]) == 1  # no -o
+    capsys.readouterr()
+    words = ["report", "--json", str(files.evidence), "-o", "-", *files.trusted]
+    assert main(words) == 1
+    told_both = capsys.readouterr()
+    assert told_both.out == ""
+    assert "both would go to stdout" in told_both.err
+
+
+def _samples() -> list[str]:
+    if not HAVE_SHARED:
+        return []
+    folder = SHARED / "data"
+    return sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".md"
+    )
+
+
+@needs_shared
+@pytest.mark.parametrize("name", _samples())
+def test_every_real_sample_has_a_page(name: str, files: Files) -> None:
+    """Evidence or not, verified or not: no traceback, and a page that holds together."""
+    page = files.folder / "page.html"
+    collateral = str(DCAP / "tdx_quote_collateral.json")
+    words = ["report", str(SHARED / "data" / name), "-o", str(page), "--collateral", collateral]
+    assert main([*words, "--at", "2025-07-01"]) in {0, 2, 3, 4, 5}
+    shown = read(page)
+    if name in {"quotes/dcap-qvl/tdx_quote", "dstack/simulator/attestation.bin"}:
+        assert {"registers", "chain", "tcb"} <= shown.ids
+
+
+@needs_shared
+def test_the_level_of_a_real_platform_is_marked(files: Files) -> None:
+    """It is the first that the platform reaches; below all levels none is, and what lacks is."""
+    page = files.folder / "page.html"
+    for name, at, code in (("tdx_quote", "2025-07-01", 0), ("tdx_quote_outdated", "2026-03-01", 2)):
+        words = [str(DCAP / name), "--collateral", str(DCAP / f"{name}_collateral.json")]
+        report(files, *words, "--at", at, code=code)
+        text = page.read_text()
+        rows = re.findall(r'<tr class="mine ok"><td class="date">([^<]*)', text)
+        assert rows == (["2024-03-13"] if code == 0 else [])
+        assert ('<span class="short">5</span>' in text) == (code == 2)
+
+
+@needs_shared
+def test_what_was_left_out_is_marked(files: Files) -> None:
+    """A step that was not taken has another mark than one that passed."""
+    folder = SHARED / "data/snp/virtee-sev"
+    words = [str(folder / "report_milan.hex"), "--at", "2024-06-01"]
+    for name in ("vcek_milan.der", "cert_chain_milan"):
+        words += ["--certificate", str(folder / name)]
+    page = report(files, *words)
+    assert "SEV-VCEK" in page.text
+    text = (files.folder / "page.html").read_text()
+    for step in (
+        "revocation was not looked at",
+        "HOST_DATA was not compared",
+        "replay was left",
+        "the platform&#39;s maker names no advisories",
+    ):
+        assert f'<li class="left-out">{step}' in text
+    assert "<li>the report&#39;s signature holds" in text
+
+
+@pytest.mark.parametrize(
+    ("step", "css"),
+    [
+        ("the quote's signature holds", ""),
+        ("TCB status UpToDate is accepted", ""),
+        ("TCB status OutOfDate is accepted", "caution"),
+        ("TCB status SWHardeningNeeded is accepted", "caution"),
+        ("OutOfDate: of the TCB versions, launch differ from the reported one", "caution"),
+        ("security advisories INTEL-SA-1 are accepted", "caution"),
+        ("caution: the policy names an app and no OS image", "caution"),
+        ("the enclave runs in debug mode: its PCRs 0 to 2 are zero", "caution"),
+        (
+            "the report data is the one that the bundle names, which by itself shows nothing",
+            "caution",
+        ),
+        ("there is no TCB status on this platform", "left-out"),
+        ("the OS image was left out: it was", "left-out"),
+        ("freshness was not checked: any report data was accepted", "left-out"),
+        ("revocation was not looked at: no CRL was consulted", "left-out"),
+    ],
+)
+def test_only_what_is_in_order_has_a_check_mark(step: str, css: str) -> None:
+    """What was left out and what is out of date have marks of their own."""
+    assert mark(step) == css
+
+
+@needs_shared
+def test_an_outdated_platform_has_no_check_mark(files: Files) -> None:
+    """A guest whose firmware was updated under it, on SEV-SNP; no image of it is known."""
+    path = SHARED / "data/dstack/verifier/sev-snp-attestation.json"
+    words = [str(path), "--at", "2026-07-01", "--policy", "development"]
+    page = report(files, *words)
+    text = (files.folder / "page.html").read_text()
+    assert '<li class="caution">OutOfDate: ' in text
+    assert '<li class="caution">TCB status OutOfDate is accepted' in text
+    assert "no security advisory applies" not in page.text
+    assert "Policydevelopment" in page.text.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("payload", "text", "note"),
+    [
+        (b"", "", "0 bytes"),
+        (b"zfs", "zfs", ""),
+        (b"QEMU FW CFG\0\0BootMenu\0\0\0", "QEMU FW CFG \N{MIDDLE DOT} BootMenu", ""),
+        ("Boot0001".encode("utf-16-le"), "Boot0001", ""),
+        (b"\x1b[2J", "1b5b324a", "4 bytes"),
+        (b"\xff\x00", "ff00", "2 bytes"),
+        (bytes(4), "00000000", "4 bytes"),
+        (b"a" * 200, "a" * 160 + "...", "200 bytes"),
+        (b"a" * 2_000_000, "61" * 80 + "...", "2000000 bytes"),
+    ],
+)
+def test_payloads_are_readable_and_short(payload: bytes, text: str, note: str) -> None:
+    """Text where all of it is printable, else hex; the size where not everything is shown."""
+    shown = preview(payload)
+    assert (shown.text, shown.note, shown.size) == (text, note, len(payload))
+
+
+def test_printable_text_is_bounded() -> None:
+    """A long text is cut, with its length."""
+    assert printable("x" * 5000, 10) == "x" * 10 + " ... 5000 characters"
+    assert printable("a\x00\u2028\u202eb") == "a\\u0000\\u2028\\u202eb"

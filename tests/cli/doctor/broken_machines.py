@@ -1,0 +1,300 @@
+"""Machines with one thing wrong each, and what a doctor has to say about it."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from attestkit.backends.linux.host_inspection import Cpu, Platform, platforms
+from attestkit.backends.simulator import Simulator
+from attestkit.cli.doctor.examine import Examined, examine
+from tests.backends.linux.machines import (
+    MEASUREMENTS,
+    MOUNTS,
+    REPORT,
+    SNP,
+    TABLES,
+    TDX_GUEST,
+    ccel_table,
+    hyper_v,
+    make,
+    ordinary,
+)
+
+AREA = Simulator(seed=bytes(32)).read_event_log()
+GOOD = {
+    **TDX_GUEST,
+    f"{TABLES}/CCEL": ccel_table(size=len(AREA)),
+    f"{TABLES}/data/CCEL": AREA,
+}
+SNP_GUEST = {
+    "proc/cpuinfo": f"flags\t\t: {SNP}\n",
+    "proc/self/mountinfo": MOUNTS,
+    "proc/sys/kernel/osrelease": "7.1.2\n",
+    f"{REPORT}/": "",
+    "dev/sev-guest": "",
+    "dstack/.host-shared/.appkeys.json": "{}",
+}
+CONTAINER = {".dockerenv": ""}
+NOT_MOUNTED = "\n".join(line for line in MOUNTS.splitlines() if "config" not in line)
+QUIET = {"configfs_tsm": None, "tdx_ioctl": "no way to a quote", "dstack_agent": "no agent"}
+
+
+class Broken(NamedTuple):
+    """A machine with one thing wrong, and what has to be said about it."""
+
+    says: tuple[str, ...]  # in one and the same sentence
+    remove: tuple[str, ...] = ()  # files and folders
+    add: Mapping[str, str | bytes] = {}
+    doors: Mapping[str, str] = {}  # the errno of a door that no plain file can give
+    vsock: str | None = None  # the errno of making a socket
+    platforms: tuple[Platform, ...] = ()
+    backends: Mapping[str, str | None] = {}  # other than those of QUIET
+    files: Mapping[str, str | bytes] = GOOD
+    kernel: str = "7.1.2"
+
+
+ALL_OUT: Mapping[str, str | None] = {"configfs_tsm": "configfs is broken", "tdx_ioctl": "no QGS"}
+BROKEN = {
+    "configfs not mounted": Broken(
+        ("/" + REPORT, "(ENOENT)", "mount -t configfs none /sys/kernel/config"),
+        remove=("sys/kernel/config",),
+        add={"proc/self/mountinfo": NOT_MOUNTED},
+        backends=ALL_OUT,
+    ),
+    "configfs not in the container": Broken(
+        ("/" + REPORT, "(ENOENT)", "docker run -v /sys/kernel/config:/sys/kernel/config"),
+        remove=("sys/kernel/config",),
+        add={"proc/self/mountinfo": NOT_MOUNTED, **CONTAINER},
+        backends=ALL_OUT,
+    ),
+    "core module not loaded": Broken(
+        ("/" + REPORT, "(ENOENT)", "modprobe tsm_report, then modprobe tdx-guest"),
+        remove=("sys/kernel/config/tsm",),
+        backends=ALL_OUT,
+    ),
+    "core module of an older kernel": Broken(
+        ("/" + REPORT, "(ENOENT)", "modprobe tsm, then modprobe tdx-guest"),
+        remove=("sys/kernel/config/tsm",),
+        kernel="6.12.94",
+        backends=ALL_OUT,
+    ),
+    "kernel before configfs-tsm": Broken(
+        ("/" + REPORT, "(ENOENT)", "Linux 6.6.30 has no configfs-tsm", "6.7"),
+        remove=("sys/kernel/config/tsm",),
+        kernel="6.6.30",
+        backends=ALL_OUT,
+    ),
+    "configfs read-only": Broken(
+        ("/" + REPORT, "(EROFS)", "read-write", "mount -o remount,rw /sys/kernel/config"),
+        doors={"report": "EROFS"},
+        backends=ALL_OUT,
+    ),
+    "report folder of root": Broken(
+        ("/" + REPORT, "(EACCES)", "run as root (sudo)"),
+        doors={"report": "EACCES"},
+        backends=ALL_OUT,
+    ),
+    "report folder is a file": Broken(
+        ("/" + REPORT, "(ENOTDIR)", "mount -t configfs none"),
+        remove=(REPORT,),
+        add={REPORT: ""},
+        backends=ALL_OUT,
+    ),
+    "no provider": Broken(
+        ("configfs_tsm:", "no TEE driver is registered: modprobe tdx-guest"),
+        backends={**ALL_OUT, "configfs_tsm": "no TEE driver is registered: modprobe tdx-guest"},
+    ),
+    "leftover entries": Broken(
+        ("/" + REPORT, "attestkit-7-00", "rmdir"),
+        add={f"{REPORT}/attestkit-7-00/": "", f"{REPORT}/com.intel.dcap/": ""},
+    ),
+    "no device": Broken(
+        ("/dev/tdx_guest", "(ENOENT)", "modprobe tdx-guest"), remove=("dev/tdx_guest",)
+    ),
+    "no device in the container": Broken(
+        ("/dev/tdx_guest", "(ENOENT)", "docker run --device /dev/tdx_guest"),
+        remove=("dev/tdx_guest",),
+        add=CONTAINER,
+    ),
+    "kernel before the device": Broken(
+        ("/dev/tdx_guest", "(ENOENT)", "Linux 5.15.1 has no /dev/tdx_guest", "6.2"),
+        remove=("dev/tdx_guest",),
+        kernel="5.15.1",
+    ),
+    "only a node of an old driver": Broken(
+        ("/dev/tdx_guest", "(ENOENT)", "/dev/tdx-attest is", "too old", "Linux 6.7"),
+        remove=("dev/tdx_guest",),
+        add={"dev/tdx-attest": ""},
+    ),
+    "device of root": Broken(
+        ("/dev/tdx_guest", "(EACCES)", "udevadm", 'KERNEL=="tdx_guest"', "usermod -aG tdx"),
+        doors={"tdx_guest": "EACCES"},
+    ),
+    "device forbidden to the container": Broken(
+        ("/dev/tdx_guest", "(EPERM)", "device rules", "--device /dev/tdx_guest"),
+        doors={"tdx_guest": "EPERM"},
+    ),
+    "device is a folder": Broken(
+        ("/dev/tdx_guest", "(EISDIR)", "container engine", "--device /dev/tdx_guest"),
+        remove=("dev/tdx_guest",),
+        add={"dev/tdx_guest/": ""},
+    ),
+    "node without a driver": Broken(
+        ("/dev/tdx_guest", "(ENXIO)", "modprobe tdx-guest"), doors={"tdx_guest": "ENXIO"}
+    ),
+    "device in use": Broken(
+        ("/dev/tdx_guest", "(EBUSY)", "fuser -v"), doors={"tdx_guest": "EBUSY"}
+    ),
+    "no quoting service named": Broken(
+        ("/etc/tdx-attest.conf", "(ENOENT)", "port = 4050", "systemctl start qgsd"),
+        remove=("sys/kernel/config/tsm",),
+        backends=ALL_OUT,
+    ),
+    "quoting service named badly": Broken(
+        ("/etc/tdx-attest.conf", "port = 4050", "line 1"), add={"etc/tdx-attest.conf": "port 5\n"}
+    ),
+    "quoting service on port 0": Broken(
+        ("/etc/tdx-attest.conf", "port 0", "port = 4050"), add={"etc/tdx-attest.conf": "port = 0"}
+    ),
+    "vsock forbidden": Broken(
+        ("AF_VSOCK", "(EPERM)", "seccomp"),
+        add={"etc/tdx-attest.conf": "port = 4050\n"},
+        vsock="EPERM",
+    ),
+    "no vsock in the kernel": Broken(
+        ("AF_VSOCK", "(EAFNOSUPPORT)", "modprobe vmw_vsock_virtio_transport"),
+        add={"etc/tdx-attest.conf": "port = 4050\n"},
+        vsock="EAFNOSUPPORT",
+    ),
+    "no vsock device": Broken(
+        ("/dev/vsock", "(ENOENT)", "vhost-vsock-pci"),
+        remove=("dev/vsock", "sys/module"),
+        add={"etc/tdx-attest.conf": "port = 4050\n"},
+    ),
+    "kernel before RTMR files": Broken(
+        ("/" + MEASUREMENTS, "(ENOENT)", "Linux 6.12.94", "6.16"),
+        remove=(MEASUREMENTS,),
+        kernel="6.12.94",
+    ),
+    "RTMR files not in the container": Broken(
+        ("/" + MEASUREMENTS, "(ENOENT)", f"docker run -v /{MEASUREMENTS}:/{MEASUREMENTS}"),
+        remove=(MEASUREMENTS,),
+        add=CONTAINER,
+    ),
+    "RTMR files without a driver": Broken(
+        ("/" + MEASUREMENTS, "(ENOENT)", "modprobe tdx-guest"), remove=(MEASUREMENTS,)
+    ),
+    "sysfs read-only": Broken(
+        ("/rtmr3:sha384", "(EROFS)", "emit_event", f"-v /{MEASUREMENTS}:/{MEASUREMENTS}"),
+        doors={"rtmr3": "EROFS"},
+    ),
+    "RTMR files of root": Broken(
+        ("/rtmr3:sha384", "(EACCES)", "Run as root"), doors={"rtmr3": "EACCES"}
+    ),
+    "a file of RTMR3 is missing": Broken(
+        ("/rtmr3:sha384", "(ENOENT)", "emit_event"), remove=(f"{MEASUREMENTS}/rtmr3:sha384",)
+    ),
+    "firmware masked": Broken(
+        (f"/{TABLES}/data/CCEL", "mask", "(ENOENT)", "DSTACK_CCEL_FILE=/run/ccel"),
+        remove=("sys/firmware",),
+        add={"sys/firmware/": "", **CONTAINER},
+    ),
+    "boot log of root": Broken(
+        (f"/{TABLES}/data/CCEL", "(EACCES)", "Run as root", "DSTACK_CCEL_FILE"),
+        doors={"ccel_data": "EACCES"},
+    ),
+    "no boot log": Broken(
+        (f"/{TABLES}/CCEL", "(ENOENT)", "OVMF"), remove=(f"{TABLES}/CCEL", f"{TABLES}/data")
+    ),
+    "kernel before the boot log": Broken(
+        (f"/{TABLES}/data/CCEL", "(ENOENT)", "Linux 6.3.1", "6.4"),
+        remove=(f"{TABLES}/data",),
+        kernel="6.3.1",
+    ),
+    "table without a log": Broken(
+        (f"/{TABLES}/data/CCEL", "(ENOENT)", "reserved no memory"), remove=(f"{TABLES}/data",)
+    ),
+    "damaged table": Broken(
+        (f"/{TABLES}/data/CCEL", "add up"),
+        add={f"{TABLES}/CCEL": ccel_table(size=len(AREA))[:-1] + b"\x01"},
+    ),
+    "damaged boot log": Broken(
+        (f"/{TABLES}/data/CCEL", "malformed"),
+        add={f"{TABLES}/data/CCEL": b"\xfe" * len(AREA)},
+    ),
+    "no boot id": Broken(
+        ("/proc/sys/kernel/random/boot_id", "(ENOENT)", "mount -t proc"),
+        remove=("proc/sys/kernel/random",),
+    ),
+    "foreign extend": Broken(
+        ("/run/log/dstack/runtime_events.log", "something extended it", "Reboot the guest"),
+        add={f"{MEASUREMENTS}/rtmr3:sha384": b"\x01" * 48},
+    ),
+    "damaged runtime log": Broken(
+        ("/run/log/dstack/runtime_events.log", "line 1", "reboot the guest"),
+        add={"run/log/dstack/runtime_events.log": "nonsense\n"},
+    ),
+    "runtime log's folder of root": Broken(
+        ("/run/log/dstack", "(EACCES)", "emit_event", "as root"),
+        add={"run/log/dstack/": ""},
+        doors={"runtime_log": "EACCES"},
+    ),
+    "agent's socket is a folder": Broken(
+        ("/run/dstack.sock", "is a folder", "start the guest agent"),
+        add={"run/dstack.sock/": ""},
+    ),
+    "no keys": Broken(
+        ("/.appkeys.json", "(ENOENT)", "--app-keys FILE", "DSTACK_HOST_SHARED_DIR"),
+        remove=("dstack",),
+    ),
+    "kernel that believes the host": Broken(
+        ("Linux 6.12.79", "CVE-2026-31470", "6.12.80"), kernel="6.12.79"
+    ),
+    "no driver on SEV-SNP": Broken(
+        ("/dev/sev-guest", "(ENOENT)", "modprobe sev-guest"),
+        files=SNP_GUEST,
+        remove=("dev/sev-guest",),
+        backends=ALL_OUT,
+    ),
+    "no configfs on SEV-SNP": Broken(
+        ("/" + REPORT, "(ENOENT)", "modprobe tsm_report, then modprobe sev-guest"),
+        files=SNP_GUEST,
+        remove=("sys/kernel/config/tsm",),
+        backends=ALL_OUT,
+    ),
+    "AWS Nitro": Broken(
+        ("AWS Nitro enclave", "/dev/nsm", "not supported yet"), add={"dev/nsm": ""}
+    ),
+    "Azure paravisor": Broken(
+        ("Azure TDX guest behind the paravisor", "not supported yet"),
+        platforms=platforms("/nonexistent", hyper_v(3)),
+    ),
+}
+
+
+NO_CPU = Cpu(known=True)
+
+
+def look_at_machine(root: Path, broken: Broken) -> Examined:
+    """Look at a machine where what is broken is broken, and no more than that."""
+    make(root, {**broken.files, "proc/sys/kernel/osrelease": f"{broken.kernel}\n"})
+    for name in broken.remove:
+        path = root / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    make(root, broken.add)
+    found = examine(root)
+    # This machine's own CPU and sockets are not part of the tree.
+    around = found.around._replace(
+        cpu=NO_CPU,
+        platforms=broken.platforms or platforms(root, ordinary),
+        vsock=found.around.vsock._replace(socket=broken.vsock),
+    )
+    for name, error in broken.doors.items():
+        around = around._replace(**{name: getattr(around, name)._replace(error=error)})
+    return found._replace(
+        around=around,
+        backends={**QUIET, **broken.backends, "simulator": None},
+        by_name_only={},
+        named_agent=None,
+    )

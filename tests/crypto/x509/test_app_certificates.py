@@ -1,0 +1,351 @@
+"""Certificates have the agent's fields byte for byte; what is read is whole or a FormatError."""
+
+import hashlib
+import json
+import pickle
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.pem import split_pem
+from attestkit._crypto.x509.app_certificates import (
+    Certificate,
+    certificate_pem,
+    issue_ca,
+    issue_leaf,
+    read_certificate,
+)
+from attestkit.errors import AttestKitError, FormatError, UsageError
+from tests.vectors import data, load, needs_shared
+
+CA_KEY, LEAF_KEY = (P256Key.from_scalar(bytes([n]) * 32) for n in (1, 2))
+YEAR_1975, YEAR_2050 = 157_766_400, 2_524_608_000
+ARC = "1.3.6.1.4.1.62397.1"
+SAN, KU, EKU, SKI, BC = "2.5.29.17", "2.5.29.15", "2.5.29.37", "2.5.29.14", "2.5.29.19"
+OCTETS_OF_300 = bytes.fromhex("0482012c") + b"a" * 300
+
+CA = certificate_pem(
+    issue_ca(
+        key=CA_KEY,
+        subject="App Root Cert",
+        organisation="Org",
+        path_length=1,
+        not_before=YEAR_1975,
+        not_after=YEAR_2050,
+    )
+)
+
+
+def leaf(**fields: Any) -> bytes:
+    """Issue a leaf under CA, with fields that a test does not care about filled in."""
+    defaults: dict[str, Any] = {
+        "public_key": LEAF_KEY,
+        "subject": "app",
+        "not_before": YEAR_1975,
+        "not_after": YEAR_2050,
+        "ca_cert": CA,
+        "ca_key": CA_KEY,
+    }
+    return issue_leaf(**{**defaults, **fields})
+
+
+def full_leaf() -> bytes:
+    """Issue a leaf that has every field."""
+    return leaf(
+        alt_names=["a.example", "10.0.0.1", "::1", "fe80::1%eth0"],
+        server_auth=True,
+        client_auth=True,
+        extensions=[(f"{ARC}.9", b"info"), (f"{ARC}.4", b"app:custom"), (f"{ARC}.8", b"a" * 300)],
+    )
+
+
+def test_fields_of_a_leaf() -> None:
+    """Every field is where the agent puts it, read with another parser."""
+    found = x509.load_der_x509_certificate(full_leaf())
+    point = b"\x04" + LEAF_KEY.public_point
+    serial = bytearray(hashlib.sha256(point).digest()[:20])
+    serial[0] &= 0x7F
+    assert found.version is x509.Version.v3
+    assert found.serial_number == int.from_bytes(serial, "big")
+    assert found.issuer.rfc4514_string() == "CN=App Root Cert,O=Org"
+    assert found.subject.rfc4514_string() == "CN=app"
+    assert found.not_valid_before_utc == datetime(1975, 1, 1, tzinfo=timezone.utc)
+    assert found.not_valid_after_utc == datetime(2050, 1, 1, tzinfo=timezone.utc)
+    found.verify_directly_issued_by(x509.load_pem_x509_certificate(CA.encode()))
+    assert [(one.oid.dotted_string, one.critical) for one in found.extensions] == [
+        (SAN, False),
+        (KU, True),
+        (EKU, False),
+        (f"{ARC}.9", False),
+        (f"{ARC}.4", False),
+        (f"{ARC}.8", False),
+    ]
+
+
+def test_bytes_of_the_extensions() -> None:
+    """The standard extensions in DER; a private one wraps its content once more."""
+    extensions = read_certificate(full_leaf()).extensions
+    assert extensions[KU].hex() == "03020780"
+    assert extensions[EKU].hex() == "301406082b0601050507030106082b06010505070302"
+    names = (
+        b"\x82\x09a.example",
+        b"\x87\x04\x0a\0\0\1",
+        b"\x87\x10" + bytes(15) + b"\1",
+        b"\x82\x0cfe80::1%eth0",
+    )
+    assert extensions[SAN] == b"\x30\x31" + b"".join(names)
+    assert extensions[f"{ARC}.4"] == b"\x04\x0aapp:custom"
+    assert extensions[f"{ARC}.8"] == OCTETS_OF_300
+
+
+@needs_shared
+def test_extension_values_of_the_vectors() -> None:
+    """Contents come out as the vectors have them, and read back."""
+    oids = {row["name"]: row["oid"] for row in load("ratls.json")["oids"]}
+    for row in load("ratls.json")["extension_values"]:
+        if "content" not in row:
+            continue
+        content = bytes.fromhex(row["content"])
+        found = read_certificate(leaf(extensions=[(oids[row["name"]], content)]))
+        assert found.extensions[oids[row["name"]]].hex() == row["extn_value"]
+        assert found.content(oids[row["name"]]) == content
+
+
+def test_a_plain_leaf_has_only_key_usage() -> None:
+    """No names, no usages, no extensions: key usage alone, and nothing that identifies keys."""
+    assert list(read_certificate(leaf()).extensions) == [KU]
+    assert read_certificate(leaf(subject="")).subject == ""
+    assert read_certificate(leaf(client_auth=True)).extensions[EKU].hex() == (
+        "300a06082b06010505070302"
+    )
+
+
+def test_same_input_same_bytes() -> None:
+    """A certificate can be issued again, byte for byte; another key gives another number."""
+    assert full_leaf() == full_leaf()
+    assert leaf(public_key=CA_KEY) != leaf()
+
+
+@needs_shared
+def test_an_authority_has_the_agents_form() -> None:
+    """Serial number, extensions and their order are as in the agent's own CA certificate."""
+    keys = json.loads(data("dstack/simulator/appkeys.json"))
+    theirs = read_certificate(keys["ca_cert"])
+    key = P256Key.from_pem(keys["key_provider"]["None"]["key"])
+    ours = read_certificate(
+        issue_ca(key=key, subject="x", path_length=1, not_before=0, not_after=YEAR_2050)
+    )
+    assert ours.extensions == theirs.extensions
+    assert list(ours.extensions) == list(theirs.extensions) == [KU, SKI, BC]
+    assert ours.serial_number == theirs.serial_number
+    assert ours.spki_der == theirs.spki_der
+
+
+def test_an_authority_under_another() -> None:
+    """An intermediate carries the name and signature of the one above."""
+    der = issue_ca(
+        key=LEAF_KEY,
+        subject="Dstack App CA",
+        organisation="Dstack",
+        path_length=0,
+        not_before=YEAR_1975,
+        not_after=YEAR_2050,
+        extensions=[(f"{ARC}.4", b"app:ca")],
+        issuer=(CA, CA_KEY),
+    )
+    found = read_certificate(der)
+    assert found.issuer == "CN=App Root Cert,O=Org"
+    assert found.subject == "CN=Dstack App CA,O=Dstack"
+    # In DER the organisation comes first.
+    assert found.subject_der.index(b"Dstack\x31") < found.subject_der.index(b"Dstack App CA")
+    assert found.content(f"{ARC}.4") == b"app:ca"
+    assert found.extensions[BC].hex() == "30060101ff020100"
+    x509.load_der_x509_certificate(der).verify_directly_issued_by(
+        x509.load_pem_x509_certificate(CA.encode())
+    )
+
+
+@needs_shared
+def test_the_issuers_name_is_copied_byte_for_byte() -> None:
+    """The issuer of a leaf is the subject of the CA's certificate as it stands."""
+    keys = json.loads(data("dstack/simulator/appkeys.json"))
+    key = P256Key.from_pem(keys["key_provider"]["None"]["key"])
+    der = leaf(ca_cert=keys["ca_cert"], ca_key=key)
+    subject = read_certificate(keys["ca_cert"]).subject_der
+    assert subject.hex() == (
+        "3029310f300d060355040a0c0644737461636b3116301406035504030c0d44737461636b204b4d53204341"
+    )
+    assert der.count(subject) == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"subject": "x" * 65},
+        {"subject": "\ud800"},
+        {"alt_names": ["bücher.example"]},
+        {"alt_names": ["\ud800"]},
+        {"alt_names": [5]},
+        {"not_before": -(2**40)},
+        {"not_before": -(2**70)},
+        {"not_after": 2**63},
+        {"not_after": 2**64 - 1},
+        {"not_after": 253_402_300_800},
+        {"not_before": YEAR_2050 + 1},
+        {"extensions": [("9.9.9", b"")]},
+        {"extensions": [("1.2.3", b""), ("1.2.3", b"")]},
+        {"extensions": [(KU, b"")]},
+        {"ca_key": LEAF_KEY},
+    ],
+)
+def test_what_does_not_fit_is_a_usage_error(fields: dict[str, Any]) -> None:
+    """What X.509 cannot hold, and a key that is not the issuer's, is the caller's mistake."""
+    with pytest.raises(UsageError):
+        leaf(**fields)
+
+
+def test_what_just_fits() -> None:
+    """Limits are inclusive: 64 characters, the years 1950 and 9999, a moment of validity."""
+    found = read_certificate(
+        leaf(subject="x" * 64, not_before=-631_152_000, not_after=253_402_300_799)
+    )
+    assert found.subject == "CN=" + "x" * 64
+    assert (found.valid_from.year, found.valid_until.year) == (1950, 9999)
+    leaf(not_before=5, not_after=5)
+
+
+@pytest.mark.parametrize(
+    "pem", ["", "text", "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n"]
+)
+def test_a_ca_that_is_none(pem: str) -> None:
+    """An issuer that cannot be read is a FormatError."""
+    with pytest.raises(FormatError):
+        leaf(ca_cert=pem)
+
+
+@given(
+    st.text(max_size=70), st.lists(st.text(max_size=20), max_size=3), st.integers(), st.integers()
+)
+def test_any_text_and_times(subject: str, names: list[str], first: int, last: int) -> None:
+    """Whatever a request asks for: a certificate that reads back, or a UsageError."""
+    try:
+        der = leaf(subject=subject, alt_names=names, not_before=first, not_after=last)
+    except UsageError:
+        return
+    found = read_certificate(der)
+    assert len(found.alt_names) == len(names)
+
+
+def test_reading_pem_and_der() -> None:
+    """DER, PEM as bytes and PEM as text are the same certificate; of a chain the first is read."""
+    der = full_leaf()
+    pem = certificate_pem(der)
+    readings = [read_certificate(one) for one in (der, pem, pem.encode(), pem + CA, "\n" + pem)]
+    assert {one.der for one in readings} == {der}
+    assert len(set(readings)) == 1
+    assert readings[0].pem == pem
+    assert readings[0] != read_certificate(CA)
+    assert readings[0] != der
+    assert readings[0].spki_der == LEAF_KEY.spki_der
+    assert readings[0].alt_names == ("a.example", "10.0.0.1", "::1", "fe80::1%eth0")
+    assert read_certificate(CA).alt_names == ()
+    assert f"{readings[0].serial_number:x}" in repr(readings[0])
+    assert pickle.loads(pickle.dumps(readings[0])) == readings[0]
+
+
+def test_content_of_an_extension() -> None:
+    """None if it is missing; an error if it does not hold exactly one OCTET STRING."""
+    certificate = read_certificate(full_leaf())
+    assert certificate.content(f"{ARC}.1") is None
+    assert certificate.content(f"{ARC}.8") == b"a" * 300
+    for oid in (KU, SAN):
+        with pytest.raises(FormatError, match="OCTET STRING"):
+            certificate.content(oid)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"\x04",
+        b"\x04\x02a",
+        b"\x04\x01ab",
+        b"\x04\x82",
+        b"\x04\x84\xff\xff\xff\xff",
+        b"\x0c\x00",
+    ],
+)
+def test_content_of_a_malformed_extension(value: bytes) -> None:
+    """A cut or overlong OCTET STRING is a FormatError."""
+    builder = _foreign().add_extension(
+        x509.UnrecognizedExtension(x509.ObjectIdentifier(f"{ARC}.8"), value), critical=False
+    )
+    certificate = _signed(builder)
+    with pytest.raises(FormatError):
+        certificate.content(f"{ARC}.8")
+
+
+def test_keys_of_other_kinds_can_be_read() -> None:
+    """A certificate over another curve has its key as it stands."""
+    private = ec.derive_private_key(7, ec.SECP384R1())
+    certificate = _signed(_foreign().public_key(private.public_key()))
+    assert certificate.spki_der.hex().startswith("3076301006072a8648ce3d020106052b81040022")
+
+
+@pytest.mark.parametrize("make", [full_leaf, lambda: split_pem(CA)[0]], ids=["leaf", "ca"])
+def test_cut_at_every_length(make: Callable[[], bytes]) -> None:
+    """A certificate that ends early is none."""
+    der = make()
+    for size in range(len(der)):
+        with pytest.raises(FormatError):
+            read_certificate(der[:size])
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_altered_certificates(draw: st.DataObject) -> None:
+    """A changed byte anywhere: it reads, or it is a FormatError; so for every property."""
+    der = bytearray(full_leaf())
+    at = draw.draw(st.integers(0, len(der) - 1))
+    der[at] = draw.draw(st.integers(0, 255))
+    try:
+        certificate = read_certificate(bytes(der))
+        certificate.content(f"{ARC}.8")
+        for value in (certificate.alt_names, certificate.subject, certificate.issuer):
+            assert value is not None
+    except AttestKitError:
+        return
+
+
+@given(st.binary(max_size=100) | st.text(max_size=100))
+def test_any_bytes(junk: bytes | str) -> None:
+    """Bytes and text that are no certificate are a FormatError."""
+    with pytest.raises(FormatError):
+        read_certificate(junk)
+
+
+def _foreign() -> x509.CertificateBuilder:
+    """Return a certificate that lacks the key and what a test adds."""
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "x")])
+    return (
+        x509.CertificateBuilder(name, name)
+        .serial_number(1)
+        .not_valid_before(datetime(2020, 1, 1, tzinfo=timezone.utc))
+        .not_valid_after(datetime(2030, 1, 1, tzinfo=timezone.utc))
+    )
+
+
+def _signed(builder: x509.CertificateBuilder) -> Certificate:
+    if builder._public_key is None:
+        builder = builder.public_key(LEAF_KEY.private.public_key())
+    signed = builder.sign(CA_KEY.private, SHA256())
+    return read_certificate(certificate_pem(signed.public_bytes(Encoding.DER)))

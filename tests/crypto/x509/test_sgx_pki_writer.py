@@ -1,0 +1,328 @@
+"""Intel-shaped certificates and CRLs come out byte for byte, and their dates are read back."""
+
+import warnings
+from contextlib import suppress
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.pem import armour, split_pem
+from attestkit._crypto.x509.sgx_pki_writer import (
+    Authority,
+    SgxPlatform,
+    Window,
+    chain_window,
+    crl_window,
+    issue_certificate,
+    issue_crl,
+    sgx_extension,
+)
+from attestkit.errors import FormatError, UsageError
+from tests.vectors import SHARED, load, needs_shared
+
+VECTORS = SHARED / "vectors" / "simulated-pki"
+DERIVED = load("simulated-pki/derived.json")
+PLATFORM = SgxPlatform(
+    ppid=bytes(range(16)),
+    components=bytes([127, 128, 255, *range(13)]),
+    pcesvn=256,
+    cpusvn=bytes([127, 128, 255, *range(13)]),
+    pceid=b"\x01\x02",
+    fmspc=b"\x0a\x0b\x0c\x0d\x0e\x0f",
+    sgx_type=2,
+    instance_id=bytes(range(16, 32)),
+    dynamic_platform=True,
+    cached_keys=False,
+    smt_enabled=True,
+)
+WINDOW = Window(
+    datetime(2026, 9, 20, tzinfo=timezone.utc), datetime(2026, 10, 20, tzinfo=timezone.utc)
+)
+ROOT = Authority("Intel SGX Root CA", P256Key.from_scalar(bytes(31) + b"\x01"))
+LEAF = Authority("Intel SGX PCK Certificate", P256Key.from_scalar(bytes(31) + b"\x02"))
+
+
+def certificate(window: Window = WINDOW) -> bytes:
+    """Return a leaf certificate of the fixed keys."""
+    return issue_certificate(
+        LEAF,
+        ROOT,
+        serial=0x1234,
+        validity=window,
+        crl_url="https://crl.invalid/x",
+        path_length=None,
+        sgx=sgx_extension(PLATFORM),
+    )
+
+
+def test_times_begin_with_1950() -> None:
+    """UTCTime has two digits of the year: 1949 would come back as 2049."""
+    first = datetime(1950, 1, 1, tzinfo=timezone.utc)
+    assert crl_window(issue_crl(ROOT, window=Window(first, first), number=1)).start == first
+    for early in (first - timedelta(seconds=1), datetime(1, 1, 1, tzinfo=timezone.utc)):
+        for window in (Window(early, first), Window(first, early)):
+            with pytest.raises(UsageError, match="from 1950 on"):
+                certificate(window)
+            with pytest.raises(UsageError, match="from 1950 on"):
+                issue_crl(ROOT, window=window, number=1)
+
+
+def vector_key(label: str) -> P256Key:
+    """Return the key of `label` of the vectors."""
+    return P256Key.from_scalar(bytes.fromhex(DERIVED["private_scalar"][label]))
+
+
+@needs_shared
+def test_root_certificate_is_the_vector() -> None:
+    """Root, serial and validity of the vectors give their DER byte for byte."""
+    root = Authority("Intel SGX Root CA", vector_key("root-ca"))
+    validity = Window(
+        datetime(2020, 1, 1, tzinfo=timezone.utc),
+        datetime(2049, 12, 31, 23, 59, 59, tzinfo=timezone.utc),
+    )
+    made = issue_certificate(
+        root,
+        root,
+        serial=int(DERIVED["serial"]["root-ca"], 16),
+        validity=validity,
+        crl_url="https://pcs.attestkit.invalid/IntelSGXRootCA.der",
+        path_length=1,
+    )
+    assert made == (VECTORS / "root-ca.der").read_bytes()
+    assert chain_window((VECTORS / "root-ca.pem").read_text()) == validity
+
+
+@needs_shared
+def test_crls_are_the_vectors() -> None:
+    """Both empty CRLs of the vectors come out byte for byte, and give their window back."""
+    for label, name in (
+        ("root-ca", "Intel SGX Root CA"),
+        ("pck-platform-ca", "Intel SGX PCK Platform CA"),
+    ):
+        made = issue_crl(Authority(name, vector_key(label)), window=WINDOW, number=20716)
+        assert made == (VECTORS / f"{label}.crl.der").read_bytes()
+        assert crl_window(made) == WINDOW
+
+
+@needs_shared
+def test_sgx_extension_is_the_vector() -> None:
+    """The SGX extension of the vectors comes out byte for byte."""
+    made = sgx_extension(
+        SgxPlatform(
+            ppid=bytes.fromhex(DERIVED["ppid"]),
+            components=bytes([3, 3, 2, 2, 4, 1, 0, 5]) + bytes(8),
+            pcesvn=13,
+            cpusvn=bytes([3, 3, 2, 2, 4, 1, 0, 5]) + bytes(8),
+            pceid=bytes(2),
+            fmspc=bytes.fromhex("a77e57000000"),
+            sgx_type=1,
+            instance_id=bytes.fromhex(DERIVED["platform_instance_id"]),
+            dynamic_platform=False,
+            cached_keys=False,
+            smt_enabled=False,
+        )
+    )
+    assert made.hex() == DERIVED["sgx_extension_der"]
+
+
+def test_sgx_integers_are_minimal_and_unsigned() -> None:
+    """An SVN of 128 and more has a leading zero octet, one below has none, and flags show."""
+    made = sgx_extension(PLATFORM)
+    head = bytes.fromhex("2a864886f84d010d01")
+    assert head + b"\x02\x01" + b"\x02\x01\x7f" in made
+    assert head + b"\x02\x02" + b"\x02\x02\x00\x80" in made
+    assert head + b"\x02\x03" + b"\x02\x02\x00\xff" in made
+    assert head + b"\x02\x11" + b"\x02\x02\x01\x00" in made
+    assert head + b"\x05" + b"\x0a\x01\x02" in made
+    flags = [made[made.index(head + bytes([7, n])) + 13] for n in (1, 2, 3)]
+    assert flags == [0xFF, 0, 0xFF]
+
+
+def test_a_certificate_says_what_it_was_told() -> None:
+    """Names, serial, dates, key, and exactly six extensions in Intel's order."""
+    read = x509.load_der_x509_certificate(certificate())
+    rest = "O=Intel Corporation,CN="
+    assert read.subject.rfc4514_string() == f"C=US,ST=CA,L=Santa Clara,{rest}{LEAF.name}"
+    assert read.issuer.rfc4514_string() == f"C=US,ST=CA,L=Santa Clara,{rest}{ROOT.name}"
+    assert read.serial_number == 0x1234
+    assert (read.not_valid_before_utc, read.not_valid_after_utc) == WINDOW
+    assert [extension.oid.dotted_string for extension in read.extensions] == [
+        "2.5.29.35",
+        "2.5.29.31",
+        "2.5.29.14",
+        "2.5.29.15",
+        "2.5.29.19",
+        "1.2.840.113741.1.13.1",
+    ]
+    assert [extension.critical for extension in read.extensions] == [False] * 3 + [True] * 2 + [
+        False
+    ]
+
+
+def test_signing_again_gives_the_same_bytes() -> None:
+    """Certificates and CRLs have no random nonce in them."""
+    assert certificate() == certificate()
+    assert len({issue_crl(ROOT, window=WINDOW, number=1, revoked=[7, 9]) for _ in range(3)}) == 1
+
+
+def test_a_crl_lists_its_revoked_serials() -> None:
+    """Entries stand in the order given, revoked at the window's start for no stated reason."""
+    crl = x509.load_der_x509_crl(issue_crl(ROOT, window=WINDOW, number=5, revoked=[9, 7]))
+    assert [entry.serial_number for entry in crl] == [9, 7]
+    assert {entry.revocation_date_utc for entry in crl} == {WINDOW.start}
+    reasons = [entry.extensions.get_extension_for_class(x509.CRLReason).value for entry in crl]
+    assert {reason.reason for reason in reasons} == {x509.ReasonFlags.unspecified}
+    assert crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number == 5
+
+
+def test_a_chain_is_valid_while_all_of_it_is() -> None:
+    """The window of a chain is the intersection of its certificates'."""
+    later = Window(WINDOW.start.replace(day=25), WINDOW.end.replace(day=25))
+    pem = "".join(armour("CERTIFICATE", certificate(window)) for window in (WINDOW, later))
+    assert len(split_pem(pem)) == 2
+    assert chain_window(pem) == Window(later.start, WINDOW.end)
+
+
+def test_every_cut_is_refused() -> None:
+    """A CRL and a certificate cut at any length are refused with our error."""
+    crl, leaf = issue_crl(ROOT, window=WINDOW, number=5, revoked=[9]), certificate()
+    for size in range(len(crl)):
+        with pytest.raises(FormatError):
+            crl_window(crl[:size])
+    for size in range(len(leaf)):
+        with pytest.raises(FormatError):
+            chain_window(armour("CERTIFICATE", leaf[:size]))
+
+
+def test_a_warning_of_the_library_is_our_error_where_warnings_are_errors() -> None:
+    """It warns of a serial number that is not positive; elsewhere such a chain has its dates."""
+    original = certificate()
+    at = original.index(b"\x02\x01\x02") + 3  # behind the version; then the serial number
+    changed = original[: at + 2] + bytes([0x80 | original[at + 2]]) + original[at + 3 :]
+    assert original[at : at + 4] == b"\x02\x02\x12\x34"
+    chain = armour("CERTIFICATE", changed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(FormatError, match="malformed certificate chain"):
+            chain_window(chain)
+        warnings.simplefilter("ignore")
+        assert chain_window(chain) == WINDOW
+
+
+@settings(deadline=None)  # machines are busy
+@given(st.data())
+def test_changed_bytes_raise_our_errors_only(data: st.DataObject) -> None:
+    """Whatever is done to a CRL or a certificate, reading raises FormatError or succeeds."""
+    original = data.draw(st.sampled_from([certificate(), issue_crl(ROOT, window=WINDOW, number=5)]))
+    changed = bytearray(original)
+    for _ in range(data.draw(st.integers(1, 4))):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    for read in (crl_window, lambda der: chain_window(armour("CERTIFICATE", der))):
+        with suppress(FormatError):
+            read(bytes(changed))
+
+
+def _oracle(
+    serial: int, window: Window, crl_url: str, path_length: int | None, sgx: bytes | None
+) -> bytes:
+    """Return the certificate of ROOT for LEAF as the builder of `cryptography` makes it."""
+    authority = path_length is not None
+    flags = dict.fromkeys(
+        ("key_encipherment", "data_encipherment", "key_agreement", "encipher_only"), False
+    )
+    usage = x509.KeyUsage(
+        digital_signature=not authority,
+        content_commitment=not authority,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        decipher_only=False,
+        **flags,
+    )
+    issuer, public = ROOT.key.private.public_key(), LEAF.key.private.public_key()
+    names = [x509.UniformResourceIdentifier(crl_url)]
+    builder = (
+        x509.CertificateBuilder(_name(ROOT.name), _name(LEAF.name), public, serial, *window)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer), critical=False)
+        .add_extension(
+            x509.CRLDistributionPoints([x509.DistributionPoint(names, None, None, None)]),
+            critical=False,
+        )
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.BasicConstraints(authority, path_length), critical=True)
+    )
+    if sgx is not None:
+        oid = x509.ObjectIdentifier("1.2.840.113741.1.13.1")
+        builder = builder.add_extension(x509.UnrecognizedExtension(oid, sgx), critical=False)
+    signed = builder.sign(ROOT.key.private, SHA256(), ecdsa_deterministic=True)
+    return signed.public_bytes(Encoding.DER)
+
+
+def _name(common_name: str) -> x509.Name:
+    parts = (
+        (NameOID.COMMON_NAME, common_name),
+        (NameOID.ORGANIZATION_NAME, "Intel Corporation"),
+        (NameOID.LOCALITY_NAME, "Santa Clara"),
+        (NameOID.STATE_OR_PROVINCE_NAME, "CA"),
+        (NameOID.COUNTRY_NAME, "US"),
+    )
+    return x509.Name([x509.NameAttribute(oid, value) for oid, value in parts])
+
+
+MOMENTS = st.datetimes(datetime.fromisoformat("1950-01-01"), datetime.fromisoformat("9998-01-01"))
+
+
+@given(
+    serial=st.integers(1, 2**159 - 1),
+    start=MOMENTS.map(lambda moment: moment.replace(microsecond=0, tzinfo=timezone.utc)),
+    path=st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=300),
+    path_length=st.none() | st.integers(0, 300),
+    sgx=st.none() | st.binary(max_size=70_000),
+)
+def test_certificates_are_those_of_a_builder(
+    serial: int, start: datetime, path: str, path_length: int | None, sgx: bytes | None
+) -> None:
+    """What is written by hand is what the builder of a library writes, byte for byte."""
+    window = Window(start, start + timedelta(days=200))
+    url = f"https://crl.invalid/{path}"
+    made = issue_certificate(
+        LEAF,
+        ROOT,
+        serial=serial,
+        validity=window,
+        crl_url=url,
+        path_length=path_length,
+        sgx=sgx,
+    )
+    assert made == _oracle(serial, window, url, path_length, sgx)
+
+
+@given(
+    number=st.integers(0, 2**70),
+    revoked=st.lists(st.integers(1, 2**159 - 1), max_size=20),
+    start=MOMENTS.map(lambda moment: moment.replace(microsecond=0, tzinfo=timezone.utc)),
+)
+def test_crls_are_those_of_a_builder(number: int, revoked: list[int], start: datetime) -> None:
+    """So are lists of what is revoked, empty ones too."""
+    window = Window(start, start + timedelta(days=200))
+    issuer = ROOT.key.private.public_key()
+    builder = (
+        x509.CertificateRevocationListBuilder(_name(ROOT.name), *window)
+        .add_extension(x509.CRLNumber(number), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer), critical=False)
+    )
+    for serial in revoked:
+        entry = x509.RevokedCertificateBuilder(serial, start).add_extension(
+            x509.CRLReason(x509.ReasonFlags.unspecified), critical=False
+        )
+        builder = builder.add_revoked_certificate(entry.build())
+    signed = builder.sign(ROOT.key.private, SHA256(), ecdsa_deterministic=True)
+    made = issue_crl(ROOT, window=window, number=number, revoked=revoked)
+    assert made == signed.public_bytes(Encoding.DER)

@@ -1,0 +1,74 @@
+"""Lets schemathesis speak protobuf: what it generates as JSON is sent, and judged, as the message.
+
+OpenAPI cannot say what is inside `application/octet-stream`. Before the document is used, the
+schema of the same message in JSON takes that place, and the two functions below translate.
+"""
+
+import json
+from typing import Any, NamedTuple
+
+import schemathesis
+
+from attestkit.errors import FormatError
+from attestkit.serve.rpc import json_codec, messages, protobuf_codec
+from attestkit.serve.rpc.messages import Error
+
+BINARY = "application/octet-stream"
+MALFORMED = b"\xff"
+
+_requests: dict[tuple[str, str], str] = {}
+_responses: dict[tuple[str, str], str] = {}
+
+
+@schemathesis.hook
+def before_load_schema(_context: Any, schema: dict[str, Any]) -> None:
+    """Note which message is where, and put its JSON schema there."""
+    for path, verbs in schema["paths"].items():
+        if "post" not in verbs:
+            continue
+        operation, key = verbs["post"], ("post", path)
+        _requests[key] = _replace(operation["requestBody"]["content"], {})
+        _responses[key] = _replace(operation["responses"]["200"]["content"], {"type": "null"})
+    for response in schema["components"]["responses"].values():
+        _replace(response["content"], {})
+
+
+def _replace(content: dict[str, Any], empty: dict[str, Any]) -> str:
+    if BINARY not in content:
+        return ""
+    name: str = content[BINARY]["schema"]["title"].rpartition(".")[2]
+    reference = {"$ref": f"#/components/schemas/{name}"}
+    content[BINARY]["schema"] = empty if name == "Empty" else reference
+    return name
+
+
+@schemathesis.serializer(BINARY)
+def encode(context: Any, value: Any) -> Any:
+    """Return the message of some JSON; what no message can hold becomes bytes that are none."""
+    operation = context.case.operation
+    name = _requests[operation.method.lower(), operation.path]
+    if name == "Empty":
+        return b"anything"
+    return _encode(getattr(messages, name), value)
+
+
+def _encode(message: type[NamedTuple], value: Any) -> bytes:
+    try:
+        found = json_codec.decode(message, json.dumps(value).encode())
+    except (FormatError, ValueError):
+        return MALFORMED
+    return b"".join(protobuf_codec.encode(found))
+
+
+@schemathesis.deserializer(BINARY)
+def decode(context: Any, response: Any) -> Any:
+    """Return a binary answer as the JSON that stands for the same message."""
+    operation = context.operation
+    if response.status_code != 200:
+        return {"error": protobuf_codec.decode(Error, response.content).message}
+    name = _responses[operation.method.lower(), operation.path]
+    if name == "Empty":
+        assert response.content == b""
+        return None
+    found = protobuf_codec.decode(getattr(messages, name), response.content)
+    return json.loads(b"".join(json_codec.encode(found)))

@@ -1,0 +1,272 @@
+"""The OpenAPI document says what is served, and what it says is so."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import pytest
+from jsonschema_rs import Draft202012Validator
+
+from attestkit.serve import listener_apps
+from attestkit.serve.api_docs.api_model import Api, Call, calls_of, words_of
+from attestkit.serve.api_docs.examples import example_of
+from attestkit.serve.api_docs.html_page import curl_get
+from attestkit.serve.api_docs.openapi import document
+from attestkit.serve.http.asgi import App
+from attestkit.serve.rpc import json_codec, messages, protobuf_codec
+from attestkit.serve.rpc.dispatcher import Service
+from attestkit.serve.rpc.messages import fields_of
+from attestkit.serve.services import dstack_guest, worker_api
+from attestkit.serve.services.context import Guest
+from tests.serve.asgi import BINARY_TYPE, JSON_TYPE, Client, Response
+from tests.serve.guests import Broken, MakeGuest
+from tests.serve.protobuf import MESSAGES
+
+SERVICES: Final[dict[str, list[Service]]] = {
+    "dstack": [dstack_guest.SERVICE],
+    "tappd": [dstack_guest.SERVICE, listener_apps._OLD_CLIENTS],
+    "http": [worker_api.SERVICE],
+    "dev_http": [dstack_guest.SERVICE, listener_apps._OLD_CLIENTS],
+}
+APPS: Final[dict[str, Callable[[Guest], App]]] = {
+    "dstack": listener_apps.dstack_app,
+    "tappd": listener_apps.tappd_app,
+    "http": listener_apps.external_app,
+    "dev_http": listener_apps.dev_app,
+}
+CALLS: Final = [
+    (listener, call)
+    for listener, services in SERVICES.items()
+    for service in services
+    for call in calls_of(service)
+]
+DOCUMENTS: Final = {"/openapi.json", "/docs", "/dstack_guest.proto"}
+each_listener = pytest.mark.parametrize("listener", SERVICES)
+each_call = pytest.mark.parametrize(
+    ("listener", "call"), CALLS, ids=[f"{listener} {call.id}" for listener, call in CALLS]
+)
+
+
+@pytest.fixture
+def clients(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> dict[str, Client]:
+    """A client of each listener, of one guest."""
+    guest = make_guest()
+    return {name: Client(app(guest), loop) for name, app in APPS.items()}
+
+
+def _document(client: Client) -> Any:
+    response = client.get("/openapi.json")
+    assert (response.status, response.headers["content-type"]) == (200, JSON_TYPE)
+    return response.json()
+
+
+def _validator(document: Any, name: str) -> Draft202012Validator:
+    schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
+    return Draft202012Validator(schema)
+
+
+@each_listener
+def test_document_is_openapi(clients: dict[str, Client], listener: str) -> None:
+    """It is valid against the rules of OpenAPI 3.1, examples and references included."""
+    # Two seconds of grammars, which every process that collects tests would load.
+    from openapi_spec_validator import OpenAPIV31SpecValidator
+
+    found = _document(clients[listener])
+    assert found["openapi"] == "3.1.0"
+    OpenAPIV31SpecValidator(found).validate()
+
+
+@each_listener
+def test_document_has_what_is_served(clients: dict[str, Client], listener: str) -> None:
+    """Every method of the listener is there by GET and POST, every page by GET, and no other."""
+    found = _document(clients[listener])
+    methods = {call.path for where, call in CALLS if where == listener}
+    pages = DOCUMENTS | ({"/"} if listener == "http" else set())
+    assert set(found["paths"]) == methods | pages
+    for path, verbs in found["paths"].items():
+        assert set(verbs) == ({"get", "post"} if path in methods else {"get"})
+        for operation in verbs.values():
+            assert set(operation["responses"]) == {"200", "400", "404", "408", "431", "500", "503"}
+    client = clients[listener]
+    assert all(client.get(page).status == 200 for page in pages)
+
+
+@each_call
+def test_example_is_taken_in_every_encoding(
+    clients: dict[str, Client], listener: str, call: Call
+) -> None:
+    """The example of each method works, under both of its paths, and so does the answer."""
+    client = clients[listener]
+    found = _document(client)
+    shown = found["paths"][call.path]["post"]
+    body = shown["requestBody"]["content"][JSON_TYPE].get("example", {})
+    if call.id.endswith(".RawQuote"):
+        assert len(body["report_data"]) == 128
+    api = Api("", "", "http://x", SERVICES[listener])
+    target = curl_get(api, call).partition("http://x")[2].removesuffix("'")
+    binary = (
+        b"" if call.request is None else b"".join(protobuf_codec.encode(example_of(call.request)))
+    )
+    for path in (call.path, call.short_path):
+        for response in (
+            client.post(path, body),
+            client.get(target.replace(call.path, path, 1)),
+            client.request("POST", path, binary, {"content-type": BINARY_TYPE}),
+        ):
+            assert response.status == 200, response.body
+            _check_answer(found, call, response)
+            _same_headers(shown["responses"]["200"]["headers"], response)
+
+
+def _check_answer(document: Any, call: Call, response: Response) -> None:
+    binary = response.headers["content-type"] == BINARY_TYPE
+    if call.response is None:
+        assert response.body == (b"" if binary else b"null")
+        return
+    body = response.body
+    if binary:
+        body = b"".join(json_codec.encode(protobuf_codec.decode(call.response, body)))
+    _validator(document, call.response.__name__).validate(json.loads(body))
+
+
+def _same_headers(documented: dict[str, Any], response: Response) -> None:
+    names = {name.lower() for name in documented}
+    assert names - {"x-app-version"} == {"x-request-id"}
+    assert response.request_id
+    assert ("x-app-version" in names) == ("x-app-version" in response.headers)
+
+
+@each_listener
+def test_examples_are_valid(clients: dict[str, Client], listener: str) -> None:
+    """What the document shows as an example is right by its own schemas."""
+    found = _document(clients[listener])
+    seen = 0
+    for verbs in found["paths"].values():
+        for operation in verbs.values():
+            bodies = [operation.get("requestBody", {}), operation["responses"]["200"]]
+            for body in bodies:
+                shown = body.get("content", {}).get(JSON_TYPE, {})
+                if "example" in shown:
+                    name = shown["schema"]["$ref"].rpartition("/")[2]
+                    _validator(found, name).validate(shown["example"])
+                    seen += 1
+            for parameter in operation.get("parameters", []):
+                if "example" in parameter:
+                    Draft202012Validator(parameter["schema"]).validate(parameter["example"])
+    assert seen > 3
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/GetKey", {"path": 1}, 400),
+        ("/GetKey", {"algorithm": "rsa"}, 400),
+        ("/Nope", {}, 404),
+        ("/a/b", {}, 404),
+        ("/GetQuote", {}, 500),
+    ],
+)
+def test_errors_are_as_documented(
+    make_guest: MakeGuest,
+    loop: asyncio.AbstractEventLoop,
+    path: str,
+    body: object,
+    status: int,
+) -> None:
+    """An error is what the schema of errors says."""
+    client = Client(listener_apps.dstack_app(make_guest(Broken)), loop)
+    response = client.post(path, body)
+    assert response.status == status
+    _validator(_document(client), "Error").validate(response.json())
+
+
+REFUSED: Final[dict[str, list[dict[str, object]]]] = {
+    "GetTlsKeyArgs": [
+        {"subject": "x" * 65},
+        {"alt_names": ["ц"]},
+        {"not_before": 2**38},
+        {"not_before": -1},
+    ],
+    "GetKeyArgs": [{"algorithm": "rsa"}, {"path": None}, {"path": 1}],
+    "RawQuoteArgs": [{"report_data": "00" * 65}, {"report_data": "0"}, {"report_data": "0X00"}],
+    "EmitEventArgs": [{}, {"event": ""}, {"event": "a:b"}, {"event": "a", "payload": "x"}],
+    "SignRequest": [{}, {"algorithm": ""}, {"algorithm": "secp256k1", "data": []}],
+    "VerifyRequest": [
+        {"algorithm": "ed25519"},
+        {"algorithm": "ed25519", "signature": "00" * 63, "public_key": "00" * 32},
+        {"algorithm": "ed25519", "signature": "00" * 64, "public_key": "00" * 31},
+    ],
+}
+PATHS: Final = {
+    "GetTlsKeyArgs": "/GetTlsKey",
+    "GetKeyArgs": "/GetKey",
+    "RawQuoteArgs": "/GetQuote",
+    "EmitEventArgs": "/EmitEvent",
+    "SignRequest": "/Sign",
+    "VerifyRequest": "/Verify",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_schema_forbids_is_refused(clients: dict[str, Client], name: str) -> None:
+    """Bounds in the document are bounds of the method."""
+    client = clients["dstack"]
+    validator = _validator(_document(client), name)
+    for body in REFUSED[name]:
+        assert not validator.is_valid(body)
+        assert client.post(PATHS[name], body).status == 400, body
+
+
+@pytest.mark.parametrize("report_data", ["", "00", "0xAB", "ab" * 64, "0x" + "AB" * 64])
+def test_what_a_schema_allows_is_taken(clients: dict[str, Client], report_data: str) -> None:
+    """Hex may be short, long, prefixed and in capitals."""
+    client, body = clients["dstack"], {"report_data": report_data}
+    assert _validator(_document(client), "RawQuoteArgs").is_valid(body)
+    assert client.post("/GetQuote", body).status == 200
+
+
+def test_logs_and_metrics_are_described_where_they_are_shown() -> None:
+    """Both are in the document when they are mounted, with all that can be asked for."""
+    shown = document(Api("", "", "", [], frozenset({"/metrics", "/logs/"})))["paths"]
+    assert set(shown) == {"/metrics", "/logs/{container}"}
+    container, *options = shown["/logs/{container}"]["get"]["parameters"]
+    assert (container["in"], container["required"]) == ("path", True)
+    names = ["since", "until", "follow", "text", "bare", "timestamps", "tail", "ansi"]
+    assert [option["name"] for option in options] == names
+    assert all(option["in"] == "query" for option in options)
+    assert document(Api("", "", "", []))["paths"] == {}
+
+
+def test_every_word_is_there() -> None:
+    """Every message and every field has a description, and every message an example."""
+    for message in MESSAGES:
+        words = words_of(message)
+        assert words.summary, message
+        assert all(words.fields.values()), message
+        assert list(words.fields) == [field.name for field in fields_of(message)]
+        assert type(example_of(message)) is message
+    for _, call in CALLS:
+        assert call.summary
+
+
+def test_one_name_each() -> None:
+    """No two operations of a listener have the same id, which would confuse generated clients."""
+    for services in SERVICES.values():
+        ids = list(_ids(services))
+        assert len(ids) == len(set(ids))
+
+
+def _ids(services: list[Service]) -> Iterator[str]:
+    for verbs in document(Api("", "", "", services))["paths"].values():
+        for operation in verbs.values():
+            yield operation["operationId"]
+
+
+def test_prepared_answers_are_kept_in_binary(external: Client) -> None:
+    """Strangers who ask twice get the same bytes again."""
+    binary = {"content-type": BINARY_TYPE}
+    asked = b"".join(protobuf_codec.encode(messages.GetAttestationForAppKeyRequest("ed25519")))
+    for path, body in (("/prpc/Info", b""), ("/prpc/GetAttestationForAppKey", asked)):
+        first, second = (external.request("POST", path, body, binary) for _ in range(2))
+        assert first.body == second.body != b""

@@ -1,0 +1,137 @@
+"""The `.proto` file is what the server speaks: protoc reads it, and encodes as the codec does."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
+from hypothesis import given
+
+from attestkit.serve import listener_apps
+from attestkit.serve.api_docs.api_model import Api, calls_of
+from attestkit.serve.api_docs.examples import example_of
+from attestkit.serve.api_docs.proto_file import proto_file
+from attestkit.serve.rpc import protobuf_codec
+from attestkit.serve.rpc.messages import PACKAGE, GetTlsKeyArgs
+from attestkit.serve.services import dstack_guest, worker_api
+from tests.serve.asgi import Client
+from tests.serve.protobuf import MESSAGES, any_message
+
+PROTOC: Final = shutil.which("protoc")
+needs_protoc = pytest.mark.skipif(PROTOC is None, reason="protoc is not installed")
+ALL: Final = [dstack_guest.SERVICE, listener_apps._OLD_CLIENTS, worker_api.SERVICE]
+FILE: Final = "dstack_guest.proto"
+EMPTY: Final = 'syntax = "proto3"; package google.protobuf; message Empty {}'
+
+
+def _protoc(folder: Path, *arguments: str, given: bytes = b"") -> bytes:
+    assert PROTOC is not None
+    command = [PROTOC, f"-I{folder}", *arguments, str(folder / FILE)]
+    return subprocess.run(command, input=given, capture_output=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the file of all services."""
+    found = tmp_path_factory.mktemp("proto")
+    (found / FILE).write_text(proto_file(Api("All services", "", "", ALL)))
+    (found / "google/protobuf").mkdir(parents=True)  # Debian has it apart from protoc
+    (found / "google/protobuf/empty.proto").write_text(EMPTY)
+    return found
+
+
+@pytest.fixture(scope="module")
+def files(folder: Path) -> FileDescriptorSet:
+    """What protoc understood, and what that needs."""
+    _protoc(folder, f"--descriptor_set_out={folder / 'out'}", "--include_imports")
+    return FileDescriptorSet.FromString((folder / "out").read_bytes())
+
+
+@pytest.fixture(scope="module")
+def compiled(files: FileDescriptorSet) -> FileDescriptorProto:
+    """What protoc understood of our file."""
+    return files.file[-1]
+
+
+@pytest.fixture(scope="module")
+def pool(files: FileDescriptorSet) -> DescriptorPool:
+    """Where the classes come from that protoc would make."""
+    found = DescriptorPool()
+    for file in files.file:
+        found.Add(file)
+    return found
+
+
+@needs_protoc
+def test_descriptors_are_those_of_protoc(compiled: FileDescriptorProto) -> None:
+    """Each message that the codec makes is, part by part, the one that protoc makes."""
+    assert (compiled.package, compiled.syntax) == (PACKAGE, "proto3")
+    made = {message.name: message for message in compiled.message_type}
+    assert set(made) == {message.__name__ for message in MESSAGES}
+    for message in MESSAGES:
+        found = made[message.__name__]
+        mine = protobuf_codec.describe(message)
+        for field, other in zip(mine.field, found.field, strict=True):
+            field.json_name = other.json_name  # how protobuf's own JSON would call it
+        assert found == mine
+
+
+@needs_protoc
+def test_services_are_those_that_are_served(compiled: FileDescriptorProto) -> None:
+    """Every method is there with its messages."""
+    for service, described in zip(ALL, compiled.service, strict=True):
+        assert described.name == service.name
+        for call, method in zip(calls_of(service), described.method, strict=True):
+            names = [
+                ".google.protobuf.Empty" if kind is None else f".{PACKAGE}.{kind.__name__}"
+                for kind in (call.request, call.response)
+            ]
+            assert [method.name, method.input_type, method.output_type] == [call.name, *names]
+
+
+@needs_protoc
+@given(any_message())
+def test_encoding_is_that_of_the_file(pool: DescriptorPool, message: Any) -> None:
+    """Classes made from what protoc compiled write the same bytes, and read ours."""
+    name = f"{PACKAGE}.{type(message).__name__}"
+    theirs = GetMessageClass(pool.FindMessageTypeByName(name))
+    built = theirs(**{n: value for n, value in message._asdict().items() if value is not None})
+    ours = b"".join(protobuf_codec.encode(message))
+    assert built.SerializeToString() == ours
+    assert theirs.FromString(ours) == built
+    assert protobuf_codec.decode(type(message), built.SerializeToString()) == message
+
+
+@needs_protoc
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: str(message.__name__))
+def test_protoc_itself_reads_and_writes_the_same(folder: Path, message: Any) -> None:
+    """Another implementation, in C++, turns our bytes to text and the text to our bytes."""
+    example = example_of(message)
+    if message is GetTlsKeyArgs:
+        example = GetTlsKeyArgs("ц", ("", "b"), not_before=0, not_after=2**64 - 1)
+    ours = b"".join(protobuf_codec.encode(example))
+    name = f"{PACKAGE}.{message.__name__}"
+    text = _protoc(folder, f"--decode={name}", given=ours)
+    assert not re.search(rb"^\s*\d+:", text, re.MULTILINE)  # no field that it does not know
+    assert _protoc(folder, f"--encode={name}", given=text) == ours
+
+
+def test_each_listener_has_its_own(dstack: Client, tappd: Client, external: Client) -> None:
+    """A listener's file has its services, their messages, and nothing else."""
+    for client, services in (
+        (dstack, ["DstackGuest"]),
+        (tappd, ["DstackGuest", "Tappd"]),
+        (external, ["Worker"]),
+    ):
+        response = client.get(f"/{FILE}")
+        assert response.status == 200
+        assert response.headers["content-type"] == "text/plain; charset=utf-8"
+        text = response.body.decode()
+        assert re.findall(r"^service (\w+)", text, re.MULTILINE) == services
+        assert all(len(line) <= 100 for line in text.splitlines())
+        assert ("GetKeyResponse" in text) == (client is not external)

@@ -1,0 +1,180 @@
+"""The page about the API: complete, by itself, and its examples are commands that work."""
+
+import asyncio
+import re
+import shutil
+import subprocess
+from base64 import b64encode
+from collections.abc import Iterator
+from hashlib import sha256
+from html.parser import HTMLParser
+from typing import Final
+
+import pytest
+
+from attestkit.serve import listener_apps
+from attestkit.serve.api_docs import html_page
+from attestkit.serve.api_docs.api_model import Api, calls_of
+from attestkit.serve.api_docs.html_page import page_of
+from attestkit.serve.rpc.dispatcher import Service
+from attestkit.serve.rpc.messages import fields_of
+from attestkit.serve.services import dstack_guest, worker_api
+from tests.serve.asgi import Client
+from tests.serve.guests import MakeGuest
+from tests.serve.server import Server, running_server
+
+CURL: Final = shutil.which("curl")
+
+
+class _Page(HTMLParser):
+    """Collects what a page has, and what it would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.tags: set[str] = set()
+        self.commands: list[str] = []
+        self.style = self.text = ""
+        self._path: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self._path.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            elif name == "href" and tag == "a":
+                self.links.append(value or "")
+            elif name in {"src", "href", "style"} or name.startswith("on"):
+                self.loads.append(value or "")
+        if tag == "pre":
+            self.commands.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._path and self._path.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self._path:
+            self.style += data
+            return
+        self.text += data
+        if "pre" in self._path:
+            self.commands[-1] += data
+
+
+@pytest.fixture
+def pages(dstack: Client, tappd: Client, external: Client) -> dict[str, _Page]:
+    """The page of each listener."""
+    clients = {"dstack": dstack, "tappd": tappd, "http": external}
+    return {name: _Page(client.get("/docs").body.decode()) for name, client in clients.items()}
+
+
+def test_page_loads_and_runs_nothing(external: Client) -> None:
+    """No script, no image, no style but its own, which its policy names."""
+    response = external.get("/docs")
+    assert (response.status, response.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    page = _Page(response.body.decode())
+    assert page.loads == ["data:,"]  # the icon that browsers would ask for otherwise
+    assert not page.tags & {"script", "img", "iframe", "object", "form", "base"}
+    digest = b64encode(sha256(page.style.encode()).digest()).decode()
+    policy = response.headers["content-security-policy"]
+    assert policy.startswith(f"default-src 'none'; style-src 'sha256-{digest}'; ")
+    assert "url(" not in page.style
+    assert "@import" not in page.style
+
+
+def test_links_lead_somewhere(pages: dict[str, _Page], external: Client) -> None:
+    """Every anchor has its place, every name is there once, every page is served."""
+    for page in pages.values():
+        assert len(page.ids) == len(set(page.ids))
+        anchors = {link[1:] for link in page.links if link.startswith("#")}
+        assert anchors <= set(page.ids)
+    others = {link for link in pages["http"].links if not link.startswith("#")}
+    assert others == {"/", "/docs", "/openapi.json", "/dstack_guest.proto"}
+    assert all(external.get(link).status == 200 for link in others)
+
+
+@pytest.mark.parametrize(
+    ("listener", "services"),
+    [
+        ("dstack", [dstack_guest.SERVICE]),
+        ("tappd", [dstack_guest.SERVICE, listener_apps._OLD_CLIENTS]),
+        ("http", [worker_api.SERVICE]),
+    ],
+)
+def test_page_has_every_method_and_field(
+    pages: dict[str, _Page], listener: str, services: list[Service]
+) -> None:
+    """Each with its path and its words."""
+    page = pages[listener]
+    for service in services:
+        for call in calls_of(service):
+            assert call.id in page.ids
+            assert call.path in page.text
+            assert call.summary in page.text
+            for message in filter(None, (call.request, call.response)):
+                assert all(field.name in page.text for field in fields_of(message))
+
+
+def test_words_are_text() -> None:
+    """Whatever a description says, it is text on the page."""
+    page = _Page(
+        page_of(Api("<script>alert(1)</script>", "&lt;", "http://x", [worker_api.SERVICE]))
+    )
+    assert "script" not in page.tags
+    assert "<script>alert(1)</script>" in page.text
+    assert str(html_page._words("a `<b>` & `c`")) == (
+        "a <code>&lt;b&gt;</code> &amp; <code>c</code>"
+    )
+
+
+def test_logs_are_on_the_page_where_they_are_shown() -> None:
+    """All eight parameters, where containers' logs are public."""
+    pages = frozenset({"/logs/", "/metrics"})
+    text = _Page(page_of(Api("t", "1", "http://x", [worker_api.SERVICE], pages))).text
+    names = ("since", "until", "follow", "text", "bare", "timestamps", "tail", "ansi")
+    assert all(re.search(rf"^{name} ", text, re.MULTILINE) for name in names)
+    assert "/metrics" in text
+
+
+def test_page_is_made_once(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+    """It does not change, so it is rendered when it is first asked for, and kept."""
+    client = Client(listener_apps.dstack_app(make_guest()), loop)
+    for path in ("/docs", "/openapi.json", "/dstack_guest.proto"):
+        assert client.get(path).body is client.get(path).body
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server with every listener."""
+    with running_server("--dev-http", "127.0.0.1:0") as running:
+        yield running
+
+
+@pytest.mark.skipif(CURL is None, reason="curl is not installed")
+@pytest.mark.parametrize("listener", ["dstack", "tappd", "http", "dev_http"])
+def test_commands_on_the_page_work(server: Server, listener: str) -> None:
+    """Every example, pasted into a shell, is answered and not refused."""
+    place = server.ready[listener]
+    first = place.startswith("http")
+    url = f"{place}/docs"
+    socket = [] if first else ["--unix-socket", place]
+    page = _Page(_run(["curl", "-s", *socket, url if first else "http://x/docs"]))
+    commands = [text for text in page.commands if re.match(r"curl .*/(prpc/|[A-Z])", text)]
+    assert len(commands) == 2 * sum(method.count(".") == 1 for method in page.ids)
+    for text in commands:
+        command = re.sub(r"/var/run/\w+\.sock", place, text)
+        command = re.sub(r"http://localhost:\d+", place, command)
+        command = command.replace("curl ", "curl -sS --fail-with-body ", 1)
+        assert _run(["sh", "-c", command])
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done.stdout

@@ -1,0 +1,67 @@
+"""Whatever a stranger sends ends in a refusal or a close, and the next good request is served."""
+
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.serve.client import call
+from tests.serve.http.attacks import ATTACKS, SMUGGLED, Attack, statuses
+from tests.serve.server import Server, running_server
+
+_PATIENCE = 30  # seconds
+_LIMITS = ("head_seconds=0.4", "body_seconds=0.4", "idle_seconds=0.4", "write_seconds=1")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A server whose patience is short."""
+    options = [word for limit in _LIMITS for word in ("--limit", limit)]
+    with running_server(*options) as server:
+        yield server
+        server.check_log()
+
+
+def connect(server: Server, listener: str) -> socket.socket:
+    """Connect to a listener of the server."""
+    if listener == "dstack":
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(_PATIENCE)
+        connection.connect(server.dstack)
+        return connection
+    host, _, port = server.url.removeprefix("http://").rpartition(":")
+    return socket.create_connection((host, int(port)), _PATIENCE)
+
+
+def answers(server: Server, attack: Attack) -> bytes:
+    """Attack, and return what comes back until the server ends the connection."""
+    received = b""
+    with connect(server, attack.listener) as connection, contextlib.suppress(ConnectionError):
+        for part in attack.parts:
+            connection.sendall(part)
+        if attack.after is not None:
+            attack.after(connection)
+        while connection.fileno() >= 0 and (piece := connection.recv(1 << 16)):
+            received += piece
+    return received.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=[attack.name for attack in ATTACKS])
+def test_an_attack_ends_and_the_next_request_is_served(server: Server, attack: Attack) -> None:
+    """It gets one of the answers it may get, runs nothing hidden, and leaves the server well."""
+    received = answers(server, attack)
+    assert statuses(received) in attack.answers, received[:500]
+    if attack.listener == "http":
+        assert b"signature_chain" not in received
+    endpoint, method = (
+        (server.url, "prpc/Version") if attack.listener == "http" else (server.dstack, "Version")
+    )
+    assert call(endpoint, method).status == 200
+    log = call(server.dstack, "GetQuote", {"report_data": "00"}).json()["event_log"]
+    assert SMUGGLED not in log
+
+
+def test_there_are_enough() -> None:
+    """Sixty at least, no two the same."""
+    assert len({(*attack.parts, attack.after) for attack in ATTACKS}) == len(ATTACKS) >= 60

@@ -1,0 +1,123 @@
+"""Answers come whole and in order, and end when nobody waits for them."""
+
+import asyncio
+import socket
+import struct
+
+import pytest
+
+from attestkit.serve.http.asgi import Receive, Scope, Send
+from attestkit.serve.http.views import ENDLESS
+from tests.serve.listening import GET, Connect, echo, response, run
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        b"POST /b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        b"nonsense\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("between", [0, 2])
+def test_a_refusal_takes_nobody_s_place(second: bytes, between: int) -> None:
+    """What is wrong behind requests ends the connection when these have their answers."""
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.05)
+        await echo(scope, receive, send)
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        writer.write(GET * (1 + between) + second)
+        for _ in range(1 + between):
+            assert (await response(reader))[::2] == (200, b"/path 0")
+        assert await reader.read() == b""
+        writer.close()
+
+    run(test, slow)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("behind", [b"", GET])
+@pytest.mark.parametrize("reset", [False, True])
+def test_who_follows_is_missed(*, begun: bool, behind: bytes, reset: bool) -> None:
+    """An answer without an end ends with its client, whenever that leaves, and however."""
+    ended = asyncio.Event()
+    started = asyncio.Event()
+
+    async def endless(_scope: Scope, receive: Receive, send: Send) -> None:
+        started.set()
+        if not begun:
+            await asyncio.sleep(0.1)  # the client goes before the answer begins
+        start = {"type": "http.response.start", "status": 200, "headers": [], ENDLESS: True}
+        await send(start)
+        await send({"type": "http.response.body", "body": b"", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        ended.set()
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        writer.write(GET + behind)
+        await started.wait()
+        if begun:
+            await reader.readuntil(b"\r\n\r\n")
+        if reset:
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort() if reset else writer.close()
+        await ended.wait()
+
+    run(test, endless)
+
+
+def test_refusals_have_the_headers_of_all_answers() -> None:
+    """Whatever the listener itself says looks like what its application says."""
+
+    class App:
+        headers = ((b"server", b"test"), (b"x-frame-options", b"SAMEORIGIN"))
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await echo(scope, receive, send)
+
+    async def test(connect: Connect) -> None:
+        for head in (b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 200 + b"\r\n"):
+            reader, writer = await connect()
+            writer.write(head)
+            _, headers, _ = await response(reader)
+            assert (headers["server"], headers["x-frame-options"]) == ("test", "SAMEORIGIN")
+            writer.close()
+
+    run(test, App())
+
+
+def test_a_client_that_says_no_more_gets_its_answer() -> None:
+    """The end of what it sends is not the end of what it waits for."""
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.05)
+        await echo(scope, receive, send)
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        writer.write(GET)
+        writer.write_eof()
+        assert (await response(reader))[2] == b"/path 0"
+        assert await reader.read() == b""
+        writer.close()
+
+    run(test, slow)
+
+
+def test_a_refusal_waits_for_the_answer_before_it() -> None:
+    """Garbage behind a good request does not spoil the answer to that."""
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        writer.write(GET + b"garbage\r\n\r\n")
+        status, headers, body = await response(reader)
+        assert (status, body, headers["connection"]) == (200, b"/path 0", "close")
+        assert await reader.read() == b""
+        writer.close()
+
+    run(test)

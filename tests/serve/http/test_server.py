@@ -1,0 +1,372 @@
+"""A listener serves its application, and nobody can hold or fill it for longer than its bounds."""
+
+import asyncio
+import contextlib
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from attestkit.serve.config.limits import Limits
+from attestkit.serve.http import server
+from attestkit.serve.http.asgi import App, Receive, Scope, Send
+from attestkit.serve.http.server import Listener
+from tests.serve.listening import GET, Connect, echo, refusal, response, run, serving
+
+
+def test_each_listener_has_its_application() -> None:
+    """Several applications in one loop do not mix."""
+
+    def app(name: bytes) -> App:
+        async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
+            headers = [(b"content-length", b"1")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": name})
+
+        return answer
+
+    async def main() -> None:
+        async with serving(app(b"a"), app(b"b"), app(b"c")) as (connects, _):
+            found = b""
+            for connect in connects:
+                reader, writer = await connect()
+                writer.write(GET)
+                found += (await response(reader))[2]
+                writer.close()
+            assert found == b"abc"
+
+    uvloop.run(main())
+
+
+def test_a_connection_is_kept_and_says_nothing_of_the_library() -> None:
+    """Many requests go over one connection; no header names the HTTP server."""
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        for _ in range(3):
+            writer.write(GET)
+            status, headers, body = await response(reader)
+            assert (status, body) == (200, b"/path 0")
+            assert "date" in headers
+            assert "server" not in headers
+        writer.close()
+
+    run(test)
+
+
+def test_pipelined_requests_are_answered_in_order() -> None:
+    """Requests that come in one piece get their answers in their order."""
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        writer.write(b"".join(GET.replace(b"path", b"%d" % n) for n in range(20)))
+        assert [(await response(reader))[2] for _ in range(20)] == [b"/%d 0" % n for n in range(20)]
+        writer.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\n\r\n",
+        b"CONNECT x:1 HTTP/1.1\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ],
+)
+def test_what_is_not_http_is_refused(garbage: bytes) -> None:
+    """Garbage gets a 400 in JSON and the end of the connection."""
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        writer.write(garbage)
+        assert await refusal(reader) == 400
+        writer.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("step", [1 << 20, 1000])
+@pytest.mark.parametrize("end", [b"", b"\r\n\r\n"])
+@pytest.mark.parametrize("start", [b"GET /", b"GET / HTTP/1.1\r\nX: ", b"GET / HTTP/1.1\r\n"])
+def test_a_head_that_is_too_long_is_refused(start: bytes, end: bytes, step: int) -> None:
+    """Line, one header or all headers: over the limit is a 431, in one piece or in many."""
+    filler = b"x: y\r\n" if start.endswith(b"\n") else b"x"
+    head = start + filler * (Limits().head // len(filler) + 1) + end
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        for at in range(0, len(head), step):
+            writer.write(head[at : at + step])
+            await asyncio.sleep(0)
+        assert await refusal(reader) == 431
+        writer.close()
+
+    run(test)
+
+
+def test_a_head_below_the_limit_and_a_large_body_pass() -> None:
+    """The limit is the head's alone, also when the body comes along with it."""
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        for _ in range(2):
+            padding = b"x" * (Limits().head - 200)
+            writer.write(
+                b"POST /p HTTP/1.1\r\nX: %s\r\nContent-Length: 300000\r\n\r\n" % padding
+                + bytes(300_000)
+            )
+            assert (await response(reader))[2] == b"/p 300000"
+        writer.close()
+
+    run(test)
+
+
+def test_a_slow_head_is_refused() -> None:
+    """The clock starts with the first byte; more bytes do not stop it."""
+    limits = Limits(head_seconds=0.2)
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+
+        async def dribble() -> None:
+            for byte in GET * 100:
+                writer.write(bytes([byte]))
+                await asyncio.sleep(0.01)
+
+        dribbling = asyncio.create_task(dribble())
+        assert await refusal(reader) == 408
+        dribbling.cancel()
+        writer.close()
+
+    run(test, limits=limits)
+
+
+def test_a_second_slow_head_is_refused() -> None:
+    """A kept connection has the same clock."""
+    limits = Limits(head_seconds=0.1)
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        writer.write(GET + GET[:10])
+        await response(reader)
+        assert await refusal(reader) == 408
+        writer.close()
+
+    run(test, limits=limits)
+
+
+def test_a_silent_connection_is_closed() -> None:
+    """Whoever never says a word gets none."""
+    limits = Limits(head_seconds=0.05)
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        assert await reader.read() == b""
+        writer.close()
+
+    run(test, limits=limits)
+
+
+def test_an_idle_connection_is_closed() -> None:
+    """So does a connection that was kept for nothing."""
+    limits = Limits(idle_seconds=0)
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        writer.write(GET)
+        await response(reader)
+        assert await reader.read() == b""
+        writer.close()
+
+    run(test, limits=limits)
+
+
+def test_a_body_that_stops_is_refused() -> None:
+    """The application is told that the client is gone, the client that it was too slow."""
+    limits = Limits(body_seconds=0.1)
+    seen: list[str] = []
+
+    async def app(_scope: Scope, receive: Receive, _send: Send) -> None:
+        while (message := await receive())["type"] != "http.disconnect":
+            seen.append(message["body"])
+        seen.append("gone")
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        writer.write(b"POST / HTTP/1.1\r\nContent-Length: 10\r\n\r\nabc")
+        assert await refusal(reader) == 408
+        assert seen == [b"abc", "gone"]
+        writer.close()
+
+    run(test, app, limits)
+
+
+def test_a_body_that_goes_on_is_taken() -> None:
+    """Each piece of a body has its own clock."""
+    limits = Limits(body_seconds=0.3)
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        writer.write(b"POST /p HTTP/1.1\r\nContent-Length: 10\r\n\r\n")
+        for _ in range(10):
+            await asyncio.sleep(0.05)
+            writer.write(b"x")
+        assert (await response(reader))[2] == b"/p 10"
+        writer.close()
+
+    run(test, limits=limits)
+
+
+def test_too_many_connections() -> None:
+    """Over the limit is a 503, far over it nothing; the others are served on."""
+    limits = Limits(connections=2)
+
+    async def test(connect: Connect) -> None:
+        good = [await connect() for _ in range(2)]
+        for reader, writer in good:
+            writer.write(GET)
+            assert (await response(reader))[0] == 200
+        over = [await connect() for _ in range(2)]
+        for _, writer in over:
+            writer.write(GET)
+        reader, writer = await connect()
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        writer.close()
+        assert [await refusal(reader) for reader, _ in over] == [503, 503]
+        for reader, writer in good:
+            writer.write(GET)
+            assert (await response(reader))[0] == 200
+        for _, writer in (*good, *over):
+            writer.close()
+
+    run(test, limits=limits)
+
+
+UPGRADE = (
+    b"POST /p HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUPGRADE: h2c\r\n"
+    b"Content-Length: 9\r\n\r\n\r\nUpgrade"
+)
+
+
+def test_an_upgrade_is_not_made() -> None:
+    """Whoever would rather have another protocol gets a full answer in this one."""
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        for _ in range(2):
+            writer.write(UPGRADE)
+            status, _, body = await response(reader)
+            assert (status, body) == (200, b"/p 9")
+        writer.close()
+
+    run(test)
+
+
+def test_an_upgrade_in_pieces_is_refused() -> None:
+    """Where the wish was not seen in time the body is lost, and the client learns of it."""
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        at = UPGRADE.index(b"RADE: ")
+        writer.write(UPGRADE[:at])
+        await asyncio.sleep(0.05)
+        writer.write(UPGRADE[at:])
+        assert await refusal(reader) == 400
+        writer.close()
+
+    run(test)
+
+
+def test_an_answer_before_the_end_of_the_request_arrives() -> None:
+    """An application that closes early is heard by a client that is still sending."""
+
+    async def hasty(_scope: Scope, _receive: Receive, send: Send) -> None:
+        headers = [(b"content-length", b"3"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 400, "headers": headers})
+        await send({"type": "http.response.body", "body": b"no\n"})
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        writer.write(b"POST /p HTTP/1.1\r\nContent-Length: 3000000\r\n\r\n")
+        for _ in range(3):
+            writer.write(bytes(1_000_000))
+            await writer.drain()
+        assert (await response(reader))[2] == b"no\n"
+        assert await reader.read() == b""
+        writer.close()
+
+    run(test, hasty)
+
+
+def test_what_is_in_flight_is_finished() -> None:
+    """When the server stops it accepts no more, and answers what it has begun."""
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        begun.set()
+        await go.wait()
+        await echo(scope, receive, send)
+
+    async def main() -> None:
+        async with serving(slow) as ([connect], task):
+            reader, writer = await connect()
+            writer.write(GET)
+            await begun.wait()
+            task.cancel()
+            while True:
+                try:
+                    _, other = await connect()
+                except ConnectionRefusedError:
+                    break
+                other.close()
+                await asyncio.sleep(0.01)
+            go.set()
+            status, headers, body = await response(reader)
+            assert (status, body, headers["connection"]) == (200, b"/path 0", "close")
+            writer.close()
+
+    uvloop.run(main())
+
+
+def test_a_listener_that_fails_ends_all(tmp_path: Path) -> None:
+    """No server stays behind half alive."""
+    broken = socket.socket(socket.AF_UNIX)
+    broken.bind(str(tmp_path / "socket"))
+    broken.close()
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as good:
+            pair = [Listener(echo, good), Listener(echo, broken)]
+            with pytest.raises((OSError, ValueError)):
+                await server.run_in_loop(pair, lambda: pytest.fail("was not ready"))
+
+    uvloop.run(main())
+
+
+def test_an_application_that_fails_says_so_to_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """The client gets a 500 without a reason; the log has it."""
+
+    async def broken(*_: Any) -> None:
+        raise RuntimeError("secret")
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        writer.write(GET)
+        status, _, body = await response(reader)
+        assert status == 500
+        assert b"secret" not in body
+        writer.close()
+
+    run(test, broken)
+    assert "secret" in caplog.text

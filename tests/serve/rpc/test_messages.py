@@ -1,0 +1,156 @@
+"""The messages are those of the guest agent API: names, order, numbers, types and defaults."""
+
+from typing import Any, NamedTuple
+
+import pytest
+
+from attestkit.serve.rpc import messages
+from attestkit.serve.rpc.messages import Field, fields_of
+from tests.vectors import load, needs_shared
+
+# The messages of the API document, in its own notation: "?" optional, "*" repeated.
+SCHEMA = {
+    "GetTlsKeyArgs": (
+        "1 subject str, 2 alt_names str*, 3 usage_ra_tls bool, 4 usage_server_auth bool, "
+        "5 usage_client_auth bool, 6 not_before int?, 7 not_after int?, 8 with_app_info bool"
+    ),
+    "GetTlsKeyResponse": "1 key str, 2 certificate_chain str*",
+    "DeriveKeyArgs": (
+        "1 path str, 2 subject str, 3 alt_names str*, 4 usage_ra_tls bool, "
+        "5 usage_server_auth bool, 6 usage_client_auth bool, 7 random_seed bool"
+    ),
+    "GetKeyArgs": "1 path str, 2 purpose str, 3 algorithm str",
+    "GetKeyResponse": "1 key bytes, 2 signature_chain bytes*",
+    "DeriveK256KeyResponse": "1 k256_key bytes, 2 k256_signature_chain bytes*",
+    "RawQuoteArgs": "1 report_data bytes",
+    "GetQuoteResponse": (
+        "1 quote bytes, 2 event_log str, 3 report_data bytes, 4 vm_config str, 5 attestation bytes"
+    ),
+    "AttestResponse": "1 attestation bytes",
+    "TdxQuoteArgs": "1 report_data bytes, 2 hash_algorithm str, 3 prefix str",
+    "TdxQuoteResponse": "1 quote bytes, 2 event_log str, 3 hash_algorithm str, 4 prefix str",
+    "EmitEventArgs": "1 event str, 2 payload bytes",
+    "AppInfo": (
+        "1 app_id bytes, 2 instance_id bytes, 3 app_cert str, 4 tcb_info str, 5 app_name str, "
+        "8 device_id bytes, 9 mr_aggregated bytes, 10 os_image_hash bytes, "
+        "12 key_provider_info str, 13 compose_hash bytes, 14 vm_config str, "
+        "15 cloud_vendor str, 16 cloud_product str"
+    ),
+    "GpuInfoResponse": "1 attestation str",
+    "SignRequest": "1 algorithm str, 2 data bytes",
+    "SignResponse": "1 signature bytes, 2 signature_chain bytes*, 3 public_key bytes",
+    "VerifyRequest": "1 algorithm str, 2 data bytes, 3 signature bytes, 4 public_key bytes",
+    "VerifyResponse": "1 valid bool",
+    "WorkerVersion": "1 version str, 2 rev str",
+    "GetAttestationForAppKeyRequest": "1 algorithm str",
+}
+
+
+def _notation(field: Field) -> str:
+    mark = "*" * field.repeated + "?" * field.optional
+    return f"{field.number} {field.name} {field.kind.__name__}{mark}"
+
+
+@pytest.mark.parametrize("name", SCHEMA)
+def test_fields_are_those_of_the_api(name: str) -> None:
+    """Number, name, type and order of every field are the documented ones."""
+    message = getattr(messages, name)
+    assert ", ".join(_notation(field) for field in fields_of(message)) == SCHEMA[name]
+
+
+def test_every_message_is_in_the_table() -> None:
+    """No message is served that the API does not know."""
+    known = {name for name in messages.__all__ if name.endswith(("Args", "Request", "Response"))}
+    assert known | {"AppInfo", "WorkerVersion"} == set(SCHEMA)
+
+
+@pytest.mark.parametrize("name", SCHEMA)
+def test_defaults_are_those_of_protobuf(name: str) -> None:
+    """An absent field has its type's zero, an absent optional one is None."""
+    for field in fields_of(getattr(messages, name)):
+        want = () if field.repeated else None if field.optional else field.kind()
+        assert field.default == want
+        assert type(field.default) is type(want)
+
+
+def test_only_the_attestation_of_a_quote_is_left_out_when_empty() -> None:
+    """Everything else is in the JSON of a response even when it is empty."""
+    omitted = [
+        (name, field.name)
+        for name in SCHEMA
+        for field in fields_of(getattr(messages, name))
+        if field.omit_empty
+    ]
+    assert omitted == [("GetQuoteResponse", "attestation")]
+
+
+@pytest.mark.parametrize(
+    ("message", "secret"),
+    [
+        (messages.GetKeyResponse(b"secret"), "secret"),
+        (messages.DeriveK256KeyResponse(b"secret"), "secret"),
+        (messages.GetTlsKeyResponse("secret", ("a",)), "secret"),
+    ],
+)
+def test_keys_are_not_printed(message: object, secret: str) -> None:
+    """A message with a secret can be logged by mistake and nothing is lost."""
+    assert secret not in repr(message)
+    assert secret not in str(message)
+
+
+def _varint(number: int) -> bytes:
+    out = b""
+    while number > 0x7F:
+        out += bytes([number & 0x7F | 0x80])
+        number >>= 7
+    return out + bytes([number])
+
+
+def _protobuf(message: NamedTuple) -> bytes:
+    """Encode as proto3 does, from nothing but the description."""
+    return b"".join(
+        _protobuf_field(field, item)
+        for field, value in zip(fields_of(type(message)), message, strict=True)
+        for item in (value if field.repeated else [value] if value != field.default else [])
+    )
+
+
+def _protobuf_field(field: Field, value: Any) -> bytes:
+    if field.kind in (int, bool):
+        return _varint(field.number << 3) + _varint(int(value))
+    data: bytes = value.encode() if field.kind is str else value
+    return _varint(field.number << 3 | 2) + _varint(len(data)) + data
+
+
+_REQUESTS = {
+    "GetKey": messages.GetKeyArgs,
+    "EmitEvent": messages.EmitEventArgs,
+    "Verify": messages.VerifyRequest,
+    "GetTlsKey": messages.GetTlsKeyArgs,
+    "GetQuote": messages.RawQuoteArgs,
+    "DeriveKey": messages.DeriveKeyArgs,
+}
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    "case", load("prpc_wire.json").get("cases", []), ids=lambda case: str(case["method"])
+)
+def test_description_gives_the_bytes_of_protobuf(case: dict[str, Any]) -> None:
+    """The description holds all that a protobuf codec needs, with the right numbers."""
+    message = _REQUESTS.get(case["method"])
+    if message is None:
+        assert case["protobuf_request"] == ""
+        return
+    values = {
+        field.name: _value(field, case["json_request"][field.name])
+        for field in fields_of(message)
+        if field.name in case["json_request"]
+    }
+    assert _protobuf(message(**values)).hex() == case["protobuf_request"]
+
+
+def _value(field: Field, value: Any) -> Any:
+    if field.kind is bytes:
+        return bytes.fromhex(value)
+    return tuple(value) if field.repeated else value

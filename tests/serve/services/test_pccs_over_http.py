@@ -1,0 +1,257 @@
+"""A PCCS on a port: each answer of the vectors, each scenario, and how connections are used."""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, Final
+from urllib.parse import unquote, unquote_plus
+
+import dcap_qvl
+import pytest
+
+from attestkit._crypto.pem import split_pem
+from attestkit.backends.simulator import Simulator
+from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
+from attestkit.backends.simulator.pki.pccs import ServedPlatform, SimulatedPccs
+from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
+from attestkit.backends.simulator.scenarios.config import QuoteConfig, Scenario
+from attestkit.backends.simulator.scenarios.named import NAMED
+from attestkit.collateral import Collateral
+from attestkit.errors import CollateralError
+from attestkit.quote import Quote
+from attestkit.serve.services.pccs import PccsApp, pccs_of
+from tests.backends.simulator.simulated_cases import NOW, SEED
+from tests.dcap import judge
+from tests.serve.listening import Connect, response, run
+from tests.vectors import load, needs_shared
+
+EXAMPLES: Final[list[dict[str, Any]]] = list(load("simulated-pki/http.json"))
+SGX, TDX = "/sgx/certification/v4", "/tdx/certification/v4"
+PKI: Final = SimulatedPki(SEED)
+PLATFORMS: Final = [PKI.platform(name) for name in ("0", "1", "2")]
+ASKED: Final = bytes(64)
+_TDX_SCENARIOS: Final = [name for name, one in NAMED.items() if one.scenario.platform == "tdx"]
+# Whoever reads such a quote sees no platform in it, so there is nothing to ask for.
+_UNREADABLE: Final = {"truncated"}
+
+
+def app() -> PccsApp:
+    """Return a PCCS of several platforms."""
+    served = [ServedPlatform(platform.qe_id, platform.pck_der) for platform in PLATFORMS]
+    return PccsApp(SimulatedPccs(lambda: PKI.collateral(NOW), served))
+
+
+def request(target: str, verb: str = "GET") -> bytes:
+    """Return a request."""
+    return f"{verb} {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+
+async def base(connect: Connect) -> str:
+    """Return the URL behind a way to connect."""
+    _, writer = await connect()
+    port = writer.get_extra_info("peername")[1]
+    writer.close()
+    return f"http://127.0.0.1:{port}"
+
+
+def with_url(test: Callable[[str], Awaitable[None]], served: PccsApp) -> None:
+    """Run a test that has a URL."""
+
+    async def main(connect: Connect) -> None:
+        await test(await base(connect))
+
+    run(main, served)
+
+
+# -- the vectors, and connections ----------------------------------------------------------------
+
+
+def check(example: dict[str, Any], status: int, headers: dict[str, str], body: bytes) -> None:
+    """Compare an answer with that of the vectors; a header has one value."""
+    assert status == example["status"]
+    if status != 200:
+        assert (headers["Content-Type"], body) == (
+            "text/plain",
+            b"No cache data for this platform.",
+        )
+        return
+    own = {name: value for name, value in headers.items() if name not in {"content-length", "date"}}
+    assert own == {**example["headers"], "Cache-Control": "max-age=60"}
+    whole = bytes.fromhex(example["body_hex"]) if "body_hex" in example else None
+    assert body == (example["body_text"].encode() if whole is None else whole)
+    assert headers["content-length"] == str(len(body))
+
+
+@needs_shared
+def test_the_vectors_come_out_on_one_connection() -> None:
+    """Status, headers and body, byte for byte, one request after the other."""
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        for example in EXAMPLES:
+            writer.write(request(example["path"]))
+            check(example, *await response(reader))
+        writer.close()
+
+    run(test, app())
+
+
+@needs_shared
+def test_requests_may_be_pipelined() -> None:
+    """All of them at once: the answers come in their order."""
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        writer.write(b"".join(request(example["path"]) for example in EXAMPLES))
+        for example in EXAMPLES:
+            check(example, *await response(reader))
+        writer.close()
+
+    run(test, app())
+
+
+def test_refusals_keep_the_connection() -> None:
+    """405 to HEAD comes without a body, 400 and 404 with theirs, and the next request is served."""
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        writer.write(request(f"{SGX}/rootcacrl", "HEAD"))
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        assert head.startswith("HTTP/1.1 405 ")
+        assert "Allow: GET" in head
+        for target, status in (
+            (f"{TDX}/tcb", 400),
+            ("/nothing", 404),
+            (f"{SGX}/rootcacrl", 200),
+            (f"{TDX}/qe/identity?{'x=1&' * 31}y=1", 200),
+            (f"{TDX}/qe/identity?{'x=1&' * 32}y=1", 400),
+            (f"{SGX}/crl?uri=https%3A%2F%2Fx%2FIntelSGXRootCA.der%3Fa%3Db", 200),
+            (f"{SGX}/crl?uri=https://x/IntelSGXRootCA.der", 200),
+        ):
+            writer.write(request(target))
+            assert (await response(reader))[0] == status, target
+        writer.write(request("/nothing", "POST"))
+        assert (await response(reader))[0] == 405
+        writer.close()
+
+    run(test, app())
+
+
+def test_chains_are_read_alike_by_all() -> None:
+    """Go takes a bare + for a space, Intel's client cuts what does not end in an escape.
+
+    And go-tdx-guest wants each header once, and nothing behind the last certificate.
+    """
+
+    async def test(connect: Connect) -> None:
+        reader, writer = await connect()
+        chains = []
+        for target in (
+            f"{SGX}/pckcrl?ca=processor",
+            f"{TDX}/tcb?fmspc={PKI.config.fmspc.hex()}&update=early",
+            f"{TDX}/qe/identity",
+            f"{SGX}/pckcert?qeid={PLATFORMS[1].qe_id.hex().upper()}",
+        ):
+            writer.write(request(target))
+            raw = (await reader.readuntil(b"\r\n\r\n")).decode()
+            names = [line.split(":")[0].lower() for line in raw.splitlines()[1:-1]]
+            assert len(names) == len(set(names))
+            chains += re.findall(r"^\S*Chain: (\S+)\r$", raw, re.MULTILINE)
+            size = re.search(r"^content-length: (\d+)\r$", raw, re.MULTILINE)
+            assert size is not None
+            await reader.readexactly(int(size[1]))
+        assert len(chains) == 5
+        for value in chains:
+            assert re.fullmatch(r"(?:[A-Za-z0-9._~-]|%[0-9A-F]{2})+%0A", value)
+            text = unquote(value)
+            assert text == unquote_plus(value)
+            assert text.endswith("-----END CERTIFICATE-----\n")
+            ca, root = split_pem(text)
+            assert root == PKI.root_der
+            assert ca != root
+        writer.close()
+
+    run(test, app())
+
+
+# -- fetchers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [2, 3])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_platform_is_found_by_its_encrypted_ppid(kind: int, number: int) -> None:
+    """Of several platforms each quote leads to its own certificate, and verifies with it."""
+    enclave = QuotingEnclave(PKI, str(number), config=QuoteConfig(certification_type=kind))
+    raw = enclave.quote(TdBody().td10())
+    assert Quote.parse(raw).certification[0] == kind
+
+    async def test(url: str) -> None:
+        theirs = await dcap_qvl.get_collateral(url, raw)
+        report = dcap_qvl.verify_with_root_ca(raw, theirs, PKI.root_der, NOW)
+        assert report.status == "UpToDate"
+        assert report.ppid == PLATFORMS[number].ppid
+        ours = await asyncio.to_thread(Collateral.fetch, Quote.parse(raw), url)
+        chain = ours.pck_certificate_chain
+        assert chain is not None
+        assert split_pem(chain)[0] == PLATFORMS[number].pck_der
+        assert Collateral.from_json(theirs.to_json()).pck_certificate_chain is not None
+
+    with_url(test, app())
+
+
+async def refused(url: str, raw: bytes, reason: str) -> None:
+    """See that dcap-qvl finds no certificate, and that we say why."""
+    with pytest.raises(ValueError, match="Failed to get PCK certificate chain"):
+        await dcap_qvl.get_collateral(url, raw)
+    with pytest.raises(CollateralError, match=reason):
+        await asyncio.to_thread(Collateral.fetch, Quote.parse(raw), url)
+
+
+def test_an_unknown_platform_is_told() -> None:
+    """A quote of somebody else's platform leads nowhere."""
+    other = QuotingEnclave(PKI, "9", config=QuoteConfig(certification_type=3))
+    raw = other.quote(TdBody().td10())
+    with_url(lambda url: refused(url, raw, "answered 404; it does not know this platform"), app())
+
+
+def test_other_svns_than_the_platforms_are_refused() -> None:
+    """There is one certificate a platform: who asks for another notices by SGX-TCBm."""
+    config = QuoteConfig(certification_type=2)
+    raw = bytearray(QuotingEnclave(PKI, config=config).quote(TdBody().td10()))
+    raw[-20] ^= 1  # the first byte of the CPUSVN
+    with_url(lambda url: refused(url, bytes(raw), "SGX-TCBm is not the CPUSVN"), app())
+
+
+@pytest.mark.parametrize("name", _TDX_SCENARIOS)
+def test_a_scenario_is_served_as_it_is(name: str) -> None:
+    """What dcap-qvl fetches is the scenario's collateral, and it judges by it as without HTTP."""
+    simulator = Simulator(seed=SEED, scenario=name, now=lambda: NOW)
+    raw, anchor = simulator.get_quote(ASKED), simulator.trust_anchor
+
+    async def test(url: str) -> None:
+        if name in _UNREADABLE:
+            with pytest.raises(ValueError, match="quote"):
+                await dcap_qvl.get_collateral(url, raw)
+            return
+        theirs = await dcap_qvl.get_collateral(url, raw)
+        fetched = Collateral.from_json(theirs.to_json())
+        assert replace(fetched, pck_certificate_chain=None) == simulator.collateral()
+        verdict = judge(raw, fetched, anchor, NOW)
+        assert verdict == judge(raw, simulator.collateral(), anchor, NOW)
+
+    with_url(test, PccsApp(pccs_of(simulator)))
+
+
+def test_a_simulator_with_a_hidden_platform() -> None:
+    """As a scenario of one's own, it is served like any other."""
+    odd = Scenario(quote=QuoteConfig(certification_type=3), platform_id="7")
+    simulator = Simulator(seed=SEED, scenario=odd, now=lambda: NOW)
+    raw = simulator.get_quote(ASKED)
+
+    async def test(url: str) -> None:
+        theirs = await dcap_qvl.get_collateral(f"{url}/", raw)
+        report = dcap_qvl.verify_with_root_ca(raw, theirs, simulator.trust_anchor, NOW)
+        assert report.status == "UpToDate"
+
+    with_url(test, PccsApp(pccs_of(simulator)))

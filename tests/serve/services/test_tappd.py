@@ -1,0 +1,228 @@
+"""Every call of the legacy service, under its own names."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from attestkit import ra_tls
+from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.x509.app_certificates import read_certificate
+from attestkit.event_log import EventLog
+from attestkit.keys import derive_p256
+from attestkit.quote import Quote
+from attestkit.serve import listener_apps
+from attestkit.serve.rpc.messages import TdxQuoteResponse, fields_of
+from attestkit.serve.services import tappd
+from attestkit.serve.services.context import Guest
+from tests.serve.asgi import Client
+from tests.serve.guests import NOW, Broken, MakeGuest
+from tests.vectors import load, needs_shared
+
+REPORT_DATA = load("report_data.json")
+WIRE = load("prpc_wire.json")
+VALID: dict[str, dict[str, Any]] = {
+    "DeriveKey": {
+        "path": "a",
+        "subject": "b",
+        "alt_names": ["c"],
+        "usage_ra_tls": True,
+        "usage_server_auth": True,
+        "usage_client_auth": True,
+        "random_seed": False,
+    },
+    "DeriveK256Key": {"path": "a", "purpose": "b", "algorithm": "ed25519"},
+    "TdxQuote": {"report_data": "00", "hash_algorithm": "sha256", "prefix": "a"},
+    "RawQuote": {"report_data": "00" * 64},
+}
+FIELDS = [
+    (name, field)
+    for name, method in tappd.SERVICE.methods.items()
+    if method.request is not None
+    for field in fields_of(method.request)
+]
+IDS = [f"{name}.{field.name}" for name, field in FIELDS]
+TOO_LONG = {
+    "DeriveKey.subject": 400,
+    "DeriveK256Key.algorithm": 400,
+    "TdxQuote.hash_algorithm": 400,
+    "RawQuote.report_data": 400,
+}
+
+
+@pytest.mark.parametrize("path", ["/prpc/{}", "/prpc/Tappd.{}"])
+@pytest.mark.parametrize("name", tappd.SERVICE.methods)
+def test_both_spellings(tappd: Client, name: str, path: str) -> None:
+    """Each method is there with the service's name before it and without."""
+    assert tappd.post(path.format(name), VALID.get(name)).status == 200
+
+
+@pytest.mark.parametrize("path", ["/GetKey", "/prpc/GetKey", "/prpc/Tappd.GetKey"])
+def test_what_old_clients_inherited_is_there(tappd: Client, path: str) -> None:
+    """The methods of the newer clients answer where the older ones, their heirs, call them."""
+    body = {"path": "a", "purpose": "b"}
+    assert tappd.post(path, body).body == tappd.post("/prpc/GetKey", body).body
+    assert tappd.post(path, body).status == 200
+
+
+@pytest.mark.parametrize("path", ["/prpc/Nope", "/prpc/DstackGuest.Info", "/DeriveKey"])
+def test_nothing_else_is_there(tappd: Client, path: str) -> None:
+    """Unknown methods, other prefixes, and the old methods at the root are not found."""
+    assert tappd.get(path).status == 404
+
+
+@pytest.mark.parametrize(("name", "field"), FIELDS, ids=IDS)
+def test_missing_field(tappd: Client, name: str, field: Any) -> None:
+    """A missing field has its default; a raw quote needs its 64 bytes."""
+    message = {key: value for key, value in VALID[name].items() if key != field.name}
+    response = tappd.post(f"/prpc/{name}", message)
+    assert response.status == (400 if name == "RawQuote" else 200)
+
+
+@pytest.mark.parametrize(("name", "field"), FIELDS, ids=IDS)
+def test_wrong_field(tappd: Client, name: str, field: Any) -> None:
+    """A field of a wrong type is a 400 that names it."""
+    response = tappd.post(f"/prpc/{name}", VALID[name] | {field.name: 7})
+    assert response.status == 400
+    assert response.error().startswith(f"{field.name} must be ")
+
+
+@pytest.mark.parametrize(("name", "field"), FIELDS, ids=IDS)
+def test_too_long_field(tappd: Client, name: str, field: Any) -> None:
+    """What has a limit is refused beyond it, and what has none is taken."""
+    long: Any = {str: "x" * 300_000, bytes: "00" * 300_000, bool: True}[field.kind]
+    message = VALID[name] | {field.name: ["x"] * 1000 if field.repeated else long}
+    response = tappd.post(f"/prpc/{name}", message)
+    assert response.status == TOO_LONG.get(f"{name}.{field.name}", 200)
+
+
+@needs_shared
+def test_derived_key_is_pinned(vector_tappd: Client) -> None:
+    """The key of a path is the vectors' scalar; its certificate is for the subject."""
+    (case,) = [case for case in WIRE["cases"] if "derived_scalar" in case]
+    responses = [vector_tappd.post(case["path"], case["json_request"]).json() for _ in range(2)]
+    keys = {response["key"] for response in responses}
+    assert len(keys) == 1
+    key = P256Key.from_pem(keys.pop())
+    assert key.scalar.hex() == case["derived_scalar"]
+    leaf = read_certificate(responses[0]["certificate_chain"][0])
+    assert leaf.subject == "CN=example.com"
+    assert leaf.spki_der == key.spki_der
+
+
+def test_random_seed_makes_another_key(
+    make_guest: MakeGuest, loop: asyncio.AbstractEventLoop
+) -> None:
+    """With `random_seed` the key is new at each call, and the path still counts."""
+    numbers = iter(range(1, 100))
+    guest = make_guest(random=lambda size: bytes([next(numbers)]) * size)
+    client = Client(listener_apps.tappd_app(guest), loop)
+    keys = [
+        client.post("/prpc/DeriveKey", {"path": path, "random_seed": random}).json()["key"]
+        for path, random in [("a", True), ("a", True), ("a", False), ("a", False)]
+    ]
+    assert len(set(keys)) == 3
+    assert keys[2] == keys[3]
+    made = client.post("/prpc/DeriveKey", {"path": "b", "random_seed": True}).json()["key"]
+    # Besides these calls nobody has asked for random bytes of that many.
+    assert made in {derive_p256(bytes([n]) * 32, b"b").pkcs8_pem for n in range(1, 100)}
+
+
+def test_the_certificate_of_a_derived_key(guest: Guest, tappd: Client) -> None:
+    """Its names are those asked for, with evidence if that was, of the default validity."""
+    message = {"path": "a", "subject": "s", "alt_names": ["x.example", "10.0.0.1"]}
+    plain, whole = (
+        tappd.post("/prpc/DeriveKey", {**message, "usage_ra_tls": wish}).json()["certificate_chain"]
+        for wish in (False, True)
+    )
+    assert guest.app_keys is not None
+    assert plain[1:] == whole[1:] == [guest.app_keys.ca_cert]
+    leaf = read_certificate(plain[0])
+    assert (leaf.subject, leaf.alt_names) == ("CN=s", ("x.example", "10.0.0.1"))
+    assert leaf.valid_from.timestamp() == 157_766_400
+    assert leaf.valid_until.timestamp() == NOW + 3650 * 86_400
+    assert leaf.extensions.keys() == {"2.5.29.17", "2.5.29.15", ra_tls.OID_CERT_USAGE}
+    assert ra_tls.read(whole[0]).quote is not None
+
+
+@needs_shared
+@pytest.mark.parametrize("case", REPORT_DATA.get("cases", []), ids=str)
+def test_tdx_quote(tappd: Client, case: dict[str, Any]) -> None:
+    """What is quoted is the vectors' hash, and the response says how it was made."""
+    message = {
+        "report_data": case["content"],
+        "hash_algorithm": case["algorithm"],
+        "prefix": case["tag"],
+    }
+    response = tappd.post("/prpc/Tappd.TdxQuote", message).json()
+    assert list(response) == ["quote", "event_log", "hash_algorithm", "prefix"]
+    quote = Quote.parse(bytes.fromhex(response["quote"]))
+    assert quote.report_data.hex() == case["report_data"]
+    assert response["hash_algorithm"] == (case["algorithm"] or "sha512")
+    assert response["prefix"] == case["tag"]
+    EventLog.parse(response["event_log"]).check(quote)
+
+
+def test_defaults_of_tdx_quote(tappd: Client) -> None:
+    """No algorithm is sha512, no prefix is app-data."""
+    response = tappd.post("/prpc/TdxQuote", {"report_data": "00"}).json()
+    assert (response["hash_algorithm"], response["prefix"]) == ("sha512", "app-data")
+    message = {"report_data": "00", "hash_algorithm": "sha512", "prefix": "app-data"}
+    same = tappd.post("/prpc/TdxQuote", message).json()
+    quotes = [Quote.parse(bytes.fromhex(r["quote"])) for r in (response, same)]
+    assert quotes[0].report_data == quotes[1].report_data
+
+
+@pytest.mark.parametrize("prefix", ["", "a"])
+def test_raw_quote(tappd: Client, prefix: str) -> None:
+    """Raw takes 64 bytes as they are, whatever the prefix, in both calls."""
+    content = bytes(range(64)).hex()
+    message = {"report_data": content, "hash_algorithm": "raw", "prefix": prefix}
+    for response in (
+        tappd.post("/prpc/Tappd.RawQuote", {"report_data": content}).json(),
+        tappd.post("/prpc/Tappd.TdxQuote", message).json(),
+    ):
+        assert Quote.parse(bytes.fromhex(response["quote"])).report_data.hex() == content
+        assert (response["hash_algorithm"], response["prefix"]) == ("raw", "")
+
+
+@pytest.mark.parametrize("size", [0, 4, 63, 65])
+def test_raw_quote_of_another_length(tappd: Client, size: int) -> None:
+    """Anything but 64 bytes is refused."""
+    response = tappd.post("/prpc/RawQuote", {"report_data": "00" * size})
+    assert (response.status, response.error()) == (400, "invalid content length")
+
+
+@pytest.mark.parametrize("algorithm", ["md5", "SHA512", "sha-512", "sha3"])
+def test_unknown_hash_algorithm(tappd: Client, algorithm: str) -> None:
+    """Other algorithms are refused."""
+    response = tappd.post("/prpc/TdxQuote", {"report_data": "", "hash_algorithm": algorithm})
+    assert (response.status, response.error()) == (400, "invalid hash algorithm")
+
+
+def test_platform_without_quotes(make_guest: MakeGuest, loop: asyncio.AbstractEventLoop) -> None:
+    """When the platform fails it is a 500 that says with what."""
+    client = Client(listener_apps.tappd_app(make_guest(Broken)), loop)
+    response = client.post("/prpc/TdxQuote")
+    assert response.status == 500
+    assert response.error().startswith("Failed to get quote: ")
+
+
+def test_info_and_version_are_those_of_the_agent(
+    guest: Guest, tappd: Client, dstack: Client
+) -> None:
+    """Both services tell the same, and hide nothing."""
+    for name in ("Info", "Version"):
+        assert tappd.get(f"/prpc/Tappd.{name}").body == dstack.get(f"/{name}").body
+    tcb_info = json.loads(tappd.get("/prpc/Info").json()["tcb_info"])
+    assert tcb_info["compose_hash"] == guest.app_compose.compose_hash.hex()
+
+
+def test_what_a_client_chose_is_not_kept_for_it(make_guest: MakeGuest) -> None:
+    """Of answers only short ones are kept to be filled in again, whatever prefix was asked for."""
+    guest = make_guest()
+    for prefix in ("a", "b" * 100_000, "c" * 1_000_000):
+        guest.quote(bytes(64), TdxQuoteResponse(prefix=prefix))
+    assert guest._quoted is not None
+    assert [answer.prefix for _, answer in guest._quoted.forms] == ["a"]

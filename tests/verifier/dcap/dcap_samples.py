@@ -1,0 +1,162 @@
+"""What tests of DCAP verification share: one simulated PKI, its evidence, and altered bodies."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timezone
+from struct import pack
+from typing import Any, Final
+
+from attestkit._crypto.pem import armour
+from attestkit._crypto.x509.sgx_pki_writer import Authority, Window, issue_certificate
+from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
+from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
+from attestkit.backends.simulator.scenarios.config import CollateralConfig, PkiConfig, QuoteConfig
+from attestkit.collateral import Collateral
+from attestkit.errors import AttestKitError
+from attestkit.quote import Quote
+from attestkit.verifier.dcap.authenticate import Dcap
+from attestkit.verifier.result import Authenticated
+from tests.untyped import untyped
+from tests.vectors import SHARED
+
+NOW: Final = 1790000000
+PKI: Final = SimulatedPki(bytes(range(32)))
+OTHER: Final = SimulatedPki(bytes(range(32, 64)))
+ROOT: Final = PKI.root_der
+COLLATERAL: Final = PKI.collateral(NOW)
+RAW: Final = QuotingEnclave(PKI).quote(TdBody().td10())
+QUOTE: Final = Quote.parse(RAW)
+DCAP: Final = Dcap(ROOT)
+REAL: Final = SHARED / "data" / "quotes" / "dcap-qvl"
+TCB_SIGNER: Final = "Intel SGX TCB Signing"
+PAST: Final = datetime.fromtimestamp(NOW - 1, timezone.utc)
+FUTURE: Final = datetime.fromtimestamp(NOW + 1, timezone.utc)
+
+
+def authenticate(
+    quote: bytes = RAW,
+    collateral: Collateral = COLLATERAL,
+    *,
+    now: int = NOW,
+    root: bytes = ROOT,
+    details: bool = False,
+) -> Authenticated:
+    """Return what our verifier says of a quote under the simulator's root."""
+    dcap = DCAP if root is ROOT else Dcap(root)
+    return dcap.authenticate(Quote.parse(quote), collateral, now, details=details)
+
+
+def refused(
+    quote: bytes = RAW,
+    collateral: Collateral = COLLATERAL,
+    *,
+    now: int = NOW,
+    root: bytes = ROOT,
+    details: bool = False,
+) -> AttestKitError:
+    """Return the error with which our verifier refuses; it must refuse."""
+    try:
+        accepted = authenticate(quote, collateral, now=now, root=root, details=details)
+    except AttestKitError as error:
+        return error
+    raise AssertionError(f"accepted as {accepted.status}")
+
+
+def reason(error: AttestKitError) -> str:
+    """Return the class of a refusal; all of ours have one here."""
+    return str(untyped(error).reason)
+
+
+def collateral(**config: Any) -> Collateral:
+    """Return the simulator's collateral with other parts than by default."""
+    return PKI.collateral(NOW, CollateralConfig(**config))
+
+
+def changed(**fields: Any) -> Collateral:
+    """Return the simulator's collateral with other fields."""
+    return replace(COLLATERAL, **fields)
+
+
+def td(**fields: bytes) -> bytes:
+    """Return the quote of a TD with these fields; TDX 1.5 if one of them needs it."""
+    body = TdBody(**fields)
+    if {"tee_tcb_svn2", "mr_service_td"} & fields.keys():
+        return QuotingEnclave(PKI).quote(body.td15(), version=5)
+    return QuotingEnclave(PKI).quote(body.td10())
+
+
+def enclave(pki: SimulatedPki = PKI, **config: Any) -> bytes:
+    """Return a quote of a quoting enclave with these peculiarities."""
+    return QuotingEnclave(pki, config=QuoteConfig(**config)).quote(TdBody().td10())
+
+
+def pki(**config: Any) -> SimulatedPki:
+    """Return the same PKI with other certificates."""
+    return SimulatedPki(bytes(range(32)), config=PkiConfig(**config))
+
+
+def tcb_info(alter: Callable[[dict[str, Any]], object]) -> Collateral:
+    """Return collateral whose TCB info was altered before it was signed."""
+    text = _altered(COLLATERAL.tcb_info, alter)
+    return replace(COLLATERAL, tcb_info=text, tcb_info_signature=sign(text))
+
+
+def qe_identity(alter: Callable[[dict[str, Any]], object]) -> Collateral:
+    """Return collateral whose QE identity was altered before it was signed."""
+    text = _altered(COLLATERAL.qe_identity, alter)
+    return replace(COLLATERAL, qe_identity=text, qe_identity_signature=sign(text))
+
+
+def _altered(text: str, alter: Callable[[dict[str, Any]], object]) -> str:
+    body = json.loads(text)
+    alter(body)
+    return json.dumps(body, separators=(",", ":"))
+
+
+def sign(text: str, key: str = "tcb-signing") -> bytes:
+    """Return a signature over `text` by the PKI's key of that label."""
+    return PKI.key(key).sign(text.encode())
+
+
+def signer(
+    name: str = TCB_SIGNER,
+    *,
+    validity: Window | None = None,
+    path_length: int | None = None,
+    issuer: SimulatedPki = PKI,
+) -> bytes:
+    """Return another certificate of the TCB signer's key, by the root of `issuer`."""
+    config = PKI.config
+    return issue_certificate(
+        Authority(name, PKI.key("tcb-signing")),
+        Authority("Intel SGX Root CA", issuer.key("root-ca")),
+        serial=0x4000_0000_0000,
+        validity=validity or Window(config.not_before, config.not_after),
+        crl_url="https://pcs.attestkit.invalid/IntelSGXRootCA.der",
+        path_length=path_length,
+    )
+
+
+def pem(*certificates: bytes) -> str:
+    """Return certificates in PEM."""
+    return "".join(armour("CERTIFICATE", der) for der in certificates)
+
+
+def without_chain(quote: bytes, kind: int = 3) -> bytes:
+    """Return a version 4 quote with certification data of another type than a chain."""
+    sizes = {1: 36, 2: 276, 3: 404, 4: 500}
+    inner = quote[770:1252] + pack("<HI", kind, sizes[kind]) + bytes(sizes[kind])
+    signed = quote[636:764] + pack("<HI", 6, len(inner)) + inner
+    return quote[:632] + pack("<I", len(signed)) + signed
+
+
+def real(name: str) -> tuple[Quote, Collateral]:
+    """Return one of the shared quotes from hardware with its collateral."""
+    path = REAL / name
+    raw = (
+        path.read_bytes()
+        if path.exists()
+        else bytes.fromhex((REAL / f"{name}_hex.txt").read_text())
+    )
+    return Quote.parse(raw), Collateral.load(REAL / f"{name}_collateral.json")

@@ -1,0 +1,215 @@
+"""A stand-in for AMD: a root, the two authorities below it, chips and providers, and their reports.
+
+Keys are made once per run; RSA keys have 2048 bits, which is enough for a test.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
+from functools import cache
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.padding import MGF1, PSS
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA384
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from attestkit.attestation.wire.evidence_parts import SevSnp
+
+NOW: Final = datetime(2026, 8, 1, 12, 0, 0, tzinfo=timezone.utc)
+YEAR: Final = timedelta(days=365)
+CHIP: Final = bytes(range(1, 65))
+TURIN_CHIP: Final = bytes(range(1, 9))
+SPLS: Final = {"3.1": 4, "3.2": 0, "3.3": 23, "3.8": 213}  # boot loader, TEE, SNP, microcode
+TURIN_SPLS: Final = {"3.9": 1, "3.1": 2, "3.2": 3, "3.3": 4, "3.8": 213}  # FMC first
+TCB: Final = bytes((4, 0, 0, 0, 0, 0, 23, 213))
+TURIN_TCB: Final = bytes((1, 2, 3, 4, 0, 0, 0, 213))
+TCB_VERSIONS: Final = (0x038, 0x180, 0x1E0, 0x1F0)  # offsets: current, reported, committed, launch
+_PREFIX: Final = "1.3.6.1.4.1.3704.1."
+
+
+@cache
+def rsa_key(name: str | tuple[str, ...]) -> rsa.RSAPrivateKey:
+    """Return the key of an authority."""
+    del name  # tells keys apart
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+@cache
+def p384_key(name: str = "chip") -> ec.EllipticCurvePrivateKey:
+    """Return the key of a chip or provider."""
+    del name  # tells keys apart
+    return ec.generate_private_key(ec.SECP384R1())
+
+
+def name_of(common_names: str | tuple[str, ...]) -> x509.Name:
+    """Return a name as AMD writes them, but shorter; AMD's have one common name."""
+    names = (common_names,) if isinstance(common_names, str) else common_names
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Advanced Micro Devices"),
+            *(x509.NameAttribute(NameOID.COMMON_NAME, name) for name in names),
+        ]
+    )
+
+
+def sign(builder: x509.CertificateBuilder, key: rsa.RSAPrivateKey, salt: int = 48) -> bytes:
+    """Return the DER of a certificate, signed as AMD signs."""
+    padding = PSS(MGF1(SHA384()), salt)
+    return builder.sign(key, SHA384(), rsa_padding=padding).public_bytes(Encoding.DER)
+
+
+def authority(
+    name: str | tuple[str, ...],
+    issuer: str,
+    *,
+    path_length: int | None = None,
+    validity: timedelta = 10 * YEAR,
+) -> bytes:
+    """Return the certificate of an authority; a root issues its own."""
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name_of(name))
+        .issuer_name(name_of(issuer))
+        .public_key(rsa_key(name).public_key())
+        .serial_number(7)
+        .not_valid_before(NOW - YEAR)
+        .not_valid_after(NOW + validity)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
+    )
+    return sign(builder, rsa_key(issuer))
+
+
+@cache
+def ark() -> bytes:
+    """Return the root."""
+    return authority("ARK-Milan", "ARK-Milan")
+
+
+@cache
+def ask(product: str = "Milan") -> bytes:
+    """Return the authority of a product's chips."""
+    return authority(f"SEV-{product}", "ARK-Milan", path_length=0)
+
+
+@cache
+def asvk() -> bytes:
+    """Return the authority of providers."""
+    return authority("SEV-VLEK-Milan", "ARK-Milan", path_length=0)
+
+
+def integer(value: int) -> bytes:
+    """Return the DER of a number of at most two bytes."""
+    content = value.to_bytes(value.bit_length() // 8 + 1, "big")
+    return bytes([2, len(content)]) + content
+
+
+def text(value: str) -> bytes:
+    """Return the DER of an IA5String."""
+    return bytes([0x16, len(value)]) + value.encode()
+
+
+def extensions(
+    product: str = "Milan-B0", spls: Mapping[str, int] = SPLS, hardware_id: bytes = CHIP
+) -> dict[str, bytes]:
+    """Return AMD's extensions of a VCEK, by what continues AMD's OID."""
+    found = {"1": integer(0), "2": text(product)}
+    found |= {suffix: integer(level) for suffix, level in spls.items()}
+    return found | {"4": hardware_id}
+
+
+def provider_extensions(product: str = "Milan") -> dict[str, bytes]:
+    """Return AMD's extensions of a VLEK."""
+    found = extensions(product)
+    del found["4"]
+    return found | {"5": text("a-provider")}
+
+
+def leaf(
+    own: Mapping[str, bytes],
+    issuer: str | tuple[str, ...] = "SEV-Milan",
+    *,
+    valid_until: datetime = NOW + YEAR,
+    signed_by: str = "",
+    salt: int = 48,
+    private: ec.EllipticCurvePrivateKey | None = None,
+) -> bytes:
+    """Return the certificate of a key that signs reports."""
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name_of("SEV-VCEK"))
+        .issuer_name(name_of(issuer))
+        .public_key((private or p384_key()).public_key())
+        .serial_number(9)
+        .not_valid_before(NOW - YEAR)
+        .not_valid_after(valid_until)
+    )
+    for suffix, value in own.items():
+        oid = x509.ObjectIdentifier(_PREFIX + suffix)
+        builder = builder.add_extension(x509.UnrecognizedExtension(oid, value), critical=False)
+    return sign(builder, rsa_key(signed_by or issuer), salt)
+
+
+@cache
+def vcek() -> bytes:
+    """Return the certificate of the chip."""
+    return leaf(extensions())
+
+
+@cache
+def vlek() -> bytes:
+    """Return the certificate of the provider."""
+    return leaf(provider_extensions(), "SEV-VLEK-Milan")
+
+
+def table(**certificates: bytes) -> bytes:
+    """Return the certificate table of a host's kernel."""
+    guids = {
+        "vcek": "63da758de6644564adc5f4b93be8accd",
+        "vlek": "a8074bc2a25a483eaae639c045a0b8a1",
+        "ask": "4ab7b379bbac4fe4a02f05aef327c782",
+        "ark": "c0b406a4a803495297433fb6014cd0ae",
+    }
+    entries, content = b"", b""
+    start = 24 * (len(certificates) + 1)
+    for name, der in certificates.items():
+        place = (start + len(content)).to_bytes(4, "little") + len(der).to_bytes(4, "little")
+        entries += bytes.fromhex(guids[name]) + place
+        content += der
+    return entries + bytes(24) + content
+
+
+def report(changes: Mapping[int, bytes] | None = None, *, version: int = 3) -> bytes:
+    """Return a report of the chip, signed.
+
+    Args:
+        changes: by offset, what stands there instead.
+        version: of the report; before 3 it has no CPUID.
+    """
+    raw = bytearray(1184)
+    fields = {
+        0x000: version.to_bytes(4, "little"),
+        0x008: (0x3_0000).to_bytes(8, "little"),  # SMT allowed, and the bit that is always set
+        0x034: b"\1",
+        0x040: b"\1",  # SMT is on
+        0x050: bytes(range(64)),
+        0x090: b"\x5a" * 48,
+        0x188: bytes((0x19, 0x01, 0x01)) if version >= 3 else b"",
+        0x1A0: CHIP,
+    }
+    fields |= dict.fromkeys(TCB_VERSIONS, TCB)
+    for at, value in {**fields, **(changes or {})}.items():
+        raw[at : at + len(value)] = value
+    r, s = decode_dss_signature(p384_key().sign(bytes(raw[:0x2A0]), ec.ECDSA(SHA384())))
+    raw[0x2A0 : 0x2A0 + 48] = r.to_bytes(48, "little")
+    raw[0x2E8 : 0x2E8 + 48] = s.to_bytes(48, "little")
+    return bytes(raw)
+
+
+def evidence(
+    raw: bytes | None = None, chain: tuple[bytes, ...] | None = None, mr_config: str = ""
+) -> SevSnp:
+    """Return what comes from a guest on the chip."""
+    return SevSnp(raw or report(), (ask(), vcek()) if chain is None else chain, mr_config)
